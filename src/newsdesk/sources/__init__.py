@@ -1,1 +1,1 @@
-
+"""Where named things come from: the cache, the Hugging Face Hub, PyPI; every file checked before use."""
