@@ -1,0 +1,263 @@
+"""The check of a data file: everything about it that would spoil training or flatter an evaluation."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from newsdesk.data.duplicates import conflicting_groups, duplicate_groups, exact_matches, near_duplicates
+from newsdesk.data.layout import TextLayout, label_column, labels_with_faults, text_layout
+from newsdesk.data.readers import read_table, read_with_faults
+from newsdesk.data.table import Fault, Table
+
+_SHOWN = 100  # places listed of each kind; counts are always complete
+_QUANTILES = (0.5, 0.9, 0.95, 0.99, 1.0)
+
+# UTF-8 that was read as Windows-1252 or Latin-1: a lead byte's character, then continuation bytes'.
+_CONTINUATION = "[\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]"
+_CHARACTER_FAULTS = (
+    (
+        "UTF-8 read in another encoding",
+        re.compile(
+            f"[ÂÃÄÅ]{_CONTINUATION}|[âï]{_CONTINUATION}{{2}}|ð{_CONTINUATION}{{3}}|(?:[ÐÑ]{_CONTINUATION}){{2,}}"
+        ),
+    ),
+    ("a replacement character, where a letter was lost", re.compile("\ufffd")),
+    ("a control character", re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f]")),
+)
+
+
+@dataclass(frozen=True)
+class Places:
+    """How often something occurs, and the lines of its first hundred occurrences."""
+
+    count: int
+    lines: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LineGroups:
+    """Rows that belong together: how many groups and rows, and the lines of the first hundred groups."""
+
+    groups: int
+    rows: int
+    lines: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A row of the other file that is in this one too: both lines, and how similar the texts are (0 to 1)."""
+
+    line: int
+    other_line: int
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """Texts that are in both files.
+
+    Attributes:
+        against: the other file.
+        rows: number of rows in it.
+        exact: its rows whose text is here too, but for case and white space.
+        near: its rows whose text is nearly here (Jaccard similarity of word shingles at least 0.8).
+        leaks: both lines of the first hundred of each, exact ones first.
+    """
+
+    against: str
+    rows: int
+    exact: int
+    near: int
+    leaks: tuple[Leak, ...]
+
+
+@dataclass(frozen=True)
+class TokenLengths:
+    """Token counts of the texts, special tokens included.
+
+    Attributes:
+        mean: average.
+        quantiles: from ``50%`` to ``100%`` the number that this share of the texts does not exceed.
+        max_length: where texts are cut off, if stated.
+        truncated: share of the texts, in [0, 1], that are longer; None without max_length.
+    """
+
+    mean: float
+    quantiles: dict[str, int]
+    max_length: int | None
+    truncated: float | None
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What the check of a file found.
+
+    Attributes:
+        path: the file.
+        rows: rows that could be read.
+        columns: all its columns.
+        text_columns: those that make the text.
+        label_column: the one that holds the class; None if there is none.
+        label_counts: rows of each class, the largest first; empty without labels.
+        malformed: rows that could not be read, and labels beyond the classes, by line.
+        encoding: bytes and characters that are not what was written, by line.
+        unlabelled: rows without a label although there is a label column.
+        empty: rows without text.
+        duplicates: the same text (but for case and white space) more than once.
+        conflicts: duplicates that do not all carry the same label.
+        leakage: texts shared with a second file; None if none was given.
+        token_lengths: None without a tokenizer.
+    """
+
+    path: str
+    rows: int
+    columns: tuple[str, ...]
+    text_columns: tuple[str, ...]
+    label_column: str | None
+    label_counts: dict[str, int]
+    malformed: tuple[Fault, ...]
+    encoding: tuple[Fault, ...]
+    unlabelled: Places
+    empty: Places
+    duplicates: LineGroups
+    conflicts: LineGroups
+    leakage: Leakage | None
+    token_lengths: TokenLengths | None
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing was found that someone should mend; duplicates and long texts are no fault."""
+        leaks = self.leakage is not None and bool(self.leakage.leaks)
+        faults = (self.malformed, self.encoding, self.unlabelled.count, self.empty.count, self.conflicts.rows)
+        return not leaks and not any(faults)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return asdict(self)
+
+
+def check(
+    path: Path,
+    *,
+    against: Path | None = None,
+    header: bool | None = None,
+    text: Sequence[str] | None = None,
+    label: str | None = None,
+    template: str | None = None,
+    normaliser: str = "none",
+    tokenizer: Callable[[Sequence[str]], Sequence[int]] | None = None,
+    max_length: int | None = None,
+) -> CheckReport:
+    """Look a data file over, and for texts that it shares with the file ``against`` (its test set, say).
+
+    Layout flags mean what they mean to ``read_table`` and ``to_examples``. ``tokenizer`` maps texts to
+    their numbers of tokens, special tokens included and nothing cut off. Raises UserError when the file
+    cannot be read as a table at all, its text column is not known, or ``against`` is malformed.
+    """
+    table, faults = read_with_faults(path, header=header)
+    if not table.columns:
+        return _unreadable(path, faults)
+    layout = text_layout(table, text=text, label=label, template=template, normaliser=normaliser)
+    texts = layout.texts(table)
+    column = label_column(table, label, layout.text_columns)
+    labels, label_faults = labels_with_faults(table, column) if column else ((), ())
+    beyond = {fault.line for fault in label_faults}
+    missing = (line for line, one in zip(table.lines, labels, strict=False) if not one and line not in beyond)
+    malformed = [*(fault for fault in faults if not fault.encoding), *label_faults]
+    encoding = [*(fault for fault in faults if fault.encoding), *_character_faults(table)]
+    return CheckReport(
+        path=str(path),
+        rows=len(table),
+        columns=table.columns,
+        text_columns=layout.text_columns,
+        label_column=column,
+        label_counts=dict(Counter(filter(None, labels)).most_common()),
+        malformed=_by_line(malformed),
+        encoding=_by_line(encoding),
+        unlabelled=_places(missing),
+        empty=_places(line for line, one in zip(table.lines, texts, strict=True) if not one.strip()),
+        duplicates=_line_groups(table, duplicate_groups(texts)),
+        conflicts=_line_groups(table, conflicting_groups(texts, labels) if column else ()),
+        leakage=None if against is None else _leakage(table, texts, layout, against, header),
+        token_lengths=None if tokenizer is None else _token_lengths(tokenizer(texts), max_length),
+    )
+
+
+def _unreadable(path: Path, faults: Iterable[Fault]) -> CheckReport:
+    """The report on a file of which no row could be read."""
+    nowhere, no_groups = Places(0, ()), LineGroups(0, 0, ())
+    return CheckReport(
+        path=str(path),
+        rows=0,
+        columns=(),
+        text_columns=(),
+        label_column=None,
+        label_counts={},
+        malformed=_by_line(fault for fault in faults if not fault.encoding),
+        encoding=_by_line(fault for fault in faults if fault.encoding),
+        unlabelled=nowhere,
+        empty=nowhere,
+        duplicates=no_groups,
+        conflicts=no_groups,
+        leakage=None,
+        token_lengths=None,
+    )
+
+
+def _character_faults(table: Table) -> Iterator[Fault]:
+    """A fault for each kind of suspicious character in each row."""
+    for line, row in zip(table.lines, table.rows, strict=True):
+        whole = "\n".join(cell for cell in row if isinstance(cell, str))
+        if whole.isascii() and whole.isprintable():
+            continue
+        for wrong, pattern in _CHARACTER_FAULTS:
+            if match := pattern.search(whole):
+                nearby = whole[max(0, match.start() - 20) : match.end() + 20]
+                yield Fault(line, wrong, f"{match[0]!r} in {nearby!r}", "mend the text", encoding=True)
+
+
+def _leakage(
+    table: Table, texts: Sequence[str], layout: TextLayout, against: Path, header: bool | None
+) -> Leakage:
+    other = read_table(against, header=header)
+    other_texts = layout.for_table(other).texts(other)
+    exact = exact_matches(texts, other_texts)
+    rest = [row for row in range(len(other)) if row not in exact]
+    near = near_duplicates(texts, [other_texts[row] for row in rest])
+    leaks = [Leak(table.lines[match], other.lines[row], 1.0) for row, match in exact.items()][:_SHOWN]
+    leaks += [Leak(table.lines[n.match], other.lines[rest[n.row]], n.similarity) for n in near[:_SHOWN]]
+    return Leakage(str(against), len(other), len(exact), len(near), tuple(leaks))
+
+
+def _token_lengths(lengths: Sequence[int], max_length: int | None) -> TokenLengths | None:
+    if not len(lengths):
+        return None
+    counts = np.asarray(lengths)
+    values = np.quantile(counts, _QUANTILES, method="inverted_cdf")
+    return TokenLengths(
+        mean=float(counts.mean()),
+        quantiles={f"{share:.0%}": int(value) for share, value in zip(_QUANTILES, values, strict=True)},
+        max_length=max_length,
+        truncated=None if max_length is None else float((counts > max_length).mean()),
+    )
+
+
+def _by_line(faults: Iterable[Fault]) -> tuple[Fault, ...]:
+    return tuple(sorted(faults, key=lambda fault: fault.line))
+
+
+def _places(lines: Iterable[int]) -> Places:
+    every = tuple(lines)
+    return Places(len(every), every[:_SHOWN])
+
+
+def _line_groups(table: Table, groups: Sequence[Sequence[int]]) -> LineGroups:
+    lines = tuple(tuple(table.lines[row] for row in group) for group in groups[:_SHOWN])
+    return LineGroups(len(groups), sum(map(len, groups)), lines)

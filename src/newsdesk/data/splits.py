@@ -1,0 +1,136 @@
+"""Splits: rows set aside for validation and test, by class, by seed, with copies of a text kept together."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from newsdesk.data.duplicates import fold
+from newsdesk.data.examples import Examples
+from newsdesk.errors import UserError
+
+Group = list[int]
+"""Rows with the same text."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Disjoint parts of a set of examples, each in the original row order.
+
+    Attributes:
+        train, validation, test: the parts.
+        straddling: number of texts with copies in more than one part; 0 unless copies are so many that
+            whole groups of them do not add up to the sizes asked for.
+    """
+
+    train: Examples
+    validation: Examples
+    test: Examples
+    straddling: int
+
+
+def split(examples: Examples, *, validation: float | int, test: float | int = 0, seed: int) -> Splits:
+    """Set rows aside for validation and test; sizes are exact.
+
+    ``validation`` and ``test`` are shares of all rows (float, below 1) or numbers of rows (int). Each class
+    gives in proportion to its size and keeps at least one row for training. Rows of the same text (folded)
+    stay together; a group of copies is divided only when no whole group fits the rows still wanted. The
+    same seed gives the same split on every platform.
+
+    Raises UserError when a share is not in [0, 1), or training would be left without some class.
+    """
+    sizes = [_size(part, name, len(examples)) for part, name in ((test, "test"), (validation, "validation"))]
+    labels = [0] * len(examples) if examples.labels is None else examples.labels.tolist()
+    classes = len(set(labels))
+    if sum(sizes) > len(examples) - classes:
+        raise UserError(
+            "too few rows would be left for training",
+            found=f"{len(examples):,} rows of {classes} classes; {sum(sizes):,} of them set aside",
+            mend="set aside fewer rows for validation and test; each class keeps at least one for training",
+        )
+    groups = _groups(examples.texts)
+    generator = np.random.Generator(np.random.PCG64(seed))
+    shuffled = [groups[position] for position in generator.permutation(len(groups))]
+    pool = _Pool(shuffled, labels)
+    taken = [pool.take(size) for size in sizes]
+    aside = set().union(*taken)
+    rest = [row for row in range(len(examples)) if row not in aside]
+    part_of = {row: part for part, rows in enumerate(taken) for row in rows}
+    straddling = sum(len({part_of.get(row) for row in group}) > 1 for group in groups)
+    held_out_test, held_out_validation = (examples.select(sorted(rows)) for rows in taken)
+    return Splits(examples.select(rest), held_out_validation, held_out_test, straddling)
+
+
+def _size(part: float | int, name: str, rows: int) -> int:
+    """The number of rows that a share or a number means."""
+    if isinstance(part, float) and 0 <= part < 1:
+        return round(part * rows)
+    if isinstance(part, int) and not isinstance(part, bool) and part >= 0:
+        return part
+    raise UserError(
+        f"{part!r} is no size for the {name} rows",
+        found="neither a share from 0 up to 1 nor a whole number of rows",
+        mend="give a share, as 0.1, or a number of rows, as 2000",
+    )
+
+
+def _groups(texts: Sequence[str]) -> list[Group]:
+    groups: dict[str, Group] = defaultdict(list)
+    for row, text in enumerate(texts):
+        groups[fold(text) or f"\0{row}"].append(row)  # empty texts are no copies of each other
+    return list(groups.values())
+
+
+class _Pool:
+    """Groups not yet set aside, in random order, and what each class still has for training."""
+
+    def __init__(self, groups: Sequence[Group], labels: Sequence[int]) -> None:
+        self._labels = labels
+        self._groups = list(groups)
+        self._left = np.bincount(np.asarray(labels, dtype=np.int64)) if labels else np.zeros(0, np.int64)
+
+    def take(self, size: int) -> Group:
+        """Set ``size`` rows aside: by class in proportion, then of any class, then by dividing groups."""
+        quota = _proportional(self._left, size)
+        taken: Group = []
+        for within_class in (True, False):
+            kept = []
+            for group in self._groups:
+                owner = self._labels[group[0]]
+                room = size - len(taken)
+                if len(group) <= (min(quota[owner], room) if within_class else room) and self._spare(group):
+                    quota[owner] -= len(group)
+                    taken += self._remove(group)
+                else:
+                    kept.append(group)
+            self._groups = kept
+        for group in self._groups if len(taken) < size else ():
+            for row in list(group):
+                if len(taken) < size and self._spare([row]):
+                    group.remove(row)
+                    taken += self._remove([row])
+        return taken
+
+    def _spare(self, rows: Group) -> bool:
+        """Whether every class would keep a row if these went."""
+        needed = np.bincount([self._labels[row] for row in rows], minlength=len(self._left))
+        return bool(np.all((needed == 0) | (needed < self._left)))
+
+    def _remove(self, rows: Group) -> Group:
+        for row in rows:
+            self._left[self._labels[row]] -= 1
+        return rows
+
+
+def _proportional(available: np.ndarray, size: int) -> list[int]:
+    """``size`` divided in proportion to ``available``, by largest remainders; ties go to the lower class."""
+    if not available.sum():
+        return [0] * len(available)
+    exact = available * size / available.sum()
+    quota = np.floor(exact).astype(np.int64)
+    order = np.argsort(-(exact - quota), kind="stable")
+    quota[order[: size - quota.sum()]] += 1
+    return [int(rows) for rows in quota]

@@ -1,0 +1,109 @@
+"""Tables: what a data file holds, row by row, before anyone decides which column is the text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeAlias
+
+from newsdesk.errors import UserError
+
+Cell: TypeAlias = object
+"""A value as the file gives it: str from text formats, any JSON value from jsonl and parquet."""
+
+AG_NEWS_COLUMNS = ("class_index", "title", "description")
+"""The columns of the official AG News files (Zhang et al., 2015), which have no header themselves."""
+
+# fmt: off
+LABEL_COLUMNS = frozenset({
+    "label", "labels", "label_id", "class", "class_id", "class_index", "category", "topic", "section",
+    "target",
+})
+"""Canonical names under which files usually keep the class."""
+
+TEXT_COLUMNS = frozenset({
+    "title", "headline", "subject", "text", "description", "short_description", "abstract", "summary", "lead",
+    "body", "content", "article", "sentence", "quote",
+})
+"""Canonical names under which files usually keep text that tells the class."""
+# fmt: on
+
+
+def canonical(column: str) -> str:
+    """A column name as it is compared with the usual ones: ``Class Index`` becomes ``class_index``."""
+    return "_".join(column.casefold().replace("-", " ").replace("_", " ").split())
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something wrong at one place of a file.
+
+    Attributes:
+        line: 1-based line (parquet: row) where it begins.
+        wrong: what is wrong, without the file's name.
+        found: what stands there.
+        mend: how to put it right.
+        encoding: True when the bytes or characters are at fault rather than the row's shape.
+    """
+
+    line: int
+    wrong: str
+    found: str | None = None
+    mend: str | None = None
+    encoding: bool = False
+
+    def error(self, path: Path, others: int = 0) -> UserError:
+        """The error that reports this fault of ``path`` and the number of ``others`` behind it."""
+        more = f"; `newsdesk data check {path}` lists this fault and {others:,} more" if others else ""
+        return UserError(
+            f"{path.name}, line {self.line}: {self.wrong}", found=self.found, mend=(self.mend or "") + more
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a file and the 1-based line where it begins."""
+
+    line: int
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A data file in memory, with every column and the order of its rows.
+
+    Attributes:
+        path: the file, for messages.
+        columns: column names, in the file's order, without repetition.
+        rows: one tuple of cells a row, each as long as ``columns``.
+        lines: for each row the 1-based line where it begins (parquet: the row's number).
+        has_header: whether the file itself names its columns.
+        class_column: the column that the file itself declares to be the class (Orange's .tab), if any.
+        class_names: class names in id order that the file declares (the Hub's parquet), by column.
+    """
+
+    path: Path
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    lines: tuple[int, ...]
+    has_header: bool
+    class_column: str | None = None
+    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.rows)
+
+    def column(self, name: str) -> tuple[Cell, ...]:
+        """The cells of one column, in row order. Raises ValueError for a name that is not a column."""
+        position = self.columns.index(name)
+        return tuple(row[position] for row in self.rows)
+
+    def records(self) -> Iterator[dict[str, Cell]]:
+        """The rows as dictionaries from column name to cell."""
+        return (dict(zip(self.columns, row, strict=True)) for row in self.rows)
+
+    def select(self, rows: Sequence[int]) -> Table:
+        """The rows at these positions, in this order."""
+        return replace(self, rows=tuple(self.rows[i] for i in rows), lines=tuple(self.lines[i] for i in rows))
