@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol
@@ -116,9 +117,8 @@ def reporting_growth(folder: Path, total: int | None, what: str, progress: Progr
 def _size_of(folder: Path) -> int:
     """The bytes of all files below ``folder``; files that vanish meanwhile count nothing."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:  # a temporary file that its writer just renamed
-            continue
+    for parent, _, names in os.walk(folder):  # unlike rglob, it bears folders that vanish under it
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += Path(parent, name).stat().st_size
     return total
