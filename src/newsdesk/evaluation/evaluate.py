@@ -1,0 +1,164 @@
+"""An evaluation: a model's probabilities against labelled examples, as figures and as files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from newsdesk.data.examples import Examples
+from newsdesk.errors import UserError
+from newsdesk.evaluation.alignment import aligned_labels
+from newsdesk.evaluation.baseline import BaselineResult
+from newsdesk.evaluation.comparison import PairedComparison, compare_paired
+from newsdesk.evaluation.csv_lines import delimited_lines, probability_column, rounded
+from newsdesk.evaluation.metrics import Metrics, evaluate_probabilities
+from newsdesk.files import atomic_writer, write_json
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model on one split, with all that is needed to know what was measured.
+
+    Attributes:
+        split: the split's name, such as ``test``; the key under which metrics.json keeps it.
+        source: where the rows came from.
+        fingerprint: ``Examples.fingerprint()`` of the rows.
+        model: the run or artefact that gave the probabilities.
+        metrics: its figures.
+        baseline: a yardstick on the same rows, where one was asked for.
+        comparison: the model and that baseline row by row.
+    """
+
+    split: str
+    source: str
+    fingerprint: str
+    model: str
+    metrics: Metrics
+    baseline: BaselineResult | None = None
+    comparison: PairedComparison | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The evaluation as JSON types; without a baseline there are no entries for one."""
+        content: dict[str, Any] = {
+            "split": self.split,
+            "source": self.source,
+            "fingerprint": self.fingerprint,
+            "model": self.model,
+            "metrics": self.metrics.to_dict(),
+        }
+        if self.baseline is not None:
+            content["baseline"] = self.baseline.to_dict()
+        if self.comparison is not None:
+            content["comparison"] = self.comparison.to_dict()
+        return content
+
+
+def evaluate_examples(
+    probabilities: NDArray[np.floating],
+    examples: Examples,
+    label_names: Sequence[str],
+    *,
+    split: str,
+    model: str,
+    baseline: BaselineResult | None = None,
+) -> Evaluation:
+    """Measure probabilities (rows, classes) whose columns are ``label_names`` on labelled examples.
+
+    The examples may name the same classes in another order. Raises UserError for rows without labels or of
+    a class outside ``label_names``, ValueError where ``evaluate_probabilities`` does.
+    """
+    labels = aligned_labels(examples, label_names)
+    metrics = evaluate_probabilities(probabilities, labels, label_names)
+    comparison = None
+    if baseline is not None:
+        ids = {name: i for i, name in enumerate(label_names)}
+        baseline_ids = np.array([ids.get(name, -1) for name in baseline.predicted])
+        comparison = compare_paired(labels, np.argmax(probabilities, axis=1), baseline_ids)
+    return Evaluation(
+        split=split,
+        source=examples.source,
+        fingerprint=examples.fingerprint(),
+        model=model,
+        metrics=metrics,
+        baseline=baseline,
+        comparison=comparison,
+    )
+
+
+def write_metrics(evaluation: Evaluation, path: Path) -> None:
+    """Put the evaluation into a metrics.json under its split's name, beside the splits already there.
+
+    An earlier evaluation of the same split is replaced. Atomic. Raises UserError when the file there
+    is not one of ours, and leaves it as it is.
+    """
+    write_json(path, read_metrics(path) | {evaluation.split: evaluation.to_dict()})
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """The content of a metrics.json by split, empty where there is none. Raises UserError if damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise _not_metrics(path, str(error)) from error
+    if not isinstance(content, dict):
+        raise _not_metrics(path, f"a JSON {type(content).__name__}, not an object with a key for each split")
+    return content
+
+
+def predictions_path(folder: Path, split: str) -> Path:
+    """Where the predictions on a split lie: ``folder/predictions-<split>.csv``.
+
+    Raises UserError for a split name that does not make a plain file name.
+    """
+    if not re.fullmatch(r"[\w.+-]+", split):
+        raise UserError(
+            "a split's name becomes part of a file's name: letters, digits and . _ + - only",
+            found=repr(split),
+            mend="name it otherwise with --split",
+        )
+    return folder / f"predictions-{split}.csv"
+
+
+def write_evaluated_rows(
+    probabilities: NDArray[np.floating],
+    examples: Examples,
+    label_names: Sequence[str],
+    path: Path,
+    *,
+    with_text: bool = False,
+) -> None:
+    """Write one csv line for each row: its 0-based number, true and predicted label, all probabilities.
+
+    ``probabilities`` is (rows, classes); the column of a class is called ``p(<label>)``, six decimals.
+    Texts are left out unless asked for: many corpora may not be copied. Atomic.
+    Raises UserError as ``aligned_labels`` does.
+    """
+    truth = aligned_labels(examples, label_names)
+    header: list[object] = ["row", "true_label", "predicted_label", *map(probability_column, label_names)]
+    rows = (
+        [row, label_names[true], label_names[int(np.argmax(distribution))], *map(rounded, distribution)]
+        for row, (true, distribution) in enumerate(zip(truth, probabilities, strict=True))
+    )
+    table: Iterable[list[object]] = chain([header], rows)
+    if with_text:
+        table = ([*line, text] for line, text in zip(table, ("text", *examples.texts), strict=True))
+    with atomic_writer(path) as stream:
+        stream.writelines(delimited_lines(table))
+
+
+def _not_metrics(path: Path, found: str) -> UserError:
+    return UserError(
+        f"{path} is not a metrics file of newsdesk",
+        found=found,
+        mend="move it away and evaluate again",
+    )

@@ -1,0 +1,150 @@
+"""Predictions: what a classifier says of texts, one row each, without knowing how it was computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from newsdesk.errors import UserError
+from newsdesk.evaluation.csv_lines import rounded
+
+
+class Predictor(Protocol):
+    """Anything that classifies texts: a run in PyTorch, an exported artefact, a stand-in in a test."""
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The classes, in the order of the columns that ``predict_probabilities`` returns."""
+        ...
+
+    def predict_probabilities(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Probabilities of shape (texts, classes); rows in the order of ``texts``, each summing to one."""
+        ...
+
+
+def softmax(logits: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Probabilities over the last axis, in the logits' shape.
+
+    Subtracts each row's maximum, so that no exponential overflows, and computes in float64.
+    """
+    exact = np.asarray(logits, dtype=np.float64)
+    exponentials = np.exp(exact - exact.max(axis=-1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier says of one text.
+
+    Attributes:
+        label: the most probable class; of equals, the one with the lowest id.
+        probability: its probability, 0 to 1.
+        probabilities: the probability of every class by name, in id order.
+    """
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+
+    def top_k(self, k: int) -> tuple[tuple[str, float], ...]:
+        """The ``k`` most probable classes with their probabilities; all of them where there are fewer.
+
+        Raises UserError unless k is at least 1.
+        """
+        _check_top_k(k)
+        ranked = sorted(self.probabilities.items(), key=lambda entry: -entry[1])
+        return tuple(ranked[:k])
+
+    def to_dict(self, top_k: int | None = None) -> dict[str, Any]:
+        """JSON types, rounded to six decimals: ``label``, ``probability``, and the other classes.
+
+        Without ``top_k`` these are an object ``probabilities`` of all classes in id order; with it, a list
+        ``top_k`` of objects with ``label`` and ``probability``, the most probable first.
+        """
+        content: dict[str, Any] = {"label": self.label, "probability": rounded(self.probability)}
+        if top_k is None:
+            return content | {"probabilities": {name: rounded(p) for name, p in self.probabilities.items()}}
+        ranked = [{"label": name, "probability": rounded(p)} for name, p in self.top_k(top_k)]
+        return content | {"top_k": ranked}
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a classifier says of many texts, in their order; a sequence of ``Prediction``.
+
+    Attributes:
+        probabilities: float32 of shape (rows, classes).
+        label_names: class names in id order.
+
+    Raises ValueError when the two do not fit, and UserError when the classifier gave anything but numbers.
+    """
+
+    probabilities: NDArray[np.float32]
+    label_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Bring the probabilities to float32 and refuse what cannot be a prediction."""
+        probabilities = np.asarray(self.probabilities, dtype=np.float32)
+        if probabilities.ndim != 2 or probabilities.shape[1] != len(self.label_names):
+            raise ValueError(f"probabilities of shape {probabilities.shape} for labels {self.label_names}")
+        if not np.isfinite(probabilities).all():
+            row = int(np.argmin(np.isfinite(probabilities).all(axis=1)))
+            raise UserError(
+                "the model does not predict numbers; its training diverged, or its file is damaged",
+                found=f"probabilities {probabilities[row].tolist()} for row {row}",
+                mend="train again with a lower learning rate or in float32",
+            )
+        object.__setattr__(self, "probabilities", probabilities)
+
+    @classmethod
+    def from_logits(cls, logits: NDArray[np.floating], label_names: Sequence[str]) -> Predictions:
+        """From a classifier's raw outputs, (rows, classes)."""
+        return cls(softmax(logits), tuple(label_names))
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.probabilities)
+
+    def __getitem__(self, row: int) -> Prediction:
+        """The prediction for one row."""
+        distribution = self.probabilities[row].tolist()
+        best = int(np.argmax(distribution))
+        by_name = dict(zip(self.label_names, distribution, strict=True))
+        return Prediction(self.label_names[best], distribution[best], by_name)
+
+    def __iter__(self) -> Iterator[Prediction]:
+        """The predictions in row order."""
+        return (self[row] for row in range(len(self)))
+
+    @property
+    def class_ids(self) -> NDArray[np.int64]:
+        """The most probable class of each row, (rows,); of equals, the lowest id."""
+        return np.asarray(self.probabilities.argmax(axis=1), dtype=np.int64)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The most probable class of each row, by name."""
+        return tuple(self.label_names[i] for i in self.class_ids)
+
+    def top_k(self, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Class ids and probabilities of each row's ``k`` most probable classes, both (rows, k).
+
+        k is lowered to the number of classes. Of equals the lower id comes first.
+        Raises UserError unless k is at least 1.
+        """
+        _check_top_k(k)
+        ids = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :k]
+        return ids, np.take_along_axis(self.probabilities, ids, axis=1)
+
+    def to_dicts(self, top_k: int | None = None) -> list[dict[str, Any]]:
+        """``Prediction.to_dict`` of every row."""
+        return [prediction.to_dict(top_k) for prediction in self]
+
+
+def _check_top_k(k: int) -> None:
+    if k < 1:
+        raise UserError("--top-k asks for at least one class", found=str(k), mend="for example --top-k 3")

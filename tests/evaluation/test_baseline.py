@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import csv
+import gzip
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from newsdesk.data.examples import Examples
+from newsdesk.errors import UserError
+from newsdesk.evaluation.baseline import linear_baseline
+from newsdesk.evaluation.metrics import wilson_interval
+
+AG_NEWS = Path(__file__).parents[2].parent / "shared" / "ag_news"
+WORDS = {"sport": ("goal", "match", "coach"), "trade": ("bank", "stock", "price")}
+
+
+@pytest.fixture
+def needs_sklearn():
+    pytest.importorskip("sklearn")
+
+
+def toy(rows, seed, names=("sport", "trade"), source="toy"):
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, len(names), rows)
+    texts = tuple(" ".join(generator.choice(WORDS[names[label]], 4)) for label in labels)
+    return Examples(texts, labels, tuple(names), source)
+
+
+@pytest.mark.usefixtures("needs_sklearn")
+def test_classes_that_words_tell_apart_are_learnt():
+    train, test = toy(60, 0), toy(20, 1)
+    result = linear_baseline(train, test, seed=0)
+    assert result.accuracy == 1.0
+    assert result.interval == wilson_interval(20, 20)
+    assert result.predicted == tuple(test.label_names[i] for i in test.labels)
+    assert result.seconds > 0
+    assert "linear SVM (scikit-learn" in result.description
+
+
+@pytest.mark.usefixtures("needs_sklearn")
+def test_word_pairs_count_where_single_words_do_not_help():
+    train = Examples(("hot dog", "dog hot", "hot dog", "dog hot"), np.array([0, 1, 0, 1]), ("a", "b"), "toy")
+    assert linear_baseline(train, train, seed=0).accuracy == 1.0
+
+
+@pytest.mark.usefixtures("needs_sklearn")
+def test_one_letter_words_count():
+    train = Examples(("x", "y", "x", "y"), np.array([0, 1, 0, 1]), ("a", "b"), "toy")
+    assert linear_baseline(train, train, seed=0).accuracy == 1.0
+
+
+@pytest.mark.usefixtures("needs_sklearn")
+def test_the_test_rows_may_name_the_classes_in_another_order():
+    result = linear_baseline(toy(60, 0), toy(20, 1, names=("trade", "sport")), seed=0)
+    assert result.accuracy == 1.0
+
+
+@pytest.mark.usefixtures("needs_sklearn")
+def test_the_same_seed_gives_the_same_predictions():
+    train, test = toy(1500, 0), toy(200, 1)
+    shuffled = Examples(train.texts, np.roll(train.labels, 1), train.label_names, "noise")
+    first, again = (linear_baseline(shuffled, test, seed=3) for _ in range(2))
+    assert first.predicted == again.predicted
+
+
+@pytest.mark.usefixtures("needs_sklearn")
+def test_the_figures_survive_without_the_single_predictions():
+    result = linear_baseline(toy(60, 0), toy(20, 1), seed=0)
+    assert set(result.to_dict()) == {"accuracy", "accuracy_interval", "seconds", "description"}
+    assert result.to_dict()["accuracy_interval"] == list(result.interval)
+
+
+@pytest.mark.usefixtures("needs_sklearn")
+def test_one_class_cannot_be_told_apart():
+    train = Examples(("a", "b"), np.array([1, 1]), ("sport", "trade"), "toy")
+    with pytest.raises(UserError, match="at least two classes") as caught:
+        linear_baseline(train, train, seed=0)
+    assert caught.value.found == "2 rows of 'trade' in toy"
+
+
+@pytest.mark.usefixtures("needs_sklearn")
+def test_texts_without_words_are_reported():
+    train = Examples(("...", "!?"), np.array([0, 1]), ("sport", "trade"), "toy")
+    with pytest.raises(UserError, match="no words"):
+        linear_baseline(train, train, seed=0)
+
+
+@pytest.mark.usefixtures("needs_sklearn")
+def test_a_test_class_without_training_rows_is_reported():
+    with pytest.raises(UserError, match="'trade'"):
+        linear_baseline(toy(20, 0, names=("sport",)), toy(20, 1), seed=0)
+
+
+def test_without_scikit_learn_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(UserError, match="scikit-learn") as caught:
+        linear_baseline(toy(4, 0), toy(4, 0), seed=0)
+    assert caught.value.mend == "pip install 'newsdesk[train]'"
+
+
+@pytest.mark.real
+@pytest.mark.usefixtures("needs_sklearn")
+@pytest.mark.skipif(not AG_NEWS.is_dir(), reason="real AG News rows are not beside this checkout")
+def test_real_news_is_sorted_nearly_as_well_as_published_from_a_tenth_of_the_rows():
+    with gzip.open(AG_NEWS / "train.csv.gz", "rt", encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))[::8]
+    labels = np.array([int(row["class_index"]) - 1 for row in rows])
+    texts = tuple(f"{row['title']} {row['description']}" for row in rows)
+    news = Examples(texts, labels, ("World", "Sports", "Business", "Sci/Tech"), "AG News")
+    held_out = np.arange(len(news)) % 10 == 0
+    train, valid = news.select(np.flatnonzero(~held_out)), news.select(np.flatnonzero(held_out))
+    assert linear_baseline(train, valid, seed=0).accuracy > 0.87

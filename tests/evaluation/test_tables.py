@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from rich.cells import cell_len
+
+from newsdesk.evaluation.baseline import BaselineResult
+from newsdesk.evaluation.comparison import PairedComparison
+from newsdesk.evaluation.metrics import evaluate_probabilities, wilson_interval
+from newsdesk.evaluation.tables import WIDTH, render_metrics
+
+R8 = ("acq", "crude", "earn", "grain", "interest", "money-fx", "ship", "trade")
+BASELINE = BaselineResult(0.921, wilson_interval(921, 1000), 14.4, "TF-IDF, linear SVM " + "x" * 99, ())
+COMPARISON = PairedComparison(900, 11, 22, 67, 1.7e-6)
+
+
+def metrics(confusion, names):
+    """Metrics of a classifier that is certain of everything, from its confusion matrix."""
+    confusion = np.asarray(confusion)
+    true, predicted = (np.repeat(ids.ravel(), confusion.ravel()) for ids in np.indices(confusion.shape))
+    return evaluate_probabilities(np.eye(len(names))[predicted], true, names)
+
+
+def diagonal(classes, count=90, errors=1):
+    return np.full((classes, classes), errors) + np.eye(classes, dtype=int) * (count - errors)
+
+
+def scaled(small, factor):
+    """The metrics of ``factor`` times as many rows."""
+    return replace(
+        small,
+        rows=small.rows * factor,
+        per_class=tuple(replace(entry, support=entry.support * factor) for entry in small.per_class),
+        confusion=tuple(tuple(count * factor for count in row) for row in small.confusion),
+    )
+
+
+def sections(lines):
+    """The report's parts, which blank lines separate, with runs of spaces as one."""
+    return [[" ".join(line.split()) for line in part.split("\n")] for part in "\n".join(lines).split("\n\n")]
+
+
+def widest(lines):
+    return max(map(cell_len, lines))
+
+
+def test_the_headline_is_the_accuracy_with_its_interval():
+    (headline, *_) = sections(render_metrics(metrics([[95, 5], [4, 96]], ("a", "b"))))
+    low, high = wilson_interval(191, 200)
+    assert headline[0] == f"accuracy 95.50 % 95 % interval {100 * low:.2f} to {100 * high:.2f} %"
+    assert headline[1] == "rows 200, of which 191 right"
+    assert headline[2] == "macro F1 95.50 %"
+    assert headline[3] == f"negative log-likelihood {9 / 200 * 36.04365:.4f} nats a row"
+    assert headline[4] == "Brier score 0.0900"
+    assert headline[5] == "expected calibration error 4.50 points"
+
+
+def test_classes_and_confusions_stand_in_tables():
+    _, classes, matrix = sections(render_metrics(metrics([[95, 5], [20, 80]], ("Sports", "World"))))
+    assert classes == [
+        "class precision recall F1 rows",
+        "Sports 82.61 % 95.00 % 88.37 % 100",
+        "World 94.12 % 80.00 % 86.49 % 100",
+    ]
+    assert matrix == [
+        "true \\ predicted Sports World",
+        "Sports 95 5",
+        "World 20 80",
+    ]
+
+
+def test_the_baseline_stands_beside_the_model_with_the_difference():
+    report = render_metrics(metrics([[95, 5], [4, 96]], ("a", "b")), BASELINE, COMPARISON)
+    _, baseline, *_ = sections(report)
+    assert baseline[0].startswith("baseline 92.10 % 95 % interval 90.2")
+    assert baseline[1] == "TF-IDF, linear SVM " + "x" * 32 + "…"
+    assert baseline[2:4] == [
+        "trained and tested in 14 s",
+        "model minus baseline +3.40 points",
+    ]
+    assert baseline[4:7] == [
+        "wrong: both 11",
+        "wrong: only the model 22",
+        "wrong: only the baseline 67",
+    ]
+    assert baseline[7] == "McNemar's exact test p < 0.0001"
+
+
+def test_a_model_below_its_baseline_shows_a_negative_difference():
+    _, baseline, *_ = sections(render_metrics(metrics([[50, 50], [50, 50]], ("a", "b")), BASELINE))
+    assert baseline[-1] == "model minus baseline -42.10 points"
+
+
+def test_a_p_value_that_is_not_tiny_is_shown():
+    comparison = PairedComparison(1, 2, 3, 4, 0.4321)
+    report = render_metrics(metrics([[9, 1], [1, 9]], ("a", "b")), BASELINE, comparison)
+    assert "p = 0.43" in "\n".join(report)
+
+
+@pytest.mark.parametrize("factor", [1, 100, 10_000])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("only",),
+        R8,
+        tuple(f"a class with a rather long name {i}" for i in range(8)),
+        tuple(f"class {i}" for i in range(12)),
+        tuple(f"class {i} of very many classes" for i in range(52)),
+        ("世界新聞の見出し" * 4, "体育"),
+        ("line\nbreak", "tab\there", "\x1b[31mred"),
+    ],
+)
+def test_no_line_is_wider_than_the_terminal_whatever_the_labels(names, factor):
+    report = render_metrics(scaled(metrics(diagonal(len(names)), names), factor), BASELINE, COMPARISON)
+    assert widest(report) <= WIDTH
+    assert all(line.isprintable() for line in report)
+
+
+def test_long_names_are_cut_with_an_ellipsis():
+    report = render_metrics(metrics(diagonal(8), R8))
+    assert sections(report)[-1][0] == "true \\ predicted acq crude earn grain intere… money-… ship trade"
+    assert sections(report)[-1][6].startswith("money-fx ")
+
+
+def test_columns_of_the_matrix_line_up():
+    lines = render_metrics(scaled(metrics(diagonal(8), R8), 12))[-9:]
+    assert len({cell_len(line) for line in lines}) == 1
+
+
+def test_many_classes_show_the_worst_and_the_largest_confusions_instead():
+    confusion = np.eye(30, dtype=int) * 100
+    confusion[3, 4], confusion[7, 8], confusion[29] = 50, 25, 0
+    names = tuple(f"c{i}" for i in range(30))
+    _, classes, confusions = sections(render_metrics(metrics(confusion, names)))
+    assert classes[0].startswith("worst 10 of 30 classes ")
+    assert [row.split()[0] for row in classes[1:5]] == ["c3", "c4", "c7", "c8"]
+    assert len(classes) == 11
+    assert not any(row.startswith("c29 ") for row in classes)  # it has no rows to be wrong about
+    assert confusions == [
+        "true predicted rows share of true",
+        "c3 c4 50 33.33 %",
+        "c7 c8 25 20.00 %",
+    ]
+
+
+def test_many_classes_without_an_error_say_so():
+    names = tuple(f"c{i}" for i in range(13))
+    assert render_metrics(metrics(np.eye(13, dtype=int), names))[-1] == "no confusions"
+
+
+def test_counts_too_long_for_a_matrix_of_many_classes_show_the_largest_confusions():
+    names = tuple(f"c{i}" for i in range(12))
+    report = render_metrics(scaled(metrics(diagonal(12), names), 2000))
+    assert sections(report)[-1][0] == "true predicted rows share of true"
