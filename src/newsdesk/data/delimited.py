@@ -60,19 +60,18 @@ def read_delimited(
 def looks_like_header(sample: Sequence[Sequence[str]]) -> bool:
     """Whether the first of the sampled rows names the columns of the others.
 
-    Names are short, distinct and no numbers. They are believed when one of them is usual (text, label,
-    title ...), when a column below is all numbers, or when all are single words that do not recur.
+    Names are short and no numbers. They are believed when one of them is usual (text, label, title ...),
+    and, if distinct, when a column below is all numbers or all are single words that do not recur.
     """
     if not sample:
         return False
     first, below = [cell.strip() for cell in sample[0]], list(zip(*sample[1:], strict=True))
     named = [cell for cell in first if cell]
-    distinct = bool(named) and len(set(named)) == len(named)
-    if not distinct or not all(map(_could_be_a_name, named)):
+    if not all(map(_could_be_a_name, named)):
         return False
     if any(canonical(cell) in LABEL_COLUMNS | TEXT_COLUMNS for cell in named):
         return True
-    if len(first) == 1 or not below:
+    if len(first) == 1 or not below or not named or len(set(named)) < len(named):
         return False
     numeric_below = any(all(_NUMBER.fullmatch(cell.strip()) for cell in column) for column in below)
     return numeric_below or all(

@@ -165,8 +165,8 @@ def to_examples(
     layout (class_index from 1), those a parquet file declares, else the labels themselves in order, whole
     numbers in numeric order. ``labelled`` True demands classes, False ignores them, None takes what is there.
 
-    Raises UserError for columns that are missing or ambiguous, a table without rows, rows without a label among labelled ones,
-    and labels that are not among the names.
+    Raises UserError for columns that are missing or ambiguous, a table without rows, rows without a label
+    among labelled ones, and labels that are not among the names.
     """
     if not len(table) and labelled is not False:
         raise UserError(

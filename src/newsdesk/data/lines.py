@@ -74,8 +74,6 @@ class LineReader(Iterator[Line]):
         return Line(self._number, text)
 
     def _next_raw(self) -> bytes:
-        if self.broken_off:
-            return b""
         try:
             return self._stream.readline()
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:

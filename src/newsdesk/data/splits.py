@@ -107,12 +107,20 @@ class _Pool:
                 else:
                     kept.append(group)
             self._groups = kept
-        for group in self._groups if len(taken) < size else ():
-            for row in list(group):
-                if len(taken) < size and self._spare([row]):
-                    group.remove(row)
-                    taken += self._remove([row])
+        if len(taken) < size:
+            divided = (self._divided(group, taken, size) for group in self._groups)
+            self._groups = [rest for rest in divided if rest]
         return taken
+
+    def _divided(self, group: Group, taken: Group, size: int) -> Group:
+        """Move rows of the group to ``taken`` while it is short of ``size``; the rest of the group."""
+        rest = []
+        for row in group:
+            if len(taken) < size and self._spare([row]):
+                taken += self._remove([row])
+            else:
+                rest.append(row)
+        return rest
 
     def _spare(self, rows: Group) -> bool:
         """Whether every class would keep a row if these went."""

@@ -1,0 +1,90 @@
+"""Copies are found whatever their case and spacing, near copies by an exact similarity."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from newsdesk.data.duplicates import (
+    conflicting_groups,
+    duplicate_groups,
+    exact_matches,
+    near_duplicates,
+)
+
+
+def headline(seed: int, words: int = 40) -> list[str]:
+    generator = random.Random(seed)
+    return [f"w{generator.randrange(5000)}" for _ in range(words)]
+
+
+def shingles(text: str) -> set[tuple[str, ...]]:
+    words = text.lower().split()
+    return {tuple(words[i : i + 3]) for i in range(max(len(words) - 2, 1))}
+
+
+def jaccard(first: str, second: str) -> float:
+    a, b = shingles(first), shingles(second)
+    return len(a & b) / len(a | b)
+
+
+def test_copies_are_grouped_without_regard_to_case_and_space_and_empty_texts_are_none():
+    texts = ["Oil rises", "", "oil  RISES ", "Rain", " ", "oil rises", "rain"]
+    assert duplicate_groups(texts) == ((0, 2, 5), (3, 6))
+
+
+def test_copies_under_two_labels_conflict():
+    assert conflicting_groups(["a", "A", "b", "b"], ["x", "y", "x", "x"]) == ((0, 1),)
+
+
+def test_an_exact_match_names_the_first_row_of_the_other_set():
+    assert exact_matches(["b", "Oil", "oil", ""], ["OIL ", "x", "", "b"]) == {0: 1, 3: 0}
+
+
+def test_every_pair_above_the_threshold_is_found_with_its_exact_similarity_and_none_below():
+    generator = random.Random(4)
+    first = [headline(seed) for seed in range(300)]
+    second = []
+    for row in range(300):
+        words = list(first[row])
+        for _ in range(row % 6):
+            words[generator.randrange(len(words))] = "changed"
+        second.append(" ".join(words))
+    texts = [" ".join(words) for words in first]
+    expected = {row: jaccard(texts[row], second[row]) for row in range(300)}
+    found = near_duplicates(texts, second)
+    assert {n.row for n in found} == {row for row, value in expected.items() if value >= 0.8}
+    assert 50 < len(found) < 250
+    for near in found:
+        assert near.match == near.row
+        assert near.similarity == pytest.approx(expected[near.row])
+
+
+def test_the_most_similar_row_is_named_and_ties_go_to_the_first():
+    words = headline(1)
+    slightly, more = [*words[:-1], "other"], [*words[:-2], "two", "others"]
+    first = [" ".join(w) for w in (headline(2), more, slightly, slightly)]
+    (near,) = near_duplicates(first, [" ".join(words)])
+    assert near.match == 2
+
+
+def test_punctuation_and_case_do_not_hide_a_copy():
+    (near,) = near_duplicates(["Oil prices: up again"], ["unrelated news here", "OIL PRICES up - again!"])
+    assert (near.row, near.match, near.similarity) == (1, 0, 1.0)
+
+
+def test_short_texts_match_only_as_a_whole_and_wordless_ones_never():
+    first = ["oil up", "rain", "", "...", "oil"]
+    second = ["oil", "Oil up", "up oil", "...", "", "rain falls"]
+    assert [(n.row, n.match) for n in near_duplicates(first, second)] == [(0, 4), (1, 0)]
+    assert near_duplicates([], ["a b c"]) == near_duplicates(["a b c"], [""]) == ()
+
+
+def test_a_lower_threshold_finds_more():
+    words = headline(3)
+    altered = [*words[:10], "x", *words[11:20], "y", *words[21:]]
+    first, second = [" ".join(words)], [" ".join(altered)]
+    assert near_duplicates(first, second) == ()
+    (near,) = near_duplicates(first, second, threshold=0.6)
+    assert near.similarity == pytest.approx(jaccard(first[0], second[0]))
