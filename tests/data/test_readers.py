@@ -76,6 +76,11 @@ def test_the_caller_overrules_header_detection(write):
     assert read_table(write("b.csv", "x y z,q r\nOil,2\n"), header=True).columns == ("x y z", "q r")
 
 
+def test_a_single_column_of_texts_with_semicolons_is_not_mistaken_for_another_delimiter(write):
+    assert len(read_table(write("a.csv", "text\nOil; rain\n"))) == 1
+    assert len(read_table(write("b.csv", "Oil up; rain down\nx; y\n"))) == 2
+
+
 @pytest.mark.parametrize(
     ("content", "columns"),
     [("Oil is up,2\nRain is down,1\n", ("text", "label")), ("0,Oil is up\n1,Rain\n", ("label", "text"))],
@@ -205,6 +210,9 @@ def test_a_parquet_stream_that_cannot_seek_is_read():
         ("a.csv", 'text,label\n"a""b" c,1\n', 2, ["text follows the closing quote", "character 6"]),
         ("a.csv", "text,label\na\rb,1\n", 2, ["carriage return"]),
         ("a.csv", 'text,label\n"a"\rb,1\n', 2, ["text follows the closing quote"]),
+        ("a.csv", "text;label\na;1\n", 1, ["separated by ';'", "text;label"]),
+        ("a.csv", "text\tlabel\na\t1\n", 1, ["separated by", "name it .tsv"]),
+        ("a.tsv", "text,label\na,1\n", 1, ["separated by ','", "name it .csv"]),
         ("a.csv", "text,text\na,1\n", 1, ["two columns are named 'text'"]),
         ("a.csv", b"text,label\nok,1\ncaf\xe9,2\n", 3, ["not UTF-8", "0xe9 as byte 4"]),
         ("a.txt", b"ok\ncaf\xe9\n", 2, ["not UTF-8", "0xe9 as byte 4"]),

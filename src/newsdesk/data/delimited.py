@@ -32,6 +32,8 @@ def read_delimited(
     faults: list[Fault] = []
     for item in _parse(lines, delimiter):
         (rows if isinstance(item, Row) else faults).append(item)  # type: ignore[arg-type]
+    if rows and (fault := _other_delimiter(rows[0], delimiter)):
+        faults.append(fault)
     if orange and _has_orange_header(rows):
         names, roles, rows = _cells(rows[0]), _cells(rows[2]), rows[3:]
         position = next((i for i, role in enumerate(roles) if "class" in role.split()), None)
@@ -108,6 +110,17 @@ def _unique_names(cells: Sequence[str], line: int, faults: list[Fault]) -> tuple
             name = f"{name} ({position})"
         names.append(name)
     return tuple(names)
+
+
+def _other_delimiter(first: Row, delimiter: str) -> Fault | None:
+    """The fault of a header that is one field only because another delimiter separates its names."""
+    if len(first.cells) != 1:
+        return None
+    for other, mend in ((";", "save it with commas"), ("\t", "name it .tsv"), (",", "name it .csv")):
+        names = [canonical(name.strip('"')) for name in str(first.cells[0]).split(other)]
+        if other != delimiter and len(names) > 1 and set(names) & (LABEL_COLUMNS | TEXT_COLUMNS):
+            return Fault(first.line, f"the columns are separated by {other!r}", str(first.cells[0]), mend)
+    return None
 
 
 def _has_orange_header(rows: Sequence[Row]) -> bool:
