@@ -11,7 +11,7 @@ import pytest
 from newsdesk.data.examples import Examples
 from newsdesk.errors import UserError
 from newsdesk.evaluation.baseline import linear_baseline
-from newsdesk.evaluation.metrics import wilson_interval
+from newsdesk.metrics import wilson_interval
 
 AG_NEWS = Path(__file__).parents[2].parent / "shared" / "ag_news"
 WORDS = {"sport": ("goal", "match", "coach"), "trade": ("bank", "stock", "price")}

@@ -16,7 +16,7 @@ from newsdesk.evaluation.evaluate import (
     write_evaluated_rows,
     write_metrics,
 )
-from newsdesk.evaluation.metrics import Metrics
+from newsdesk.metrics import Metrics
 
 NAMES = ("Sports", 'Sci,"Tech"')
 ROWS = Examples(("one, two", 'three\n"four"', "five"), np.array([0, 1, 0]), NAMES, "wire.csv")

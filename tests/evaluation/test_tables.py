@@ -8,7 +8,7 @@ from rich.cells import cell_len
 
 from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.evaluation.comparison import PairedComparison
-from newsdesk.evaluation.metrics import evaluate_probabilities, wilson_interval
+from newsdesk.metrics import evaluate_probabilities, wilson_interval
 from newsdesk.evaluation.tables import WIDTH, render_metrics
 
 R8 = ("acq", "crude", "earn", "grain", "interest", "money-fx", "ship", "trade")

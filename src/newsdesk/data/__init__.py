@@ -1,1 +1,1 @@
-
+"""Files and named data sets to examples."""

@@ -42,8 +42,8 @@ class Examples:
         return Examples(tuple(self.texts[i] for i in index), labels, self.label_names, self.source)
 
     def fingerprint(self) -> str:
-        """A sha256 over texts, labels and label names: equal if and only if training would see the same rows."""
-        digest = hashlib.sha256()
+        """A sha256 over texts, labels and label names: equal only where training sees the same rows."""
+        digest = hashlib.sha256(len(self.label_names).to_bytes(8, "little"))
         for part in (*self.label_names, *self.texts):
             encoded = part.encode("utf-8", "surrogatepass")
             digest.update(len(encoded).to_bytes(8, "little"))

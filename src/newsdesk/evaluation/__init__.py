@@ -1,1 +1,1 @@
-
+"""A run + examples to numbers: figures, a baseline beside them, tables."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from newsdesk.data.examples import Examples
 from newsdesk.errors import UserError, missing_package
 from newsdesk.evaluation.alignment import aligned_labels
-from newsdesk.evaluation.metrics import wilson_interval
+from newsdesk.metrics import wilson_interval
 
 _RARE_WORDS_DROPPED_FROM_ROWS = 1000
 _WORD = r"(?u)\b\w+\b"  # scikit-learn's own drops one-letter words, and with them the 's of sports and U.S.

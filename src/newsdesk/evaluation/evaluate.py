@@ -19,8 +19,8 @@ from newsdesk.evaluation.alignment import aligned_labels
 from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.evaluation.comparison import PairedComparison, compare_paired
 from newsdesk.evaluation.csv_lines import delimited_lines, probability_column, rounded
-from newsdesk.evaluation.metrics import Metrics, evaluate_probabilities
 from newsdesk.files import atomic_writer, write_json
+from newsdesk.metrics import Metrics, evaluate_probabilities
 
 
 @dataclass(frozen=True)

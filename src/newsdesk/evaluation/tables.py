@@ -6,7 +6,7 @@ from rich.cells import cell_len, set_cell_size
 
 from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.evaluation.comparison import PairedComparison
-from newsdesk.evaluation.metrics import Metrics
+from newsdesk.metrics import Metrics
 
 WIDTH = 80
 LARGEST_MATRIX = 12

@@ -1,1 +1,1 @@
-
+"""A run to predictions; imports without torch and transformers."""

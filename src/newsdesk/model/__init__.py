@@ -1,1 +1,1 @@
-
+"""Named base models to encoder + LoRA to adapter files."""

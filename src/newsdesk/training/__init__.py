@@ -1,1 +1,1 @@
-
+"""Examples + model to a run, as a stream of events."""

@@ -7,7 +7,7 @@ from math import log
 import numpy as np
 import pytest
 
-from newsdesk.evaluation.metrics import (
+from newsdesk.metrics import (
     SMALLEST_PROBABILITY,
     UNITS,
     Metrics,

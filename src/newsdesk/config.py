@@ -1,0 +1,254 @@
+"""The recipe: every choice of a training run, checked at once and traceable to where it came from."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from newsdesk.errors import UserError
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+# A share of all steps when written with a point (0.06), a number of steps when not (500).
+StepsOrShare = Annotated[int, Field(ge=0, strict=True)] | Share
+
+
+class Section(BaseModel):
+    """What all sections share: values never change, unknown keys are faults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class DataSection(Section):
+    """Which rows are learned from, and how a row becomes one text."""
+
+    train: str = Field("reuters-r8", description="named data set, file, or folder with train.* and test.*")
+    validation: str | None = Field(None, description="file of validation rows; absent: split off train")
+    validation_share: Share = Field(0.05, description="share of train rows split off for validation")
+    train_rows: PositiveInt | None = Field(None, description="use only so many rows (stratified)")
+    text: tuple[str, ...] = Field((), description="text columns, in order; empty: recognised by name")
+    label: str | None = Field(None, description="label column; absent: recognised by name")
+    template: str | None = Field(None, description="how columns make one text, such as '{title}. {body}'")
+    normaliser: str = Field("none", description="named text normaliser; ag_news undoes its escapes")
+    header: bool | None = Field(None, description="whether csv files have a header; absent: detected")
+
+
+class ModelSection(Section):
+    """The frozen encoder and what is put on top of it."""
+
+    base: str = Field("all-MiniLM-L6-v2", description="named base model, Hub id or local folder")
+    max_length: PositiveInt = Field(128, description="tokens a text is cut to")
+    dropout: Share | None = Field(None, description="dropout in the frozen encoder; absent: the base's own")
+    train_pooler: bool = Field(True, description="also train the pooler that BERT's classifier reads")
+
+
+class LoraSection(Section):
+    """Low-rank adapters (Hu et al., 2021) and their variants, under PEFT's names."""
+
+    rank: PositiveInt = 8
+    alpha: Positive = 16.0
+    dropout: Share = 0.0
+    targets: tuple[str, ...] = Field(
+        ("query-value",), description="'query-value', 'attention', 'all-linear', or module names"
+    )
+    bias: Literal["none", "all", "lora_only"] = "none"
+    rslora: bool = Field(False, description="scale by alpha/sqrt(rank) (Kalajdzievski, 2023)")
+    dora: bool = Field(False, description="weight-decomposed adapters (Liu et al., 2024)")
+    init: Literal["default", "gaussian", "pissa", "pissa_niter_16", "olora", "orthogonal"] = "default"
+
+
+class TrainingSection(Section):
+    """Optimisation: AdamW (Loshchilov & Hutter, 2019) over adapters and head."""
+
+    epochs: Positive = 3.0
+    batch_size: PositiveInt = 16
+    accumulation: PositiveInt = Field(1, description="batches whose gradients are added before a step")
+    learning_rate: Positive = 5e-4
+    head_learning_rate: Positive | None = Field(None, description="for the head; absent: learning_rate")
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: StepsOrShare = Field(0.06, description="steps (500) or share of all steps (0.06)")
+    clip: Positive | None = Field(1.0, description="largest gradient norm; absent: no clipping")
+    label_smoothing: Share = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
+    validate_every: StepsOrShare | None = Field(
+        None, description="steps, or share of an epoch, between validations; absent: every epoch"
+    )
+    metric: Literal["accuracy", "macro_f1", "loss"] = Field(
+        "accuracy", description="picks the best checkpoint"
+    )
+    patience: PositiveInt | None = Field(None, description="validations without gain before stopping")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    group_by_length: bool = Field(True, description="batches of like length: little padding")
+    pad_to_max_length: bool = Field(False, description="pad every row to max_length, as some notebooks do")
+    seed: Annotated[int, Field(ge=0)] = 42
+
+    @model_validator(mode="after")
+    def _smoothing_and_weights_do_not_mix(self) -> Self:
+        if self.label_smoothing and self.class_weights == "balanced":
+            raise ValueError("label_smoothing and class_weights='balanced' cannot be combined: choose one")
+        return self
+
+
+class Recipe(Section):
+    """All choices of a run. Frozen; build one with :func:`load_recipe` or in code."""
+
+    description: str = ""
+    data: DataSection = DataSection()
+    model: ModelSection = ModelSection()
+    lora: LoraSection = LoraSection()
+    training: TrainingSection = TrainingSection()
+
+
+SECTIONS = ("data", "model", "lora", "training")
+
+
+@dataclass(frozen=True)
+class ResolvedRecipe:
+    """A recipe and the origin of its values, ``{"lora.rank": "recipe seed"}``; the rest are defaults."""
+
+    recipe: Recipe
+    origins: Mapping[str, str]
+
+    def to_toml(self) -> str:
+        """The whole recipe as TOML, each value with its origin as a comment; loads back to an equal one."""
+        lines = [f"description = {_toml_value(self.recipe.description)}"]
+        for section in SECTIONS:
+            lines += ["", f"[{section}]"]
+            for key, value in getattr(self.recipe, section).model_dump().items():
+                origin = self.origins.get(f"{section}.{key}", "default")
+                text = f"# {key} is absent" if value is None else f"{key} = {_toml_value(value)}"
+                lines.append(f"{text}  # {origin}")
+        return "\n".join(lines) + "\n"
+
+
+def recipe_names() -> list[str]:
+    """The names of the recipes that come with newsdesk."""
+    folder = resources.files("newsdesk") / "recipes"
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
+    )
+
+
+def load_recipe(
+    name_or_path: str | None = None,
+    flags: Mapping[str, Any] | None = None,
+    overrides: Iterable[str] = (),
+) -> ResolvedRecipe:
+    """Resolve a recipe: defaults, then the named recipe or TOML file, then flags and ``key=value`` overrides.
+
+    Args:
+        name_or_path: a name of :func:`recipe_names` or the path of a TOML file; None: defaults alone.
+        flags: dotted keys set by the command line's own flags; None values are taken as not given.
+        overrides: ``section.key=value`` texts, values in TOML (bare words are strings).
+
+    Raises:
+        UserError: naming every fault of the recipe at once.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    if name_or_path is not None:
+        values = _read_toml(name_or_path)
+        for section in SECTIONS:
+            if isinstance(values.get(section), dict):
+                origins |= {f"{section}.{key}": f"recipe {name_or_path}" for key in values[section]}
+    for key, value in (flags or {}).items():
+        if value is not None:
+            _assign(values, key, value)
+            origins[key] = "flag"
+    for override in overrides:
+        key, value = _parse_override(override)
+        _assign(values, key, value)
+        origins[key] = "flag --set"
+    try:
+        return ResolvedRecipe(Recipe.model_validate(values), origins)
+    except ValidationError as error:
+        raise _faults(error, origins) from None
+
+
+def _read_toml(name_or_path: str) -> dict[str, Any]:
+    path = Path(name_or_path)
+    if path.suffix == ".toml" or path.is_file():
+        if not path.is_file():
+            raise UserError(f"there is no recipe file {path}", mend="check the path given to --recipe")
+        text, shown = path.read_text(encoding="utf-8"), str(path)
+    elif name_or_path in recipe_names():
+        text = (resources.files("newsdesk") / "recipes" / f"{name_or_path}.toml").read_text(encoding="utf-8")
+        shown = name_or_path
+    else:
+        raise UserError(
+            f"there is no recipe called {name_or_path!r}",
+            found=f"recipes: {', '.join(recipe_names())}",
+            mend="give one of these names to --recipe, or the path of a .toml file",
+        )
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"the recipe {shown} is not valid TOML", found=str(error)) from None
+
+
+def _parse_override(override: str) -> tuple[str, Any]:
+    key, equals, text = override.partition("=")
+    key, text = key.strip(), text.strip()
+    if not equals or key.count(".") != 1:
+        raise UserError(
+            "--set takes section.key=value",
+            found=f"--set {override!r}",
+            mend="for example --set lora.rank=16; newsdesk train --dry-run shows all keys",
+        )
+    try:
+        return key, tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, text
+
+
+def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+    section, name = key.split(".")
+    values.setdefault(section, {})[name] = value
+
+
+def _faults(error: ValidationError, origins: Mapping[str, str]) -> UserError:
+    """Every fault pydantic found, one a line, in the words of the recipe."""
+    found: dict[str, str] = {}
+    for fault in error.errors():
+        # Beyond section.key pydantic adds the branch of a union it tried; the user never wrote that.
+        key = ".".join(str(part) for part in fault["loc"][:2])
+        if fault["type"] == "extra_forbidden":
+            text = f"{key}: no such key{_suggestion(key)}"
+        elif fault["type"] == "value_error":
+            text = f"{key}: {fault['ctx']['error']}"
+        else:
+            text = f"{key}: {fault['msg'].lower()}, not {fault['input']!r} ({origins.get(key, 'default')})"
+        found.setdefault(key, text)
+    count = len(found)
+    return UserError(
+        f"the recipe has {count} fault{'s' if count > 1 else ''}",
+        found="\n       ".join(found.values()),
+        mend="correct the recipe file, the flag, or the --set named above",
+    )
+
+
+def _suggestion(key: str) -> str:
+    known = [
+        f"{section}.{name}"
+        for section in SECTIONS
+        for name in Recipe.model_fields[section].default.model_dump()
+    ]
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f"; keys start with {', '.join(SECTIONS)}"
+
+
+def _toml_value(value: object) -> str:
+    """A TOML literal: JSON's strings, numbers, booleans and arrays are TOML's too."""
+    return json.dumps(value, ensure_ascii=False)

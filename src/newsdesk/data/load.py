@@ -1,0 +1,132 @@
+"""From what ``--data`` says to examples: named data sets, folders and files, by one path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from newsdesk.config import DataSection
+from newsdesk.data.datasets import DATA_SETS, dataset_files, folder_files
+from newsdesk.data.examples import Examples
+from newsdesk.data.layout import TextLayout, text_layout, to_examples
+from newsdesk.data.readers import read_table
+from newsdesk.data.splits import split
+from newsdesk.data.table import Table
+from newsdesk.errors import UserError
+from newsdesk.sources.source import Progress
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run learns from and picks its best checkpoint by.
+
+    Attributes:
+        train: rows to learn from.
+        validation: rows held out of learning; may be empty.
+        layout: how rows became texts, which prediction repeats.
+        licence: of the texts, as far as it is known.
+    """
+
+    train: Examples
+    validation: Examples
+    layout: TextLayout
+    licence: str | None
+
+
+@dataclass(frozen=True)
+class SplitTable:
+    """One split of some data as a table, with what is known of where it came from."""
+
+    table: Table
+    label_names: tuple[str, ...] | None
+    licence: str | None
+
+
+def load_split(
+    name_or_path: str,
+    split_name: str,
+    *,
+    header: bool | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> SplitTable:
+    """Read the ``train`` or ``test`` split of a named data set or folder; a file is its own only split.
+
+    Raises UserError when there is no such data, or it has no such split.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_file() or (name_or_path not in DATA_SETS and not path.is_dir() and path.suffix):
+        return SplitTable(read_table(path, header=header), None, None)
+    if name_or_path in DATA_SETS:
+        files = dataset_files(name_or_path, offline=offline, progress=progress)
+    elif path.is_dir():
+        files = folder_files(path)
+    else:
+        files = dataset_files(name_or_path)  # not known either: its error names the closest
+    chosen = {"train": files.train, "test": files.test}.get(split_name)
+    if chosen is None:
+        there = "train" + (", test" if files.test else "")
+        raise UserError(
+            f"{name_or_path} has no split {split_name!r}",
+            found=f"splits: {there}",
+            mend="name one of these with --split, or give a file with --data",
+        )
+    return SplitTable(read_table(chosen, header=header), files.label_names, files.licence)
+
+
+def load_training_data(
+    data: DataSection, *, seed: int, offline: bool = False, progress: Progress | None = None
+) -> TrainingData:
+    """Read, lay out and split the rows that a recipe's data section names.
+
+    Raises UserError for anything that keeps the rows from being learned from.
+    """
+    found = load_split(data.train, "train", header=data.header, offline=offline, progress=progress)
+    layout = text_layout(
+        found.table, text=data.text, label=data.label, template=data.template, normaliser=data.normaliser
+    )
+    train = _examples(found.table, data, layout, found.label_names)
+    require_two_classes(train)
+    if data.validation is not None:
+        table = load_split(data.validation, "test", header=data.header).table
+        validation = _examples(table, data, layout.for_table(table), train.label_names)
+    elif data.validation_share:
+        splits = split(train, validation=data.validation_share, seed=seed)
+        train, validation = splits.train, splits.validation
+    else:
+        validation = train.select([])
+    return TrainingData(_first_rows(train, data.train_rows, seed), validation, layout, found.licence)
+
+
+def require_two_classes(train: Examples) -> None:
+    """Raise UserError unless at least two classes have rows."""
+    if train.labels is None or len(np.unique(train.labels)) < 2:
+        raise UserError(
+            "a classifier needs rows of at least two classes",
+            found=f"only {', '.join(train.label_names) or 'unlabelled rows'} in {train.source}",
+            mend="name the column that holds the class with --label, or give other data with --data",
+        )
+
+
+def _examples(
+    table: Table, data: DataSection, layout: TextLayout, label_names: Sequence[str] | None
+) -> Examples:
+    return to_examples(
+        table,
+        text=layout.text_columns,
+        label=data.label,
+        label_names=label_names,
+        template=layout.template,
+        normaliser=layout.normaliser,
+        labelled=True,
+    )
+
+
+def _first_rows(train: Examples, rows: int | None, seed: int) -> Examples:
+    """A stratified sample of ``rows`` rows; all where there are no more."""
+    if rows is None or rows >= len(train):
+        return train
+    return split(train, validation=rows, seed=seed).validation

@@ -1,0 +1,80 @@
+"""A classifier ready to compute: on its device, in its precision, by the fastest engine that fits it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from newsdesk.model.device import Precision
+from newsdesk.model.encoder import fuse, reason_not_fusable
+from newsdesk.model.tokenizer import TokenIds, length_sorted_batches, pad
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Network(nn.Module):
+    """Token ids to logits. Shares its trained parameters with the PEFT model that gets saved.
+
+    Attributes:
+        model: the PEFT model, whose trainable parameters are also this module's.
+        engine: which implementation computes it and, if it is not the fast one, why.
+    """
+
+    def __init__(self, model: PeftModel, device: torch.device, precision: Precision) -> None:
+        """Move ``model`` to ``device`` and choose the engine: the fused encoder where it can."""
+        super().__init__()
+        model.to(device)
+        self.model = model
+        self.device = device
+        self.precision = precision
+        self.pad_id = int(model.config.pad_token_id or 0)
+        # float16 underflows without scaled losses and autocast, which the fused encoder does not do.
+        reason = "float16 goes through autocast" if precision == "float16" else reason_not_fusable(model)
+        self.engine = "fused encoder" if reason is None else f"transformers + peft ({reason})"
+        self._fused = fuse(model, compute_dtype=_DTYPES[precision]) if reason is None else None
+
+    def forward(self, sequences: Sequence[TokenIds], to_length: int | None = None) -> Tensor:
+        """Logits of a batch, float32 of shape (rows, classes) on ``device``; padded to the longest row."""
+        input_ids, attention_mask = (
+            torch.from_numpy(array).to(self.device, non_blocking=True)
+            for array in pad(sequences, self.pad_id, to_length)
+        )
+        if self._fused is not None:
+            logits: Tensor = self._fused(input_ids, attention_mask)
+            return logits
+        mixed = self.precision != "float32"
+        with torch.autocast(self.device.type, dtype=_DTYPES[self.precision], enabled=mixed):
+            output = self.model(input_ids=input_ids, attention_mask=attention_mask)
+        return output.logits.float()  # type: ignore[no-any-return]
+
+
+def predict_logits(
+    network: Network,
+    sequences: Sequence[TokenIds],
+    *,
+    batch_size: int = 32,
+    progress: Callable[[int], None] | None = None,
+) -> NDArray[np.float32]:
+    """Logits of any number of rows, (rows, classes), in their order; dropout off; computed longest first.
+
+    ``progress`` is called with the number of rows of each batch done.
+    """
+    was_training = network.training
+    network.eval()
+    logits = np.zeros((len(sequences), network.model.config.num_labels), dtype=np.float32)
+    lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+    with torch.inference_mode():
+        for rows in length_sorted_batches(lengths, batch_size):
+            logits[rows] = network([sequences[row] for row in rows]).cpu().numpy()
+            if progress is not None:
+                progress(len(rows))
+    network.train(was_training)
+    return logits

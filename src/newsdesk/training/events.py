@@ -1,0 +1,66 @@
+"""What happens during training, as values: whoever cares (display, log, checkpoints) consumes them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+FinishReason = Literal["completed", "early-stopping", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Started:
+    """Training is about to begin. ``engine`` says which implementation runs the encoder, and why."""
+
+    steps: int
+    epochs: float
+    rows: int
+    validation_rows: int
+    device: str
+    precision: str
+    engine: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step. Tokens are counted since the last step; ``padded_tokens`` includes the padding."""
+
+    step: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    rows: int
+    tokens: int
+    padded_tokens: int
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The state of the model on the validation rows; ``best`` when no earlier one was better."""
+
+    step: int
+    epoch: float
+    loss: float
+    accuracy: float
+    macro_f1: float
+    best: bool
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Training is over and the model holds the best state seen (the last, without validation rows)."""
+
+    step: int
+    epoch: float
+    reason: FinishReason
+    best_step: int
+    padding_share: float
+
+
+Event = Started | Step | Validation | Finished
+
+
+def to_record(event: Event) -> dict[str, Any]:
+    """An event as one JSON object for ``log.jsonl``, its kind under ``event``."""
+    return {"event": type(event).__name__.lower(), **asdict(event)}

@@ -1,0 +1,126 @@
+"""The folder a training leaves: what lies where in it, and how it is sealed. No torch in here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from newsdesk.data.layout import TextLayout
+from newsdesk.errors import UserError
+from newsdesk.files import sha256_of, write_json, write_text
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What PEFT's folder forgets: class names in id order, how a row becomes a text, where it is cut."""
+
+    names: tuple[str, ...]
+    layout: TextLayout
+    max_length: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of labels.json."""
+        return {"labels": list(self.names), "text": self.layout.to_dict(), "max_length": self.max_length}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside one run; nothing is read before it is asked for."""
+
+    path: Path
+
+    @property
+    def adapter(self) -> Path:
+        """PEFT's two files."""
+        return self.path / "adapter"
+
+    @property
+    def tokenizer(self) -> Path:
+        """tokenizer.json and its settings."""
+        return self.path / "tokenizer"
+
+    @property
+    def recipe(self) -> Path:
+        """Every value of the recipe and where it came from."""
+        return self.path / "recipe.toml"
+
+    @property
+    def log(self) -> Path:
+        """One event a line."""
+        return self.path / "log.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        """Evaluation results by split."""
+        return self.path / "metrics.json"
+
+    @cached_property
+    def labels(self) -> Labels:
+        """The content of labels.json."""
+        content = self._read("labels.json")
+        return Labels(tuple(content["labels"]), TextLayout.from_dict(content["text"]), content["max_length"])
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """Versions, seeds, data fingerprints, the base model, and the sha256 of every file."""
+        return self._read(MANIFEST)
+
+    def write_labels(self, labels: Labels) -> None:
+        """Write labels.json."""
+        write_json(self.path / "labels.json", labels.to_dict())
+
+    def write_recipe(self, toml: str) -> None:
+        """Write recipe.toml."""
+        write_text(self.recipe, toml)
+
+    def seal(self, facts: Mapping[str, Any]) -> None:
+        """Write the manifest, last of all: ``facts`` and the sha256 of every other file of the run."""
+        files = sorted(file for file in self.path.rglob("*") if file.is_file() and self._belongs(file))
+        hashes = {file.relative_to(self.path).as_posix(): sha256_of(file) for file in files}
+        write_json(self.path / MANIFEST, {**facts, "files": hashes})
+
+    def reseal(self) -> None:
+        """Write the manifest anew after files were added, its facts unchanged."""
+        self.seal({key: value for key, value in self._read(MANIFEST).items() if key != "files"})
+
+    def _belongs(self, file: Path) -> bool:
+        inside = file.relative_to(self.path)
+        return inside.as_posix() != MANIFEST and not any(part.startswith(".") for part in inside.parts)
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            content: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError) as error:
+            raise UserError(f"{self.path / name} is missing or damaged", found=str(error)) from None
+        return content
+
+
+def open_run(path: Path) -> RunFolder:
+    """A finished run. Raises UserError when the folder is missing, not a run, or an unfinished one."""
+    if not path.is_dir():
+        raise UserError(
+            f"there is no run at {path}",
+            found="no such folder" if not path.exists() else "a file, not a folder",
+            mend="give the folder that newsdesk train --out wrote",
+        )
+    run = RunFolder(path)
+    if not (path / MANIFEST).is_file():
+        if run.recipe.is_file():
+            raise UserError(
+                f"the run {path} is unfinished",
+                found="it has a recipe but no manifest.json, which is written last",
+                mend="train it again with newsdesk train --overwrite",
+            )
+        raise UserError(
+            f"{path} is not a run of newsdesk",
+            found=", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "an empty folder",
+            mend="give the folder that newsdesk train --out wrote; "
+            "an adapter trained elsewhere becomes a run by newsdesk import-adapter",
+        )
+    return run
