@@ -1,3 +1,25 @@
 """newsdesk: fine-tune a text encoder with LoRA to classify news, evaluate it honestly, deploy it."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+__all__ = ["UserError", "__version__", "evaluate", "load", "train"]
+
+if TYPE_CHECKING:
+    from newsdesk.api import evaluate, load, train
+    from newsdesk.errors import UserError
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public functions on first use, so that ``import newsdesk`` and ``--help`` stay quick."""
+    if name == "UserError":
+        from newsdesk.errors import UserError
+
+        return UserError
+    if name in __all__:
+        from newsdesk import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'newsdesk' has no attribute {name!r}")

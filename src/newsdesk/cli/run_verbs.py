@@ -1,0 +1,243 @@
+"""The verbs of a run's life: train, evaluate, predict, import-adapter."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from newsdesk.cli.shared import JSON_FLAG, names_of, say, shown_fetching, terminal, with_data_flags
+
+if TYPE_CHECKING:
+    from newsdesk.data.table import Table
+
+FORMATS = ("csv", "tsv", "jsonl", "parquet", "submission")
+_RUN = click.argument("run", type=click.Path(path_type=Path))
+
+
+@click.command()
+@click.option("--recipe", help="A recipe's name (quick, best, seed) or a TOML file.")
+@click.option(
+    "--data", "train_data", help="Training rows: a named data set, a file, or a folder.", metavar="NAME|PATH"
+)
+@click.option(
+    "--valid", help="A file of validation rows; default: split off the training rows.", metavar="PATH"
+)
+@click.option("--base", help="A named base model, a Hub id or a local folder.", metavar="NAME|PATH")
+@click.option("--out", type=click.Path(path_type=Path), help="The run folder to write.", metavar="RUN")
+@with_data_flags
+@click.option("--epochs", type=float, help="Passes over the training rows.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any recipe value, such as lora.rank=16."
+)
+@click.option("--overwrite", is_flag=True, help="Replace the run that is at --out.")
+@click.option(
+    "--dry-run", is_flag=True, help="Show parameters, steps, learning rates and an estimate; train nothing."
+)
+@JSON_FLAG
+def train(
+    recipe: str | None,
+    train_data: str | None,
+    valid: str | None,
+    base: str | None,
+    out: Path | None,
+    text: str | None,
+    label: str | None,
+    template: str | None,
+    normaliser: str | None,
+    header: bool | None,
+    epochs: float | None,
+    overrides: tuple[str, ...],
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Train a classifier and leave a run folder."""
+    from newsdesk.config import load_recipe
+
+    flags = {
+        "data.train": train_data,
+        "data.validation": valid,
+        "model.base": base,
+        "data.text": names_of(text),
+        "data.label": label,
+        "data.template": template,
+        "data.normaliser": normaliser,
+        "data.header": header,
+        "training.epochs": epochs,
+    }
+    resolved = load_recipe(recipe, flags, overrides)
+    if dry_run:
+        from newsdesk.training.plan import make_plan, render_plan
+
+        plan = make_plan(resolved)
+        say(plan.to_dict() if as_json else render_plan(plan))
+        return
+    if out is None:
+        raise click.UsageError("Missing option '--out': the folder that the run is written to.")
+    from newsdesk.api import train_resolved
+    from newsdesk.display import TrainingDisplay
+
+    console = terminal()
+    display = TrainingDisplay(console)
+    with shown_fetching(console) as progress:
+        try:
+            run = train_resolved(resolved, out, observe=display.show, overwrite=overwrite, progress=progress)
+        finally:
+            display.close()
+    say({"run": str(out), **run.manifest["training"]} if as_json else [f"the run lies in {out}"])
+
+
+@click.command()
+@_RUN
+@click.option(
+    "--data", required=True, help="Labelled rows: a named data set, a file, or a folder.", metavar="NAME|PATH"
+)
+@click.option("--split", default="test", show_default=True, help="Which split; the key in metrics.json.")
+@click.option(
+    "--baseline", is_flag=True, help="Also fit TF-IDF + linear SVM on the training rows, and compare."
+)
+@click.option("--with-text", is_flag=True, help="Put the texts into the predictions file.")
+@JSON_FLAG
+def evaluate(run: Path, data: str, split: str, baseline: bool, with_text: bool, as_json: bool) -> None:
+    """Measure a run on labelled rows, with intervals."""
+    from newsdesk import api
+    from newsdesk.display import RowCounter
+    from newsdesk.evaluation.evaluate import predictions_path
+    from newsdesk.evaluation.tables import render_metrics
+
+    console = terminal()
+    with shown_fetching(console) as progress, RowCounter(console, "evaluating") as rows:
+        result = api.evaluate(
+            run,
+            data,
+            split=split,
+            baseline=baseline,
+            with_text=with_text,
+            count=rows.count,
+            start=rows.start,
+            progress=progress,
+        )
+    if as_json:
+        say(result.to_dict())
+    else:
+        say(render_metrics(result.metrics, result.baseline, result.comparison))
+        console.print(
+            f"every row's probabilities lie in {predictions_path(run, split)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+@click.command()
+@_RUN
+@click.argument("texts", nargs=-1, metavar="[TEXT ...]")
+@click.option(
+    "--input", "source", help="A file of rows, or - for one text a line on standard input.", metavar="FILE|-"
+)
+@click.option("--output", help="The file to write, or - for standard output.", metavar="FILE|-")
+@click.option(
+    "--format", "form", type=click.Choice(FORMATS), help="Output format; default: by the file's ending."
+)
+@click.option(
+    "--top-k", type=click.IntRange(min=1), default=1, show_default=True, help="How many classes to name."
+)
+@click.option("--probabilities", is_flag=True, help="Write every class's probability.")
+@JSON_FLAG
+def predict(
+    run: Path,
+    texts: tuple[str, ...],
+    source: str | None,
+    output: str | None,
+    form: Any,
+    top_k: int,
+    probabilities: bool,
+    as_json: bool,
+) -> None:
+    """Classify texts given as arguments, on standard input, or in a file."""
+    from newsdesk import api
+    from newsdesk.display import RowCounter, render_predictions
+    from newsdesk.inference.writers import check_destination, write_predictions
+
+    source_path = Path(source) if source not in (None, "-") else None
+    target = Path(output) if output not in (None, "-") else None
+    if target is not None:
+        check_destination(target, source=source_path, format=form)
+    table = _table_to_classify(texts, source)
+    console = terminal()
+    with shown_fetching(console) as progress, RowCounter(console, "classifying") as rows:
+        predictor = api.load(run, progress=progress)
+        rows.start(len(table))
+        predictions = api.predict_table(predictor, table, count=rows.count)
+    if as_json:
+        say({"predictions": predictions.to_dicts(None if probabilities else top_k)})
+    elif texts and output is None and form is None:
+        say(render_predictions(texts, predictions, len(predictor.label_names) if probabilities else top_k))
+    else:
+        write_predictions(
+            table.rows,
+            table.columns,
+            predictions,
+            target or sys.stdout.buffer,
+            format=form,
+            top_k=top_k,
+            all_probabilities=probabilities,
+            source=source_path,
+        )
+
+
+@click.command("import-adapter")
+@click.argument("adapter", type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="The run folder to write.", metavar="RUN"
+)
+@click.option(
+    "--base", help="The base it was trained on; default: what the adapter names.", metavar="NAME|PATH"
+)
+@click.option("--labels", help="Class names in id order, comma-separated.", metavar="NAMES")
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=2),
+    default=128,
+    show_default=True,
+    help="Tokens a text is cut to.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the run that is at --out.")
+def import_adapter(
+    adapter: Path, out: Path, base: str | None, labels: str | None, max_length: int, overwrite: bool
+) -> None:
+    """Make a run of an adapter folder that transformers + peft trained."""
+    from newsdesk.training.import_adapter import import_adapter as importing
+
+    with shown_fetching(terminal()) as progress:
+        run = importing(
+            adapter,
+            out,
+            base=base,
+            label_names=names_of(labels),
+            max_length=max_length,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    say([f"the run lies in {out}; its classes are {', '.join(run.labels.names)}"])
+
+
+def _table_to_classify(texts: tuple[str, ...], source: str | None) -> Table:
+    """The rows that ``predict`` was asked about, wherever they come from."""
+    from newsdesk.data.readers import read_stream, read_table
+    from newsdesk.data.table import Table
+
+    if texts and source:
+        raise click.UsageError("Give texts or --input, not both.")
+    if texts:
+        lines = tuple(range(1, len(texts) + 1))
+        return Table(
+            Path("the command line"), ("text",), tuple((text,) for text in texts), lines, has_header=False
+        )
+    if source not in (None, "-"):
+        return read_table(Path(str(source)))
+    if sys.stdin.isatty():
+        raise click.UsageError("Nothing to classify: give texts, --input FILE, or pipe one text a line.")
+    return read_stream(sys.stdin.buffer, "txt")

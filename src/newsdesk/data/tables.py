@@ -1,0 +1,93 @@
+"""The report of a data check as lines of text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from newsdesk.data.check import CheckReport, LineGroups, Places
+from newsdesk.data.table import Fault
+
+_SHOWN = 10
+_LABELS_SHOWN = 20
+
+
+def render_check(report: CheckReport) -> list[str]:
+    """What was found, the worst first; lists are cut and say so."""
+    return [
+        f"{report.path}: {report.rows:,} rows, columns {', '.join(report.columns) or 'none'}",
+        f"text: {' + '.join(report.text_columns) or 'none'}    label: {report.label_column or 'none'}",
+        *_faults("malformed rows", report.malformed),
+        *_faults("encoding faults", report.encoding),
+        *_places("rows without a label", report.unlabelled),
+        *_places("rows without text", report.empty),
+        *_groups("texts under two labels", report.conflicts),
+        *_groups("texts more than once", report.duplicates),
+        *_leakage(report),
+        *_labels(report),
+        *_lengths(report),
+        "sound" if report.is_sound else "needs mending",
+    ]
+
+
+def _faults(title: str, faults: Sequence[Fault]) -> Iterator[str]:
+    if faults:
+        yield f"{title}: {len(faults):,}"
+        for fault in faults[:_SHOWN]:
+            yield f"  line {fault.line}: {fault.wrong}" + (f" ({fault.found})" if fault.found else "")
+        yield from _more(len(faults))
+
+
+def _places(title: str, places: Places) -> Iterator[str]:
+    if places.count:
+        yield f"{title}: {places.count:,}, line {_joined(places.lines)}"
+
+
+def _groups(title: str, groups: LineGroups) -> Iterator[str]:
+    if groups.groups:
+        yield f"{title}: {groups.groups:,} ({groups.rows:,} rows)"
+        for lines in groups.lines[:_SHOWN]:
+            yield f"  lines {_joined(lines)}"
+        yield from _more(groups.groups)
+
+
+def _leakage(report: CheckReport) -> Iterator[str]:
+    leakage = report.leakage
+    if leakage is None:
+        return
+    yield (
+        f"rows of {leakage.against} that are here too: {leakage.exact:,} exactly, {leakage.near:,} nearly, "
+        f"of {leakage.rows:,}"
+    )
+    for leak in leakage.leaks[:_SHOWN]:
+        yield f"  line {leak.line} here, line {leak.other_line} there, similarity {leak.similarity:.2f}"
+    yield from _more(len(leakage.leaks))
+
+
+def _labels(report: CheckReport) -> Iterator[str]:
+    if not report.label_counts:
+        return
+    yield f"labels: {len(report.label_counts)}"
+    width = max(len(label) for label in report.label_counts)
+    for label, count in list(report.label_counts.items())[:_LABELS_SHOWN]:
+        yield f"  {label:<{width}} {count:>9,}  {count / report.rows:>6.1%}"
+    yield from _more(len(report.label_counts), _LABELS_SHOWN)
+
+
+def _lengths(report: CheckReport) -> Iterator[str]:
+    lengths = report.token_lengths
+    if lengths is None:
+        return
+    quantiles = ", ".join(f"{share} {tokens}" for share, tokens in lengths.quantiles.items())
+    yield f"tokens a text: mean {lengths.mean:.1f}; at most: {quantiles}"
+    if lengths.truncated is not None:
+        yield f"  cut at {lengths.max_length}: {lengths.truncated:.1%} of the texts"
+
+
+def _more(count: int, shown: int = _SHOWN) -> Iterator[str]:
+    if count > shown:
+        yield f"  and {count - shown:,} more (--json lists them)"
+
+
+def _joined(lines: Sequence[int]) -> str:
+    shown = ", ".join(str(line) for line in lines[:_SHOWN])
+    return shown + (" ..." if len(lines) > _SHOWN else "")

@@ -1,0 +1,208 @@
+"""What the command line shows of long work: a live display on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from newsdesk.inference.predictions import Predictions
+from newsdesk.sources.source import Progress as FetchObserver
+from newsdesk.training.events import Event, Finished, Started, Step, Validation
+
+_PLAIN_LINE_EVERY = 15.0  # seconds, where no terminal can be redrawn
+_SMOOTHING = 0.95  # of the loss shown; single batches of 16 jump
+
+
+class TrainingDisplay:
+    """Shows a training's events: loss, learning rate, tokens a second, time left, validation scores."""
+
+    def __init__(self, console: Console) -> None:
+        """Write to ``console``; a bar where it is a terminal."""
+        self._console = console
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._loss = 0.0
+        self._tokens = 0
+        self._steps = 0
+        self._paused = 0.0
+        self._began = self._last_event = self._last_line = time.monotonic()
+
+    def show(self, event: Event) -> None:
+        """Take one event."""
+        now = time.monotonic()
+        if isinstance(event, Started):
+            self._start(event, now)
+        elif isinstance(event, Step):
+            self._step(event, now)
+        elif isinstance(event, Validation):
+            self._paused += now - self._last_event
+            best = "  (best so far)" if event.best else ""
+            self._line(
+                f"epoch {event.epoch:.2f}  validation: accuracy {event.accuracy:.2%}, "
+                f"macro F1 {event.macro_f1:.2%}, loss {event.loss:.4f}{best}"
+            )
+        else:
+            self._finish(event, now)
+        self._last_event = time.monotonic()
+
+    def close(self) -> None:
+        """Stop drawing; safe to call at any time."""
+        if self._progress is not None:
+            self._progress.stop()
+
+    def _start(self, event: Started, now: float) -> None:
+        self._steps = event.steps
+        self._line(
+            f"{event.rows:,} training rows, {event.validation_rows:,} validation rows, "
+            f"{event.steps:,} steps ({event.epochs:g} epochs)"
+        )
+        self._line(f"on {event.device} in {event.precision}, {event.engine}")
+        self._began = self._last_line = now
+        if self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._task = self._progress.add_task("training", total=event.steps, figures="")
+            self._progress.start()
+
+    def _step(self, event: Step, now: float) -> None:
+        self._tokens += event.tokens
+        weight = _SMOOTHING if event.step > 1 else 0.0
+        self._loss = weight * self._loss + (1 - weight) * event.loss
+        busy = max(1e-9, now - self._began - self._paused)
+        speed = f"{self._tokens / busy:,.0f} tokens/s"
+        figures = f"loss {self._loss:.4f}  learning rate {event.learning_rate:.2e}  {speed}"
+        if self._progress is not None:
+            self._progress.update(self._task, completed=event.step, figures=figures)
+        elif now - self._last_line >= _PLAIN_LINE_EVERY:
+            left = (self._steps - event.step) * busy / event.step
+            self._line(f"step {event.step:,}/{self._steps:,}  {figures}  {_clock(left)} left")
+            self._last_line = now
+
+    def _finish(self, event: Finished, now: float) -> None:
+        self.close()
+        reason = {
+            "completed": "finished",
+            "early-stopping": "stopped early: no gain in validation",
+            "interrupted": "interrupted; what was learned so far is kept",
+        }[event.reason]
+        kept = f", kept the state of step {event.best_step:,}" if event.best_step != event.step else ""
+        self._line(
+            f"{reason} after {event.step:,} steps in {_clock(now - self._began)}{kept}; "
+            f"padding {event.padding_share:.1%} of tokens"
+        )
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def fetching(console: Console) -> Iterator[FetchObserver]:
+    """An observer for downloads: a bar each on a terminal, one line each elsewhere."""
+    tasks: dict[str, TaskID] = {}
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+
+    def observe(done: int, total: int | None, what: str) -> None:
+        if what not in tasks:
+            tasks[what] = bars.add_task(what, total=total)
+            if not console.is_terminal:
+                console.print(what, highlight=False, markup=False, soft_wrap=True)
+        bars.update(tasks[what], completed=done, total=total)
+
+    with bars:
+        yield observe
+
+
+class RowCounter:
+    """A bar over rows that are being classified; nothing where there is no terminal."""
+
+    def __init__(self, console: Console, what: str) -> None:
+        """Count on ``console``; the bar appears with :meth:`start`."""
+        self._bar = Progress(
+            TextColumn(what),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = TaskID(0)
+
+    def start(self, rows: int) -> None:
+        """Begin a count of ``rows``."""
+        self._task = self._bar.add_task("", total=rows)
+        self._bar.start()
+
+    def count(self, rows: int) -> None:
+        """``rows`` more are done."""
+        self._bar.update(self._task, advance=rows)
+
+    def __enter__(self) -> RowCounter:
+        """The counter itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop drawing."""
+        self._bar.stop()
+
+
+def render_predictions(texts: Sequence[str], predictions: Predictions, top_k: int) -> list[str]:
+    """A line a text: its most probable classes with their probabilities, then the text."""
+    ranked = [prediction.top_k(top_k) for prediction in predictions]
+    cells = [", ".join(f"{label} {probability:.1%}" for label, probability in row) for row in ranked]
+    width = max(map(len, cells))
+    return [f"{cell:<{width}}  {text}" for cell, text in zip(cells, texts, strict=True)]
+
+
+def render_columns(rows: Sequence[Mapping[str, object]]) -> list[str]:
+    """A plain table under its keys; numbers to the right, yes and no for booleans."""
+    table = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    right = [isinstance(value, int) and not isinstance(value, bool) for value in rows[0].values()]
+    return [
+        "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in table
+    ]
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
