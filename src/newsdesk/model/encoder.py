@@ -8,12 +8,13 @@ What is left out of the work that transformers + peft do, and why it may be:
 - Every one of these classifiers reads only the first token, so the last layer computes only that:
   keys and values of all tokens, everything else of one.
 - The embeddings and all layers below the first adapter build no graph, frozen weights get no gradient.
-- Dropout draws 16 random bits an element, not a double (see fused_ops).
+- Dropout draws 16 random bits an element, and keeps only these (see fused_ops).
 - A batch without padding carries no mask.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,27 +27,28 @@ from newsdesk.model.fused_ops import AdaptedLinear, Span, attention, dropout, dr
 if TYPE_CHECKING:
     from peft import PeftModel
 
-FAMILIES = {
-    "BertForSequenceClassification": "bert",
-    "CamembertForSequenceClassification": "roberta",
-    "MPNetForSequenceClassification": "mpnet",
-    "RobertaForSequenceClassification": "roberta",
-    "XLMRobertaForSequenceClassification": "roberta",
-}
+CLASSIFIERS = (
+    "BertForSequenceClassification",
+    "CamembertForSequenceClassification",
+    "MPNetForSequenceClassification",
+    "RobertaForSequenceClassification",
+    "XLMRobertaForSequenceClassification",
+)
 
 
 class Projection(nn.Module):
-    """Linear layers of one input as one: (tokens, in) -> (tokens, sum of outs), frozen but for their adapters.
+    """Linear layers of one input as one: (tokens, in) -> (tokens, sum of outs).
 
-    The layers' own weights become views of the fused matrix, so it is held once.
+    Frozen but for their adapters. The layers' own weights become views of the fused matrix.
     """
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, linears: Sequence[nn.Module]) -> None:
+    def __init__(self, linears: Sequence[Any]) -> None:
+        """Take plain or LoRA-carrying linear layers, in the order their outputs are to stand."""
         super().__init__()
-        bases = [getattr(linear, "base_layer", linear) for linear in linears]
+        bases = [_base(linear) for linear in linears]
         self.register_buffer("weight", _one_storage([base.weight for base in bases]), persistent=False)
         self.register_buffer("bias", _one_storage([base.bias for base in bases]), persistent=False)
         self.factors = nn.ParameterList()
@@ -56,7 +58,7 @@ class Projection(nn.Module):
             stop = start + base.out_features
             if linear is not base:
                 (name,) = linear.lora_A
-                self.factors += [linear.lora_A[name].weight, linear.lora_B[name].weight]
+                self.factors += _adapter(linear)
                 self.dropout = getattr(linear.lora_dropout[name], "p", 0.0)
                 spans.append(Span(start, stop, linear.scaling[name]))
             start = stop
@@ -65,8 +67,8 @@ class Projection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(tokens, in) -> (tokens, out)."""
         probability = self.dropout if self.training else 0.0
-        y: Tensor = AdaptedLinear.apply(x, self.weight, self.bias, self.spans, probability, *self.factors)
-        return y
+        arguments = (x, self.weight, self.bias, self.spans, probability, *self.factors)
+        return AdaptedLinear.apply(*arguments)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _one_storage(parts: list[nn.Parameter]) -> Tensor:
@@ -80,9 +82,10 @@ def _one_storage(parts: list[nn.Parameter]) -> Tensor:
 
 
 class Layer(nn.Module):
-    """One transformer layer with LayerNorm after each half (Vaswani et al., 2017): (batch * length, hidden)."""
+    """One transformer layer, LayerNorm after each half (Vaswani et al., 2017)."""
 
     def __init__(self, layer: Any, heads: int) -> None:
+        """Take over a transformers layer: LayerNorms and activation as they are, linears as Projections."""
         super().__init__()
         query, key, value, output = _attention_linears(layer)
         self._project(query, key, value)
@@ -97,7 +100,7 @@ class Layer(nn.Module):
         self.hidden_dropout = float(layer.output.dropout.p)
         self.attention_dropout = float(_self_attention(layer).dropout.p)
 
-    def _project(self, query: nn.Module, key: nn.Module, value: nn.Module) -> None:
+    def _project(self, query: Any, key: Any, value: Any) -> None:
         self.query_key_value = Projection([query, key, value])
 
     def forward(self, x: Tensor, batch: int, bias: Tensor | None) -> Tensor:
@@ -110,14 +113,14 @@ class Layer(nn.Module):
         context = attention(q, k, v, bias, self.attention_dropout if self.training else 0.0)
         x = self.attention_norm(dropout_add(self.attention_output(context), x, hidden_dropout))
         inner = self.activation(self.intermediate(x))
-        x = self.output_norm(dropout_add(self.output(inner), x, hidden_dropout))
-        return x
+        y: Tensor = self.output_norm(dropout_add(self.output(inner), x, hidden_dropout))
+        return y
 
 
 class LastLayer(Layer):
     """The last layer, where only the first token is read: (batch * length, hidden) -> (batch, hidden)."""
 
-    def _project(self, query: nn.Module, key: nn.Module, value: nn.Module) -> None:
+    def _project(self, query: Any, key: Any, value: Any) -> None:
         self.query = Projection([query])
         self.key_value = Projection([key, value])
 
@@ -138,6 +141,7 @@ class FusedClassifier(nn.Module):
     """
 
     def __init__(self, model: PeftModel) -> None:
+        """Take over a model that `reason_not_fusable` has nothing against; `fuse` looks first."""
         super().__init__()
         classifier: Any = model.get_base_model()
         backbone = getattr(classifier, classifier.base_model_prefix)
@@ -150,7 +154,7 @@ class FusedClassifier(nn.Module):
         self.train(model.training)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Token ids (batch, length) int64 and mask (batch, length) of 1 and 0 -> logits (batch, classes) float32.
+        """Token ids int64 and mask of 1 and 0, both (batch, length) -> logits (batch, classes) float32.
 
         None as the mask says that nothing is padded. On a CPU a mask of ones is found out and
         dropped; on a GPU looking would wait for the device, so there the caller says it.
@@ -179,7 +183,7 @@ class FusedClassifier(nn.Module):
         return dropout(x, float(tables.dropout.p) if self.training else 0.0).flatten(0, 1)
 
     def _attention_bias(self, input_ids: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """What is added to the attention scores: MPNet's relative positions, the mask of padding, both or None."""
+        """What is added to the attention scores: MPNet's relative positions, the mask of padding, or both."""
         bias = None
         if self.relative_bias is not None:
             bias = self.relative_bias(input_ids[:1])  # the batch's rows share it, and it is frozen
@@ -190,13 +194,13 @@ class FusedClassifier(nn.Module):
 
 
 def fuse(model: PeftModel, *, compute_dtype: torch.dtype = torch.float32) -> FusedClassifier:
-    """Return the fast form of a LoRA classifier; both share every trainable parameter and every frozen weight.
+    """Return the fast form of a LoRA classifier; the two share trainable parameters and frozen weights.
 
     Training the result trains the peft model, which saves as before. Its frozen encoder weights are
-    converted to compute_dtype in place and those of query, key and value become views of one matrix,
-    so memory is not doubled: move the model to its device before. In float32 the peft model computes what it
-    did; in bfloat16 run it under torch.autocast, and merge adapters into freshly loaded weights, not
-    these rounded ones. Adapters and head stay as they are (float32).
+    converted to compute_dtype in place, and those of query, key and value become views of one matrix:
+    nothing is held twice, so move the model to its device first. In float32 the peft model computes
+    what it did; in bfloat16 run it under torch.autocast, and merge adapters into freshly loaded
+    weights, not into these rounded ones. Adapters and head stay as they are (float32).
 
     Raises ValueError where `reason_not_fusable` has a reason.
     """
@@ -205,76 +209,104 @@ def fuse(model: PeftModel, *, compute_dtype: torch.dtype = torch.float32) -> Fus
         raise ValueError(f"cannot be fused: {reason}")
     classifier: Any = model.get_base_model()
     backbone = getattr(classifier, classifier.base_model_prefix)
-    for part in (backbone.embeddings, backbone.encoder):
-        for parameter in part.parameters():
-            if not parameter.requires_grad:
-                parameter.data = parameter.data.to(compute_dtype)
+    adapters = {id(p) for linear in _encoder_linears(classifier) for p in _adapter(linear)}
+    for parameter in (*backbone.embeddings.parameters(), *backbone.encoder.parameters()):
+        if id(parameter) not in adapters:
+            parameter.data = parameter.data.to(compute_dtype)
     return FusedClassifier(model)
 
 
-def reason_not_fusable(model: nn.Module) -> str | None:
-    """Why `fuse` cannot take the model, as a sentence's end for the log, or None where it can.
+def keep_freed_memory() -> bool:
+    """Have the process keep the memory that one step frees for the next; False where there is no glibc.
 
-    A model with a reason trains through transformers + peft unchanged.
+    By default glibc may give the top of the heap back to the kernel after every step, and each page then
+    faults in again, zeroed: 10,000 faults a step and a fifth of a small encoder's time on a CPU. It
+    changes the whole process (blocks up to 32 MiB come from the heap, which never shrinks), so a program
+    that trains calls it once; `fuse` does not.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # numbers of mallopt(3)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and bool(mallopt(mmap_threshold, 2**25) and mallopt(trim_threshold, -1))
+
+
+def reason_not_fusable(model: Any) -> str | None:
+    """Why `fuse` cannot take the model, as half a sentence for the log, or None where it can.
+
+    A model with a reason trains through transformers + peft, more slowly and to the same end.
     """
     if not hasattr(model, "peft_config") or not hasattr(model, "get_base_model"):
         return "it is not a peft model"
-    classifier: Any = model.get_base_model()
-    if type(classifier).__name__ not in FAMILIES:
-        return f"{type(classifier).__name__} is none of {', '.join(FAMILIES)}"
-    if len(model.peft_config) != 1:
-        return f"it carries {len(model.peft_config)} adapters, not one"
-    (adapter,) = model.peft_config.values()
-    if adapter.peft_type != "LORA":
-        return f"its adapter is {adapter.peft_type}, not LoRA"
-    config = classifier.config
-    if getattr(config, "position_embedding_type", "absolute") not in ("absolute", None):
-        return f"its positions are {config.position_embedding_type}, not absolute"
-    if getattr(config, "is_decoder", False):
-        return "it is a decoder"
-    return _reason_in_linears(classifier) or _reason_in_the_rest(classifier)
+    classifier = model.get_base_model()
+    return (
+        _reason_in_the_kind(classifier, list(model.peft_config.values()))
+        or _reason_in_linears(classifier)
+        or _reason_in_the_rest(classifier)
+    )
+
+
+def _reason_in_the_kind(classifier: Any, adapters: list[Any]) -> str | None:
+    """Architecture, positions and kind of adapter."""
+    kind, config = type(classifier).__name__, classifier.config
+    positions = getattr(config, "position_embedding_type", None) or "absolute"
+    obstacles = {
+        f"{kind} is none of {', '.join(CLASSIFIERS)}": kind not in CLASSIFIERS,
+        f"its positions are {positions}, not absolute": positions != "absolute",
+        "it is a decoder, whose tokens do not see what follows": getattr(config, "is_decoder", False),
+        f"it carries {len(adapters)} adapters, not one": len(adapters) != 1,
+        f"its adapter is of type {adapters[0].peft_type.value}, not LORA": adapters[0].peft_type != "LORA",
+    }
+    return next((reason for reason, found in obstacles.items() if found), None)
 
 
 def _reason_in_linears(classifier: Any) -> str | None:
+    """Every linear layer of the encoder must be a plain one, with plain LoRA or none."""
     from peft.tuners.lora import Linear
 
     names = {id(module): name for name, module in classifier.named_modules()}
     for linear in _encoder_linears(classifier):
-        name, base = names[id(linear)], getattr(linear, "base_layer", linear)
-        if type(base) is not nn.Linear:  # a quantised layer may be a subclass
+        name, base = names[id(linear)], _base(linear)
+        if type(base) is not nn.Linear:  # quantised layers are subclasses
             return f"{name} is a {type(base).__name__}, not a plain linear layer"
         if linear is base:
             continue
-        if type(linear) is not Linear:
-            return f"{name} carries a {type(linear).__name__}, not plain LoRA"
-        if linear.lora_variant:
-            variants = {type(variant).__name__ for variant in linear.lora_variant.values()}
-            return f"{name} uses {', '.join(sorted(variants))}, not plain LoRA"
-        if any(linear.lora_bias.values()):
-            return f"{name}'s adapter has a bias"
+        variants = {type(variant).__name__ for variant in getattr(linear, "lora_variant", {}).values()}
+        if type(linear) is not Linear or variants:
+            return f"{name} carries {', '.join(variants) or type(linear).__name__}, not plain LoRA"
+        if any(getattr(linear, "lora_bias", {}).values()):
+            return f"the adapter of {name} has a bias"
         if linear.merged or linear.disable_adapters:
-            return f"{name}'s adapter is merged or disabled"
+            return f"the adapter of {name} is merged or disabled"
     return None
 
 
 def _reason_in_the_rest(classifier: Any) -> str | None:
-    """Outside the encoder's linear layers and the head, nothing may be wrapped or trained."""
+    """Outside the adapters of the encoder's linear layers and the head, nothing may be wrapped or trained."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
-    linears = list(_encoder_linears(classifier))
-    known = {id(module) for part in (*_head(classifier), *linears) for module in part.modules()}
+    head, linears = nn.ModuleList(_head(classifier)), list(_encoder_linears(classifier))
+    known = {id(module) for part in (head, *linears) for module in part.modules()}
     for name, module in classifier.named_modules():
-        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) and id(module) not in known:
-            return f"{name} is adapted, which only linear layers and the head can be"
-    free = {id(parameter) for part in _head(classifier) for parameter in part.parameters()}
-    for linear in linears:
-        if hasattr(linear, "lora_A"):
-            free |= {id(p) for factors in (linear.lora_A, linear.lora_B) for p in factors.parameters()}
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and id(module) not in known:
+            return f"{name} is adapted, and only linear layers and the head can be"
+    trainable = {id(p) for part in (head.parameters(), *map(_adapter, linears)) for p in part}
     for name, parameter in classifier.named_parameters():
-        if parameter.requires_grad and id(parameter) not in free:
-            return f"it trains {name}, which the fused encoder keeps frozen"
+        if parameter.requires_grad and id(parameter) not in trainable:
+            return f"it trains {name}, which the fused encoder holds frozen"
     return None
+
+
+def _base(linear: Any) -> Any:
+    """The frozen linear layer itself, under its adapter or bare."""
+    return getattr(linear, "base_layer", linear)
+
+
+def _adapter(linear: Any) -> list[nn.Parameter]:
+    """LoRA's A (r, in) and B (out, r) of a linear layer, or nothing."""
+    if linear is _base(linear):
+        return []
+    (name,) = linear.lora_A
+    return [linear.lora_A[name].weight, linear.lora_B[name].weight]
 
 
 def _self_attention(layer: Any) -> Any:
@@ -282,7 +314,7 @@ def _self_attention(layer: Any) -> Any:
     return getattr(layer.attention, "attn", None) or layer.attention.self
 
 
-def _attention_linears(layer: Any) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
+def _attention_linears(layer: Any) -> tuple[Any, Any, Any, Any]:
     """Query, key, value and output projection of a layer."""
     inner = _self_attention(layer)
     if hasattr(inner, "o"):
@@ -290,7 +322,7 @@ def _attention_linears(layer: Any) -> tuple[nn.Module, nn.Module, nn.Module, nn.
     return inner.query, inner.key, inner.value, layer.attention.output.dense
 
 
-def _encoder_linears(classifier: Any) -> Iterator[nn.Module]:
+def _encoder_linears(classifier: Any) -> Iterator[Any]:
     """Every linear layer, adapted or not, that a Projection replaces."""
     for layer in getattr(classifier, classifier.base_model_prefix).encoder.layer:
         yield from _attention_linears(layer)
@@ -298,7 +330,7 @@ def _encoder_linears(classifier: Any) -> Iterator[nn.Module]:
 
 
 def _head(classifier: Any) -> list[nn.Module]:
-    """The modules from the last hidden states (batch, >= 1, hidden) to the logits; each reads position 0 only."""
+    """The modules from the last hidden states to the logits; the first of them reads position 0 only."""
     if classifier.base_model_prefix == "bert":
         return [classifier.bert.pooler, classifier.dropout, classifier.classifier]
     return [classifier.classifier]

@@ -1,4 +1,4 @@
-"""The fused encoder's arithmetic: a frozen linear layer with LoRA, dropout at the price of a memory read, attention.
+"""The fused encoder's arithmetic: frozen linear layers with LoRA, cheap dropout, attention.
 
 Each is an autograd function that keeps only what its backward pass needs: no gradient of a frozen
 weight, no second copy of an activation, no float mask.
@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 
 class Span(NamedTuple):
-    """The output columns start..stop of a fused projection that one adapter adds to, and LoRA's factor alpha/r."""
+    """The output columns start..stop that one adapter adds to, and PEFT's scaling of it."""
 
     start: int
     stop: int
@@ -25,9 +25,9 @@ class Span(NamedTuple):
 class Keep(NamedTuple):
     """Which elements a dropout keeps: those whose random 16 bits reach the threshold.
 
-    PyTorch draws CPU dropout one element at a time (about 7 ns each, a third of a small encoder's
-    step); four 16-bit lanes from each 64-bit draw cost a fifth of that. The probability is thereby
-    rounded to a multiple of 2**-16, and scale is the exact reciprocal of what is then kept.
+    PyTorch's CPU dropout draws a random number for each element (7 ns, in all up to a third of a small
+    encoder's step); four 16-bit lanes from each 64-bit draw make it five times cheaper. The probability
+    is thereby rounded to a multiple of 2**-16; scale is the exact reciprocal of the share then kept.
     """
 
     lanes: Tensor
@@ -60,7 +60,7 @@ class AdaptedLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: Tensor,
         weight: Tensor,
@@ -69,7 +69,7 @@ class AdaptedLinear(torch.autograd.Function):
         dropout: float,
         *factors: Tensor,
     ) -> Tensor:
-        """Return (tokens, out); keeps dropout(x) and the rank-r products, nothing where there is no adapter."""
+        """Return (tokens, out); keeps dropout(x) and the rank-r products, and neither without an adapter."""
         y = F.linear(x, weight, bias)
         keep = Keep.draw(x, dropout) if spans and dropout else None
         seen = x if keep is None else x * keep.mask(x.dtype)
@@ -84,7 +84,7 @@ class AdaptedLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x (where wanted) and of the factors."""
         weight, seen, *rest = ctx.saved_tensors
         count = len(ctx.spans)
@@ -113,13 +113,13 @@ class _DropoutAdd(torch.autograd.Function):
     """residual + dropout(y) in one pass; keeps two bytes an element."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, residual: Tensor, probability: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, y: Tensor, residual: Tensor, probability: float) -> Tensor:
         ctx.keep = Keep.draw(y, probability)
         return torch.addcmul(residual, y, ctx.keep.mask(y.dtype), value=ctx.keep.scale)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         return ctx.keep.mask(grad.dtype).mul_(grad).mul_(ctx.keep.scale), grad, None
 
 
@@ -127,7 +127,7 @@ def dropout_add(y: Tensor, residual: Tensor, probability: float) -> Tensor:
     """Return residual + dropout(y), both of one shape; y is overwritten where nothing is dropped."""
     if not probability:
         return y.add_(residual)
-    return _DropoutAdd.apply(y, residual, probability)  # type: ignore[no-any-return]
+    return _DropoutAdd.apply(y, residual, probability)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def dropout(x: Tensor, probability: float) -> Tensor:
@@ -146,9 +146,7 @@ class _DropoutAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, probability: float
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, probability: float) -> Tensor:
         shape = q.shape
         q, k, v = (t.flatten(0, 1) for t in (q * shape[-1] ** -0.5, k, v))
         scores = q @ k.transpose(1, 2)
@@ -162,7 +160,7 @@ class _DropoutAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, probabilities = ctx.saved_tensors
         shape = grad.shape
         grad = (grad * ctx.keep.scale).flatten(0, 1)
@@ -177,18 +175,17 @@ class _DropoutAttention(torch.autograd.Function):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, probability: float) -> Tensor:
-    """Scaled dot-product attention: q (batch, queries, heads, head_size) -> (batch * queries, heads * head_size).
+    """Scaled dot-product attention -> (batch * queries, heads * head_size).
 
-    k and v (batch, keys, heads, head_size); bias is added to the scaled scores and broadcasts onto
-    (batch, heads, queries, keys); probability is the dropout's.
+    q (batch, queries, heads, head_size), k and v (batch, keys, heads, head_size); bias is added to the
+    scaled scores and broadcasts onto (batch, heads, queries, keys); probability is the dropout's.
     """
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    if probability and q.device.type == "cpu":
-        context = _DropoutAttention.apply(q, k, v, bias, probability)
-    else:
-        context = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=probability)
+    own_dropout = probability and q.device.type == "cpu"
+    kernel: Any = _DropoutAttention.apply if own_dropout else F.scaled_dot_product_attention
+    context: Tensor = kernel(q, k, v, bias, probability)
     batch, heads, queries, head_size = context.shape
-    return context.transpose(1, 2).reshape(batch * queries, heads * head_size)  # type: ignore[no-any-return]
+    return context.transpose(1, 2).reshape(batch * queries, heads * head_size)
 
 
 def padding_bias(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
