@@ -220,7 +220,7 @@ def keep_freed_memory() -> bool:
     """Have the process keep the memory that one step frees for the next; False where there is no glibc.
 
     By default glibc may give the top of the heap back to the kernel after every step, and each page then
-    faults in again, zeroed: 10,000 faults a step and a fifth of a small encoder's time on a CPU. It
+    faults in again, zeroed: about 10,000 faults and a tenth to a fifth of a small encoder's step. It
     changes the whole process (blocks up to 32 MiB come from the heap, which never shrinks), so a program
     that trains calls it once; `fuse` does not.
     """

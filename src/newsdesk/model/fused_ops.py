@@ -25,7 +25,7 @@ class Span(NamedTuple):
 class Keep(NamedTuple):
     """Which elements a dropout keeps: those whose random 16 bits reach the threshold.
 
-    PyTorch's CPU dropout draws a random number for each element (7 ns, in all up to a third of a small
+    PyTorch's CPU dropout draws a random number for each element (7 ns, in all about a tenth of a small
     encoder's step); four 16-bit lanes from each 64-bit draw make it five times cheaper. The probability
     is thereby rounded to a multiple of 2**-16; scale is the exact reciprocal of the share then kept.
     """
