@@ -24,6 +24,7 @@ from newsdesk.errors import UserError
 from newsdesk.model.catalog import BASE_MODELS, ResolvedBase, resolve_base
 from newsdesk.model.classifier import AdapterStore, build_classifier, copy_tokenizer
 from newsdesk.model.device import choose_device, choose_precision
+from newsdesk.model.encoder import keep_freed_memory
 from newsdesk.model.network import Network
 from newsdesk.model.tokenizer import TextTokenizer
 from newsdesk.sources.source import Progress
@@ -70,6 +71,7 @@ def run_training(
     copy_tokenizer(base.path, run.tokenizer)
     tokenizer = TextTokenizer.from_folder(run.tokenizer, recipe.model.max_length)
 
+    keep_freed_memory()
     seed_everything(recipe.training.seed)
     model = build_classifier(base.path, data.train.label_names, recipe.model, recipe.lora)
     require_length(model.config, recipe.model.max_length)
