@@ -1,0 +1,81 @@
+# `make demo` and `make test` set up everything they need; `make help` lists the rest.
+
+PYTHON ?= python3
+VENV   ?= .venv
+RUN    ?= runs/demo
+
+BIN := $(VENV)/bin
+# Of thousands of installed modules few are ever imported: they are compiled then, and kept compiled.
+INSTALL := $(BIN)/python -m pip install --no-compile -c constraints.txt
+export PYTHONDONTWRITEBYTECODE :=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo dev test lint pins clean
+
+help: ## list these targets
+	@echo "usage: make TARGET [PYTHON=python3.12] [VENV=.venv] [RUN=runs/demo]"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-6s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.train ## fetch a model and real newswire, train, evaluate, classify three headlines
+	$(BIN)/newsdesk train --recipe quick --out $(RUN) --overwrite
+	$(BIN)/newsdesk evaluate $(RUN) --data reuters-r8 --split test --baseline
+	$(BIN)/newsdesk predict $(RUN) \
+	  "opec ministers agree to cut crude oil output after prices fall" \
+	  "bank of japan buys dollars to slow the rise of the yen" \
+	  "dock workers strike keeps container ships waiting outside the port"
+	@echo "$$DEMO_ENDS"
+
+define DEMO_ENDS
+
+The run lies in $(RUN): its adapter (PEFT's files), recipe, log and figures.
+Try next, with headlines and rows of your own:
+
+  $(BIN)/newsdesk predict $(RUN) "grain shipments to egypt resume"
+  $(BIN)/newsdesk data check news.csv
+  $(BIN)/newsdesk train --recipe quick --data news.csv --out runs/news
+  $(BIN)/newsdesk predict runs/news --input unread.csv --output sorted.csv
+
+news.csv needs a column of texts and one of classes, such as text and label.
+endef
+export DEMO_ENDS
+
+dev: $(VENV)/.test ## set up the environment that tests and pre-commit use
+
+test: lint ## all checks: style, types, tests with branch coverage
+	$(BIN)/python -m pytest --cov --cov-fail-under=90
+
+lint: $(VENV)/.test ## style and types alone
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+
+pins: ## resolve constraints.txt anew; torch stays at the version it names
+	rm -rf build/pins && mkdir -p build/pins && $(PYTHON) -m venv build/pins/venv
+	grep '^torch==' constraints.txt > build/pins/torch.txt
+	build/pins/venv/bin/python -m pip install -c build/pins/torch.txt -e '.[train,parquet,dev]'
+	grep '^#' constraints.txt > build/pins/constraints.txt
+	build/pins/venv/bin/python -m pip freeze --exclude-editable > build/pins/frozen.txt
+	sed 's/+[a-z0-9.]*$$//' build/pins/frozen.txt >> build/pins/constraints.txt
+	mv build/pins/constraints.txt constraints.txt && rm -rf build/pins
+
+clean: ## remove the environment and all caches; runs stay
+	rm -rf $(VENV) build dist .coverage* .mypy_cache .pytest_cache .ruff_cache
+	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.train: EXTRAS := train
+$(VENV)/.test: EXTRAS := train,parquet,dev
+$(VENV)/.train $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing newsdesk[$(EXTRAS)] into $(VENV); the largest part is torch"
+	$(INSTALL) -e '.[$(EXTRAS)]'
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: newsdesk needs Python 3.11 or newer"; \
+	  echo "found: $$($(PYTHON) --version 2>&1)"; \
+	  echo "mend:  name another one, for example  make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; } >&2
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
