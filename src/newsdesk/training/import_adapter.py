@@ -1,0 +1,356 @@
+"""An adapter that someone trained with plain transformers + peft becomes a run."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from pydantic import ValidationError
+
+from newsdesk import __version__
+from newsdesk.config import LoraSection, Recipe, ResolvedRecipe
+from newsdesk.data.layout import TextLayout
+from newsdesk.errors import UserError
+from newsdesk.files import write_bytes
+from newsdesk.model.catalog import BASE_MODELS, ResolvedBase, resolve_base
+from newsdesk.model.classifier import ADAPTER_FILES, copy_tokenizer, load_classifier, require_adapter_files
+from newsdesk.model.tokenizer import TextTokenizer
+from newsdesk.sources.source import Progress
+from newsdesk.training.run import hub_reference, require_length
+from newsdesk.training.run_folder import MANIFEST, Labels, RunFolder
+
+TEXT_COLUMN = TextLayout(("text",))
+
+_PREFIX = "base_model.model."
+# The layer that gives the logits, under the names that transformers' sequence classifiers give it.
+_OUTPUT_LAYERS = ("classifier.out_proj", "classifier", "score")
+_GENERIC_NAME = re.compile(r"LABEL_\d+")
+_NAME_THE_BASE = "name the base it was trained on with --base: a catalogue name, Hub id or folder"
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """What an adapter folder says of itself, read without torch and without unpickling.
+
+    Attributes:
+        folder: where it lies.
+        config: the content of adapter_config.json.
+        shapes: the shape of every tensor in adapter_model.safetensors, by its name there.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def read(cls, folder: Path) -> SavedAdapter:
+        """Read the folder. Raises UserError unless it holds a LoRA of a sequence classifier, whole files."""
+        require_adapter_files(folder)
+        config_file, weights_file = (folder / name for name in ADAPTER_FILES)
+        config = _read_json(config_file)
+        if config is None:
+            raise UserError(f"{config_file} is damaged", found="no JSON object", mend="copy the folder again")
+        _require_lora_classifier(folder, config)
+        return cls(folder, config, _tensor_shapes(weights_file))
+
+    @cached_property
+    def label_count(self) -> int:
+        """Classes that its head tells apart. Raises UserError when the head was not saved with it."""
+        for layer in _OUTPUT_LAYERS:
+            shape = self.shapes.get(f"{_PREFIX}{layer}.weight", ())
+            if len(shape) == 2:
+                return shape[0]
+        raise UserError(
+            f"{self.folder} holds no classification head: predictions would come from a random one",
+            found=f"{len(self.shapes)} tensors, none of them {' or '.join(_OUTPUT_LAYERS)}",
+            mend='train it with task_type="SEQ_CLS", or with the head in modules_to_save, and save it again',
+        )
+
+
+def import_adapter(
+    adapter: Path,
+    out: Path,
+    *,
+    base: str | None = None,
+    label_names: Sequence[str] | None = None,
+    layout: TextLayout = TEXT_COLUMN,
+    max_length: int = 128,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> RunFolder:
+    """Make a run of an adapter folder in PEFT's layout; its two files are copied byte for byte.
+
+    The run is made beside ``out`` and moved there when it is sealed: whatever fails, ``out`` stays as it was.
+
+    Args:
+        adapter: folder with adapter_config.json and adapter_model.safetensors; LoRA or a variant of it.
+        out: the run folder to write.
+        base: name, Hub id or folder of the base model; None: what adapter_config.json names.
+        label_names: class names in id order; None: those of the config.json beside the adapter or of the
+            base, where they are names; else "0", "1", ...
+        layout: how rows of a file become texts.
+        max_length: tokens a text is cut to.
+        overwrite: replace a run that is already at ``out``.
+        progress: called while the base model is fetched.
+
+    Raises:
+        UserError: when the folder is no such adapter, lacks its head, or does not fit base and labels.
+    """
+    _require_free(out, overwrite=overwrite)
+    saved = SavedAdapter.read(adapter)
+    found = _find_base(saved, base, progress)
+    names = _names_of_labels(saved, found.path, label_names)
+    recipe = _known_recipe(saved, found, layout, max_length)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".part", dir=out.parent) as temporary:
+        run = RunFolder(Path(temporary) / "run")
+        for name in ADAPTER_FILES:
+            write_bytes(run.adapter / name, (saved.folder / name).read_bytes())
+        run.write_labels(Labels(names, layout, max_length))
+        run.write_recipe(recipe.to_toml())
+        copy_tokenizer(_tokenizer_source(saved, found), run.tokenizer)
+        TextTokenizer.from_folder(run.tokenizer, max_length)
+        _require_nothing_random(run.adapter, saved, found, names, max_length)
+        run.seal(_facts(saved, found))
+        if out.exists():
+            out.replace(Path(temporary) / "replaced")
+        run.path.replace(out)
+    return RunFolder(out)
+
+
+def _require_free(out: Path, *, overwrite: bool) -> None:
+    """Raise UserError unless ``out`` is absent, an empty folder, or a run that may be overwritten."""
+    if out.is_file():
+        raise UserError(f"--out {out} is a file", mend="name a folder that does not exist yet")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    is_run = any((out / name).is_file() for name in (MANIFEST, "recipe.toml"))
+    if not (overwrite and is_run):
+        raise UserError(
+            f"--out {out} is not empty",
+            found="a run" if is_run else "files",
+            mend="choose another folder" + (", or replace the run with --overwrite" if is_run else ""),
+        )
+
+
+def _require_lora_classifier(folder: Path, config: Mapping[str, Any]) -> None:
+    kind, task = config.get("peft_type"), config.get("task_type")
+    if kind != "LORA":
+        raise UserError(
+            f"{folder} holds no LoRA adapter",
+            found=f"peft_type {kind}",
+            mend="newsdesk imports LoRA and its variants (rsLoRA, DoRA, PiSSA ...); train it as one of them",
+        )
+    if task not in (None, "SEQ_CLS"):
+        raise UserError(
+            f"{folder} is not the adapter of a text classifier",
+            found=f"task_type {task}",
+            mend="give an adapter that was trained on AutoModelForSequenceClassification (task_type SEQ_CLS)",
+        )
+
+
+def _tensor_shapes(weights: Path) -> dict[str, tuple[int, ...]]:
+    """The header of a safetensors file. Raises UserError when it is none or not whole."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(weights, framework="numpy") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{weights} is no whole safetensors file", found=str(error), mend="copy it again from its source"
+        ) from error
+
+
+def _find_base(saved: SavedAdapter, base: str | None, progress: Progress | None) -> ResolvedBase:
+    """The base model: as named by the user, else by the adapter, whose paths are those of another machine."""
+    if base is not None:
+        return resolve_base(base, progress=progress)
+    reference = saved.config.get("base_model_name_or_path")
+    if not isinstance(reference, str) or not reference:
+        raise UserError(f"{saved.folder} does not say what its base model is", mend=_NAME_THE_BASE)
+    if _is_relative_path(reference):
+        raise UserError(
+            f"{saved.folder} names its base model by a relative path, which leads nowhere from here",
+            found=f"base_model_name_or_path {reference!r}",
+            mend=_NAME_THE_BASE,
+        )
+    try:
+        return resolve_base(reference, progress=progress)
+    except UserError as error:
+        raise UserError(
+            f"the base model that {saved.folder} names cannot be had: {error.wrong}",
+            found=error.found,
+            mend=_NAME_THE_BASE,
+        ) from error
+
+
+def _is_relative_path(reference: str) -> bool:
+    if Path(reference).is_absolute() or reference in BASE_MODELS:
+        return False
+    return reference.startswith(".") or reference.count("/") > 1 or Path(reference).is_dir()
+
+
+def _names_of_labels(saved: SavedAdapter, base: Path, given: Sequence[str] | None) -> tuple[str, ...]:
+    count = saved.label_count
+    if given is None:
+        declared = (_declared_names(folder / "config.json") for folder in (saved.folder, base))
+        numbers = tuple(str(label) for label in range(count))
+        return next((names for names in declared if len(names) == count), numbers)
+    if len(given) != count:
+        raise UserError(
+            f"the head of {saved.folder} tells {count} classes apart, not {len(given)}",
+            found=f"--labels {', '.join(given)}",
+            mend=f"name its {count} classes in the order of their ids, or leave --labels out",
+        )
+    twice = [name for name, times in Counter(given).items() if times > 1]
+    if twice:
+        raise UserError("two classes have the same name", found=f"--labels {', '.join(given)}")
+    return tuple(given)
+
+
+def _declared_names(config_file: Path) -> tuple[str, ...]:
+    """The distinct class names of a config.json in id order; none where they are but LABEL_0, LABEL_1, ..."""
+    declared = (_read_json(config_file) or {}).get("id2label")
+    if not isinstance(declared, dict):
+        return ()
+    names = tuple(str(declared.get(str(label))) for label in range(len(declared)))
+    generic = all(_GENERIC_NAME.fullmatch(name) for name in names)
+    complete = set(declared) == {str(label) for label in range(len(names))}
+    return names if complete and not generic and len(set(names)) == len(names) else ()
+
+
+def _known_recipe(
+    saved: SavedAdapter, base: ResolvedBase, layout: TextLayout, max_length: int
+) -> ResolvedRecipe:
+    """What adapter_config.json and the caller tell of the recipe. Raises UserError for impossible values."""
+    known: dict[str, dict[str, Any]] = {
+        "data": {
+            "train": "unknown",
+            "text": layout.text_columns,
+            "template": layout.template,
+            "normaliser": layout.normaliser,
+        },
+        "model": {
+            "base": _reference(base),
+            "max_length": max_length,
+            "train_pooler": any(".pooler." in name for name in saved.shapes),
+        },
+        "lora": _lora_section(saved.config),
+    }
+    description = f"Imported from {saved.folder}: what is not marked 'imported' says nothing of its training"
+    try:
+        recipe = Recipe.model_validate({"description": description, **known})
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise UserError(
+            f"{saved.folder} holds settings that newsdesk cannot read",
+            found=f"{'.'.join(map(str, fault['loc']))} = {fault['input']!r}: {fault['msg'].lower()}",
+            mend="correct its adapter_config.json",
+        ) from error
+    origins = {f"{section}.{key}": "imported" for section, values in known.items() for key in values}
+    return ResolvedRecipe(recipe, origins | {"data.train": "an adapter folder does not tell"})
+
+
+def _lora_section(config: Mapping[str, Any]) -> dict[str, Any]:
+    """PEFT's settings under newsdesk's names; rank and alpha patterns stay in adapter_config.json."""
+    targets = config.get("target_modules") or ()
+    initialisations = get_args(LoraSection.model_fields["init"].annotation)
+    initialisation = config.get("init_lora_weights")
+    return {
+        "rank": config.get("r"),
+        "alpha": config.get("lora_alpha"),
+        "dropout": config.get("lora_dropout", 0.0),
+        "targets": (targets,) if isinstance(targets, str) else tuple(sorted(targets)),
+        "bias": config.get("bias", "none"),
+        "rslora": config.get("use_rslora", False),
+        "dora": config.get("use_dora", False),
+        "init": initialisation if initialisation in initialisations else "default",
+    }
+
+
+def _tokenizer_source(saved: SavedAdapter, base: ResolvedBase) -> Path:
+    """The adapter's folder where a tokenizer was saved beside it, as trainers do, else the base's."""
+    beside = all((saved.folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    return saved.folder if beside else base.path
+
+
+def _require_nothing_random(
+    copied: Path, saved: SavedAdapter, base: ResolvedBase, names: tuple[str, ...], max_length: int
+) -> None:
+    """Raise UserError unless the adapter fits the base, and the two together decide every weight."""
+    one, other = (_load(base, copied, names, seed) for seed in (0, 1))
+    try:
+        require_length(one.config, max_length)
+    except UserError as error:
+        raise UserError(error.wrong, found=f"--max-length {max_length}", mend="give a smaller one") from error
+    if undecided := list(_differing_parameters(one, other)):
+        raise UserError(
+            f"neither {base.name} nor {saved.folder} holds all weights: predictions would be random in part",
+            found=f"no values for {', '.join(undecided)}",
+            mend=f"{_NAME_THE_BASE}; or train it again with these modules in modules_to_save",
+        )
+
+
+def _load(base: ResolvedBase, adapter: Path, names: tuple[str, ...], seed: int) -> Any:
+    """The classifier, what its files do not hold drawn from ``seed``; torch's own random state is kept."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return load_classifier(base.path, adapter, names)
+        except KeyError as error:  # peft looks every tensor of modules_to_save up without asking
+            raise UserError(
+                "the adapter lacks a part that its modules_to_save names",
+                found=f"no tensor {error.args[0]}",
+                mend="save it again with save_pretrained of peft",
+            ) from error
+
+
+def _differing_parameters(one: torch.nn.Module, other: torch.nn.Module) -> Iterator[str]:
+    """Names of parameters that two loads do not agree on: no file decides them.
+
+    PEFT's frozen copy of the untrained head is such, but takes no part in any prediction.
+    """
+    for (name, left), right in zip(one.named_parameters(), other.parameters(), strict=True):
+        if ".original_module." not in name and not torch.equal(left, right):
+            yield name.removeprefix(_PREFIX)
+
+
+def _facts(saved: SavedAdapter, base: ResolvedBase) -> dict[str, Any]:
+    """What the manifest says besides the files' hashes."""
+    packages = ("torch", "transformers", "peft", "tokenizers", "numpy")
+    return {
+        "newsdesk": __version__,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "base": {
+            "name": _reference(base),
+            "reference": hub_reference(base),
+            "sha256": base.sha256,
+            "licence": base.licence,
+        },
+        "imported": {"from": str(saved.folder.absolute()), "peft": saved.config.get("peft_version")},
+    }
+
+
+def _reference(base: ResolvedBase) -> str:
+    """What finds the base again from any working folder."""
+    return str(base.path) if base.source == "local" else base.name
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, or None where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
