@@ -1,0 +1,396 @@
+"""The dry run: what a recipe would train, from configuration alone; no weights, no network, no files."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from newsdesk.config import DataSection, Recipe, ResolvedRecipe, TrainingSection
+from newsdesk.data.datasets import DATA_SETS, DataSet
+from newsdesk.data.examples import Examples
+from newsdesk.data.load import load_split, load_training_data
+from newsdesk.model.catalog import BASE_MODELS, resolve_config
+from newsdesk.model.classifier import ParameterGroup, outline_classifier, parameter_table
+from newsdesk.model.tokenizer import TextTokenizer
+from newsdesk.sources.cache import Slot
+from newsdesk.training.batches import epoch_batches, padding_share
+from newsdesk.training.loop import steps_per_epoch, total_steps
+from newsdesk.training.machine import TimeEstimate, estimate_time
+from newsdesk.training.optimisation import rate_factor, warmup_steps
+from newsdesk.training.run import require_length
+
+Padding = Literal["grouped", "unsorted", "max_length"]
+
+_ASSUMED_CLASSES = 2
+# Two windows of length-grouped batches of 16: enough to see their padding, tokenized in a second or two.
+_SAMPLED_ROWS = 4096
+_WIDTH = 80
+
+
+@dataclass(frozen=True)
+class GivenValue:
+    """A value that is not left to its default: its dotted key, and what set it (a recipe or a flag)."""
+
+    key: str
+    value: Any
+    origin: str
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """Rows to learn from and to validate on, the classes, and where these numbers come from."""
+
+    train: int
+    validation: int
+    classes: int
+    rows_from: Literal["data", "catalogue"]
+    classes_from: Literal["data", "catalogue", "assumed"]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Optimiser steps: in one pass over the rows, in all, and how many of them warm up."""
+
+    per_epoch: int
+    total: int
+    warmup: int
+
+
+@dataclass(frozen=True)
+class RatePoint:
+    """The learning rate that the step after ``step`` finished ones uses."""
+
+    name: str
+    step: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class TokenBudget:
+    """How many tokens are learned from, and how many are computed for them.
+
+    Attributes:
+        basis: measured on the rows with the base's tokenizer; or what the catalogue knows of the data set.
+        sampled_rows: number of rows measured.
+        tokens_per_row: mean, special tokens included, cut to max_length; None when unknown.
+        tokens_per_epoch: without padding; None when unknown.
+        padding: share of the computed tokens that are padding, for each way of batching it is known for.
+        used: the recipe's way of batching.
+        computed_per_epoch: with the padding of that way (none, where it is not known); None when unknown.
+    """
+
+    basis: Literal["measured", "catalogue", "unknown"]
+    sampled_rows: int
+    tokens_per_row: float | None
+    tokens_per_epoch: int | None
+    padding: dict[Padding, float]
+    used: Padding
+    computed_per_epoch: int | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that can be said of a training before it starts. ``time`` is None when it cannot be estimated."""
+
+    recipe: Recipe
+    given: tuple[GivenValue, ...]
+    parameters: tuple[ParameterGroup, ...]
+    rows: RowCounts
+    steps: Steps
+    curve: tuple[RatePoint, ...]
+    tokens: TokenBudget
+    time: TimeEstimate | None
+
+    @property
+    def trainable(self) -> int:
+        """Numbers that are trained."""
+        return sum(group.trainable for group in self.parameters)
+
+    @property
+    def total(self) -> int:
+        """Numbers in the model, as PEFT counts them."""
+        return sum(group.total for group in self.parameters)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON types, with the sums of the parameter table."""
+        plain = asdict(self) | {"recipe": self.recipe.model_dump()}
+        return plain | {"trainable": self.trainable, "total": self.total}
+
+
+def make_plan(resolved: ResolvedRecipe, *, measure_speed: bool = True) -> Plan:
+    """What training by this recipe would do.
+
+    Rows and tokenizer are used where they are on this disk; what they cannot tell is taken from the
+    catalogue, or left out. Only a base that is known by its Hub id alone and is not in the cache has its
+    configuration fetched. ``measure_speed`` multiplies matrices for a third of a second.
+
+    Raises UserError for anything that training would refuse as well.
+    """
+    recipe = resolved.recipe
+    training = recipe.training
+    rows, examples = _find_rows(recipe)
+    model = outline_classifier(resolve_config(recipe.model.base), rows.classes, recipe.model, recipe.lora)
+    require_length(model.config, recipe.model.max_length)
+    total = total_steps(rows.train, training)
+    steps = Steps(steps_per_epoch(rows.train, training), total, warmup_steps(training.warmup, total))
+    tokens = _token_budget(recipe, rows, examples)
+    time = None
+    if measure_speed and tokens.computed_per_epoch is not None:
+        time = estimate_time(
+            model,
+            training,
+            tokens=round(tokens.computed_per_epoch * training.epochs),
+            tokens_per_batch=round(tokens.computed_per_epoch / rows.train * training.batch_size),
+        )
+    return Plan(
+        recipe=recipe,
+        given=tuple(_given_values(resolved)),
+        parameters=tuple(parameter_table(model)),
+        rows=rows,
+        steps=steps,
+        curve=_rate_curve(steps, training),
+        tokens=tokens,
+        time=time,
+    )
+
+
+def _given_values(resolved: ResolvedRecipe) -> Iterator[GivenValue]:
+    for key, origin in resolved.origins.items():
+        section, name = key.split(".")
+        yield GivenValue(key, getattr(getattr(resolved.recipe, section), name), origin)
+
+
+def _find_rows(recipe: Recipe) -> tuple[RowCounts, Examples | None]:
+    """The numbers of rows and classes, and the training rows themselves where they are on this disk."""
+    data = recipe.data
+    known = DATA_SETS.get(data.train)
+    if known is None or known.is_cached or Path(data.train).is_file():
+        loaded = load_training_data(data, seed=recipe.training.seed, offline=True)
+        classes = len(loaded.train.label_names)
+        return RowCounts(len(loaded.train), len(loaded.validation), classes, "data", "data"), loaded.train
+    return _catalogue_rows(data, known), None
+
+
+def _catalogue_rows(data: DataSection, known: DataSet) -> RowCounts:
+    """What is known of a data set that was never fetched, split as it would be."""
+    train = known.rows[0]
+    if data.validation is not None:
+        validation = len(load_split(data.validation, "test", header=data.header, offline=True).table)
+    else:
+        validation = round(data.validation_share * train)
+        train -= validation
+    return RowCounts(
+        train=min(train, data.train_rows or train),
+        validation=validation,
+        classes=len(known.label_names) if known.label_names else _ASSUMED_CLASSES,
+        rows_from="catalogue",
+        classes_from="catalogue" if known.label_names else "assumed",
+    )
+
+
+def _rate_curve(steps: Steps, training: TrainingSection) -> tuple[RatePoint, ...]:
+    """The learning rate at the start, the end of the warm-up, each quarter and the last step, in order."""
+    last = steps.total - 1
+    places = {0: "first step", min(steps.warmup, last): "end of warm-up"}
+    for name, share in (("25 %", 0.25), ("50 %", 0.5), ("75 %", 0.75)):
+        places.setdefault(min(round(share * steps.total), last), name)
+    places.setdefault(last, "last step")
+    return tuple(
+        RatePoint(name, step, _rate_at(step, steps, training)) for step, name in sorted(places.items())
+    )
+
+
+def _rate_at(step: int, steps: Steps, training: TrainingSection) -> float:
+    factor = rate_factor(step, steps=steps.total, warmup=steps.warmup, schedule=training.schedule)
+    return training.learning_rate * factor
+
+
+def _token_budget(recipe: Recipe, rows: RowCounts, examples: Examples | None) -> TokenBudget:
+    """Tokens and padding: measured where rows and tokenizer are at hand, else as far as they are known."""
+    max_length = recipe.model.max_length
+    used = _used_padding(recipe.training)
+    folder = _tokenizer_folder(recipe.model.base)
+    known = DATA_SETS.get(recipe.data.train)
+    padding: dict[Padding, float] = {}
+    sampled = 0
+    mean: float | None = None
+    basis: Literal["measured", "catalogue", "unknown"] = "unknown"
+    if examples is not None and folder is not None:
+        lengths = _sample_lengths(examples, TextTokenizer.from_folder(folder, max_length), recipe)
+        basis, sampled, mean = "measured", len(lengths), float(lengths.mean())
+        padding = _padding_shares(lengths, recipe.training)
+    elif known is not None and known.mean_tokens is not None:
+        basis, mean = "catalogue", float(min(known.mean_tokens, max_length))
+    if mean is not None:
+        padding["max_length"] = 1.0 - mean / max_length
+    computed: float | None = max_length
+    if not recipe.training.pad_to_max_length:
+        computed = mean / (1.0 - padding.get(used, 0.0)) if mean is not None else None
+    return TokenBudget(
+        basis=basis,
+        sampled_rows=sampled,
+        tokens_per_row=mean,
+        tokens_per_epoch=None if mean is None else round(mean * rows.train),
+        padding=padding,
+        used=used,
+        computed_per_epoch=None if computed is None else round(computed * rows.train),
+    )
+
+
+def _used_padding(training: TrainingSection) -> Padding:
+    if training.pad_to_max_length:
+        return "max_length"
+    return "grouped" if training.group_by_length else "unsorted"
+
+
+def _tokenizer_folder(base: str) -> Path | None:
+    """The folder of a base that is on this disk with a fast tokenizer; its weights need not be."""
+    known = next((model for model in BASE_MODELS.values() if base in (model.name, model.hub)), None)
+    folder = Path(base).expanduser()
+    if known is not None or not folder.is_dir():
+        entry = Slot("models", known.name if known else base).entry()
+        if entry is None:
+            return None
+        folder = entry.folder
+    return folder if (folder / "tokenizer.json").is_file() else None
+
+
+def _sample_lengths(examples: Examples, tokenizer: TextTokenizer, recipe: Recipe) -> np.ndarray:
+    """Tokens of each of at most ``_SAMPLED_ROWS`` rows, (sampled,), drawn by the recipe's seed."""
+    generator = np.random.default_rng(recipe.training.seed)
+    chosen = generator.permutation(len(examples))[:_SAMPLED_ROWS]
+    return np.array(tokenizer.lengths([examples.texts[row] for row in chosen]), dtype=np.int64)
+
+
+def _padding_shares(lengths: np.ndarray, training: TrainingSection) -> dict[Padding, float]:
+    """The padding of the very batches that an epoch over these rows would have, grouped and unsorted."""
+    ways: dict[Padding, bool] = {"grouped": True, "unsorted": False}
+    return {
+        way: padding_share(
+            lengths,
+            epoch_batches(lengths, training.batch_size, seed=training.seed, epoch=0, group_by_length=grouped),
+        )
+        for way, grouped in ways.items()
+    }
+
+
+def render_plan(plan: Plan) -> list[str]:
+    """The plan as lines of plain text of at most 80 columns."""
+    sections = (
+        _wrapped(plan.recipe.description, "") if plan.recipe.description else [],
+        _render_given(plan),
+        _render_parameters(plan),
+        _render_rows(plan),
+        _render_curve(plan),
+        _render_tokens(plan),
+        _render_time(plan),
+    )
+    lines = [line for section in sections if section for line in (*section, "")]
+    return lines[:-1]
+
+
+def _render_given(plan: Plan) -> list[str]:
+    if not plan.given:
+        return ["values: all default"]
+    lines = ["values that are not left to their defaults"]
+    for given in plan.given:
+        text = f"{given.key:<28}{json.dumps(given.value, ensure_ascii=False):<20}  {given.origin}"
+        lines += _wrapped(text, "  ", deeper=28)
+    return lines
+
+
+def _render_parameters(plan: Plan) -> list[str]:
+    rows = [(group.name, group.trainable, group.total) for group in plan.parameters]
+    rows.append(("all", plan.trainable, plan.total))
+    lines = [f"{'parameters':<30}{'trainable':>14}{'total':>16}"]
+    lines += [f"  {name:<28}{trainable:>14,}{total:>16,}" for name, trainable, total in rows]
+    return [*lines[:-1], f"{lines[-1]}  {100 * plan.trainable / plan.total:.2f} % trained"]
+
+
+def _render_rows(plan: Plan) -> list[str]:
+    rows, steps, training = plan.rows, plan.steps, plan.recipe.training
+    source = "counted" if rows.rows_from == "data" else "from the catalogue; the data is not on this disk"
+    classes = "assumed until the data is here" if rows.classes_from == "assumed" else ""
+    return [
+        f"rows and steps ({source})",
+        _figure("training rows", rows.train),
+        _figure("validation rows", rows.validation),
+        _figure("classes", rows.classes, classes),
+        _figure("steps an epoch", steps.per_epoch, f"of {training.batch_size * training.accumulation} rows"),
+        _figure("all steps", steps.total, f"{training.epochs:g} epochs"),
+        _figure("warm-up steps", steps.warmup),
+    ]
+
+
+def _render_curve(plan: Plan) -> list[str]:
+    lines = [f"learning rate ({plan.recipe.training.schedule})"]
+    for point in plan.curve:
+        lines.append(f"  {f'after {point.step:,} steps':<28}{point.learning_rate:>14.3e}  {point.name}")
+    return lines
+
+
+def _render_tokens(plan: Plan) -> list[str]:
+    tokens = plan.tokens
+    basis = {
+        "measured": f"measured on {tokens.sampled_rows:,} rows",
+        "catalogue": f"as known of {plan.recipe.data.train}, in RoBERTa's tokens; not measured here",
+        "unknown": "unknown until data and base are here",
+    }
+    names = {
+        "grouped": "padding, grouped by length",
+        "unsorted": "padding, in random order",
+        "max_length": f"padding, all to {plan.recipe.model.max_length}",
+    }
+    lines = [f"tokens ({basis[tokens.basis]})"]
+    if tokens.tokens_per_row is not None and tokens.tokens_per_epoch is not None:
+        lines.append(f"  {'tokens a row':<28}{tokens.tokens_per_row:>14.1f}")
+        lines.append(_figure("tokens an epoch", tokens.tokens_per_epoch))
+    for way, name in names.items():
+        if way in tokens.padding or way == tokens.used:
+            share = f"{100 * tokens.padding[way]:.1f} %" if way in tokens.padding else "not known"
+            lines.append(f"  {name:<28}{share:>14}{'  as in this recipe' if way == tokens.used else ''}")
+    if tokens.computed_per_epoch is not None:
+        note = "padding included" if tokens.used in tokens.padding else "without padding"
+        lines.append(_figure("computed an epoch", tokens.computed_per_epoch, note))
+    return lines
+
+
+def _render_time(plan: Plan) -> list[str]:
+    time = plan.time
+    if time is None:
+        return ["time on this machine: not estimated"]
+    threads = f", threads: {time.threads}" if time.device == "cpu" else ""
+    low, high = time.efficiency
+    return [
+        f"time on this machine (an estimate: {time.device}, {time.precision}{threads})",
+        f"  {'training, all epochs':<28}{_duration(time.seconds[0])} to {_duration(time.seconds[1])}",
+        *_wrapped(
+            f"from {time.tokens:,} tokens of {time.flops_per_token / 1e6:.0f} MFLOP (forward and input "
+            f"gradients of the frozen encoder), {time.matmul_rate / 1e9:,.0f} GFLOP/s measured on "
+            f"matrix products of its shapes, and steps that reach {low:g} to {high:g} of that rate. "
+            "Validation, and other work on the machine, come on top.",
+            "  ",
+        ),
+    ]
+
+
+def _figure(name: str, number: int, note: str = "") -> str:
+    return f"  {name:<28}{number:>14,}{'  ' + note if note else ''}"
+
+
+def _duration(seconds: float) -> str:
+    """A length of time in its natural unit, to two digits: it is an estimate."""
+    for unit, length, up_to in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):
+        if seconds < up_to * length:
+            return f"{seconds / length:.2g} {unit}"
+    return f"{seconds / 86400:.2g} days"
+
+
+def _wrapped(text: str, indent: str, deeper: int = 0) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent=indent + " " * deeper)

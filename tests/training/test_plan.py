@@ -1,0 +1,329 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from newsdesk.config import ResolvedRecipe, load_recipe
+from newsdesk.errors import UserError
+from newsdesk.model.catalog import resolve_config
+from newsdesk.model.classifier import outline_classifier
+from newsdesk.sources.cache import RECORD, Slot
+from newsdesk.training.batches import epoch_batches, padding_share
+from newsdesk.training.machine import TimeEstimate, estimate_time, matmul_rate, training_flops_per_token
+from newsdesk.training.plan import make_plan, render_plan
+
+TINY_BERT = {
+    "model_type": "bert",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "max_position_embeddings": 64,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+    "pad_token_id": 0,
+    "vocab_size": 50,
+}
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("NEWSDESK_CACHE", str(cache))
+    return cache
+
+
+def write_tokenizer(folder: Path) -> Path:
+    """One token a word, and no others."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture
+def tiny_base(tmp_path: Path) -> Path:
+    """A base without weights: its configuration and its tokenizer."""
+    base = write_tokenizer(tmp_path / "tiny")
+    (base / "config.json").write_text(json.dumps(TINY_BERT))
+    return base
+
+
+def write_rows(path: Path, word_counts: list[int]) -> Path:
+    """A row of so many words each, three classes in turn; no two texts are the same."""
+    lines = [f"w{row}" + " word" * (count - 1) for row, count in enumerate(word_counts)]
+    labels = ["sport", "money", "grain"]
+    rows = [f"{labels[row % 3]},{text}" for row, text in enumerate(lines)]
+    path.write_text("\n".join(["label,text", *rows]) + "\n")
+    return path
+
+
+def tiny_recipe(base: Path, data: Path, *overrides: str) -> ResolvedRecipe:
+    flags = {"data.train": str(data), "model.base": str(base), "model.max_length": 32}
+    return load_recipe(None, flags, ("data.validation_share=0.0", "training.batch_size=4", *overrides))
+
+
+def test_the_seed_recipe_trains_741124_of_125389832_numbers() -> None:
+    plan = make_plan(load_recipe("seed"), measure_speed=False)
+    assert (plan.trainable, plan.total) == (741_124, 125_389_832)
+    assert [(group.name, group.trainable, group.total) for group in plan.parameters] == [
+        ("frozen encoder", 0, 124_055_040),
+        ("LoRA adapters", 147_456, 147_456),
+        ("untrained copy of the head", 0, 593_668),
+        ("classification head", 593_668, 593_668),
+    ]
+
+
+def test_peft_counts_the_same_on_a_real_roberta_with_random_weights() -> None:
+    from peft import LoraConfig, TaskType, get_peft_model
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    config = RobertaConfig(**resolve_config("roberta-base"), num_labels=4)
+    adapters = LoraConfig(
+        task_type=TaskType.SEQ_CLS, r=4, lora_alpha=16, lora_dropout=0.1, target_modules=["query", "value"]
+    )
+    model = get_peft_model(RobertaForSequenceClassification(config), adapters)
+    assert model.get_nb_trainable_parameters() == (741_124, 125_389_832)
+
+
+def test_the_seed_recipe_takes_35625_steps_over_the_rows_left_by_validation() -> None:
+    plan = make_plan(load_recipe("seed"), measure_speed=False)
+    assert (plan.rows.train, plan.rows.validation, plan.rows.classes) == (114_000, 6_000, 4)
+    assert (plan.rows.rows_from, plan.rows.classes_from) == ("catalogue", "catalogue")
+    assert (plan.steps.per_epoch, plan.steps.total, plan.steps.warmup) == (7_125, 35_625, 500)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_the_learning_rate_points_are_those_of_transformers_schedules(schedule: str) -> None:
+    from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
+
+    plan = make_plan(load_recipe("seed", overrides=[f"training.schedule={schedule}"]), measure_speed=False)
+    optimiser = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=2e-4)
+    make = {"cosine": get_cosine_schedule_with_warmup, "linear": get_linear_schedule_with_warmup}[schedule]
+    factor = make(optimiser, num_warmup_steps=500, num_training_steps=35_625).lr_lambdas[0]
+
+    assert [(point.name, point.step) for point in plan.curve] == [
+        ("first step", 0),
+        ("end of warm-up", 500),
+        ("25 %", 8_906),
+        ("50 %", 17_812),
+        ("75 %", 26_719),
+        ("last step", 35_624),
+    ]
+    for point in plan.curve:
+        assert point.learning_rate == pytest.approx(2e-4 * factor(point.step), abs=1e-18)
+
+
+def test_a_dry_run_needs_no_network_and_leaves_nothing_behind(empty_cache: Path) -> None:
+    plan = make_plan(load_recipe("seed"), measure_speed=False)  # sockets are blocked in every test
+    assert plan.tokens.basis == "catalogue"
+    assert plan.tokens.tokens_per_row == 53
+    assert plan.tokens.tokens_per_epoch == 53 * 114_000
+    assert plan.tokens.padding == {"max_length": 1 - 53 / 256}
+    assert not empty_cache.exists()
+
+
+def test_classes_nobody_knows_yet_are_said_to_be_assumed() -> None:
+    plan = make_plan(load_recipe(None, {"data.train": "reuters-r8"}), measure_speed=False)
+    assert (plan.rows.train, plan.rows.validation) == (5_485 - 274, 274)
+    assert plan.rows.classes_from == "assumed"
+    assert any("assumed until the data is here" in line for line in render_plan(plan))
+
+
+def test_without_rows_or_known_tokens_no_time_is_made_up() -> None:
+    plan = make_plan(load_recipe(None, {"data.train": "reuters-r8"}))
+    assert plan.tokens.basis == "unknown"
+    assert plan.tokens.computed_per_epoch is None
+    assert plan.time is None
+    assert "time on this machine: not estimated" in render_plan(plan)
+
+
+def test_validation_rows_of_their_own_are_counted_and_train_rows_limited(tmp_path: Path) -> None:
+    validation = write_rows(tmp_path / "valid.csv", [3] * 7)
+    flags = {"data.validation": str(validation), "data.train_rows": 1_000}
+    plan = make_plan(load_recipe("seed", flags), measure_speed=False)
+    assert (plan.rows.train, plan.rows.validation) == (1_000, 7)
+    assert plan.steps.per_epoch == 63
+
+
+def test_tokens_are_measured_with_the_batches_of_the_real_training(tmp_path: Path, tiny_base: Path) -> None:
+    word_counts = [1 + row % 40 for row in range(60)]  # some beyond max_length, which is 32
+    plan = make_plan(tiny_recipe(tiny_base, write_rows(tmp_path / "news.csv", word_counts)))
+    lengths = np.minimum(word_counts, 32)
+    tokens = plan.tokens
+
+    assert (tokens.basis, tokens.sampled_rows, plan.rows.train, plan.rows.classes) == ("measured", 60, 60, 3)
+    assert tokens.tokens_per_row == pytest.approx(lengths.mean())
+    assert tokens.tokens_per_epoch == lengths.sum()
+    assert tokens.padding["max_length"] == pytest.approx(1 - lengths.mean() / 32)
+    sampled = lengths[np.random.default_rng(42).permutation(60)]
+    for way, grouped in (("grouped", True), ("unsorted", False)):
+        batches = epoch_batches(sampled, 4, seed=42, epoch=0, group_by_length=grouped)
+        assert tokens.padding[way] == pytest.approx(padding_share(sampled, batches))
+    assert tokens.padding["grouped"] < 0.1 < tokens.padding["unsorted"] < tokens.padding["max_length"]
+    assert tokens.used == "grouped"
+    assert tokens.computed_per_epoch == round(lengths.sum() / (1 - tokens.padding["grouped"]))
+    assert plan.time is not None
+    assert plan.time.tokens == round(3.0 * tokens.computed_per_epoch)
+
+
+def test_only_a_sample_of_many_rows_is_tokenized(tmp_path: Path, tiny_base: Path) -> None:
+    data = write_rows(tmp_path / "news.csv", [5] * 4_500)
+    plan = make_plan(tiny_recipe(tiny_base, data), measure_speed=False)
+    assert (plan.rows.train, plan.tokens.sampled_rows) == (4_500, 4_096)
+    assert plan.tokens.tokens_per_epoch == 4_500 * 5
+
+
+@pytest.mark.parametrize(
+    ("override", "used", "computed"),
+    [("group_by_length=false", "unsorted", None), ("pad_to_max_length=true", "max_length", 60 * 32)],
+)
+def test_the_budget_follows_the_recipes_way_of_batching(
+    tmp_path: Path, tiny_base: Path, override: str, used: str, computed: int | None
+) -> None:
+    data = write_rows(tmp_path / "news.csv", [1 + row % 30 for row in range(60)])
+    tokens = make_plan(tiny_recipe(tiny_base, data, f"training.{override}"), measure_speed=False).tokens
+    assert tokens.used == used
+    expected = computed or round(tokens.tokens_per_epoch / (1 - tokens.padding["unsorted"]))
+    assert tokens.computed_per_epoch == expected
+
+
+def test_the_tokenizer_of_a_cached_base_is_used_by_name_and_by_hub_id(tmp_path: Path) -> None:
+    slot = Slot("models", "roberta-base")
+    write_tokenizer(slot.folder)
+    (slot.folder / RECORD).write_text(json.dumps({"origin": "hub", "files": {}, "licence": None}))
+    data = write_rows(tmp_path / "news.csv", [4] * 30)
+    for base in ("roberta-base", "FacebookAI/roberta-base"):
+        plan = make_plan(
+            load_recipe("seed", {"data.train": str(data), "model.base": base}), measure_speed=False
+        )
+        assert (plan.tokens.basis, plan.tokens.tokens_per_row) == ("measured", 4)
+
+
+def test_rows_without_a_tokenizer_are_counted_and_not_measured(tmp_path: Path, tiny_base: Path) -> None:
+    (tiny_base / "tokenizer.json").unlink()
+    plan = make_plan(tiny_recipe(tiny_base, write_rows(tmp_path / "news.csv", [4] * 30)))
+    assert (plan.rows.train, plan.rows.rows_from, plan.tokens.basis) == (30, "data", "unknown")
+    assert plan.tokens.padding == {}
+
+
+def test_texts_longer_than_the_base_can_read_are_refused_as_in_training(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    recipe = tiny_recipe(tiny_base, write_rows(tmp_path / "news.csv", [4] * 30), "model.max_length=65")
+    with pytest.raises(UserError, match="at most 64 tokens"):
+        make_plan(recipe, measure_speed=False)
+
+
+def test_every_given_value_names_its_origin() -> None:
+    resolved = load_recipe("seed", {"training.epochs": 2.0}, ["lora.rank=8"])
+    given = {g.key: (g.value, g.origin) for g in make_plan(resolved, measure_speed=False).given}
+    assert given["training.epochs"] == (2.0, "flag")
+    assert given["lora.rank"] == (8, "flag --set")
+    assert given["model.base"] == ("roberta-base", "recipe seed")
+    assert "training.clip" not in given
+
+
+@pytest.mark.parametrize("overrides", [["training.warmup=100"], ["training.warmup=0", "training.epochs=0.1"]])
+def test_the_curve_of_a_very_short_training_has_each_step_once(
+    tmp_path: Path, tiny_base: Path, overrides: list[str]
+) -> None:
+    data = write_rows(tmp_path / "news.csv", [4] * 30)
+    plan = make_plan(tiny_recipe(tiny_base, data, *overrides), measure_speed=False)
+    steps = [point.step for point in plan.curve]
+    assert steps == sorted(set(steps))
+    assert steps[0] == 0
+    assert steps[-1] == plan.steps.total - 1
+
+
+def test_a_token_costs_four_operations_per_weight_of_the_encoders_linear_layers() -> None:
+    recipe = load_recipe("seed").recipe
+    roberta = outline_classifier(resolve_config("roberta-base"), 4, recipe.model, recipe.lora)
+    assert training_flops_per_token(roberta) == 4 * 12 * (4 * 768**2 + 2 * 768 * 3072)
+
+
+def test_albert_pays_for_its_shared_layers_at_every_pass() -> None:
+    recipe = load_recipe("seed").recipe
+    config = {
+        "model_type": "albert",
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 6,
+    }
+    albert = outline_classifier(config, 4, recipe.model, recipe.lora)
+    assert training_flops_per_token(albert) == 4 * 6 * (4 * 16**2 + 2 * 16 * 32)
+
+
+def test_the_time_estimate_is_work_over_measured_rate() -> None:
+    recipe = load_recipe(None, overrides=["training.device=cpu", "training.precision=float32"]).recipe
+    model = outline_classifier(TINY_BERT, 4, recipe.model, recipe.lora)
+    estimate = estimate_time(model, recipe.training, tokens=1_000, tokens_per_batch=16)
+    work = 1_000 * training_flops_per_token(model)
+    slow, fast = estimate.efficiency
+    assert estimate.seconds == pytest.approx(
+        (work / estimate.matmul_rate / fast, work / estimate.matmul_rate / slow)
+    )
+    assert 0 < estimate.seconds[0] < estimate.seconds[1]
+    assert (estimate.device, estimate.precision) == ("cpu", "float32")
+
+
+def test_the_rate_counts_two_operations_per_multiplication(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(range(100))  # every look at the clock is a second later: a product a second
+    monkeypatch.setattr("newsdesk.training.machine.time.thread_time", lambda: float(next(ticks)))
+    rate = matmul_rate((2, 3, 5), torch.device("cpu"), "float32", seconds=9.5)
+    assert rate == pytest.approx(2 * 2 * 3 * 5 * 9 / 10)
+
+
+def test_the_plan_fits_80_columns_whatever_stands_in_the_recipe(tmp_path: Path, tiny_base: Path) -> None:
+    folder = tmp_path / ("a-long-name-" * 8)
+    folder.mkdir()
+    data = write_rows(folder / "news.csv", [4] * 30)
+    recipe = tiny_recipe(tiny_base, data, "data.template=" + "{text} and more " * 10)
+    measured = make_plan(
+        ResolvedRecipe(recipe.recipe.model_copy(update={"description": "words " * 40}), recipe.origins)
+    )
+    known = make_plan(load_recipe("seed"))
+    unknown = make_plan(load_recipe(None, {"data.train": "20newsgroups"}), measure_speed=False)
+    for plan in (measured, known, unknown):
+        lines = render_plan(plan)
+        assert max(len(line) for line in lines) <= 80
+        assert "\n" not in "".join(lines)
+
+
+def test_the_rendered_seed_plan_shows_its_key_figures() -> None:
+    text = "\n".join(render_plan(make_plan(load_recipe("seed"), measure_speed=False)))
+    for shown in ("741,124", "125,389,832", "0.59 % trained", "35,625", "2.000e-04", "79.3 %", "recipe seed"):
+        assert shown in text
+    assert "as known of ag_news, in RoBERTa's tokens; not measured here" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(20.0, "20 s"), (1_500.0, "25 min"), (30_000.0, "8.3 h"), (300_000.0, "3.5 days")]
+)
+def test_times_are_shown_in_the_unit_one_would_say_them_in(seconds: float, shown: str) -> None:
+    estimate = TimeEstimate("cuda", "bfloat16", 1, 1e12, 1_000, 10, (0.1, 0.5), (seconds, 2e6))
+    plan = replace(make_plan(load_recipe("seed"), measure_speed=False), time=estimate)
+    assert f"{shown} to 23 days" in "\n".join(render_plan(plan))
+
+
+def test_a_recipe_of_defaults_says_so_and_the_plan_is_json() -> None:
+    plan = make_plan(load_recipe(), measure_speed=False)
+    assert render_plan(plan)[0] == "values: all default"
+    content = json.loads(json.dumps(plan.to_dict()))
+    assert content["trainable"] == plan.trainable
+    assert content["recipe"]["lora"]["rank"] == 8
+    assert content["time"] is None
+
+
+def test_the_output_shown_in_the_documentation_is_the_real_one() -> None:
+    shown = (Path(__file__).parents[2] / "docs" / "seed.md").read_text(encoding="utf-8")
+    lines = render_plan(make_plan(load_recipe("seed"), measure_speed=False))
+    without_time = "\n".join(lines[:-1])  # the estimate is of the machine it was made on
+    assert without_time in shown
