@@ -58,7 +58,7 @@ pins: ## resolve constraints.txt anew; torch stays at the version it names
 	grep '^torch==' constraints.txt > build/pins/torch.txt
 	build/pins/venv/bin/python -m pip install -c build/pins/torch.txt -e '.[train,parquet,dev]'
 	grep '^#' constraints.txt > build/pins/constraints.txt
-	build/pins/venv/bin/python -m pip freeze --exclude-editable > build/pins/frozen.txt
+	build/pins/venv/bin/python -m pip freeze --all --exclude pip --exclude newsdesk > build/pins/frozen.txt
 	sed 's/+[a-z0-9.]*$$//' build/pins/frozen.txt >> build/pins/constraints.txt
 	mv build/pins/constraints.txt constraints.txt && rm -rf build/pins
 
