@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 # Which share of the plain matrix-product rate a training step is assumed to reach, with attention,
-# normalisation, dropout and the optimiser in it. CPU: a few steps on one busy core (16 rows of 53 tokens, fused
-# encoder, float32) reached 0.7 to 0.8 with MiniLM and 1.1 to 1.2 with four of RoBERTa's layers, since the
+# normalisation, dropout and the optimiser in it. CPU: a few steps on one busy core (16 rows of 53 tokens,
+# fused encoder, float32) reached 0.7 to 0.8 with MiniLM and 1.1 to 1.2 with four of RoBERTa's layers, as the
 # fused encoder computes less than is counted; many layers dilute that, and transformers + peft has none of
 # it. An accelerator waits for the launch of many small kernels: a rule of thumb, not measured.
 _CPU_EFFICIENCY = (0.5, 1.0)
