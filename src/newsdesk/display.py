@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from rich.console import Console
 from rich.progress import (
@@ -12,6 +12,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
@@ -22,6 +23,7 @@ from newsdesk.sources.source import Progress as FetchObserver
 from newsdesk.training.events import Event, Finished, Started, Step, Validation
 
 _PLAIN_LINE_EVERY = 15.0  # seconds, where no terminal can be redrawn
+_ONLY_TASK = TaskID(0)  # of a bar: rich counts a Progress's tasks from 0
 _SMOOTHING = 0.95  # of the loss shown; single batches of 16 jump
 
 
@@ -32,7 +34,6 @@ class TrainingDisplay:
         """Write to ``console``; a bar where it is a terminal."""
         self._console = console
         self._progress: Progress | None = None
-        self._task = TaskID(0)
         self._loss = 0.0
         self._tokens = 0
         self._steps = 0
@@ -79,7 +80,7 @@ class TrainingDisplay:
                 TimeRemainingColumn(),
                 console=self._console,
             )
-            self._task = self._progress.add_task("training", total=event.steps, figures="")
+            self._progress.add_task("training", total=event.steps, figures="")
             self._progress.start()
 
     def _step(self, event: Step, now: float) -> None:
@@ -90,7 +91,7 @@ class TrainingDisplay:
         speed = f"{self._tokens / busy:,.0f} tokens/s"
         figures = f"loss {self._loss:.4f}  learning rate {event.learning_rate:.2e}  {speed}"
         if self._progress is not None:
-            self._progress.update(self._task, completed=event.step, figures=figures)
+            self._progress.update(_ONLY_TASK, completed=event.step, figures=figures)
         elif now - self._last_line >= _PLAIN_LINE_EVERY:
             left = (self._steps - event.step) * busy / event.step
             self._line(f"step {event.step:,}/{self._steps:,}  {figures}  {_clock(left)} left")
@@ -113,29 +114,40 @@ class TrainingDisplay:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+class _FetchDisplay:
+    """Shows one download after the other; no bar outlives its download, so that other bars may follow."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._what = ""
+        self._bar: Progress | None = None
+
+    def observe(self, done: int, total: int | None, what: str) -> None:
+        """``done`` of ``total`` bytes of ``what``; without a total it is only said that it is going on."""
+        if what != self._what:
+            self.close()
+            self._what = what
+            if total is None or not self._console.is_terminal:
+                self._console.print(what, highlight=False, markup=False, soft_wrap=True)
+            else:
+                self._bar = _started_bar(self._console, what, total, DownloadColumn())
+        if self._bar is not None:
+            self._bar.update(_ONLY_TASK, completed=done)
+            if done == total:
+                self.close()
+
+    def close(self) -> None:
+        """Stop drawing; safe to call at any time."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
 @contextmanager
 def fetching(console: Console) -> Iterator[FetchObserver]:
     """An observer for downloads: a bar each on a terminal, one line each elsewhere."""
-    tasks: dict[str, TaskID] = {}
-    bars = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-    )
-
-    def observe(done: int, total: int | None, what: str) -> None:
-        if what not in tasks:
-            tasks[what] = bars.add_task(what, total=total)
-            if not console.is_terminal:
-                console.print(what, highlight=False, markup=False, soft_wrap=True)
-        bars.update(tasks[what], completed=done, total=total)
-
-    with bars:
-        yield observe
+    with closing(_FetchDisplay(console)) as display:
+        yield display.observe
 
 
 class RowCounter:
@@ -143,25 +155,19 @@ class RowCounter:
 
     def __init__(self, console: Console, what: str) -> None:
         """Count on ``console``; the bar appears with :meth:`start`."""
-        self._bar = Progress(
-            TextColumn(what),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
-        self._task = TaskID(0)
+        self._console = console
+        self._what = what
+        self._bar: Progress | None = None
 
     def start(self, rows: int) -> None:
         """Begin a count of ``rows``."""
-        self._task = self._bar.add_task("", total=rows)
-        self._bar.start()
+        if self._console.is_terminal:
+            self._bar = _started_bar(self._console, self._what, rows, MofNCompleteColumn())
 
     def count(self, rows: int) -> None:
         """``rows`` more are done."""
-        self._bar.update(self._task, advance=rows)
+        if self._bar is not None:
+            self._bar.update(_ONLY_TASK, advance=rows)
 
     def __enter__(self) -> RowCounter:
         """The counter itself."""
@@ -169,7 +175,17 @@ class RowCounter:
 
     def __exit__(self, *_: object) -> None:
         """Stop drawing."""
-        self._bar.stop()
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _started_bar(console: Console, what: str, total: int, amount: ProgressColumn) -> Progress:
+    """A bar with one task that vanishes when it stops."""
+    description = TextColumn("{task.description}", markup=False)
+    bar = Progress(description, BarColumn(), amount, TimeRemainingColumn(), console=console, transient=True)
+    bar.add_task(what, total=total)
+    bar.start()
+    return bar
 
 
 def render_predictions(texts: Sequence[str], predictions: Predictions, top_k: int) -> list[str]:
