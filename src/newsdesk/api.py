@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from newsdesk.config import ResolvedRecipe, load_recipe
 from newsdesk.data.examples import Examples
-from newsdesk.data.layout import TextLayout, to_examples
+from newsdesk.data.layout import TextLayout, text_layout, to_examples
 from newsdesk.data.load import load_split, load_training_data
 from newsdesk.data.table import Table
+from newsdesk.errors import UserError
 from newsdesk.evaluation.baseline import linear_baseline
 from newsdesk.evaluation.evaluate import (
     Evaluation,
@@ -21,7 +23,7 @@ from newsdesk.evaluation.evaluate import (
     write_metrics,
 )
 from newsdesk.inference.predictions import Predictions
-from newsdesk.inference.run_predictor import RunPredictor, load
+from newsdesk.inference.run_predictor import RunPredictor, load, needing_train_extra
 from newsdesk.sources.source import Progress
 from newsdesk.training.run_folder import RunFolder, open_run
 
@@ -77,29 +79,41 @@ def train_resolved(
     progress: Progress | None = None,
 ) -> RunFolder:
     """As :func:`train`, from a recipe that was resolved before."""
-    from newsdesk.training.run import run_training  # the first import of torch
+    with needing_train_extra("training"):
+        from newsdesk.training.run import run_training  # the first import of torch
 
-    return run_training(resolved, out, observe=observe, overwrite=overwrite, progress=progress)
-
-
-@dataclass(frozen=True)
-class LabelledRows:
-    """Rows to evaluate on, in a run's own words."""
-
-    examples: Examples
-    split: str
+        return run_training(resolved, out, observe=observe, overwrite=overwrite, progress=progress)
 
 
 def evaluation_rows(
-    run: RunFolder, data: str, split: str, *, progress: Progress | None = None
-) -> LabelledRows:
+    run: RunFolder,
+    data: str,
+    split: str,
+    *,
+    text: Sequence[str] | None = None,
+    label: str | None = None,
+    template: str | None = None,
+    header: bool | None = None,
+    progress: Progress | None = None,
+) -> Examples:
     """The rows of a named data set, folder or file, with the run's text layout and class ids.
 
-    Raises UserError when there are none, or they carry labels that the run does not know.
+    Columns are those that ``text``, ``template`` and ``label`` name, else the ones the run was trained on,
+    else those with usual names. Raises UserError when there are no rows, or they carry labels that the run
+    does not know.
     """
-    labels = run.labels
-    table = load_split(data, split, progress=progress).table
-    return LabelledRows(_as_trained(table, labels.layout, labels.names), split)
+    table = load_split(data, split, header=header, progress=progress).table
+    layout = _layout_for(table, run.labels.layout, text, template)
+    trained_on = load_recipe(str(run.recipe)).recipe.data.label
+    return to_examples(
+        table,
+        text=layout.text_columns,
+        label=label or (trained_on if trained_on in table.columns else None),
+        template=layout.template,
+        normaliser=layout.normaliser,
+        label_names=run.labels.names,
+        labelled=True,
+    )
 
 
 def evaluate(
@@ -107,6 +121,10 @@ def evaluate(
     data: str,
     *,
     split: str = "test",
+    text: Sequence[str] | None = None,
+    label: str | None = None,
+    template: str | None = None,
+    header: bool | None = None,
     baseline: bool = False,
     with_text: bool = False,
     count: Counter | None = None,
@@ -119,47 +137,85 @@ def evaluate(
         run_path: a finished run.
         data: named data set, folder or file.
         split: which of its splits; the key in metrics.json.
+        text: columns that make the text; None: as the run was trained, else those with usual names.
+        label: the column that holds the class; None: likewise.
+        template: how columns make one text; None: likewise.
+        header: whether csv files have a header; None: detected.
         baseline: also fit TF-IDF + linear SVM on the run's own training rows, and compare.
         with_text: put the texts into the predictions file.
         count: called with the number of rows of every batch done.
         progress: called while things are fetched.
         start: called with the number of rows before the first batch.
+
+    Raises:
+        UserError: when run, base model or rows cannot be used together.
     """
     run = open_run(Path(run_path))
-    rows = evaluation_rows(run, data, split, progress=progress).examples
+    target = predictions_path(run.path, split)
+    rows = evaluation_rows(
+        run, data, split, text=text, label=label, template=template, header=header, progress=progress
+    )
+    learned_from = _training_rows(run, progress) if baseline else None
+    predictor = load(run.path, progress=progress)
     start(len(rows))
-    probabilities = load(run.path, progress=progress).predict_probabilities(rows.texts, progress=count)
-    reference = linear_baseline(_all_training_rows(run), rows, seed=0) if baseline else None
+    probabilities = predictor.predict_probabilities(rows.texts, progress=count)
+    reference = None if learned_from is None else linear_baseline(learned_from, rows, seed=0)
     evaluation = evaluate_examples(
         probabilities, rows, run.labels.names, split=split, model=str(run.path), baseline=reference
     )
-    target = predictions_path(run.path, split)
     write_evaluated_rows(probabilities, rows, run.labels.names, target, with_text=with_text)
     write_metrics(evaluation, run.metrics)
     run.reseal()
     return evaluation
 
 
-def predict_table(predictor: RunPredictor, table: Table, *, count: Counter | None = None) -> Predictions:
-    """Classify every row of a table, its texts made as the run's training texts were."""
-    texts = predictor.layout.for_table(table).texts(table)
+def predict_table(
+    predictor: RunPredictor,
+    table: Table,
+    *,
+    text: Sequence[str] | None = None,
+    template: str | None = None,
+    count: Counter | None = None,
+) -> Predictions:
+    """Classify every row of a table, its texts made as the run's training texts were.
+
+    ``text`` and ``template`` say which columns they are made of, where these differ from the run's.
+    """
+    texts = _layout_for(table, predictor.layout, text, template).texts(table)
     return Predictions(predictor.predict_probabilities(texts, progress=count), predictor.label_names)
 
 
-def _as_trained(table: Table, layout: TextLayout, label_names: tuple[str, ...]) -> Examples:
-    own = layout.for_table(table)
-    return to_examples(
-        table,
-        text=own.text_columns,
-        template=own.template,
-        normaliser=own.normaliser,
-        label_names=label_names,
-        labelled=True,
-    )
+def _layout_for(
+    table: Table, trained_on: TextLayout, text: Sequence[str] | None, template: str | None
+) -> TextLayout:
+    """The layout as named, else the run's own where the table has its columns, else the usual one."""
+    if text or template:
+        return text_layout(table, text=text, template=template, normaliser=trained_on.normaliser)
+    return trained_on.for_table(table)
 
 
-def _all_training_rows(run: RunFolder) -> Examples:
-    """The rows the run learned from and was validated on: a baseline, not validated, may use all."""
+def _training_rows(run: RunFolder, progress: Progress | None) -> Examples:
+    """The rows the run learned from and was validated on: a baseline, not validated, may use both.
+
+    Raises UserError when they are not known, or no longer the same.
+    """
+    if "data" not in run.manifest:
+        raise UserError(
+            "a baseline learns from the run's own training rows",
+            found=f"{run.path} is an imported adapter, whose training rows are not known",
+            mend="evaluate without --baseline",
+        )
     recipe = load_recipe(str(run.recipe)).recipe
-    whole = recipe.data.model_copy(update={"validation_share": 0.0, "validation": None})
-    return load_training_data(whole, seed=recipe.training.seed).train
+    data = load_training_data(recipe.data, seed=recipe.training.seed, progress=progress)
+    for name, part in (("train", data.train), ("validation", data.validation)):
+        if part.fingerprint() != run.manifest["data"][name]["sha256"]:
+            raise UserError(
+                f"the {name} rows are no longer those that {run.path} was trained with",
+                found=f"{len(part):,} rows in {part.source} with another sha256 than the manifest's",
+                mend="put the original file back, or evaluate without --baseline",
+            )
+    train, validation = data.train, data.validation
+    assert train.labels is not None  # or their fingerprint would differ
+    assert validation.labels is not None
+    labels = np.concatenate([train.labels, validation.labels])
+    return Examples(train.texts + validation.texts, labels, train.label_names, train.source)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -32,25 +33,27 @@ class RunPredictor:
 
         Raises UserError when torch is missing, or the base model is not the one the run was trained on.
         """
-        try:
-            from newsdesk.model.classifier import load_classifier
-            from newsdesk.model.device import choose_device
-            from newsdesk.model.network import Network
-        except ModuleNotFoundError as error:
-            raise missing_package(error.name or "torch", "train", "predicting from a run folder") from None
         self.run = run
         self.label_names = run.labels.names
         self.layout: TextLayout = run.labels.layout
-        model = load_classifier(_base_of(run, progress), run.adapter, self.label_names)
-        # Evaluation figures must not depend on the machine: float32 everywhere.
-        self._network = Network(model, choose_device(device), "float32").eval()
+        with needing_train_extra("predicting from a run folder"):
+            from newsdesk.model.classifier import load_classifier
+            from newsdesk.model.device import choose_device
+            from newsdesk.model.network import Network
+
+            model = load_classifier(_base_of(run, progress), run.adapter, self.label_names)
+            # Evaluation figures must not depend on the machine: float32 everywhere.
+            self._network = Network(model, choose_device(device), "float32").eval()
         self._tokenizer = TextTokenizer.from_folder(run.tokenizer, run.labels.max_length)
 
     def predict(self, texts: Sequence[str]) -> Predictions:
         """Classify raw texts: a sequence of predictions in their order, each with all probabilities.
 
-        Texts pass through the run's normaliser first, as the rows of its training file did.
+        Texts pass through the run's normaliser first, as the rows of its training file did. Raises TypeError
+        for a single str, which would be taken for a sequence of letters.
         """
+        if isinstance(texts, str):
+            raise TypeError("predict takes a sequence of texts; for one text write predict([text])")
         cleaned = [normalise(text, self.layout.normaliser) for text in texts]
         return Predictions(self.predict_probabilities(cleaned), self.label_names)
 
@@ -77,10 +80,23 @@ def load(path: str | Path, *, device: str = "auto", progress: Progress | None = 
     return RunPredictor(open_run(Path(path)), device=device, progress=progress)
 
 
+@contextmanager
+def needing_train_extra(purpose: str) -> Iterator[None]:
+    """Turn the failing import of a package that only the extra ``train`` installs into a UserError."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "newsdesk"):
+            raise
+        raise missing_package(package, "train", purpose) from None
+
+
 def _base_of(run: RunFolder, progress: Progress | None) -> Path:
     """The base model's folder, its weights checked against what the manifest says the run was trained on."""
     recorded = run.manifest["base"]
-    base = resolve_base(recorded["name"], progress=progress)
+    # The name of a local folder may be relative to where the training was started; its reference is not.
+    base = resolve_base(recorded["reference"], progress=progress)
     if recorded["sha256"] is not None and base.sha256 != recorded["sha256"]:
         raise UserError(
             f"the base model {recorded['name']} is not the one that {run.path} was trained on",
