@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import NoReturn
 
@@ -10,18 +11,19 @@ import click
 from newsdesk import __version__
 from newsdesk.cli.named_verbs import data, models
 from newsdesk.cli.run_verbs import evaluate, import_adapter, predict, train
-from newsdesk.cli.shared import Verbs
+from newsdesk.cli.shared import DEBUG_FLAG, Verbs
 from newsdesk.errors import UserError
 
 
 @click.group(
-    cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "NEWSDESK"}
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "NEWSDESK"},
+    epilog="Every flag is an environment variable too: NEWSDESK_TRAIN_EPOCHS is train --epochs.",
 )
-@click.version_option(__version__, prog_name="newsdesk")
-@click.option("--debug", is_flag=True, help="Show the traceback of a failure.")
-def cli(debug: bool) -> None:
+@click.version_option(__version__, prog_name="newsdesk", allow_from_autoenv=False)
+@DEBUG_FLAG
+def cli() -> None:
     """Fine-tune a text encoder with LoRA to classify news, evaluate it honestly, and deploy it."""
-    del debug  # main() looks for it: a failure may come before flags are parsed
 
 
 for verb in (train, evaluate, predict, import_adapter, models, data):
@@ -30,20 +32,32 @@ for verb in (train, evaluate, predict, import_adapter, models, data):
 
 def main() -> NoReturn:
     """Run the command line and exit: 0 done, 1 a failure we explain, 2 wrong usage, 130 interrupted."""
+    asked: dict[str, bool] = {}
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a text from a broken argument has no form in UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = cli.main(standalone_mode=False) or 0
+        code = cli.main(standalone_mode=False, obj=asked) or 0
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except UserError as error:
-        if "--debug" in sys.argv:
+    except (UserError, OSError) as error:
+        explained = error if isinstance(error, UserError) else _refusal_of_the_system(error)
+        if asked.get("debug") or explained is None:
             raise
-        click.echo(error, err=True)
+        click.echo(explained, err=True)
         code = 1
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         code = 130
-    except BrokenPipeError:  # whoever read our output has seen enough
-        sys.stderr.close()
-        code = 0
     raise SystemExit(code)
+
+
+def _refusal_of_the_system(error: OSError) -> UserError | None:
+    """What the operating system did not allow, in our form; None for a library's own kind of OSError."""
+    if error.errno is None:
+        return None
+    return UserError(
+        f"the system refuses to read or write {error.filename or 'a file or stream'}",
+        found=error.strerror,
+        mend="check its permissions and the free space, or choose another place",
+    )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from newsdesk.cli.shared import JSON_FLAG, Verbs, names_of, say, shown_fetching, terminal, with_data_flags
+from newsdesk.cli.shared import JSON_FLAG, Verbs, data_flags, flag, names_of, say, shown_fetching, terminal
 
 
 @click.group(cls=Verbs)
@@ -85,12 +85,10 @@ def pull_data(name: str) -> None:
 
 @data.command("check")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option(
-    "--against", type=click.Path(path_type=Path), help="A test file whose texts must not be in PATH."
-)
-@with_data_flags
-@click.option("--base", help="Count tokens as this base model does.", metavar="NAME|PATH")
-@click.option("--max-length", type=click.IntRange(min=2), help="Tokens a text would be cut to.")
+@flag("--against", type=click.Path(path_type=Path), help="A test file whose texts must not be in PATH.")
+@data_flags("text", "label", "template", "normaliser", "header")
+@flag("--base", help="Count tokens as this base model does.", metavar="NAME|PATH")
+@flag("--max-length", type=click.IntRange(min=2), help="Tokens a text would be cut to.")
 @JSON_FLAG
 def check_data(
     path: Path,
@@ -106,7 +104,7 @@ def check_data(
 ) -> None:
     """Look a file over: faults by line, labels, duplicates, leakage. Exit code 1 if it needs mending."""
     from newsdesk.data.check import check
-    from newsdesk.data.tables import render_check
+    from newsdesk.data.check_report import render_check
     from newsdesk.model.catalog import resolve_base
     from newsdesk.model.tokenizer import TextTokenizer
 

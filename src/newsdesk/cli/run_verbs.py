@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from newsdesk.cli.shared import JSON_FLAG, names_of, say, shown_fetching, terminal, with_data_flags
+from newsdesk.cli.shared import (
+    JSON_FLAG,
+    Verb,
+    data_flags,
+    flag,
+    names_of,
+    note,
+    say,
+    shown_fetching,
+    standard_output,
+    terminal,
+)
 
 if TYPE_CHECKING:
     from newsdesk.data.table import Table
@@ -17,23 +28,21 @@ FORMATS = ("csv", "tsv", "jsonl", "parquet", "submission")
 _RUN = click.argument("run", type=click.Path(path_type=Path))
 
 
-@click.command()
-@click.option("--recipe", help="A recipe's name (quick, best, seed) or a TOML file.")
-@click.option(
+@click.command(cls=Verb)
+@flag("--recipe", help="A recipe's name (quick, best, seed) or a TOML file.")
+@flag(
     "--data", "train_data", help="Training rows: a named data set, a file, or a folder.", metavar="NAME|PATH"
 )
-@click.option(
-    "--valid", help="A file of validation rows; default: split off the training rows.", metavar="PATH"
-)
-@click.option("--base", help="A named base model, a Hub id or a local folder.", metavar="NAME|PATH")
-@click.option("--out", type=click.Path(path_type=Path), help="The run folder to write.", metavar="RUN")
-@with_data_flags
-@click.option("--epochs", type=float, help="Passes over the training rows.")
-@click.option(
+@flag("--valid", help="A file of validation rows; default: split off the training rows.", metavar="PATH")
+@flag("--base", help="A named base model, a Hub id or a local folder.", metavar="NAME|PATH")
+@flag("--out", type=click.Path(path_type=Path), help="The run folder to write.", metavar="RUN")
+@data_flags("text", "label", "template", "normaliser", "header")
+@flag("--epochs", type=float, help="Passes over the training rows.")
+@flag(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any recipe value, such as lora.rank=16."
 )
-@click.option("--overwrite", is_flag=True, help="Replace the run that is at --out.")
-@click.option(
+@flag("--overwrite", is_flag=True, help="Replace the run that is at --out.")
+@flag(
     "--dry-run", is_flag=True, help="Show parameters, steps, learning rates and an estimate; train nothing."
 )
 @JSON_FLAG
@@ -56,6 +65,7 @@ def train(
 ) -> None:
     """Train a classifier and leave a run folder."""
     from newsdesk.config import load_recipe
+    from newsdesk.inference.run_predictor import needing_train_extra
 
     flags = {
         "data.train": train_data,
@@ -70,9 +80,10 @@ def train(
     }
     resolved = load_recipe(recipe, flags, overrides)
     if dry_run:
-        from newsdesk.training.plan import make_plan, render_plan
+        with needing_train_extra("a dry run"):
+            from newsdesk.training.plan import make_plan, render_plan
 
-        plan = make_plan(resolved)
+            plan = make_plan(resolved)
         say(plan.to_dict() if as_json else render_plan(plan))
         return
     if out is None:
@@ -87,21 +98,36 @@ def train(
             run = train_resolved(resolved, out, observe=display.show, overwrite=overwrite, progress=progress)
         finally:
             display.close()
-    say({"run": str(out), **run.manifest["training"]} if as_json else [f"the run lies in {out}"])
+    outcome = run.manifest["training"]
+    interrupted = outcome["finished"] == "interrupted"
+    place = f"interrupted; a usable run lies in {out}" if interrupted else f"the run lies in {out}"
+    say({"run": str(out), **outcome} if as_json else [place])
+    if interrupted:
+        click.get_current_context().exit(130)
 
 
-@click.command()
+@click.command(cls=Verb)
 @_RUN
-@click.option(
+@flag(
     "--data", required=True, help="Labelled rows: a named data set, a file, or a folder.", metavar="NAME|PATH"
 )
-@click.option("--split", default="test", show_default=True, help="Which split; the key in metrics.json.")
-@click.option(
-    "--baseline", is_flag=True, help="Also fit TF-IDF + linear SVM on the training rows, and compare."
-)
-@click.option("--with-text", is_flag=True, help="Put the texts into the predictions file.")
+@flag("--split", default="test", show_default=True, help="Which split; the key in metrics.json.")
+@flag("--baseline", is_flag=True, help="Also fit TF-IDF + linear SVM on the training rows, and compare.")
+@flag("--with-text", is_flag=True, help="Put the texts into the predictions file.")
+@data_flags("text", "label", "template", "header")
 @JSON_FLAG
-def evaluate(run: Path, data: str, split: str, baseline: bool, with_text: bool, as_json: bool) -> None:
+def evaluate(
+    run: Path,
+    data: str,
+    split: str,
+    baseline: bool,
+    with_text: bool,
+    text: str | None,
+    label: str | None,
+    template: str | None,
+    header: bool | None,
+    as_json: bool,
+) -> None:
     """Measure a run on labelled rows, with intervals."""
     from newsdesk import api
     from newsdesk.display import RowCounter
@@ -114,6 +140,10 @@ def evaluate(run: Path, data: str, split: str, baseline: bool, with_text: bool, 
             run,
             data,
             split=split,
+            text=names_of(text),
+            label=label,
+            template=template,
+            header=header,
             baseline=baseline,
             with_text=with_text,
             count=rows.count,
@@ -124,27 +154,20 @@ def evaluate(run: Path, data: str, split: str, baseline: bool, with_text: bool, 
         say(result.to_dict())
     else:
         say(render_metrics(result.metrics, result.baseline, result.comparison))
-        console.print(
-            f"every row's probabilities lie in {predictions_path(run, split)}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        note(console, f"every row's probabilities lie in {predictions_path(run, split)}")
 
 
-@click.command()
+@click.command(cls=Verb)
 @_RUN
 @click.argument("texts", nargs=-1, metavar="[TEXT ...]")
-@click.option(
+@flag(
     "--input", "source", help="A file of rows, or - for one text a line on standard input.", metavar="FILE|-"
 )
-@click.option("--output", help="The file to write, or - for standard output.", metavar="FILE|-")
-@click.option(
-    "--format", "form", type=click.Choice(FORMATS), help="Output format; default: by the file's ending."
-)
-@click.option(
-    "--top-k", type=click.IntRange(min=1), default=1, show_default=True, help="How many classes to name."
-)
-@click.option("--probabilities", is_flag=True, help="Write every class's probability.")
+@flag("--output", help="The file to write, or - for standard output.", metavar="FILE|-")
+@flag("--format", "form", type=click.Choice(FORMATS), help="Output format; default: by the file's ending.")
+@flag("--top-k", type=click.IntRange(min=1), default=1, show_default=True, help="How many classes to name.")
+@flag("--probabilities", is_flag=True, help="Write every class's probability.")
+@data_flags("text", "template", "header")
 @JSON_FLAG
 def predict(
     run: Path,
@@ -154,6 +177,9 @@ def predict(
     form: Any,
     top_k: int,
     probabilities: bool,
+    text: str | None,
+    template: str | None,
+    header: bool | None,
     as_json: bool,
 ) -> None:
     """Classify texts given as arguments, on standard input, or in a file."""
@@ -161,57 +187,60 @@ def predict(
     from newsdesk.display import RowCounter, render_predictions
     from newsdesk.inference.writers import check_destination, write_predictions
 
+    if as_json and (output or form):
+        raise click.UsageError("--json goes to standard output: give it, or --output and --format.")
     source_path = Path(source) if source not in (None, "-") else None
     target = Path(output) if output not in (None, "-") else None
     if target is not None:
         check_destination(target, source=source_path, format=form)
-    table = _table_to_classify(texts, source)
+    table = _table_to_classify(texts, source, header)
     console = terminal()
     with shown_fetching(console) as progress, RowCounter(console, "classifying") as rows:
         predictor = api.load(run, progress=progress)
         rows.start(len(table))
-        predictions = api.predict_table(predictor, table, count=rows.count)
+        predictions = api.predict_table(
+            predictor, table, text=names_of(text), template=template, count=rows.count
+        )
     if as_json:
         say({"predictions": predictions.to_dicts(None if probabilities else top_k)})
     elif texts and output is None and form is None:
         say(render_predictions(texts, predictions, len(predictor.label_names) if probabilities else top_k))
     else:
-        write_predictions(
-            table.rows,
-            table.columns,
-            predictions,
-            target or sys.stdout.buffer,
-            format=form,
-            top_k=top_k,
-            all_probabilities=probabilities,
-            source=source_path,
-        )
+        with standard_output() as output_stream:
+            write_predictions(
+                table.rows,
+                table.columns,
+                predictions,
+                target or output_stream,
+                format=form,
+                top_k=top_k,
+                all_probabilities=probabilities,
+                source=source_path,
+            )
 
 
-@click.command("import-adapter")
+@click.command("import-adapter", cls=Verb)
 @click.argument("adapter", type=click.Path(path_type=Path))
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="The run folder to write.", metavar="RUN"
-)
-@click.option(
-    "--base", help="The base it was trained on; default: what the adapter names.", metavar="NAME|PATH"
-)
-@click.option("--labels", help="Class names in id order, comma-separated.", metavar="NAMES")
-@click.option(
+@flag("--out", type=click.Path(path_type=Path), required=True, help="The run folder to write.", metavar="RUN")
+@flag("--base", help="The base it was trained on; default: what the adapter names.", metavar="NAME|PATH")
+@flag("--labels", help="Class names in id order, comma-separated.", metavar="NAMES")
+@flag(
     "--max-length",
     type=click.IntRange(min=2),
     default=128,
     show_default=True,
     help="Tokens a text is cut to.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace the run that is at --out.")
+@flag("--overwrite", is_flag=True, help="Replace the run that is at --out.")
 def import_adapter(
     adapter: Path, out: Path, base: str | None, labels: str | None, max_length: int, overwrite: bool
 ) -> None:
     """Make a run of an adapter folder that transformers + peft trained."""
-    from newsdesk.training.import_adapter import import_adapter as importing
+    from newsdesk.inference.run_predictor import needing_train_extra
 
-    with shown_fetching(terminal()) as progress:
+    with shown_fetching(terminal()) as progress, needing_train_extra("importing an adapter"):
+        from newsdesk.training.import_adapter import import_adapter as importing
+
         run = importing(
             adapter,
             out,
@@ -224,7 +253,7 @@ def import_adapter(
     say([f"the run lies in {out}; its classes are {', '.join(run.labels.names)}"])
 
 
-def _table_to_classify(texts: tuple[str, ...], source: str | None) -> Table:
+def _table_to_classify(texts: tuple[str, ...], source: str | None, header: bool | None) -> Table:
     """The rows that ``predict`` was asked about, wherever they come from."""
     from newsdesk.data.readers import read_stream, read_table
     from newsdesk.data.table import Table
@@ -237,7 +266,7 @@ def _table_to_classify(texts: tuple[str, ...], source: str | None) -> Table:
             Path("the command line"), ("text",), tuple((text,) for text in texts), lines, has_header=False
         )
     if source not in (None, "-"):
-        return read_table(Path(str(source)))
+        return read_table(Path(str(source)), header=header)
     if sys.stdin.isatty():
         raise click.UsageError("Nothing to classify: give texts, --input FILE, or pipe one text a line.")
     return read_stream(sys.stdin.buffer, "txt")

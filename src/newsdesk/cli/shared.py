@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
 
@@ -15,20 +17,59 @@ if TYPE_CHECKING:
 
     from newsdesk.sources.source import Progress
 
-JSON_FLAG = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
-_DATA_FLAGS = (
-    click.option("--text", help="Text columns, comma-separated, in order.", metavar="COLUMNS"),
-    click.option("--label", help="The column that holds the class.", metavar="COLUMN"),
-    click.option("--template", help="How columns make one text, such as '{title}. {body}'."),
-    click.option("--normaliser", help="Text normaliser: none, whitespace or ag_news."),
-    click.option(
+AnyCallable = TypeVar("AnyCallable", bound=Callable[..., Any])
+
+
+class Flag(click.Option):
+    """An option that is an environment variable too, called as the flag is: ``NEWSDESK_PREDICT_INPUT``."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        """The variable's value; None where it is not set or empty."""
+        name = self.opts[-1].lstrip("-").replace("-", "_").upper()
+        return os.environ.get(f"{ctx.auto_envvar_prefix}_{name}") or None
+
+
+def flag(*names: str, **settings: Any) -> Callable[[AnyCallable], AnyCallable]:
+    """``click.option`` for a :class:`Flag`."""
+    return click.option(*names, cls=Flag, **settings)
+
+
+def _ask_for_traceback(ctx: click.Context, _parameter: click.Parameter, asked: bool) -> None:
+    if asked:
+        ctx.ensure_object(dict)["debug"] = True
+
+
+_DEBUG: dict[str, Any] = {
+    "is_flag": True,
+    "expose_value": False,
+    "callback": _ask_for_traceback,
+    "help": "Show the traceback of a failure.",
+}
+DEBUG_FLAG = flag("--debug", **_DEBUG)
+JSON_FLAG = flag("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+_DATA_FLAGS = {
+    "text": flag("--text", help="Text columns, comma-separated, in order.", metavar="COLUMNS"),
+    "label": flag("--label", help="The column that holds the class.", metavar="COLUMN"),
+    "template": flag("--template", help="How columns make one text, such as '{title}. {body}'."),
+    "normaliser": flag("--normaliser", help="Text normaliser: none, whitespace or ag_news."),
+    "header": flag(
         "--header/--no-header", default=None, help="Whether csv files have a header; default: detected."
     ),
-)
+}
+
+
+class Verb(click.Command):
+    """A command that takes --debug at its end as well, where one adds it when a failure came."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.params.append(Flag(["--debug"], **_DEBUG))
 
 
 class Verbs(click.Group):
     """A group that answers a mistyped verb with the closest one, and lists verbs as they were written."""
+
+    command_class = Verb
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -45,11 +86,15 @@ class Verbs(click.Group):
         return list(self.commands)
 
 
-def with_data_flags(command: Any) -> Any:
-    """Add the flags that say how a file's columns become texts and classes."""
-    for option in reversed(_DATA_FLAGS):
-        command = option(command)
-    return command
+def data_flags(*names: str) -> Callable[[AnyCallable], AnyCallable]:
+    """Add the named flags of those that say how a file's columns become texts and classes."""
+
+    def add(function: AnyCallable) -> AnyCallable:
+        for name in reversed(names):
+            function = _DATA_FLAGS[name](function)
+        return function
+
+    return add
 
 
 def names_of(joined: str | None) -> tuple[str, ...] | None:
@@ -59,17 +104,39 @@ def names_of(joined: str | None) -> tuple[str, ...] | None:
 
 def say(result: Any) -> None:
     """Print a result on standard output: lines as they are, anything else as one JSON document."""
-    if isinstance(result, list) and all(isinstance(line, str) for line in result):
-        click.echo("\n".join(result))
-    else:
-        click.echo(json.dumps(result, indent=2, ensure_ascii=False))
+    with standard_output():
+        if isinstance(result, list) and all(isinstance(line, str) for line in result):
+            click.echo("\n".join(result))
+        else:
+            click.echo(json.dumps(result, indent=2, ensure_ascii=False))
+
+
+@contextmanager
+def standard_output() -> Iterator[BinaryIO]:
+    """Standard output for bytes. Ends the command quietly when its reader has seen enough."""
+    try:
+        yield sys.stdout.buffer
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_from_now_on(sys.stdout.fileno())
+        raise click.exceptions.Exit(0) from None
 
 
 def terminal() -> Console:
     """Standard error, where progress and notes go: standard output is for results."""
     from rich.console import Console
 
-    return Console(stderr=True)
+    class Notes(Console):
+        def on_broken_pipe(self) -> None:
+            """Work on: that nobody reads the progress any more is no reason to lose a training."""
+            _discard_from_now_on(self.file.fileno())
+
+    return Notes(stderr=True)
+
+
+def note(console: Console, text: str) -> None:
+    """Write a line to the console as it is, neither wrapped nor coloured nor taken for markup."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -79,3 +146,10 @@ def shown_fetching(console: Console) -> Iterator[Progress]:
 
     with fetching(console) as progress:
         yield progress
+
+
+def _discard_from_now_on(descriptor: int) -> None:
+    """Lead a stream whose reader is gone nowhere, so that what it still buffers cannot fail at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)

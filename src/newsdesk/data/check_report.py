@@ -47,7 +47,7 @@ def _groups(title: str, groups: LineGroups) -> Iterator[str]:
         yield f"{title}: {groups.groups:,} ({groups.rows:,} rows)"
         for lines in groups.lines[:_SHOWN]:
             yield f"  lines {_joined(lines)}"
-        yield from _more(groups.groups)
+        yield from _more(groups.groups, listed=len(groups.lines))
 
 
 def _leakage(report: CheckReport) -> Iterator[str]:
@@ -60,7 +60,7 @@ def _leakage(report: CheckReport) -> Iterator[str]:
     )
     for leak in leakage.leaks[:_SHOWN]:
         yield f"  line {leak.line} here, line {leak.other_line} there, similarity {leak.similarity:.2f}"
-    yield from _more(len(leakage.leaks))
+    yield from _more(leakage.exact + leakage.near, listed=len(leakage.leaks))
 
 
 def _labels(report: CheckReport) -> Iterator[str]:
@@ -70,7 +70,7 @@ def _labels(report: CheckReport) -> Iterator[str]:
     width = max(len(label) for label in report.label_counts)
     for label, count in list(report.label_counts.items())[:_LABELS_SHOWN]:
         yield f"  {label:<{width}} {count:>9,}  {count / report.rows:>6.1%}"
-    yield from _more(len(report.label_counts), _LABELS_SHOWN)
+    yield from _more(len(report.label_counts), shown=_LABELS_SHOWN)
 
 
 def _lengths(report: CheckReport) -> Iterator[str]:
@@ -83,9 +83,11 @@ def _lengths(report: CheckReport) -> Iterator[str]:
         yield f"  cut at {lengths.max_length}: {lengths.truncated:.1%} of the texts"
 
 
-def _more(count: int, shown: int = _SHOWN) -> Iterator[str]:
+def _more(count: int, *, shown: int = _SHOWN, listed: int | None = None) -> Iterator[str]:
+    """A last line for what is not ``shown``; ``listed`` are in the report itself, None for all."""
     if count > shown:
-        yield f"  and {count - shown:,} more (--json lists them)"
+        where = "lists them" if listed in (None, count) else f"lists the first {listed:,}"
+        yield f"  and {count - shown:,} more (--json {where})"
 
 
 def _joined(lines: Sequence[int]) -> str:
