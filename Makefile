@@ -26,7 +26,7 @@ demo: $(VENV)/.train ## fetch a model and real newswire, train, evaluate, classi
 	$(BIN)/newsdesk predict $(RUN) \
 	  "opec ministers agree to cut crude oil output after prices fall" \
 	  "bank of japan buys dollars to slow the rise of the yen" \
-	  "dock workers strike keeps container ships waiting outside the port"
+	  "striking seamen leave cargo vessels waiting outside the ports"
 	@echo "$$DEMO_ENDS"
 
 define DEMO_ENDS
