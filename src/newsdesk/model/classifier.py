@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import math
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,7 @@ import torch
 
 from newsdesk.config import LoraSection, ModelSection
 from newsdesk.errors import UserError
+from newsdesk.files import write_json
 from newsdesk.model.architectures import head_modules, target_modules
 
 if TYPE_CHECKING:
@@ -53,31 +57,32 @@ def build_classifier(
     Draws from torch's global random state. Raises UserError when transformers cannot make a sequence
     classifier of the base, or when ``lora.targets`` does not fit it.
     """
-    from transformers import AutoModelForSequenceClassification
-
-    config = _read_config(base, label_names, model.dropout)
-    with _quiet_transformers():
-        try:
-            classifier = AutoModelForSequenceClassification.from_pretrained(
-                str(base), config=config, dtype=torch.float32, use_safetensors=True
-            )
-        except (ValueError, OSError) as error:
-            raise _unusable_base(base, error) from error
-    return _add_adapters(classifier, model, lora)
+    return _add_adapters(_pretrained(base, label_names, dropout=model.dropout), model, lora)
 
 
 def outline_classifier(
     config: dict[str, Any], label_count: int, model: ModelSection, lora: LoraSection
 ) -> PeftModel:
-    """The same model from its configuration alone, on the meta device: shapes and counts, no weights."""
+    """The same model from its configuration alone, on the meta device: shapes and counts, no weights.
+
+    Raises UserError when transformers knows no such encoder, or ``lora.targets`` does not fit it.
+    """
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    settings = {key: value for key, value in config.items() if key != "model_type"}
-    resolved = AutoConfig.for_model(config["model_type"], **settings, num_labels=label_count)
+    model_type = str(config.get("model_type"))
+    # A base may carry the classes it was trained on before; ours are others.
+    own = ("model_type", "num_labels", "id2label", "label2id")
+    settings = {key: value for key, value in config.items() if key not in own}
+    try:
+        resolved = AutoConfig.for_model(model_type, **settings, num_labels=label_count)
+        with torch.device("meta"), _quiet_transformers():
+            classifier = AutoModelForSequenceClassification.from_config(resolved)
+    except ValueError as error:
+        raise _unusable_base(f"a model of type {model_type}", error) from error
     # PiSSA and its kin factor the weights at hand; on the meta device there are none, and shapes are equal.
     plain = lora.model_copy(update={"init": "default"})
-    with torch.device("meta"), _quiet_transformers():
-        return _add_adapters(AutoModelForSequenceClassification.from_config(resolved), model, plain)
+    with torch.device("meta"):
+        return _add_adapters(classifier, model, plain)
 
 
 def load_classifier(base: Path, adapter: Path, label_names: Sequence[str]) -> PeftModel:
@@ -87,19 +92,24 @@ def load_classifier(base: Path, adapter: Path, label_names: Sequence[str]) -> Pe
     pickle.
     """
     from peft import PeftModel
-    from transformers import AutoModelForSequenceClassification
+    from safetensors import SafetensorError
 
     require_adapter_files(adapter)
+    classifier = _pretrained(base, label_names, dropout=None)
     with _quiet_transformers():
-        classifier = AutoModelForSequenceClassification.from_pretrained(
-            str(base), config=_read_config(base, label_names, None), dtype=torch.float32, use_safetensors=True
-        )
         try:
             loaded = PeftModel.from_pretrained(classifier, str(adapter))
-        except (RuntimeError, ValueError) as error:
+            _require_same_tensors(loaded, adapter / ADAPTER_FILES[1])
+        except KeyError as error:  # peft looks every tensor of modules_to_save up without asking
+            raise UserError(
+                f"the adapter {adapter} does not fit {base.name}: it lacks a part that modules_to_save names",
+                found=f"no tensor {error.args[0]}",
+                mend="name the base it was trained on with --base, or save it again with save_pretrained",
+            ) from error
+        except (RuntimeError, ValueError, TypeError, SafetensorError) as error:
             raise UserError(
                 f"the adapter {adapter} does not fit {base.name} with {len(label_names)} labels",
-                found=str(error).splitlines()[0],
+                found=_first_fact(error),
                 mend="name the base it was trained on with --base, and all its labels with --labels",
             ) from error
     return loaded.eval()
@@ -136,24 +146,26 @@ class AdapterStore:
         self._model = model
         config: Any = model.peft_config["default"]
         config.base_model_name_or_path = base_reference
-        self._initial: tempfile.TemporaryDirectory[str] | None = None
+        self._initial: dict[str, torch.Tensor] = {}
         if config.init_lora_weights in _MUTATING_INITS:
-            self._initial = tempfile.TemporaryDirectory(prefix="newsdesk-initial-")
-            model.save_pretrained(self._initial.name, save_embedding_layers=False)
+            self._initial = {
+                name: tensor.detach().cpu().clone()
+                for name, tensor in _adapter_state(model).items()
+                if "lora_A" in name or "lora_B" in name
+            }
 
     def save(self, folder: Path) -> None:
         """Write (or atomically replace) the two adapter files in ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
-        config = self._model.peft_config["default"]
-        fresh = dict(config.__dict__)
         with tempfile.TemporaryDirectory(prefix=".adapter-", dir=folder.parent) as temporary:
-            self._model.save_pretrained(
-                temporary,
-                save_embedding_layers=False,
-                path_initial_model_for_weight_conversion=self._initial.name if self._initial else None,
-            )
-            # Converting, peft doubles the live configuration's rank and alpha; the next save needs them as is.
-            config.__dict__.update(fresh)
+            self._model.save_pretrained(temporary, save_embedding_layers=False)
+            config_path, weights_path = (Path(temporary) / name for name in ADAPTER_FILES)
+            config = json.loads(config_path.read_text(encoding="utf-8"))
+            # peft writes this set in an order that differs from process to process.
+            config["target_modules"] = sorted(config["target_modules"])
+            if self._initial:
+                _subtract_initial(weights_path, config, self._initial)
+            write_json(config_path, config)
             for name in ADAPTER_FILES:
                 (Path(temporary) / name).replace(folder / name)
 
@@ -192,11 +204,64 @@ def parameter_table(model: PeftModel) -> list[ParameterGroup]:
     return [ParameterGroup(name, *counts) for name, counts in sizes.items()]
 
 
-def _read_config(base: Path, label_names: Sequence[str], dropout: float | None) -> PretrainedConfig:
+def _pretrained(base: Path, label_names: Sequence[str], *, dropout: float | None) -> PreTrainedModel:
+    """A sequence classifier with the base's encoder and a fresh head, in float32.
+
+    ``dropout`` replaces what the base uses inside its encoder; the head keeps its own.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForSequenceClassification
+
+    config = _read_config(base, label_names)
+    with _quiet_transformers():
+        try:
+            head_dropouts = {} if dropout is None else _head_dropouts(config)
+            for name in _ENCODER_DROPOUTS if dropout is not None else ():
+                if hasattr(config, name):
+                    setattr(config, name, dropout)
+            classifier, loading = AutoModelForSequenceClassification.from_pretrained(
+                str(base), config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
+        except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+            raise _unusable_base(base, error) from error
+    _require_whole_encoder(base, classifier.base_model_prefix, loading["missing_keys"])
+    for name, probability in head_dropouts.items():
+        classifier.get_submodule(name).p = probability
+    return classifier  # type: ignore[no-any-return]
+
+
+def _head_dropouts(config: PretrainedConfig) -> dict[str, float]:
+    """The head's dropout modules by name; many heads fall back to the encoder's settings for them."""
+    from transformers import AutoModelForSequenceClassification
+
+    with torch.device("meta"):
+        outline = AutoModelForSequenceClassification.from_config(copy.deepcopy(config))
+    return {
+        name: module.p
+        for name, module in outline.named_modules()
+        if isinstance(module, torch.nn.Dropout) and not name.startswith(outline.base_model_prefix + ".")
+    }
+
+
+def _require_whole_encoder(base: Path, prefix: str, missing: Iterable[str]) -> None:
+    """Raise UserError where transformers would start a part of the encoder from random numbers.
+
+    But for the pooler: encoders pre-trained on masked tokens alone have none.
+    """
+    lost = sorted(name for name in missing if name.startswith(prefix + ".") and ".pooler." not in name)
+    if lost:
+        raise UserError(
+            f"the weights in {base} are not a whole encoder",
+            found=f"{len(lost)} tensors that its config.json asks for are not there, the first {lost[0]}",
+            mend="give --base the folder as save_pretrained wrote it",
+        )
+
+
+def _read_config(base: Path, label_names: Sequence[str]) -> PretrainedConfig:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(
+        return AutoConfig.from_pretrained(  # type: ignore[no-any-return]
             str(base),
             num_labels=len(label_names),
             id2label=dict(enumerate(label_names)),
@@ -204,14 +269,48 @@ def _read_config(base: Path, label_names: Sequence[str], dropout: float | None) 
         )
     except (ValueError, OSError) as error:
         raise _unusable_base(base, error) from error
-    if dropout is not None:
-        # The head keeps the dropout it would have had: it falls back to the encoder's only when it has none.
-        if getattr(config, "classifier_dropout", 0.0) is None:
-            config.classifier_dropout = config.hidden_dropout_prob
-        for name in _ENCODER_DROPOUTS:
-            if hasattr(config, name):
-                setattr(config, name, dropout)
-    return config  # type: ignore[no-any-return]
+
+
+def _adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
+    """Adapter and head tensors under the names that adapter_model.safetensors has for them."""
+    from peft import get_peft_model_state_dict
+
+    state: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return state
+
+
+def _subtract_initial(weights: Path, config: dict[str, Any], initial: Mapping[str, torch.Tensor]) -> None:
+    """Make a saved adapter relative to the untouched base, in its file and in ``config``.
+
+    W - A0 B0 + A B, which training computed, is W + [A; A0] [B, -B0]: an adapter of twice the rank
+    (Meng et al., 2024, appendix C). The scaling alpha/rank, or alpha/sqrt(rank), stays as it is.
+    """
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(weights)
+    for name, first in initial.items():
+        is_down = "lora_A" in name
+        tensors[name] = torch.cat([tensors[name], first if is_down else -first], dim=0 if is_down else 1)
+    save_file(tensors, weights, metadata={"format": "pt"})
+    config["r"] *= 2
+    config["lora_alpha"] *= math.sqrt(2) if config["use_rslora"] else 2
+    config["init_lora_weights"] = True
+
+
+def _require_same_tensors(loaded: PeftModel, weights: Path) -> None:
+    """Raise ValueError unless the file has every tensor of the loaded model and no adapter beyond it.
+
+    Peft itself leaves what is missing untrained and drops what fits nowhere.
+    """
+    from safetensors import safe_open
+
+    expected = set(_adapter_state(loaded))
+    with safe_open(weights, framework="pt") as file:
+        found = set(file.keys())
+    if missing := sorted(expected - found):
+        raise ValueError(f"it lacks {len(missing)} tensors of the model, the first {missing[0]}")
+    if beyond := sorted(name for name in found - expected if "lora_" in name):
+        raise ValueError(f"it has {len(beyond)} tensors that the model has no place for, first {beyond[0]}")
 
 
 def _add_adapters(classifier: PreTrainedModel, model: ModelSection, lora: LoraSection) -> PeftModel:
@@ -233,12 +332,18 @@ def _add_adapters(classifier: PreTrainedModel, model: ModelSection, lora: LoraSe
         return get_peft_model(classifier, config)
 
 
-def _unusable_base(base: Path, error: Exception) -> UserError:
+def _unusable_base(base: object, error: Exception) -> UserError:
     return UserError(
         f"transformers cannot make a text classifier of {base}",
-        found=str(error).strip().splitlines()[0],
+        found=_first_fact(error),
         mend="give --base an encoder that AutoModelForSequenceClassification knows, with safetensors weights",
     )
+
+
+def _first_fact(error: Exception) -> str:
+    """The first line of a message that says something; torch heads its lists of faults with a colon."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]
 
 
 @contextmanager
@@ -262,17 +367,21 @@ def _quiet_transformers() -> Iterator[None]:
 def copy_tokenizer(base: Path, target: Path) -> None:
     """Write the base's tokenizer to ``target`` in the form that transformers and tokenizers both read.
 
-    Raises UserError when the base has none that has a fast (``tokenizer.json``) form.
+    Raises UserError when the base has none, or none that has a fast (``tokenizer.json``) form.
     """
     from transformers import AutoTokenizer
 
     try:
         with _quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(str(base))
+        # Where no file holds a vocabulary, transformers makes up one of special tokens alone.
+        names = dict.fromkeys(tokenizer.vocab_files_names.values())
+        if not any((base / name).is_file() for name in names):
+            raise FileNotFoundError(f"none of {', '.join(names)} is there")
     except Exception as error:  # transformers raises many kinds for a missing or odd tokenizer
         raise UserError(
             f"{base} has no tokenizer that transformers can load",
-            found=str(error).strip().splitlines()[0],
+            found=_first_fact(error),
             mend="put its tokenizer.json and tokenizer_config.json into that folder",
         ) from error
     with tempfile.TemporaryDirectory(prefix=".tokenizer-", dir=_existing(target.parent)) as temporary:
