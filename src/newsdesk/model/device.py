@@ -48,7 +48,8 @@ def choose_precision(name: str, device: torch.device) -> Precision:
 def cpu_has_bfloat16() -> bool:
     """Whether this processor has instructions for bfloat16 products (AVX512-BF16 or AMX; Arm's BF16).
 
-    Without them bfloat16 is emulated, several times slower than float32.
+    Without them bfloat16 is emulated, several times slower than float32. A torch too old to say is taken
+    to have none.
     """
-    capabilities = torch.cpu.get_capabilities()
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))

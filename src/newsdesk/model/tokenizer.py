@@ -19,7 +19,17 @@ class TextTokenizer:
     """A fast tokenizer with its special tokens, cutting texts to ``max_length`` and never padding."""
 
     def __init__(self, tokenizer: Tokenizer, max_length: int | None) -> None:
-        """Take ``tokenizer`` over; its own truncation and padding settings are replaced."""
+        """Take ``tokenizer`` over; its own truncation and padding settings are replaced.
+
+        Raises UserError when ``max_length`` leaves no room for a token of the text itself.
+        """
+        special = tokenizer.num_special_tokens_to_add(is_pair=False)
+        if max_length is not None and max_length <= special:
+            raise UserError(
+                f"max_length leaves no room for text: {special} tokens of every text are special ones",
+                found=f"model.max_length = {max_length}",
+                mend="use --set model.max_length=128, or another number that your texts fit in",
+            )
         tokenizer.no_padding()
         if max_length is None:
             tokenizer.no_truncation()

@@ -1,0 +1,96 @@
+"""A network computes logits of any rows, in their order, whatever they are padded with or batched among."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("peft")
+
+from newsdesk.config import LoraSection, ModelSection  # noqa: E402
+from newsdesk.model.classifier import build_classifier  # noqa: E402
+from newsdesk.model.device import Precision  # noqa: E402
+from newsdesk.model.network import Network, predict_logits  # noqa: E402
+
+GENERATOR = np.random.default_rng(0)
+ROWS = [GENERATOR.integers(5, 100, size=length) for length in (9, 3, 30, 17, 4, 12, 12, 6, 25)]
+
+
+@pytest.fixture
+def network_of(tiny_base: Callable[..., Path]) -> Callable[..., Network]:
+    def make(family: str = "bert", precision: Precision = "float32", **lora: object) -> Network:
+        torch.manual_seed(0)
+        section = LoraSection.model_validate({"rank": 4, "dropout": 0.1} | lora)
+        model = build_classifier(tiny_base(family), ("a", "b", "c"), ModelSection(), section)
+        return Network(model, torch.device("cpu"), precision)
+
+    return make
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "mpnet"])
+def test_logits_do_not_depend_on_batching_padding_or_engine(family, network_of):
+    network = network_of(family).eval()
+    with torch.no_grad():
+        alone = torch.cat([network([row]) for row in ROWS]).numpy()
+        together = network(ROWS).numpy()
+        wider = network(ROWS, 40).numpy()
+        network._fused = None
+        stock = network(ROWS).numpy()
+    for logits in (together, wider, stock):
+        np.testing.assert_allclose(logits, alone, atol=1e-5, rtol=0)
+    assert alone.dtype == np.float32
+    assert np.ptp(alone, axis=0).max() > 0.05
+
+
+def test_predictions_come_in_row_order_and_progress_counts_rows(network_of):
+    network = network_of()
+    done: list[int] = []
+    logits = predict_logits(network, ROWS, batch_size=4, progress=done.append)
+    assert done == [4, 4, 1]
+    assert (logits.shape, logits.dtype) == ((len(ROWS), 3), np.float32)
+    for row, ids in enumerate(ROWS):
+        np.testing.assert_allclose(logits[row], predict_logits(network, [ids])[0], atol=1e-5, rtol=0)
+    assert predict_logits(network, []).shape == (0, 3)
+
+
+def test_predicting_uses_no_dropout_and_leaves_training_as_it_was(network_of):
+    network = network_of()
+    network.train()
+    np.testing.assert_array_equal(predict_logits(network, ROWS), predict_logits(network, ROWS))
+    assert network.training
+    with torch.no_grad():
+        assert not torch.equal(network(ROWS), network(ROWS))
+    network.eval()
+    predict_logits(network, ROWS)
+    assert not network.training
+
+
+@pytest.mark.parametrize(
+    ("family", "pad_id"), [("bert", 0), ("roberta", 1), ("mpnet", 1)], ids=["bert", "roberta", "mpnet"]
+)
+def test_rows_are_padded_with_the_bases_padding(family, pad_id, network_of):
+    assert network_of(family).pad_id == pad_id
+
+
+def test_the_engine_is_named_and_the_slow_one_says_why(network_of):
+    assert network_of().engine == "fused encoder"
+    assert network_of(bias="all").engine.startswith("transformers + peft (it trains ")
+    assert network_of(precision="float16").engine == "transformers + peft (float16 goes through autocast)"
+
+
+@pytest.mark.parametrize("lora", [{}, {"dora": True}], ids=["fused", "stock"])
+def test_bfloat16_stays_near_float32_and_trains_float32_parameters(lora, network_of):
+    exact = predict_logits(network_of(**lora), ROWS)
+    network = network_of(precision="bfloat16", **lora)
+    rounded = predict_logits(network, ROWS)
+    assert rounded.dtype == np.float32
+    assert 0 < np.abs(rounded - exact).max() < 0.1
+    network.train()
+    network(ROWS).sum().backward()
+    trained = [parameter for parameter in network.model.parameters() if parameter.requires_grad]
+    assert {parameter.dtype for parameter in trained} == {torch.float32}
+    assert all(parameter.grad is not None for parameter in trained)

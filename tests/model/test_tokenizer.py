@@ -1,0 +1,87 @@
+"""Texts become token ids of bounded length, the same ones that transformers gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from newsdesk.errors import UserError
+from newsdesk.model.tokenizer import TextTokenizer, length_sorted_batches, pad
+
+TEXTS = ["Market shares, market profit!", "", "zebra naïve 42", "goal " * 60]
+
+
+@pytest.fixture(params=["bert", "roberta"])
+def base(request: pytest.FixtureRequest, tiny_base: Callable[..., Path]) -> Path:
+    return tiny_base(request.param)
+
+
+def test_token_ids_are_those_of_transformers(base: Path):
+    from transformers import AutoTokenizer
+
+    reference = AutoTokenizer.from_pretrained(base)(TEXTS, truncation=True, max_length=16)["input_ids"]
+    encoded = TextTokenizer.from_folder(base, 16).encode(TEXTS)
+    assert [ids.tolist() for ids in encoded] == reference
+    assert {ids.dtype for ids in encoded} == {np.dtype(np.int64)}
+    assert max(len(ids) for ids in encoded) == 16
+
+
+def test_without_a_length_nothing_is_cut(base: Path):
+    tokenizer = TextTokenizer.from_folder(base, None)
+    assert tokenizer.max_length is None
+    assert tokenizer.lengths(TEXTS)[3] >= 60
+    assert tokenizer.lengths(TEXTS) == [len(ids) for ids in tokenizer.encode(TEXTS)]
+
+
+def test_settings_saved_in_the_file_are_replaced(base: Path, tmp_path: Path):
+    from tokenizers import Tokenizer
+
+    saved = Tokenizer.from_file(str(base / "tokenizer.json"))
+    saved.enable_truncation(4)
+    saved.enable_padding(length=9)
+    saved.save(str(tmp_path / "tokenizer.json"))
+    assert TextTokenizer.from_folder(tmp_path, 16).lengths(TEXTS) == TextTokenizer.from_folder(
+        base, 16
+    ).lengths(TEXTS)
+
+
+def test_broken_characters_become_question_marks(base: Path):
+    tokenizer = TextTokenizer.from_folder(base, 16)
+    (broken,), (mark,) = tokenizer.encode(["market \ud83d goal"]), tokenizer.encode(["market ? goal"])
+    assert broken.tolist() == mark.tolist()
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_a_length_without_room_for_text_is_refused(base: Path, length: int):
+    with pytest.raises(UserError, match="leaves no room for text: 2 tokens"):
+        TextTokenizer.from_folder(base, length)
+    assert TextTokenizer.from_folder(base, 3).lengths(["market goal"]) == [3]
+
+
+def test_a_folder_without_a_tokenizer_says_how_to_get_one(tmp_path: Path):
+    with pytest.raises(UserError, match=r"no tokenizer\.json") as raised:
+        TextTokenizer.from_folder(tmp_path, 16)
+    assert "save_pretrained" in (raised.value.mend or "")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="is not a tokenizer file"):
+        TextTokenizer.from_folder(tmp_path, 16)
+
+
+def test_rows_are_padded_to_the_longest_or_to_a_length():
+    sequences = [np.array([5, 6, 7]), np.array([8])]
+    input_ids, mask = pad(sequences, pad_id=1)
+    assert input_ids.tolist() == [[5, 6, 7], [8, 1, 1]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    input_ids, mask = pad(sequences, pad_id=0, to_length=5)
+    assert input_ids.shape == mask.shape == (2, 5)
+    assert mask.sum() == 4
+
+
+def test_batches_go_from_long_to_short_and_hold_every_row_once():
+    lengths = np.array([3, 9, 1, 9, 4])
+    batches = length_sorted_batches(lengths, 2)
+    assert [batch.tolist() for batch in batches] == [[1, 3], [4, 0], [2]]
+    assert length_sorted_batches(np.array([], dtype=np.int64), 2) == []
