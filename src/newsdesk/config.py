@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from newsdesk.errors import UserError
 
@@ -22,11 +22,16 @@ Positive = Annotated[float, Field(gt=0)]
 # A share of all steps when written with a point (0.06), a number of steps when not (500).
 StepsOrShare = Annotated[int, Field(ge=0, strict=True)] | Share
 
+# One name may stand without brackets: --set lora.targets=all-linear
+Names = Annotated[
+    tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+]
+
 
 class Section(BaseModel):
     """What all sections share: values never change, unknown keys are faults."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 class DataSection(Section):
@@ -36,7 +41,7 @@ class DataSection(Section):
     validation: str | None = Field(None, description="file of validation rows; absent: split off train")
     validation_share: Share = Field(0.05, description="share of train rows split off for validation")
     train_rows: PositiveInt | None = Field(None, description="use only so many rows (stratified)")
-    text: tuple[str, ...] = Field((), description="text columns, in order; empty: recognised by name")
+    text: Names = Field((), description="text columns, in order; empty: recognised by name")
     label: str | None = Field(None, description="label column; absent: recognised by name")
     template: str | None = Field(None, description="how columns make one text, such as '{title}. {body}'")
     normaliser: str = Field("none", description="named text normaliser; ag_news undoes its escapes")
@@ -58,7 +63,7 @@ class LoraSection(Section):
     rank: PositiveInt = 8
     alpha: Positive = 16.0
     dropout: Share = 0.0
-    targets: tuple[str, ...] = Field(
+    targets: Names = Field(
         ("query-value",), description="'query-value', 'attention', 'all-linear', or module names"
     )
     bias: Literal["none", "all", "lora_only"] = "none"
@@ -78,7 +83,7 @@ class TrainingSection(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: StepsOrShare = Field(0.06, description="steps (500) or share of all steps (0.06)")
-    clip: Positive | None = Field(1.0, description="largest gradient norm; absent: no clipping")
+    clip: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0: no clipping")
     label_smoothing: Share = 0.0
     class_weights: Literal["none", "balanced"] = "none"
     validate_every: StepsOrShare | None = Field(
@@ -182,9 +187,9 @@ def _read_toml(name_or_path: str) -> dict[str, Any]:
     if path.suffix == ".toml" or path.is_file():
         if not path.is_file():
             raise UserError(f"there is no recipe file {path}", mend="check the path given to --recipe")
-        text, shown = path.read_text(encoding="utf-8"), str(path)
+        content, shown = path.read_bytes(), str(path)
     elif name_or_path in recipe_names():
-        text = (resources.files("newsdesk") / "recipes" / f"{name_or_path}.toml").read_text(encoding="utf-8")
+        content = (resources.files("newsdesk") / "recipes" / f"{name_or_path}.toml").read_bytes()
         shown = name_or_path
     else:
         raise UserError(
@@ -193,8 +198,8 @@ def _read_toml(name_or_path: str) -> dict[str, Any]:
             mend="give one of these names to --recipe, or the path of a .toml file",
         )
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        return tomllib.loads(content.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"the recipe {shown} is not valid TOML", found=str(error)) from None
 
 
@@ -215,26 +220,36 @@ def _parse_override(override: str) -> tuple[str, Any]:
 
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     section, name = key.split(".")
-    values.setdefault(section, {})[name] = value
+    if not isinstance(values.setdefault(section, {}), dict):
+        raise UserError(
+            f"{section} is a section of the recipe, not a value",
+            found=f"{section} = {values[section]!r}",
+            mend=f"write it as [{section}] with lines such as {name} = {value!r}",
+        )
+    values[section][name] = value
 
 
 def _faults(error: ValidationError, origins: Mapping[str, str]) -> UserError:
     """Every fault pydantic found, one a line, in the words of the recipe."""
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
+    ends: dict[str, str] = {}
     for fault in error.errors():
         # Beyond section.key pydantic adds the branch of a union it tried; the user never wrote that.
         key = ".".join(str(part) for part in fault["loc"][:2])
+        texts = found.setdefault(key, [])
         if fault["type"] == "extra_forbidden":
-            text = f"{key}: no such key{_suggestion(key)}"
+            texts.append(f"no such key{_suggestion(key)}")
         elif fault["type"] == "value_error":
-            text = f"{key}: {fault['ctx']['error']}"
+            texts.append(str(fault["ctx"]["error"]))
         else:
-            text = f"{key}: {fault['msg'].lower()}, not {fault['input']!r} ({origins.get(key, 'default')})"
-        found.setdefault(key, text)
+            texts.append(fault["msg"].lower())
+            ends.setdefault(key, f", not {fault['input']!r} ({origins.get(key, 'default')})")
     count = len(found)
     return UserError(
         f"the recipe has {count} fault{'s' if count > 1 else ''}",
-        found="\n       ".join(found.values()),
+        found="\n       ".join(
+            f"{key}: {', or '.join(texts)}{ends.get(key, '')}" for key, texts in found.items()
+        ),
         mend="correct the recipe file, the flag, or the --set named above",
     )
 
@@ -245,10 +260,12 @@ def _suggestion(key: str) -> str:
         for section in SECTIONS
         for name in Recipe.model_fields[section].default.model_dump()
     ]
+    if "." not in key:
+        known += SECTIONS
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else f"; keys start with {', '.join(SECTIONS)}"
 
 
 def _toml_value(value: object) -> str:
-    """A TOML literal: JSON's strings, numbers, booleans and arrays are TOML's too."""
-    return json.dumps(value, ensure_ascii=False)
+    """A TOML literal: what JSON writes for strings, numbers, booleans and arrays, but for DEL."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

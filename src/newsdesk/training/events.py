@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -37,7 +38,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Validation:
-    """The state of the model on the validation rows; ``best`` when no earlier one was better."""
+    """The state of the model on the validation rows; ``best`` when it is better than every earlier one."""
 
     step: int
     epoch: float
@@ -62,5 +63,10 @@ Event = Started | Step | Validation | Finished
 
 
 def to_record(event: Event) -> dict[str, Any]:
-    """An event as one JSON object for ``log.jsonl``, its kind under ``event``."""
-    return {"event": type(event).__name__.lower(), **asdict(event)}
+    """An event as one JSON object for ``log.jsonl``, its kind under ``event``.
+
+    JSON has no infinity: the gradient norm of a float16 step that the loss scaler skips becomes null.
+    """
+    values = asdict(event).items()
+    finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values}
+    return {"event": type(event).__name__.lower(), **finite}

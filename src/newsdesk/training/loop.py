@@ -144,7 +144,7 @@ class _Run:
         all_rows = sum(len(batch) for batch in batches)
         loss = sum(self._backward(batch, len(batch) / all_rows) for batch in batches)
         if not math.isfinite(loss):
-            raise _diverged(step + 1, loss, np.concatenate(batches), self.training.learning_rate)
+            raise _diverged(step + 1, loss, _batch_rows(batches), self.training.learning_rate)
         norm = self._clip_and_update()
         tokens, padded = self._count_tokens(batches)
         return Step(
@@ -167,8 +167,7 @@ class _Run:
 
     def _clip_and_update(self) -> float:
         self.scaler.unscale_(self.optimiser)
-        limit = math.inf if self.training.clip is None else self.training.clip
-        norm = torch.nn.utils.clip_grad_norm_(self.trained, limit)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.training.clip or math.inf)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
@@ -196,6 +195,8 @@ class _Run:
     def validate(self, done: int) -> Validation:
         """Measure on the validation rows; remember the state when it is the best so far."""
         logits = predict_logits(self.network, self.validation.token_ids)
+        if not np.isfinite(logits).all():
+            raise _diverged(done, math.nan, "validation rows", self.training.learning_rate)
         names = [str(label) for label in range(logits.shape[1])]
         probabilities = torch.from_numpy(logits).double().softmax(-1).numpy()
         metrics = evaluate_probabilities(probabilities, self.validation.labels, names)
@@ -220,11 +221,14 @@ class _Run:
         restore_state(self.network.model, self.best_state)
 
 
-def _diverged(step: int, loss: float, rows: NDArray[np.int64], learning_rate: float) -> UserError:
-    shown = ", ".join(str(row) for row in rows[:16])
+def _batch_rows(batches: list[NDArray[np.int64]]) -> str:
+    return f"training rows {', '.join(str(row) for row in np.concatenate(batches)[:16])} in the batch"
+
+
+def _diverged(step: int, loss: float, rows: str, learning_rate: float) -> UserError:
     return UserError(
         f"training diverged: the loss is {loss} at step {step}",
-        found=f"training rows {shown} in the batch, learning rate {learning_rate:g}",
+        found=f"{rows}, learning rate {learning_rate:g}",
         mend=f"lower it, for example --set training.learning_rate={learning_rate / 3:.1g}, "
         "or use --set training.precision=float32",
     )

@@ -27,8 +27,10 @@ def rate_factor(step: int, *, steps: int, warmup: int, schedule: str) -> float:
         return step / warmup
     if schedule == "constant":
         return 1.0
-    progress = (step - warmup) / max(1, steps - warmup)
-    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)) if schedule == "cosine" else 1.0 - progress)
+    falling = max(1, steps - warmup)
+    if schedule == "linear":
+        return max(0.0, (steps - step) / falling)
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / falling)))
 
 
 def build_optimiser(model: nn.Module, training: TrainingSection) -> torch.optim.AdamW:

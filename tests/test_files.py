@@ -1,0 +1,106 @@
+"""Files are either whole or absent."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from newsdesk import files
+from newsdesk.errors import UserError
+from newsdesk.files import atomic_writer, disk_full, sha256_of, write_bytes, write_json, write_text
+
+
+def test_what_is_written_is_read_back_and_nothing_else_is_left(tmp_path: Path):
+    write_bytes(tmp_path / "deep" / "er" / "a.bin", b"\x00\r\n")
+    write_text(tmp_path / "a.txt", "naïve\nlines\n")
+    write_json(tmp_path / "a.json", {"label": "Größe", "ids": [1, 2]})
+    assert (tmp_path / "deep" / "er" / "a.bin").read_bytes() == b"\x00\r\n"
+    assert (tmp_path / "a.txt").read_bytes() == "naïve\nlines\n".encode()
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"label": "Größe", "ids": [1, 2]}
+    assert "Größe" in (tmp_path / "a.json").read_text("utf-8")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.json", "a.txt", "deep"]
+
+
+def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path: Path):
+    path = tmp_path / "a"
+    write_text(path, "old")
+    with atomic_writer(path) as stream:
+        stream.write(b"new")
+        stream.flush()
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_no_part_of_the_new(tmp_path: Path):
+    path = tmp_path / "a"
+    write_text(path, "old")
+
+    def interrupted() -> None:
+        with atomic_writer(path) as stream:
+            stream.write(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_said_in_a_sentence_and_leaves_nothing(tmp_path: Path, monkeypatch, number: int):
+    def full(_descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(UserError, match=r"no space left to write model\.bin"):
+        write_bytes(tmp_path / "model.bin", b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_failure_of_the_disk_stays_what_it_is(tmp_path: Path, monkeypatch):
+    def broken(_descriptor: int) -> None:
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(files.os, "fsync", broken)
+    with pytest.raises(OSError, match="input/output"):
+        write_bytes(tmp_path / "a", b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_vanished_part_is_no_second_error(tmp_path: Path):
+    def swept_away() -> None:
+        with atomic_writer(tmp_path / "a"):
+            for part in tmp_path.iterdir():
+                part.unlink()
+            raise KeyError("the first")
+
+    with pytest.raises(KeyError, match="the first"):
+        swept_away()
+
+
+def test_permissions_follow_the_umask(tmp_path: Path):
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "a", "x")
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+
+
+def test_the_hash_is_that_of_all_bytes(tmp_path: Path):
+    content = os.urandom((1 << 20) + 17)
+    (tmp_path / "a").write_bytes(content)
+    assert sha256_of(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_full_disk_names_the_folder_and_what_to_do(tmp_path: Path):
+    error = disk_full(tmp_path / "a")
+    assert str(tmp_path) in (error.found or "")
+    assert "--out" in (error.mend or "")

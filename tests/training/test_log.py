@@ -1,0 +1,49 @@
+"""The log holds every event as a line of its own before the next one happens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from newsdesk.training.events import Finished, Step
+from newsdesk.training.log import EventLog
+
+STEP = Step(1, 0.5, 1.25, 2e-4, 0.75, 16, 400, 410)
+FINISHED = Finished(9, 1.5, "completed", 3, 0.02)
+
+
+def records(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def test_each_event_is_on_disk_before_the_next(tmp_path: Path):
+    path = tmp_path / "log.jsonl"
+    with EventLog(path) as log:
+        for count, event in enumerate((STEP, FINISHED), start=1):
+            log.write(event)
+            assert len(records(path)) == count
+    assert [record["event"] for record in records(path)] == ["step", "finished"]
+
+
+def test_seconds_count_from_the_opening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    clock = iter([100.0, 100.5, 107.25])
+    monkeypatch.setattr("newsdesk.training.log.time.monotonic", lambda: next(clock))
+    with EventLog(tmp_path / "log.jsonl") as log:
+        log.write(STEP)
+        log.write(FINISHED)
+    assert [record["seconds"] for record in records(tmp_path / "log.jsonl")] == [0.5, 7.25]
+
+
+def test_what_was_logged_before_a_failure_stays(tmp_path: Path):
+    def fail() -> None:
+        with EventLog(tmp_path / "log.jsonl") as log:
+            log.write(STEP)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    with EventLog(tmp_path / "log.jsonl") as log:
+        log.write(FINISHED)
+    assert [record["event"] for record in records(tmp_path / "log.jsonl")] == ["step", "finished"]
