@@ -91,7 +91,9 @@ def load_training_data(
     train = _examples(found.table, data, layout, found.label_names)
     require_two_classes(train)
     if data.validation is not None:
-        table = load_split(data.validation, "test", header=data.header).table
+        table = load_split(
+            data.validation, "test", header=data.header, offline=offline, progress=progress
+        ).table
         validation = _examples(table, data, layout.for_table(table), train.label_names)
     elif data.validation_share:
         splits = split(train, validation=data.validation_share, seed=seed)
@@ -103,10 +105,11 @@ def load_training_data(
 
 def require_two_classes(train: Examples) -> None:
     """Raise UserError unless at least two classes have rows."""
-    if train.labels is None or len(np.unique(train.labels)) < 2:
+    classes = [] if train.labels is None else [train.label_names[label] for label in np.unique(train.labels)]
+    if len(classes) < 2:
         raise UserError(
             "a classifier needs rows of at least two classes",
-            found=f"only {', '.join(train.label_names) or 'unlabelled rows'} in {train.source}",
+            found=f"only {''.join(classes) or 'unlabelled rows'} in {train.source}",
             mend="name the column that holds the class with --label, or give other data with --data",
         )
 
@@ -126,7 +129,17 @@ def _examples(
 
 
 def _first_rows(train: Examples, rows: int | None, seed: int) -> Examples:
-    """A stratified sample of ``rows`` rows; all where there are no more."""
+    """A stratified sample of ``rows`` rows that leaves no class out; all where there are no more.
+
+    Raises UserError when there are more classes than rows asked for.
+    """
     if rows is None or rows >= len(train):
         return train
-    return split(train, validation=rows, seed=seed).validation
+    classes = len(np.unique(train.labels)) if train.labels is not None else 1
+    if rows < classes:
+        raise UserError(
+            f"{rows} training rows cannot cover {classes} classes",
+            found=f"data.train_rows = {rows}",
+            mend=f"use --set data.train_rows={classes} or more",
+        )
+    return split(train, validation=len(train) - rows, seed=seed).train
