@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import random
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -31,7 +30,7 @@ from newsdesk.sources.source import Progress
 from newsdesk.training.events import Event, Finished, Validation
 from newsdesk.training.log import EventLog
 from newsdesk.training.loop import EncodedRows, train
-from newsdesk.training.run_folder import MANIFEST, Labels, RunFolder
+from newsdesk.training.run_folder import Labels, RunFolder, require_free, staged
 
 Observer = Callable[[Event], None]
 
@@ -53,23 +52,19 @@ def run_training(
         resolved: the recipe and where its values came from.
         out: the folder to write.
         observe: called with every event of the loop, after it was logged.
-        overwrite: replace a run that is already at ``out``.
+        overwrite: replace a run that is already at ``out``, once all is ready to train.
         progress: called while base model and data are fetched.
 
     Raises:
-        UserError: for anything that the recipe, the data or the machine does not allow.
+        UserError: for anything that the recipe, the data or the machine does not allow. What is wrong
+            before the first step leaves ``out`` as it was.
     """
     recipe = resolved.recipe
-    run = _prepare_folder(out, overwrite=overwrite)
+    require_free(out, overwrite=overwrite)
     device = choose_device(recipe.training.device)
     precision = choose_precision(recipe.training.precision, device)
     data = load_training_data(recipe.data, seed=recipe.training.seed, progress=progress)
     base = resolve_base(recipe.model.base, progress=progress)
-
-    run.write_recipe(resolved.to_toml())
-    run.write_labels(Labels(data.train.label_names, data.layout, recipe.model.max_length))
-    copy_tokenizer(base.path, run.tokenizer)
-    tokenizer = TextTokenizer.from_folder(run.tokenizer, recipe.model.max_length)
 
     keep_freed_memory()
     seed_everything(recipe.training.seed)
@@ -77,6 +72,12 @@ def run_training(
     require_length(model.config, recipe.model.max_length)
     store = AdapterStore(model, hub_reference(base))
     network = Network(model, device, precision)
+    run = RunFolder(out)
+    with staged(out) as prepared:
+        prepared.write_recipe(resolved.to_toml())
+        prepared.write_labels(Labels(data.train.label_names, data.layout, recipe.model.max_length))
+        copy_tokenizer(base.path, prepared.tokenizer)
+        tokenizer = TextTokenizer.from_folder(prepared.tokenizer, recipe.model.max_length)
     with _interruptible() as stopped, EventLog(run.log) as log:
         for event in train(
             network,
@@ -132,25 +133,7 @@ def require_length(config: Any, max_length: int) -> None:
         )
 
 
-_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet", "data2vec-text")
-
-
-def _prepare_folder(out: Path, *, overwrite: bool) -> RunFolder:
-    if out.is_file():
-        raise UserError(f"--out {out} is a file", mend="name a folder that does not exist yet")
-    if out.is_dir() and any(out.iterdir()):
-        is_run = any((out / name).is_file() for name in (MANIFEST, "recipe.toml"))
-        if not (overwrite and is_run):
-            raise UserError(
-                f"--out {out} is not empty",
-                found="a finished run"
-                if (out / MANIFEST).is_file()
-                else ("an unfinished run" if is_run else "files"),
-                mend="choose another folder" + (", or replace the run with --overwrite" if is_run else ""),
-            )
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-    return RunFolder(out)
+_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text")
 
 
 def _facts(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +16,7 @@ from newsdesk.errors import UserError
 from newsdesk.files import sha256_of, write_json, write_text
 
 MANIFEST = "manifest.json"
+_STAGING = ".staging"
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,11 @@ class RunFolder:
     def labels(self) -> Labels:
         """The content of labels.json."""
         content = self._read("labels.json")
-        return Labels(tuple(content["labels"]), TextLayout.from_dict(content["text"]), content["max_length"])
+        try:
+            layout = TextLayout.from_dict(content["text"])
+            return Labels(tuple(content["labels"]), layout, content["max_length"])
+        except (KeyError, TypeError) as error:
+            raise self._damaged("labels.json", f"no usable {error}") from None
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -84,6 +91,7 @@ class RunFolder:
         files = sorted(file for file in self.path.rglob("*") if file.is_file() and self._belongs(file))
         hashes = {file.relative_to(self.path).as_posix(): sha256_of(file) for file in files}
         write_json(self.path / MANIFEST, {**facts, "files": hashes})
+        self.__dict__.pop("manifest", None)  # read before, it is out of date now
 
     def reseal(self) -> None:
         """Write the manifest anew after files were added, its facts unchanged."""
@@ -96,9 +104,60 @@ class RunFolder:
     def _read(self, name: str) -> dict[str, Any]:
         try:
             content: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError) as error:
-            raise UserError(f"{self.path / name} is missing or damaged", found=str(error)) from None
+        except (FileNotFoundError, ValueError) as error:
+            raise self._damaged(name, str(error)) from None
         return content
+
+    def _damaged(self, name: str, found: str) -> UserError:
+        return UserError(
+            f"{self.path / name} is missing or damaged",
+            found=found,
+            mend="copy the run anew from where it is whole, or train it again",
+        )
+
+
+def require_free(out: Path, *, overwrite: bool) -> None:
+    """Raise UserError unless a run may be written to ``out``: nothing is there, or a run to be replaced."""
+    if out.is_file():
+        raise UserError(f"--out {out} is a file", mend="name a folder that does not exist yet")
+    if not out.is_dir() or all(entry.name == _STAGING for entry in out.iterdir()):
+        return
+    kinds = {MANIFEST: "a finished run", "recipe.toml": "an unfinished run"}
+    found = next((kind for name, kind in kinds.items() if (out / name).is_file()), None)
+    if not (overwrite and found):
+        raise UserError(
+            f"--out {out} is not empty",
+            found=found or "files",
+            mend="choose another folder" + (", or replace the run with --overwrite" if found else ""),
+        )
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[RunFolder]:
+    """A new run to prepare; when the block is through it takes the place of whatever ``out`` holds.
+
+    If the block raises, ``out`` is left as it was found. Raises UserError where nothing can be written.
+    """
+    existed, staging = out.is_dir(), out / _STAGING
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(
+            f"no run can be written to {out}", found=error.strerror, mend="choose another folder with --out"
+        ) from error
+    try:
+        yield RunFolder(staging)
+        # Broken off in the middle, either must look unfinished: the manifest goes first and comes last.
+        for old in sorted(out.iterdir(), key=lambda entry: entry.name != MANIFEST):
+            if old != staging:
+                shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+        for new in sorted(staging.iterdir(), key=lambda entry: entry.name == MANIFEST):
+            new.replace(out / new.name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if not existed and not any(out.iterdir()):
+            out.rmdir()
 
 
 def open_run(path: Path) -> RunFolder:

@@ -1,0 +1,323 @@
+"""A recipe becomes a run folder that is whole, honest about itself, and usable even when interrupted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("peft")
+
+from newsdesk import __version__  # noqa: E402
+from newsdesk.config import load_recipe  # noqa: E402
+from newsdesk.data.examples import Examples  # noqa: E402
+from newsdesk.errors import UserError  # noqa: E402
+from newsdesk.files import sha256_of  # noqa: E402
+from newsdesk.model.catalog import ResolvedBase  # noqa: E402
+from newsdesk.model.classifier import load_classifier  # noqa: E402
+from newsdesk.model.network import Network, predict_logits  # noqa: E402
+from newsdesk.model.tokenizer import TextTokenizer  # noqa: E402
+from newsdesk.training.events import Event, Finished, Step, Validation, to_record  # noqa: E402
+from newsdesk.training.run import (  # noqa: E402
+    encode_rows,
+    hub_reference,
+    require_length,
+    run_training,
+    seed_everything,
+)
+from newsdesk.training.run_folder import RunFolder, open_run  # noqa: E402
+
+FILES = {
+    "adapter/adapter_config.json",
+    "adapter/adapter_model.safetensors",
+    "labels.json",
+    "log.jsonl",
+    "manifest.json",
+    "recipe.toml",
+    "tokenizer/tokenizer.json",
+    "tokenizer/tokenizer_config.json",
+}
+ADAPTER = Path("adapter") / "adapter_model.safetensors"
+
+
+def files_of(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_folder_holds_exactly_its_files_and_the_manifest_knows_them(tiny_recipe, tmp_path):
+    resolved = tiny_recipe("data.template='{text}!'", "training.seed=7")
+    events: list[Event] = []
+    run = run_training(resolved, tmp_path / "deep" / "run", observe=events.append)
+    assert files_of(run.path) == FILES
+    assert open_run(run.path).manifest["files"] == {
+        name: sha256_of(run.path / name) for name in FILES - {"manifest.json"}
+    }
+    assert load_recipe(str(run.recipe)).recipe == resolved.recipe
+    assert run.labels.names == ("Business", "Science", "Sports")
+    assert (run.labels.layout.template, run.labels.max_length) == ("{text}!", 32)
+    logged = [json.loads(line) for line in run.log.read_text().splitlines()]
+    assert all(record.pop("seconds") >= 0 for record in logged)
+    assert logged == [to_record(event) for event in events]
+
+
+def test_the_manifest_says_what_the_run_came_from(tiny_recipe, tiny_base, topical_csv, tmp_path):
+    manifest = run_training(tiny_recipe("training.seed=7"), tmp_path / "run").manifest
+    base = tiny_base()
+    assert (manifest["newsdesk"], manifest["seed"]) == (__version__, 7)
+    assert manifest["versions"].keys() == {"python", "torch", "transformers", "peft", "tokenizers", "numpy"}
+    assert manifest["versions"]["numpy"] == np.__version__
+    assert manifest["base"] == {
+        "name": str(base),
+        "reference": str(base),
+        "sha256": sha256_of(base / "model.safetensors"),
+        "licence": None,
+    }
+    train, validation = manifest["data"]["train"], manifest["data"]["validation"]
+    assert (train["source"], train["rows"]) == (str(topical_csv), 192)
+    assert (validation["source"], validation["rows"]) == (f"split off {topical_csv}", 48)
+    assert train["sha256"] != validation["sha256"]
+    assert manifest["training"] == {
+        "finished": "completed",
+        "steps": 12,
+        "epochs": 1.0,
+        "best_step": 12,
+        "padding_share": manifest["training"]["padding_share"],
+    }
+    assert 0 <= manifest["training"]["padding_share"] < 0.2
+
+
+def test_the_manifest_is_written_after_everything_else(tiny_recipe, tmp_path):
+    out = tmp_path / "run"
+    seen: list[set[str]] = []
+    run_training(tiny_recipe(), out, observe=lambda _event: seen.append(files_of(out)))
+    assert seen[0] == FILES - {"manifest.json"} - {f"adapter/{name}" for name in _adapter_names()}
+    assert seen[-1] == FILES - {"manifest.json"}
+
+
+def _adapter_names() -> tuple[str, str]:
+    return "adapter_config.json", "adapter_model.safetensors"
+
+
+def test_a_trained_run_classifies_rows_it_never_saw(tiny_recipe, tiny_base, tmp_path):
+    validations: list[Validation] = []
+    run = run_training(
+        tiny_recipe("training.epochs=6"),
+        tmp_path / "run",
+        observe=lambda event: validations.append(event) if isinstance(event, Validation) else None,
+    )
+    assert max(validation.accuracy for validation in validations) > 0.95
+    texts = ["market profit dollar the", "orbit genome laser said", "goal tennis referee of"]
+    tokenizer = TextTokenizer.from_folder(run.tokenizer, run.labels.max_length)
+    model = load_classifier(tiny_base(), run.adapter, run.labels.names)
+    logits = predict_logits(Network(model, torch.device("cpu"), "float32"), tokenizer.encode(texts))
+    assert [run.labels.names[label] for label in logits.argmax(1)] == ["Business", "Science", "Sports"]
+
+
+def test_the_same_seed_gives_the_same_adapter_bytes_and_another_seed_others(tiny_recipe, tmp_path):
+    digests = []
+    for number, seed in enumerate((1, 1, 2)):
+        torch.manual_seed(number)  # what happened before must not matter
+        settings = (f"training.seed={seed}", "lora.dropout=0.1", "model.dropout=0.1", "training.epochs=0.5")
+        run = run_training(tiny_recipe(*settings), tmp_path / str(number))
+        digests.append(
+            [hashlib.sha256((run.adapter / name).read_bytes()).hexdigest() for name in _adapter_names()]
+        )
+    assert digests[0] == digests[1]
+    assert digests[0][1] != digests[2][1]
+
+
+@pytest.mark.parametrize("override", ["lora.init=pissa", "lora.dora=true", "training.precision=bfloat16"])
+def test_variants_run_from_recipe_to_folder(override, tiny_recipe, tmp_path):
+    run = run_training(tiny_recipe(override, "training.epochs=0.25"), tmp_path / "run")
+    assert files_of(run.path) == FILES
+
+
+def test_without_validation_rows_the_last_state_is_what_the_run_keeps(tiny_recipe, tmp_path):
+    run = run_training(tiny_recipe("data.validation_share=0.0", "training.epochs=0.25"), tmp_path / "run")
+    assert run.manifest["data"]["validation"]["rows"] == 0
+    assert (run.path / ADAPTER).is_file()
+
+
+def test_a_run_is_replaced_only_when_asked(tiny_recipe, tmp_path):
+    out = tmp_path / "run"
+    quick = tiny_recipe("training.epochs=0.1")
+    first = run_training(quick, out).manifest
+    (out / "metrics.json").write_text("{}")
+    with pytest.raises(UserError, match="is not empty") as raised:
+        run_training(quick, out)
+    assert raised.value.found == "a finished run"
+    assert open_run(out).manifest == first
+    second = run_training(tiny_recipe("training.epochs=0.1", "training.seed=9"), out, overwrite=True)
+    assert second.manifest["seed"] == 9
+    assert files_of(out) == FILES
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.train=nowhere.csv", "nowhere.csv"),
+        ("data.label=colour", "no column 'colour'"),
+        ("model.max_length=49", "the base model reads at most 48 tokens"),
+        ("model.max_length=2", "leaves no room for text"),
+        ("model.base=./nowhere", "is not a folder"),
+        ("lora.targets=qwery", "lora.targets names 'qwery'"),
+        ("training.precision=float16", "float16 training needs a GPU"),
+        ("data.train_rows=2", "cannot cover 3 classes"),
+    ],
+)
+def test_a_fault_leaves_no_folder_and_an_old_run_untouched(override, words, tiny_recipe, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(UserError, match=words):
+        run_training(tiny_recipe(override), out)
+    assert not out.exists()
+    old = RunFolder(out)
+    old.write_recipe("[lora]\n")
+    old.seal({})
+    with pytest.raises(UserError, match=words):
+        run_training(tiny_recipe(override), out, overwrite=True)
+    assert files_of(out) == {"recipe.toml", "manifest.json"}
+
+
+def test_a_training_that_diverges_leaves_an_unfinished_run(tiny_recipe, tmp_path):
+    with pytest.raises(UserError, match="training diverged"):
+        run_training(tiny_recipe("training.learning_rate=1e38", "training.warmup=0"), tmp_path / "run")
+    with pytest.raises(UserError, match="is unfinished"):
+        open_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("kind", "pad", "reads"),
+    [
+        ("bert", 0, 512),
+        ("roberta", 1, 510),
+        ("mpnet", 1, 510),
+        ("xlm-roberta-xl", 1, 510),
+        ("electra", 0, 512),
+    ],
+)
+def test_the_longest_text_is_what_the_positions_allow(kind, pad, reads):
+    config = SimpleNamespace(model_type=kind, pad_token_id=pad, max_position_embeddings=512)
+    require_length(config, reads)
+    with pytest.raises(UserError, match=f"reads at most {reads} tokens") as raised:
+        require_length(config, reads + 1)
+    assert raised.value.mend == f"use --set model.max_length={reads} or less"
+    require_length(SimpleNamespace(model_type="t5"), 10_000)
+
+
+@pytest.mark.parametrize("family", ["roberta", "mpnet"])
+def test_the_full_length_of_a_base_that_offsets_its_positions_can_be_trained(family, tiny_recipe, tmp_path):
+    settings = ("model.max_length=48", "training.pad_to_max_length=true", "training.epochs=0.1")
+    run = run_training(tiny_recipe(*settings, family=family), tmp_path / "run")
+    assert run.labels.max_length == 48
+
+
+def interrupting(at_step: int, times: int = 1) -> Callable[[Event], None]:
+    def observe(event: Event) -> None:
+        if isinstance(event, Step) and event.step == at_step:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+
+    return observe
+
+
+def test_an_interrupt_finishes_the_run_and_gives_the_handler_back(tiny_recipe, tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    run = run_training(tiny_recipe("training.epochs=99"), tmp_path / "run", observe=interrupting(3))
+    assert signal.getsignal(signal.SIGINT) is before
+    assert files_of(run.path) == FILES
+    assert run.manifest["training"]["finished"] == "interrupted"
+    assert run.manifest["training"]["steps"] == 3
+
+
+def test_a_second_interrupt_breaks_off_and_leaves_an_unfinished_run(tiny_recipe, tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(tiny_recipe("training.epochs=99"), tmp_path / "run", observe=interrupting(3, times=2))
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(UserError, match="is unfinished"):
+        open_run(tmp_path / "run")
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from newsdesk.config import load_recipe
+from newsdesk.training.events import Step
+from newsdesk.training.run import run_training
+
+def observe(event):
+    if isinstance(event, Step):
+        print(event.step, flush=True)
+
+run_training(load_recipe(sys.argv[1]), Path(sys.argv[2]), observe=observe)
+"""
+
+
+def test_ctrl_c_leaves_a_usable_finished_run(tiny_recipe, tiny_base, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(tiny_recipe("training.epochs=9999", "training.validate_every=4").to_toml())
+    command = [sys.executable, "-c", SCRIPT, str(recipe), str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if int(line) == 6:
+                process.send_signal(signal.SIGINT)
+        _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    run = open_run(tmp_path / "run")
+    assert files_of(run.path) == FILES
+    assert run.manifest["training"]["finished"] == "interrupted"
+    assert run.manifest["training"]["best_step"] >= 4
+    assert load_classifier(tiny_base(), run.adapter, run.labels.names)
+
+
+def test_a_thread_that_may_not_handle_signals_trains_all_the_same(tiny_recipe, tmp_path):
+    runs: list[RunFolder] = []
+    thread = threading.Thread(
+        target=lambda: runs.append(run_training(tiny_recipe("training.epochs=0.1"), tmp_path / "run"))
+    )
+    thread.start()
+    thread.join()
+    assert files_of(runs[0].path) == FILES
+
+
+def test_the_reference_of_a_base_is_what_others_can_load_it_by():
+    def reference(name: str, source: Any) -> str:
+        return hub_reference(ResolvedBase(Path("/models/mine"), name, source, None, None))
+
+    assert reference("roberta-base", "cache") == "FacebookAI/roberta-base"
+    assert reference("someone/encoder", "hub") == "someone/encoder"
+    assert reference("./mine", "local") == "/models/mine"
+
+
+def test_rows_without_labels_are_no_training_rows(tiny_base):
+    tokenizer = TextTokenizer.from_folder(tiny_base(), 8)
+    with pytest.raises(ValueError, match="carry labels"):
+        encode_rows(tokenizer, Examples(("a",), None, (), "x"))
+
+
+def test_one_seed_decides_all_random_states():
+    draws = []
+    for _ in range(2):
+        seed_everything(2**32 + 5)
+        draws.append((random.random(), float(np.random.rand()), float(torch.rand(()))))
+    assert draws[0] == draws[1]
+
+
+def test_finished_is_the_last_event_and_is_logged(tiny_recipe, tmp_path):
+    events: list[Event] = []
+    run = run_training(tiny_recipe("training.epochs=0.1"), tmp_path / "run", observe=events.append)
+    assert isinstance(events[-1], Finished)
+    assert json.loads(run.log.read_text().splitlines()[-1])["event"] == "finished"
