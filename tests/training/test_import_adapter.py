@@ -299,7 +299,7 @@ def test_an_adapter_without_its_head_is_refused(adapter, out):
 def test_an_adapter_without_a_part_of_what_it_trained_is_refused(save_adapter, out):
     adapter = save_adapter(modules_to_save=["classifier", "pooler"])
     drop(adapter, "pooler.dense.bias")
-    assert "modules_to_save" in refused(adapter, out).wrong
+    assert "pooler.dense.bias" in (refused(adapter, out).found or "")
 
 
 def test_a_head_that_nobody_saved_in_part_is_refused(save_adapter, tmp_path, out):
@@ -327,7 +327,7 @@ def test_a_head_that_nobody_saved_in_part_is_refused(save_adapter, tmp_path, out
 )
 def test_another_base_than_its_own_is_refused(settings, adapter, out, tiny_base):
     error = refused(adapter, out, base=str(tiny_base("bert", **settings)))
-    assert "does not fit" in error.wrong
+    assert f"{adapter} does not fit" in error.wrong
     assert "--base" in (error.mend or "")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from newsdesk.model.classifier import ADAPTER_FILES, copy_tokenizer, load_classi
 from newsdesk.model.tokenizer import TextTokenizer
 from newsdesk.sources.source import Progress
 from newsdesk.training.run import hub_reference, require_length
-from newsdesk.training.run_folder import MANIFEST, Labels, RunFolder
+from newsdesk.training.run_folder import Labels, RunFolder, require_free, staged
 
 TEXT_COLUMN = TextLayout(("text",))
 
@@ -90,7 +89,7 @@ def import_adapter(
 ) -> RunFolder:
     """Make a run of an adapter folder in PEFT's layout; its two files are copied byte for byte.
 
-    The run is made beside ``out`` and moved there when it is sealed: whatever fails, ``out`` stays as it was.
+    Whatever is wrong with the adapter, its base or its labels leaves ``out`` as it was.
 
     Args:
         adapter: folder with adapter_config.json and adapter_model.safetensors; LoRA or a variant of it.
@@ -106,41 +105,22 @@ def import_adapter(
     Raises:
         UserError: when the folder is no such adapter, lacks its head, or does not fit base and labels.
     """
-    _require_free(out, overwrite=overwrite)
+    require_free(out, overwrite=overwrite)
     saved = SavedAdapter.read(adapter)
     found = _find_base(saved, base, progress)
     names = _names_of_labels(saved, found.path, label_names)
     recipe = _known_recipe(saved, found, layout, max_length)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".part", dir=out.parent) as temporary:
-        run = RunFolder(Path(temporary) / "run")
+    _require_nothing_random(saved, found, names, max_length)
+    run = RunFolder(out)
+    with staged(out) as prepared:
         for name in ADAPTER_FILES:
-            write_bytes(run.adapter / name, (saved.folder / name).read_bytes())
-        run.write_labels(Labels(names, layout, max_length))
-        run.write_recipe(recipe.to_toml())
-        copy_tokenizer(_tokenizer_source(saved, found), run.tokenizer)
-        TextTokenizer.from_folder(run.tokenizer, max_length)
-        _require_nothing_random(run.adapter, saved, found, names, max_length)
-        run.seal(_facts(saved, found))
-        if out.exists():
-            out.replace(Path(temporary) / "replaced")
-        run.path.replace(out)
-    return RunFolder(out)
-
-
-def _require_free(out: Path, *, overwrite: bool) -> None:
-    """Raise UserError unless ``out`` is absent, an empty folder, or a run that may be overwritten."""
-    if out.is_file():
-        raise UserError(f"--out {out} is a file", mend="name a folder that does not exist yet")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    is_run = any((out / name).is_file() for name in (MANIFEST, "recipe.toml"))
-    if not (overwrite and is_run):
-        raise UserError(
-            f"--out {out} is not empty",
-            found="a run" if is_run else "files",
-            mend="choose another folder" + (", or replace the run with --overwrite" if is_run else ""),
-        )
+            write_bytes(prepared.adapter / name, (saved.folder / name).read_bytes())
+        prepared.write_labels(Labels(names, layout, max_length))
+        prepared.write_recipe(recipe.to_toml())
+        copy_tokenizer(_tokenizer_source(saved, found), prepared.tokenizer)
+        TextTokenizer.from_folder(prepared.tokenizer, max_length)
+    run.seal(_facts(saved, found))
+    return run
 
 
 def _require_lora_classifier(folder: Path, config: Mapping[str, Any]) -> None:
@@ -286,10 +266,10 @@ def _tokenizer_source(saved: SavedAdapter, base: ResolvedBase) -> Path:
 
 
 def _require_nothing_random(
-    copied: Path, saved: SavedAdapter, base: ResolvedBase, names: tuple[str, ...], max_length: int
+    saved: SavedAdapter, base: ResolvedBase, names: tuple[str, ...], max_length: int
 ) -> None:
     """Raise UserError unless the adapter fits the base, and the two together decide every weight."""
-    one, other = (_load(base, copied, names, seed) for seed in (0, 1))
+    one, other = (_load(base, saved.folder, names, seed) for seed in (0, 1))
     try:
         require_length(one.config, max_length)
     except UserError as error:
@@ -302,18 +282,11 @@ def _require_nothing_random(
         )
 
 
-def _load(base: ResolvedBase, adapter: Path, names: tuple[str, ...], seed: int) -> Any:
+def _load(base: ResolvedBase, adapter: Path, names: tuple[str, ...], seed: int) -> torch.nn.Module:
     """The classifier, what its files do not hold drawn from ``seed``; torch's own random state is kept."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        try:
-            return load_classifier(base.path, adapter, names)
-        except KeyError as error:  # peft looks every tensor of modules_to_save up without asking
-            raise UserError(
-                "the adapter lacks a part that its modules_to_save names",
-                found=f"no tensor {error.args[0]}",
-                mend="save it again with save_pretrained of peft",
-            ) from error
+        return load_classifier(base.path, adapter, names)
 
 
 def _differing_parameters(one: torch.nn.Module, other: torch.nn.Module) -> Iterator[str]:
