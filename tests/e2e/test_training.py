@@ -1,0 +1,110 @@
+"""``newsdesk train``: what it leaves, what it says, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+
+from newsdesk.training.run_folder import open_run
+
+RUN_FILES = {
+    "adapter/adapter_config.json",
+    "adapter/adapter_model.safetensors",
+    "labels.json",
+    "log.jsonl",
+    "manifest.json",
+    "recipe.toml",
+    "tokenizer/tokenizer.json",
+    "tokenizer/tokenizer_config.json",
+}
+
+
+def files_in(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_is_exactly_its_files_and_the_manifest_seals_them(newsdesk, desk, tmp_path, hashes_of):
+    out = tmp_path / "runs" / "wire"
+    outcome = newsdesk("train", *desk.flags, "--epochs", "2", "--out", out)
+    assert outcome.code == 0
+    assert outcome.lines == [f"the run lies in {out}"]
+    assert files_in(tmp_path) == {f"runs/wire/{name}" for name in RUN_FILES}
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["files"] == hashes_of(out, RUN_FILES - {"manifest.json"})
+    assert manifest["training"]["finished"] == "completed"
+    assert open_run(out).labels.names == ("Business", "Science", "Sports")
+    recipe = tomllib.loads((out / "recipe.toml").read_text())
+    assert (recipe["data"]["label"], recipe["training"]["epochs"]) == ("desk", 2.0)
+
+
+def test_progress_is_plain_lines_on_standard_error(newsdesk, desk, tmp_path):
+    err = newsdesk("train", *desk.flags, "--out", tmp_path / "run").err
+    assert "171 training rows, 9 validation rows" in err
+    assert "validation: accuracy" in err
+    assert "finished after" in err
+    assert all(letter.isprintable() or letter == "\n" for letter in err)
+
+
+def test_json_is_one_document(newsdesk, desk, tmp_path):
+    outcome = newsdesk("train", *desk.flags, "--out", tmp_path / "run", "--json")
+    assert outcome.json["run"] == str(tmp_path / "run")
+    assert outcome.json["finished"] == "completed"
+    assert outcome.json["steps"] > 0
+
+
+def test_a_run_is_replaced_only_when_asked(newsdesk, desk, run):
+    before = (run / "manifest.json").read_bytes()
+    refused = newsdesk("train", *desk.flags, "--out", run)
+    assert refused.code == 1
+    assert "--overwrite" in refused.err
+    assert (run / "manifest.json").read_bytes() == before
+    assert newsdesk("train", *desk.flags, "--out", run, "--epochs", "1", "--overwrite").code == 0
+    assert tomllib.loads((run / "recipe.toml").read_text())["training"]["epochs"] == 1.0
+
+
+def test_an_interrupted_training_says_where_the_usable_run_lies(newsdesk, desk, tmp_path, monkeypatch):
+    from newsdesk.training import run as training
+
+    class Stopped:
+        def __enter__(self):
+            return lambda: True
+
+        def __exit__(self, *_):
+            return None
+
+    monkeypatch.setattr(training, "_interruptible", Stopped)
+    outcome = newsdesk("train", *desk.flags, "--out", tmp_path / "run")
+    assert outcome.code == 130
+    assert outcome.lines == [f"interrupted; a usable run lies in {tmp_path / 'run'}"]
+    assert newsdesk("predict", tmp_path / "run", "goal coach").code == 0
+    assert (
+        newsdesk("train", *desk.flags, "--out", tmp_path / "other", "--json").json["finished"]
+        == "interrupted"
+    )
+
+
+def test_a_run_finds_its_base_from_any_folder(newsdesk, desk, tmp_path, monkeypatch):
+    monkeypatch.chdir(desk.base.parent)
+    newsdesk("train", *desk.flags, "--base", desk.base.name, "--out", tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    assert newsdesk("predict", "run", "goal coach").code == 0
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(newsdesk, desk, tmp_path):
+    outcome = newsdesk("train", *desk.flags, "--out", tmp_path / "run", "--dry-run")
+    assert outcome.code == 0
+    assert any(line.startswith("parameters") for line in outcome.lines)
+    assert list(tmp_path.iterdir()) == []
+    plan = newsdesk("train", *desk.flags, "--dry-run", "--json").json
+    assert (plan["rows"]["train"], plan["rows"]["validation"], plan["rows"]["classes"]) == (171, 9, 3)
+    assert 0 < plan["trainable"] < plan["total"]
+
+
+def test_every_fault_of_the_recipe_is_told_at_once(newsdesk, tmp_path):
+    outcome = newsdesk(
+        "train", "--set", "lora.rnk=4", "--set", "training.epochs=-1", "--out", tmp_path / "run"
+    )
+    assert outcome.code == 1
+    assert "lora.rank" in outcome.err
+    assert "training.epochs" in outcome.err
+    assert list(tmp_path.iterdir()) == []

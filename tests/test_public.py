@@ -1,0 +1,40 @@
+"""What ``import newsdesk`` offers, and what it costs."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+import newsdesk
+from newsdesk import api
+from newsdesk.errors import UserError
+
+
+def test_the_public_names_are_all_there():
+    assert set(newsdesk.__all__) == {"UserError", "__version__", "evaluate", "load", "train"}
+    assert newsdesk.UserError is UserError
+    assert (newsdesk.train, newsdesk.evaluate, newsdesk.load) == (api.train, api.evaluate, api.load)
+    assert re.fullmatch(r"\d+\.\d+\.\d+", newsdesk.__version__)
+
+
+def test_other_names_are_not():
+    with pytest.raises(AttributeError, match="has no attribute 'predict_table'"):
+        _ = newsdesk.predict_table
+
+
+def test_importing_newsdesk_imports_nothing_else_of_it():
+    code = "import json, sys, newsdesk; print(json.dumps(sorted(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = json.loads(result.stdout)
+    assert [name for name in modules if name.startswith("newsdesk")] == ["newsdesk"]
+    assert {"torch", "numpy", "pydantic", "click"} & set(modules) == set()
+
+
+def test_the_package_is_a_program():
+    command = [sys.executable, "-m", "newsdesk", "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout == f"newsdesk, version {newsdesk.__version__}\n"
