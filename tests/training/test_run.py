@@ -30,9 +30,9 @@ from newsdesk.model.classifier import load_classifier  # noqa: E402
 from newsdesk.model.network import Network, predict_logits  # noqa: E402
 from newsdesk.model.tokenizer import TextTokenizer  # noqa: E402
 from newsdesk.training.events import Event, Finished, Step, Validation, to_record  # noqa: E402
+from newsdesk.training.provenance import hub_reference  # noqa: E402
 from newsdesk.training.run import (  # noqa: E402
     encode_rows,
-    hub_reference,
     require_length,
     run_training,
     seed_everything,

@@ -231,11 +231,21 @@ def predict(
     show_default=True,
     help="Tokens a text is cut to.",
 )
+@data_flags("text", "template", "normaliser")
 @flag("--overwrite", is_flag=True, help="Replace the run that is at --out.")
 def import_adapter(
-    adapter: Path, out: Path, base: str | None, labels: str | None, max_length: int, overwrite: bool
+    adapter: Path,
+    out: Path,
+    base: str | None,
+    labels: str | None,
+    max_length: int,
+    text: str | None,
+    template: str | None,
+    normaliser: str | None,
+    overwrite: bool,
 ) -> None:
     """Make a run of an adapter folder that transformers + peft trained."""
+    from newsdesk.data.layout import TextLayout
     from newsdesk.inference.run_predictor import needing_train_extra
 
     with shown_fetching(terminal()) as progress, needing_train_extra("importing an adapter"):
@@ -246,6 +256,7 @@ def import_adapter(
             out,
             base=base,
             label_names=names_of(labels),
+            layout=TextLayout(names_of(text) or ("text",), template, normaliser or "none"),
             max_length=max_length,
             overwrite=overwrite,
             progress=progress,

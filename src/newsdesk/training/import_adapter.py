@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import platform
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from pydantic import ValidationError
 
-from newsdesk import __version__
 from newsdesk.config import LoraSection, Recipe, ResolvedRecipe
 from newsdesk.data.layout import TextLayout
 from newsdesk.errors import UserError
@@ -25,7 +22,8 @@ from newsdesk.model.catalog import BASE_MODELS, ResolvedBase, resolve_base
 from newsdesk.model.classifier import ADAPTER_FILES, copy_tokenizer, load_classifier, require_adapter_files
 from newsdesk.model.tokenizer import TextTokenizer
 from newsdesk.sources.source import Progress
-from newsdesk.training.run import hub_reference, require_length
+from newsdesk.training.provenance import base_name, software_and_base
+from newsdesk.training.run import require_length
 from newsdesk.training.run_folder import Labels, RunFolder, require_free, staged
 
 TEXT_COLUMN = TextLayout(("text",))
@@ -222,7 +220,7 @@ def _known_recipe(
             "normaliser": layout.normaliser,
         },
         "model": {
-            "base": _reference(base),
+            "base": base_name(base),
             "max_length": max_length,
             "train_pooler": any(".pooler." in name for name in saved.shapes),
         },
@@ -301,23 +299,10 @@ def _differing_parameters(one: torch.nn.Module, other: torch.nn.Module) -> Itera
 
 def _facts(saved: SavedAdapter, base: ResolvedBase) -> dict[str, Any]:
     """What the manifest says besides the files' hashes."""
-    packages = ("torch", "transformers", "peft", "tokenizers", "numpy")
     return {
-        "newsdesk": __version__,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "base": {
-            "name": _reference(base),
-            "reference": hub_reference(base),
-            "sha256": base.sha256,
-            "licence": base.licence,
-        },
+        **software_and_base(base),
         "imported": {"from": str(saved.folder.absolute()), "peft": saved.config.get("peft_version")},
     }
-
-
-def _reference(base: ResolvedBase) -> str:
-    """What finds the base again from any working folder."""
-    return str(base.path) if base.source == "local" else base.name
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import platform
 import random
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from newsdesk import __version__
 from newsdesk.config import ResolvedRecipe
 from newsdesk.data.examples import Examples
 from newsdesk.data.load import TrainingData, load_training_data
 from newsdesk.errors import UserError
-from newsdesk.model.catalog import BASE_MODELS, ResolvedBase, resolve_base
+from newsdesk.model.catalog import ResolvedBase, resolve_base
 from newsdesk.model.classifier import AdapterStore, build_classifier, copy_tokenizer
 from newsdesk.model.device import choose_device, choose_precision
 from newsdesk.model.encoder import keep_freed_memory
@@ -30,6 +27,7 @@ from newsdesk.sources.source import Progress
 from newsdesk.training.events import Event, Finished, Validation
 from newsdesk.training.log import EventLog
 from newsdesk.training.loop import EncodedRows, train
+from newsdesk.training.provenance import hub_reference, software_and_base
 from newsdesk.training.run_folder import Labels, RunFolder, require_free, staged
 
 Observer = Callable[[Event], None]
@@ -110,14 +108,6 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def hub_reference(base: ResolvedBase) -> str:
-    """What others can load the base by: its Hub id where there is one, else the folder."""
-    known = BASE_MODELS.get(base.name)
-    if known is not None:
-        return known.hub
-    return str(base.path) if base.source == "local" else base.name
-
-
 def require_length(config: Any, max_length: int) -> None:
     """Raise UserError when the encoder has fewer positions than ``max_length`` tokens need."""
     positions = getattr(config, "max_position_embeddings", None)
@@ -142,22 +132,9 @@ def _facts(
     """What the manifest says besides the files' hashes."""
     assert isinstance(finished, Finished)
     return {
-        "newsdesk": __version__,
-        "versions": {
-            "python": platform.python_version(),
-            **{
-                package: version(package)
-                for package in ("torch", "transformers", "peft", "tokenizers", "numpy")
-            },
-        },
+        **software_and_base(base),
         "description": resolved.recipe.description,
         "seed": resolved.recipe.training.seed,
-        "base": {
-            "name": base.name,
-            "reference": hub_reference(base),
-            "sha256": base.sha256,
-            "licence": base.licence,
-        },
         "data": {
             "licence": data.licence,
             "train": _described(data.train, resolved.recipe.data.train),
