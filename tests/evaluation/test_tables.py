@@ -8,8 +8,8 @@ from rich.cells import cell_len
 
 from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.evaluation.comparison import PairedComparison
-from newsdesk.metrics import evaluate_probabilities, wilson_interval
 from newsdesk.evaluation.tables import WIDTH, render_metrics
+from newsdesk.metrics import evaluate_probabilities, wilson_interval
 
 R8 = ("acq", "crude", "earn", "grain", "interest", "money-fx", "ship", "trade")
 BASELINE = BaselineResult(0.921, wilson_interval(921, 1000), 14.4, "TF-IDF, linear SVM " + "x" * 99, ())

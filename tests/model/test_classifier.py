@@ -24,12 +24,12 @@ from newsdesk.model.classifier import (  # noqa: E402
     copy_tokenizer,
     load_classifier,
     outline_classifier,
-    parameter_table,
     require_adapter_files,
     restore_state,
     trainable_state,
 )
 from newsdesk.model.network import Network, predict_logits  # noqa: E402
+from newsdesk.model.parameters import parameter_table  # noqa: E402
 from newsdesk.model.tokenizer import TextTokenizer, pad  # noqa: E402
 
 NAMES = ("Business", "Science", "Sports")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 import signal
@@ -104,6 +105,22 @@ def test_the_manifest_is_written_after_everything_else(tiny_recipe, tmp_path):
     run_training(tiny_recipe(), out, observe=lambda _event: seen.append(files_of(out)))
     assert seen[0] == FILES - {"manifest.json"} - {f"adapter/{name}" for name in _adapter_names()}
     assert seen[-1] == FILES - {"manifest.json"}
+
+
+def test_every_best_state_is_on_disk_before_it_is_told(tiny_recipe, tmp_path):
+    out = tmp_path / "run"
+    seen: list[tuple[bool, bytes]] = []
+
+    def observe(event: Event) -> None:
+        if isinstance(event, Validation):
+            seen.append((event.best, (out / ADAPTER).read_bytes()))
+
+    run_training(
+        tiny_recipe("training.validate_every=1", "training.learning_rate=6e-2"), out, observe=observe
+    )
+    assert {best for best, _ in seen} == {True, False}
+    for (_, before), (best, content) in itertools.pairwise(seen):
+        assert (content != before) is best
 
 
 def _adapter_names() -> tuple[str, str]:

@@ -10,7 +10,6 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ import torch
 
 from newsdesk.config import LoraSection, ModelSection
 from newsdesk.errors import UserError
-from newsdesk.files import write_json
+from newsdesk.files import write_bytes, write_json
 from newsdesk.model.architectures import head_modules, target_modules
 
 if TYPE_CHECKING:
@@ -38,15 +37,6 @@ _ENCODER_DROPOUTS = (
     "embedding_dropout",
     "mlp_dropout",
 )
-
-
-@dataclass(frozen=True)
-class ParameterGroup:
-    """A row of the parameter table: one part of the model and how many of its numbers are trained."""
-
-    name: str
-    trainable: int
-    total: int
 
 
 def build_classifier(
@@ -167,7 +157,8 @@ class AdapterStore:
                 _subtract_initial(weights_path, config, self._initial)
             write_json(config_path, config)
             for name in ADAPTER_FILES:
-                (Path(temporary) / name).replace(folder / name)
+                # Renaming would keep safetensors' file mode, which shuts out everyone but its owner.
+                write_bytes(folder / name, (Path(temporary) / name).read_bytes())
 
 
 def trainable_state(model: PeftModel) -> dict[str, torch.Tensor]:
@@ -181,27 +172,6 @@ def restore_state(model: PeftModel, state: dict[str, torch.Tensor]) -> None:
         for name, parameter in model.named_parameters():
             if name in state:
                 parameter.copy_(state[name])
-
-
-def parameter_table(model: PeftModel) -> list[ParameterGroup]:
-    """Trainable and total parameters by part: encoder, adapters, head, and PEFT's frozen copy of the head.
-
-    The sums are what ``print_trainable_parameters`` of PEFT counts.
-    """
-    sizes: dict[str, list[int]] = {}
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            part = "LoRA adapters"
-        elif ".modules_to_save." in name:
-            part = "classification head"
-        elif ".original_module." in name:
-            part = "untrained copy of the head"
-        else:
-            part = "frozen encoder"
-        counts = sizes.setdefault(part, [0, 0])
-        counts[0] += parameter.numel() if parameter.requires_grad else 0
-        counts[1] += parameter.numel()
-    return [ParameterGroup(name, *counts) for name, counts in sizes.items()]
 
 
 def _pretrained(base: Path, label_names: Sequence[str], *, dropout: float | None) -> PreTrainedModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -73,11 +74,8 @@ def train(
         engine=network.engine,
     )
     reason: FinishReason = "completed"
-    for step, batches in enumerate(run.batch_groups()):
-        if step == run.steps:
-            break
-        yield run.take_step(step, batches)
-        done = step + 1
+    for done, batches in enumerate(islice(run.batch_groups(), run.steps), start=1):
+        yield run.take_step(done - 1, batches)
         interrupted = stopped()
         if run.validates_after(done) and not interrupted:
             yield run.validate(done)

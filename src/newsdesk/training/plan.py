@@ -16,7 +16,8 @@ from newsdesk.data.datasets import DATA_SETS, DataSet
 from newsdesk.data.examples import Examples
 from newsdesk.data.load import load_split, load_training_data
 from newsdesk.model.catalog import BASE_MODELS, resolve_config
-from newsdesk.model.classifier import ParameterGroup, outline_classifier, parameter_table
+from newsdesk.model.classifier import outline_classifier
+from newsdesk.model.parameters import ParameterGroup, parameter_table
 from newsdesk.model.tokenizer import TextTokenizer
 from newsdesk.sources.cache import Slot
 from newsdesk.training.batches import epoch_batches, padding_share
