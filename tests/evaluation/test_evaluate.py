@@ -54,6 +54,14 @@ def test_a_baseline_is_compared_row_by_row():
     assert (comparison["only_model_wrong"], comparison["only_baseline_wrong"]) == (0, 1)
 
 
+def test_the_most_confident_errors_are_named_with_their_texts_but_not_stored():
+    (error,) = evaluation().errors
+    assert (error.row, error.true_label, error.predicted_label) == (2, "Sports", 'Sci,"Tech"')
+    assert error.probability == pytest.approx(2 / 3)
+    assert error.text == "five"
+    assert "errors" not in evaluation().to_dict()
+
+
 def test_metrics_are_kept_by_split_and_an_earlier_one_of_the_same_split_is_replaced(tmp_path):
     path = tmp_path / "metrics.json"
     assert read_metrics(path) == {}

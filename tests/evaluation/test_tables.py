@@ -8,7 +8,8 @@ from rich.cells import cell_len
 
 from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.evaluation.comparison import PairedComparison
-from newsdesk.evaluation.tables import WIDTH, render_metrics
+from newsdesk.evaluation.evaluate import RowError
+from newsdesk.evaluation.tables import WIDTH, render_errors, render_metrics
 from newsdesk.metrics import evaluate_probabilities, wilson_interval
 
 R8 = ("acq", "crude", "earn", "grain", "interest", "money-fx", "ship", "trade")
@@ -154,3 +155,11 @@ def test_counts_too_long_for_a_matrix_of_many_classes_show_the_largest_confusion
     names = tuple(f"c{i}" for i in range(12))
     report = render_metrics(scaled(metrics(diagonal(12), names), 2000))
     assert sections(report)[-1][0] == "true predicted rows share of true"
+
+
+def test_errors_are_shown_with_verdict_and_text_cut_to_the_terminal():
+    lines = render_errors([RowError(1234, "ship", "acq", 0.987, "word " * 40)])
+    assert lines[:3] == ["", "most confident errors", "  row 1,234: acq 98.70 %, labelled ship"]
+    assert lines[3].startswith("    word word")
+    assert all(cell_len(line) <= WIDTH for line in lines)
+    assert render_errors([]) == []

@@ -132,7 +132,7 @@ def evaluate(
     from newsdesk import api
     from newsdesk.display import RowCounter
     from newsdesk.evaluation.evaluate import predictions_path
-    from newsdesk.evaluation.tables import render_metrics
+    from newsdesk.evaluation.tables import render_errors, render_metrics
 
     console = terminal()
     with shown_fetching(console) as progress, RowCounter(console, "evaluating") as rows:
@@ -153,7 +153,8 @@ def evaluate(
     if as_json:
         say(result.to_dict())
     else:
-        say(render_metrics(result.metrics, result.baseline, result.comparison))
+        table = render_metrics(result.metrics, result.baseline, result.comparison)
+        say([*table, *render_errors(result.errors)])
         note(console, f"every row's probabilities lie in {predictions_path(run, split)}")
 
 

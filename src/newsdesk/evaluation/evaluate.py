@@ -22,6 +22,27 @@ from newsdesk.evaluation.csv_lines import delimited_lines, probability_column, r
 from newsdesk.files import atomic_writer, write_json
 from newsdesk.metrics import Metrics, evaluate_probabilities
 
+_ERRORS_NAMED = 5
+
+
+@dataclass(frozen=True)
+class RowError:
+    """A row that a model got wrong, and how sure it was: what a person looks at first.
+
+    Attributes:
+        row: 0-based number of the row.
+        true_label: its class.
+        predicted_label: the class it was given.
+        probability: that class's probability, 0 to 1.
+        text: what the model read.
+    """
+
+    row: int
+    true_label: str
+    predicted_label: str
+    probability: float
+    text: str
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -35,6 +56,8 @@ class Evaluation:
         metrics: its figures.
         baseline: a yardstick on the same rows, where one was asked for.
         comparison: the model and that baseline row by row.
+        errors: the most confident errors with their texts; not part of ``to_dict``, since many corpora
+            may not be copied.
     """
 
     split: str
@@ -44,6 +67,7 @@ class Evaluation:
     metrics: Metrics
     baseline: BaselineResult | None = None
     comparison: PairedComparison | None = None
+    errors: tuple[RowError, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The evaluation as JSON types; without a baseline there are no entries for one."""
@@ -90,6 +114,16 @@ def evaluate_examples(
         metrics=metrics,
         baseline=baseline,
         comparison=comparison,
+        errors=tuple(
+            RowError(
+                row,
+                label_names[labels[row]],
+                label_names[int(np.argmax(probabilities[row]))],
+                float(np.max(probabilities[row])),
+                examples.texts[row],
+            )
+            for row in metrics.most_confident_errors[:_ERRORS_NAMED]
+        ),
     )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.cells import cell_len, set_cell_size
 
 from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.evaluation.comparison import PairedComparison
+from newsdesk.evaluation.evaluate import RowError
 from newsdesk.metrics import Metrics
 
 WIDTH = 80
@@ -34,6 +37,15 @@ def render_metrics(
     lines += ["", *_class_table(metrics)]
     confusions = _confusion_matrix(metrics) if _matrix_fits(metrics) else _largest_confusions(metrics)
     return [*lines, "", *confusions]
+
+
+def render_errors(errors: Sequence[RowError]) -> list[str]:
+    """The most confident errors, two lines each: what was said against what is true, and the text."""
+    lines = ["", "most confident errors"] if errors else []
+    for error in errors:
+        verdict = f"{error.predicted_label} {_percent(error.probability)}, labelled {error.true_label}"
+        lines += [_cut(f"  row {error.row:,}: {verdict}", WIDTH), _cut(f"    {error.text}", WIDTH)]
+    return lines
 
 
 def _headline(metrics: Metrics) -> list[str]:
