@@ -66,7 +66,7 @@ class TextLayout:
                 raise UserError(
                     f"{table.path.name}, line {line}: column {error.column!r} holds no text",
                     found=error.found,
-                    mend="name the text columns, for example --text title description",
+                    mend="name the text columns, for example --text title,description",
                 ) from None
         return tuple(texts)
 
@@ -121,7 +121,7 @@ def text_layout(
         raise UserError(
             f"which column of {table.path.name} holds the text?",
             found=", ".join(table.columns) or "no columns",
-            mend="name the text columns, for example --text title description",
+            mend="name the text columns, for example --text title,description",
         )
     return TextLayout(columns, template, normaliser)
 
@@ -324,7 +324,7 @@ def _template_parts(template: str, columns: Sequence[str]) -> list[tuple[str, st
 
 
 def _no_such_column(column: str, columns: Sequence[str], flag: str) -> UserError:
-    example = "--label category" if flag == "--label" else "--text title description"
+    example = "--label category" if flag == "--label" else "--text title,description"
     return UserError(
         f"there is no column {column!r}",
         found=", ".join(columns),
