@@ -36,7 +36,18 @@ FLAGS = {
         *("--input", "--output", "--format", "--top-k", "--probabilities"),
         *("--text", "--template", "--header", "--no-header", "--json"),
     },
-    "import-adapter": {"--out", "--base", "--labels", "--max-length", "--overwrite"},
+    "import-adapter": {
+        *(
+            "--out",
+            "--base",
+            "--labels",
+            "--max-length",
+            "--overwrite",
+            "--text",
+            "--template",
+            "--normaliser",
+        )
+    },
     "models list": {"--json"},
     "models pull": set(),
     "data list": {"--json"},
