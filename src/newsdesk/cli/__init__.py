@@ -10,7 +10,8 @@ import click
 
 from newsdesk import __version__
 from newsdesk.cli.named_verbs import data, models
-from newsdesk.cli.run_verbs import evaluate, import_adapter, predict, train
+from newsdesk.cli.predict_verb import predict
+from newsdesk.cli.run_verbs import evaluate, import_adapter, train
 from newsdesk.cli.shared import DEBUG_FLAG, Verbs
 from newsdesk.errors import UserError
 
