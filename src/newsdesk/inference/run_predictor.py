@@ -41,7 +41,7 @@ class RunPredictor:
             from newsdesk.model.device import choose_device
             from newsdesk.model.network import Network
 
-            model = load_classifier(_base_of(run, progress), run.adapter, self.label_names)
+            model = load_classifier(base_of(run, progress), run.adapter, self.label_names)
             # Evaluation figures must not depend on the machine: float32 everywhere.
             self._network = Network(model, choose_device(device), "float32").eval()
         self._tokenizer = TextTokenizer.from_folder(run.tokenizer, run.labels.max_length)
@@ -92,7 +92,7 @@ def needing_train_extra(purpose: str) -> Iterator[None]:
         raise missing_package(package, "train", purpose) from None
 
 
-def _base_of(run: RunFolder, progress: Progress | None) -> Path:
+def base_of(run: RunFolder, progress: Progress | None) -> Path:
     """The base model's folder, its weights checked against what the manifest says the run was trained on."""
     recorded = run.manifest["base"]
     # The name of a local folder may be relative to where the training was started; its reference is not.
