@@ -37,11 +37,11 @@ class Keep(NamedTuple):
     @classmethod
     def draw(cls, like: Tensor, probability: float) -> Keep:
         """Draw for a tensor of like's shape, from PyTorch's generator of its device; 0 < probability < 1."""
-        if like.device.type == "cpu":
+        if like.device.type == "cpu" and not torch.compiler.is_compiling():
             quads = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
             lanes = quads.view(torch.int16)[: like.numel()].view(like.shape)
         else:
-            lanes = torch.empty(like.shape, dtype=torch.int16, device=like.device).random_(-(2**15), 2**15)
+            lanes = torch.randint(-(2**15), 2**15, like.shape, dtype=torch.int16, device=like.device)
         dropped = round(probability * 2**16)
         return cls(lanes, dropped - 2**15, 2**16 / (2**16 - dropped))
 
