@@ -11,7 +11,8 @@ import pytest
 import newsdesk
 from newsdesk.errors import UserError
 from newsdesk.files import write_json
-from newsdesk.inference.run_predictor import RunPredictor, load, needing_train_extra
+from newsdesk.inference.load import load
+from newsdesk.inference.run_predictor import RunPredictor, needing_train_extra
 
 TEXTS = ["goal coach league medal", "bank", "orbit genome", "market shares profit bank trade prices", ""]
 

@@ -19,7 +19,7 @@ from newsdesk.config import load_recipe  # noqa: E402
 from newsdesk.data.layout import TextLayout  # noqa: E402
 from newsdesk.errors import UserError  # noqa: E402
 from newsdesk.files import sha256_of  # noqa: E402
-from newsdesk.inference.run_predictor import load  # noqa: E402
+from newsdesk.inference.load import load  # noqa: E402
 from newsdesk.training import import_adapter as module  # noqa: E402
 from newsdesk.training.import_adapter import import_adapter  # noqa: E402
 from newsdesk.training.run_folder import RunFolder, open_run  # noqa: E402

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.data.layout import TextLayout
-from newsdesk.data.normalise import normalise
 from newsdesk.errors import UserError, missing_package
-from newsdesk.inference.predictions import Predictions, softmax
-from newsdesk.model.catalog import resolve_base
-from newsdesk.model.tokenizer import TextTokenizer
-from newsdesk.sources.source import Progress
-from newsdesk.training.run_folder import RunFolder, open_run
+from newsdesk.inference.text_classifier import TextClassifier
+from newsdesk.model.tokenizer import TextTokenizer, TokenIds
+from newsdesk.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from newsdesk.sources.source import Progress
 
 
-class RunPredictor:
+class RunPredictor(TextClassifier):
     """A trained run, ready to classify texts.
 
     Attributes:
         run: the folder it was loaded from.
-        label_names: class names in id order.
-        layout: how rows of a file become texts.
     """
 
     def __init__(self, run: RunFolder, *, device: str = "auto", progress: Progress | None = None) -> None:
@@ -33,51 +31,32 @@ class RunPredictor:
 
         Raises UserError when torch is missing, or the base model is not the one the run was trained on.
         """
-        self.run = run
-        self.label_names = run.labels.names
-        self.layout: TextLayout = run.labels.layout
+        labels = run.labels
         with needing_train_extra("predicting from a run folder"):
             from newsdesk.model.classifier import load_classifier
             from newsdesk.model.device import choose_device
             from newsdesk.model.network import Network
 
-            model = load_classifier(base_of(run, progress), run.adapter, self.label_names)
+            model = load_classifier(base_of(run, progress), run.adapter, labels.names)
             # Evaluation figures must not depend on the machine: float32 everywhere.
             self._network = Network(model, choose_device(device), "float32").eval()
-        self._tokenizer = TextTokenizer.from_folder(run.tokenizer, run.labels.max_length)
+        tokenizer = TextTokenizer.from_folder(run.tokenizer, labels.max_length)
+        super().__init__(run.path, labels, tokenizer, f"torch, {self._network.engine}")
+        self.run = run
 
-    def predict(self, texts: Sequence[str]) -> Predictions:
-        """Classify raw texts: a sequence of predictions in their order, each with all probabilities.
+    @property
+    def files(self) -> Mapping[str, str]:
+        """The sha256 of each file of the run."""
+        files: Mapping[str, str] = self.run.manifest["files"]
+        return files
 
-        Texts pass through the run's normaliser first, as the rows of its training file did. Raises TypeError
-        for a single str, which would be taken for a sequence of letters.
-        """
-        if isinstance(texts, str):
-            raise TypeError("predict takes a sequence of texts; for one text write predict([text])")
-        cleaned = [normalise(text, self.layout.normaliser) for text in texts]
-        return Predictions(self.predict_probabilities(cleaned), self.label_names)
-
-    def predict_probabilities(
-        self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None
+    def logits(
+        self, sequences: Sequence[TokenIds], *, progress: Callable[[int], None] | None = None
     ) -> NDArray[np.float32]:
-        """Probabilities of shape (texts, classes), each row summing to one; ``texts`` as for the logits."""
-        return softmax(self.predict_logits(texts, progress=progress))
-
-    def predict_logits(
-        self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None
-    ) -> NDArray[np.float32]:
-        """Logits of shape (texts, classes), in the texts' order, which ``layout`` has normalised already.
-
-        ``progress`` is called with the number of texts of every batch done.
-        """
+        """Logits of shape (rows, classes) of token ids, in their order."""
         from newsdesk.model.network import predict_logits
 
-        return predict_logits(self._network, self._tokenizer.encode(texts), progress=progress)
-
-
-def load(path: str | Path, *, device: str = "auto", progress: Progress | None = None) -> RunPredictor:
-    """The run at ``path``, ready to classify texts. Raises UserError when it is not a finished run."""
-    return RunPredictor(open_run(Path(path)), device=device, progress=progress)
+        return predict_logits(self._network, sequences, progress=progress)
 
 
 @contextmanager
@@ -94,6 +73,8 @@ def needing_train_extra(purpose: str) -> Iterator[None]:
 
 def base_of(run: RunFolder, progress: Progress | None) -> Path:
     """The base model's folder, its weights checked against what the manifest says the run was trained on."""
+    from newsdesk.model.catalog import resolve_base
+
     recorded = run.manifest["base"]
     # The name of a local folder may be relative to where the training was started; its reference is not.
     base = resolve_base(recorded["reference"], progress=progress)

@@ -86,3 +86,17 @@ def length_sorted_batches(lengths: NDArray[np.int64], batch_size: int) -> list[N
     """Row positions in batches of like length, longest first so that too large a batch fails at once."""
     order = np.argsort(-lengths, kind="stable")
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def batches_by_tokens(lengths: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:
+    """Row positions in batches of like length, longest first, each of about ``budget`` padded tokens.
+
+    A batch holds as many rows as fit when all are padded to its longest, and at least one.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        rows = max(1, budget // max(1, int(lengths[order[start]])))
+        batches.append(order[start : start + rows])
+        start += rows
+    return batches

@@ -1,0 +1,114 @@
+"""The folder that an export leaves: what lies where in it, and whether it is as it was written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from newsdesk.errors import UserError
+from newsdesk.files import sha256_of
+from newsdesk.training.run_folder import MANIFEST, Labels, RunFolder
+
+Kind = Literal["merged", "onnx-fp32", "onnx-int8"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+PREFERRED: tuple[Kind, ...] = ("onnx-int8", "onnx-fp32")
+"""The kinds that a run predicts with where it has been exported, the first choice first."""
+
+MODEL_FILES: dict[Kind, str] = {
+    "merged": "model.safetensors",
+    "onnx-fp32": "onnx/model.onnx",
+    "onnx-int8": "onnx/model_quantized.onnx",
+}
+"""Where each kind keeps its weights; the onnx names are those that transformers.js and optimum look for."""
+
+
+@dataclass(frozen=True)
+class ArtefactFolder:
+    """Paths and facts of one finished export; nothing is read before it is asked for.
+
+    The folder holds ``config.json`` and the tokenizer as transformers writes them, ``labels.json`` as a run
+    has it, the model under the name that ``MODEL_FILES`` gives its kind, ``quality.json`` with what the
+    export was found to be worth, and ``manifest.json``, written last, with the sha256 of every file.
+    """
+
+    path: Path
+
+    @property
+    def kind(self) -> Kind:
+        """What was exported."""
+        kind: Kind = self.manifest["kind"]
+        return kind
+
+    @property
+    def model(self) -> Path:
+        """The file of the weights."""
+        return self.path / MODEL_FILES[self.kind]
+
+    @property
+    def metrics(self) -> Path:
+        """Evaluation results by split, once there are some."""
+        return self.path / "metrics.json"
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """Kind, versions, the run it was made of, and the sha256 of every file."""
+        return self._read(MANIFEST)
+
+    @cached_property
+    def labels(self) -> Labels:
+        """Class names in id order, how a row becomes a text, where it is cut."""
+        return RunFolder(self.path).labels
+
+    @cached_property
+    def pad_id(self) -> int:
+        """The token id that fills rows up to the longest of their batch."""
+        return int(self._read("config.json").get("pad_token_id") or 0)
+
+    def verify(self, name: str | None = None) -> None:
+        """Check the files, or the one called ``name``, against the manifest's sha256.
+
+        Raises UserError for the first that is missing or differs.
+        """
+        recorded: dict[str, str] = self.manifest["files"]
+        for file in recorded if name is None else (name,):
+            path = self.path / file
+            found = sha256_of(path) if path.is_file() else "no such file"
+            if found != recorded.get(file):
+                raise self._damaged(file, f"{found}, in the manifest {recorded.get(file, 'not named')}")
+
+    def verify_model(self) -> None:
+        """Check the file of the weights against the manifest. Raises UserError as ``verify`` does."""
+        self.verify(MODEL_FILES[self.kind])
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            content: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError) as error:
+            raise self._damaged(name, str(error)) from None
+        return content
+
+    def _damaged(self, name: str, found: str) -> UserError:
+        return UserError(
+            f"{self.path / name} is missing or damaged",
+            found=found,
+            mend="copy the artefact anew from where it is whole, or export it again with newsdesk export",
+        )
+
+
+def find_artefact(path: Path) -> ArtefactFolder | None:
+    """The finished export at ``path``; None for anything else, such as a run."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(manifest, dict) or manifest.get("kind") not in KINDS:
+        return None
+    return ArtefactFolder(path)
+
+
+def preferred_export(run: Path) -> ArtefactFolder | None:
+    """The export inside a run's folder that it predicts with: int8, else float32, else None."""
+    return next(filter(None, (find_artefact(run / "export" / kind) for kind in PREFERRED)), None)
