@@ -11,9 +11,8 @@ import numpy as np
 from newsdesk.config import ResolvedRecipe, load_recipe
 from newsdesk.data.examples import Examples
 from newsdesk.data.layout import TextLayout, text_layout, to_examples
-from newsdesk.data.load import load_split, load_training_data
+from newsdesk.data.load import load_split
 from newsdesk.data.table import Table
-from newsdesk.errors import UserError
 from newsdesk.evaluation.baseline import linear_baseline
 from newsdesk.evaluation.evaluate import (
     Evaluation,
@@ -22,15 +21,21 @@ from newsdesk.evaluation.evaluate import (
     write_evaluated_rows,
     write_metrics,
 )
+from newsdesk.evaluation.known_rows import known_rows
+from newsdesk.inference.load import load
 from newsdesk.inference.predictions import Predictions
-from newsdesk.inference.run_predictor import RunPredictor, load, needing_train_extra
+from newsdesk.inference.run_predictor import needing_train_extra
+from newsdesk.inference.text_classifier import TextClassifier
 from newsdesk.sources.source import Progress
 from newsdesk.training.run_folder import RunFolder, open_run
 
 if TYPE_CHECKING:
+    from newsdesk.inference.artefact import Kind
+    from newsdesk.inference.export import Export
+    from newsdesk.inference.gate import Quality
     from newsdesk.training.events import Event
 
-__all__ = ["evaluate", "evaluation_rows", "load", "predict_table", "train", "train_resolved"]
+__all__ = ["evaluate", "evaluation_rows", "export", "load", "predict_table", "train", "train_resolved"]
 
 Counter = Callable[[int], None]
 
@@ -170,7 +175,7 @@ def evaluate(
 
 
 def predict_table(
-    predictor: RunPredictor,
+    predictor: TextClassifier,
     table: Table,
     *,
     text: Sequence[str] | None = None,
@@ -185,6 +190,46 @@ def predict_table(
     return Predictions(predictor.predict_probabilities(texts, progress=count), predictor.label_names)
 
 
+def export(
+    run_path: str | Path,
+    kind: Kind,
+    *,
+    out: str | Path | None = None,
+    data: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    observe: Callable[[Quality], None] = lambda _quality: None,
+) -> Export:
+    """Write a run as a deployable artefact, once it was found to do what the run does.
+
+    ``newsdesk.export("runs/wire", "onnx-int8")``
+
+    Args:
+        run_path: a finished run.
+        kind: ``merged``, ``onnx-fp32`` or ``onnx-int8``.
+        out: the folder to write; None: ``RUN/export/KIND``.
+        data: labelled rows to hold it against; None: the run's own validation rows.
+        overwrite: replace an artefact that is there already.
+        progress: called while base model and data are fetched.
+        observe: called with the figures of each setting tried.
+
+    Raises:
+        UserError: when run, rows and packages do not allow it, or nothing that was tried passed the gate.
+    """
+    from newsdesk.inference.export import export_run, require_free_for_artefact, target_of
+    from newsdesk.inference.gate import evidence_from, evidence_of
+
+    run = open_run(Path(run_path))
+    target = target_of(run, kind, None if out is None else Path(out))
+    require_free_for_artefact(target, overwrite=overwrite)
+    if data is not None:
+        evidence = evidence_from(evaluation_rows(run, data, "test", progress=progress))
+    else:
+        purpose, otherwise = "an export is checked on", "give labelled rows with --data FILE"
+        evidence = evidence_of(known_rows(run, purpose=purpose, otherwise=otherwise, progress=progress))
+    return export_run(run, kind, evidence, target, progress=progress, observe=observe)
+
+
 def _layout_for(
     table: Table, trained_on: TextLayout, text: Sequence[str] | None, template: str | None
 ) -> TextLayout:
@@ -195,25 +240,10 @@ def _layout_for(
 
 
 def _training_rows(run: RunFolder, progress: Progress | None) -> Examples:
-    """The rows the run learned from and was validated on: a baseline, not validated, may use both.
-
-    Raises UserError when they are not known, or no longer the same.
-    """
-    if "data" not in run.manifest:
-        raise UserError(
-            "a baseline learns from the run's own training rows",
-            found=f"{run.path} is an imported adapter, whose training rows are not known",
-            mend="evaluate without --baseline",
-        )
-    recipe = load_recipe(str(run.recipe)).recipe
-    data = load_training_data(recipe.data, seed=recipe.training.seed, progress=progress)
-    for name, part in (("train", data.train), ("validation", data.validation)):
-        if part.fingerprint() != run.manifest["data"][name]["sha256"]:
-            raise UserError(
-                f"the {name} rows are no longer those that {run.path} was trained with",
-                found=f"{len(part):,} rows in {part.source} with another sha256 than the manifest's",
-                mend="put the original file back, or evaluate without --baseline",
-            )
+    """The rows the run learned from and was validated on: a baseline, not validated, may use both."""
+    data = known_rows(
+        run, purpose="a baseline learns from", otherwise="evaluate without --baseline", progress=progress
+    )
     train, validation = data.train, data.validation
     assert train.labels is not None  # or their fingerprint would differ
     assert validation.labels is not None

@@ -9,6 +9,7 @@ from typing import NoReturn
 import click
 
 from newsdesk import __version__
+from newsdesk.cli.export_verb import export
 from newsdesk.cli.named_verbs import data, models
 from newsdesk.cli.predict_verb import predict
 from newsdesk.cli.run_verbs import evaluate, import_adapter, train
@@ -27,7 +28,7 @@ def cli() -> None:
     """Fine-tune a text encoder with LoRA to classify news, evaluate it honestly, and deploy it."""
 
 
-for verb in (train, evaluate, predict, import_adapter, models, data):
+for verb in (train, evaluate, predict, export, import_adapter, models, data):
     cli.add_command(verb)
 
 

@@ -1,0 +1,50 @@
+"""The verb export: a run becomes an artefact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from newsdesk.cli.shared import JSON_FLAG, Verb, flag, note, say, shown_fetching, terminal
+
+KINDS = ("merged", "onnx-fp32", "onnx-int8")
+
+
+@click.command(cls=Verb)
+@click.argument("run", type=click.Path(path_type=Path))
+@flag("--to", "kind", type=click.Choice(KINDS), required=True, help="What to make of it.")
+@flag(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The folder to write; default: RUN/export/KIND.",
+    metavar="DIR",
+)
+@flag(
+    "--data",
+    help="Labelled rows to hold it against; default: the run's own validation rows.",
+    metavar="NAME|PATH",
+)
+@flag("--overwrite", is_flag=True, help="Replace the artefact that is there.")
+@JSON_FLAG
+def export(run: Path, kind: Any, out: Path | None, data: str | None, overwrite: bool, as_json: bool) -> None:
+    """Write a run as transformers or ONNX files, once they are found to do what the run does."""
+    from newsdesk import api
+    from newsdesk.inference.gate import render_progress, render_tried
+
+    console = terminal()
+    with shown_fetching(console) as progress:
+        made = api.export(
+            run,
+            kind,
+            out=out,
+            data=data,
+            overwrite=overwrite,
+            progress=progress,
+            observe=lambda quality: note(console, render_progress(quality)),
+        )
+    if as_json:
+        say({"path": str(made.path), **made.quality})
+    else:
+        say([*render_tried(made.tried), f"the artefact lies in {made.path}"])

@@ -1,0 +1,35 @@
+"""The rows a run learned from and was validated on, found again and proven to be the same."""
+
+from __future__ import annotations
+
+from newsdesk.config import load_recipe
+from newsdesk.data.load import TrainingData, load_training_data
+from newsdesk.errors import UserError
+from newsdesk.sources.source import Progress
+from newsdesk.training.run_folder import RunFolder
+
+
+def known_rows(
+    run: RunFolder, *, purpose: str, otherwise: str, progress: Progress | None = None
+) -> TrainingData:
+    """The run's own training and validation rows, by its recipe.
+
+    ``purpose`` says in an error who needs them ("a baseline learns from"), ``otherwise`` what to do without.
+    Raises UserError when they are not known, or no longer the same.
+    """
+    if "data" not in run.manifest:
+        raise UserError(
+            f"{purpose} the run's own training rows",
+            found=f"{run.path} is an imported adapter, whose training rows are not known",
+            mend=otherwise,
+        )
+    recipe = load_recipe(str(run.recipe)).recipe
+    data = load_training_data(recipe.data, seed=recipe.training.seed, progress=progress)
+    for name, part in (("train", data.train), ("validation", data.validation)):
+        if part.fingerprint() != run.manifest["data"][name]["sha256"]:
+            raise UserError(
+                f"the {name} rows are no longer those that {run.path} was trained with",
+                found=f"{len(part):,} rows in {part.source} with another sha256 than the manifest's",
+                mend=f"put the original file back, or {otherwise}",
+            )
+    return data

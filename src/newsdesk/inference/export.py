@@ -1,0 +1,233 @@
+"""A run to a deployable artefact: merged, converted, held against the run, and only then put in place."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from newsdesk import __version__
+from newsdesk.errors import UserError, missing_package
+from newsdesk.files import sha256_of, write_json
+from newsdesk.inference.artefact import MODEL_FILES, Kind
+from newsdesk.inference.gate import Evidence, Logits, Quality, compare, measured_with, require_exact
+from newsdesk.inference.load import load
+from newsdesk.inference.onnx_conversion import to_onnx, write_onnx
+from newsdesk.inference.run_predictor import RunPredictor, base_of, needing_train_extra
+from newsdesk.sources.source import Progress
+from newsdesk.training.run_folder import MANIFEST, RunFolder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Observer = Callable[[Quality], None]
+
+
+@dataclass(frozen=True)
+class Export:
+    """An artefact that passed its gate.
+
+    Attributes:
+        path: its folder.
+        kind: one of KINDS.
+        quality: the content of its quality.json.
+        tried: every setting that was measured; the last is the one taken.
+    """
+
+    path: Path
+    kind: Kind
+    quality: dict[str, Any]
+    tried: tuple[Quality, ...]
+
+
+def target_of(run: RunFolder, kind: Kind, out: Path | None) -> Path:
+    """Where an artefact goes: ``out``, else into the run's own folder."""
+    return run.path / "export" / kind if out is None else out
+
+
+def export_run(
+    run: RunFolder,
+    kind: Kind,
+    evidence: Evidence,
+    target: Path,
+    *,
+    progress: Progress | None = None,
+    observe: Observer = lambda _quality: None,
+) -> Export:
+    """Write the run as an artefact of a kind to ``target``, replacing what is there; all of it or nothing.
+
+    Args:
+        run: a finished run.
+        kind: ``merged`` (transformers), ``onnx-fp32`` or ``onnx-int8``.
+        evidence: the labelled rows on which it has to do what the run does.
+        target: the folder to write.
+        progress: called while the base model is fetched.
+        observe: called with each setting's figures as they are measured.
+
+    Raises:
+        UserError: when a package is missing, or the artefact fails its gate.
+    """
+    if kind != "merged":
+        _require_onnx()
+    reference = RunPredictor(run, device="cpu", progress=progress).predict_logits(evidence.examples.texts)
+    model = merged_classifier(run, progress)
+    with staged_artefact(target) as folder:
+        _write_common(run, model, folder)
+        candidate = Candidate(run, kind, folder, evidence, reference, observe)
+        tried = _WRITERS[kind](model, candidate)
+        quality = {
+            "kind": kind,
+            "setting": tried[-1].setting,
+            "rows": evidence.to_dict(),
+            "run_accuracy": tried[-1].accuracy + tried[-1].accuracy_lost,
+            "tried": [entry.to_dict() for entry in tried],
+            "measured_with": measured_with(kind),
+        }
+        write_json(folder / "quality.json", quality)
+        _seal(run, kind, folder)
+    if target.resolve().is_relative_to(run.path.resolve()):
+        run.reseal()
+    return Export(target, kind, quality, tuple(tried))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An artefact in the making, and what it has to live up to."""
+
+    run: RunFolder
+    kind: Kind
+    folder: Path
+    evidence: Evidence
+    reference: Logits
+    observe: Observer
+
+    @property
+    def model(self) -> Path:
+        """Where the file of the weights is to be written."""
+        return self.folder / MODEL_FILES[self.kind]
+
+    def measure(self, setting: str) -> Quality:
+        """Compare what lies in the folder with the run, by the code that will predict with it."""
+        _seal(self.run, self.kind, self.folder)
+        logits = load(self.folder, device="cpu").predict_logits(self.evidence.examples.texts)
+        megabytes = self.model.stat().st_size / 1e6
+        quality = compare(setting, self.reference, logits, self.evidence.labels, megabytes)
+        self.observe(quality)
+        return quality
+
+
+def merged_classifier(run: RunFolder, progress: Progress | None = None) -> PreTrainedModel:
+    """The run's classifier as plain transformers, adapters merged into freshly loaded float32 weights.
+
+    Raises UserError when a package is missing, or the base is not the one the run was trained on.
+    """
+    with needing_train_extra("an export"):
+        from newsdesk.model.classifier import load_classifier
+
+        model = load_classifier(base_of(run, progress), run.adapter, run.labels.names)
+    merged: Any = model.merge_and_unload()  # type: ignore[operator]  # peft types it as a module
+    merged.config.architectures = [type(merged).__name__]  # the base's own may name another head
+    return merged.eval()  # type: ignore[no-any-return]
+
+
+def _write_merged(model: PreTrainedModel, candidate: Candidate) -> list[Quality]:
+    model.save_pretrained(candidate.folder)
+    return _exact(candidate.measure("merged, float32"))
+
+
+def _write_float32(model: PreTrainedModel, candidate: Candidate) -> list[Quality]:
+    write_onnx(to_onnx(model), candidate.model)
+    return _exact(candidate.measure("onnx, float32"))
+
+
+def _exact(quality: Quality) -> list[Quality]:
+    require_exact(quality)
+    return [quality]
+
+
+_WRITERS: dict[Kind, Callable[[PreTrainedModel, Candidate], list[Quality]]] = {
+    "merged": _write_merged,
+    "onnx-fp32": _write_float32,
+}
+
+
+def _write_common(run: RunFolder, model: PreTrainedModel, folder: Path) -> None:
+    """Configuration, tokenizer and labels: what every kind carries."""
+    model.config.save_pretrained(folder)
+    shutil.copytree(run.tokenizer, folder, dirs_exist_ok=True)
+    settings = folder / "tokenizer_config.json"
+    if settings.is_file():  # other programs cut texts where this says, and the run was trained on such texts
+        content = json.loads(settings.read_text(encoding="utf-8"))
+        write_json(settings, content | {"model_max_length": run.labels.max_length})
+    write_json(folder / "labels.json", run.labels.to_dict())
+
+
+def _seal(run: RunFolder, kind: Kind, folder: Path) -> None:
+    """Write the artefact's manifest, last of all."""
+    facts = {key: value for key, value in run.manifest.items() if key not in ("files", "training")}
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    content = {
+        "kind": kind,
+        "newsdesk": __version__,
+        "run": {**facts, "sha256": sha256_of(run.path / MANIFEST)},
+        "max_length": run.labels.max_length,
+        "files": {file.relative_to(folder).as_posix(): sha256_of(file) for file in files},
+    }
+    write_json(folder / MANIFEST, content)
+
+
+def require_free_for_artefact(target: Path, *, overwrite: bool) -> None:
+    """Raise UserError unless an artefact may be written there: nothing is, or an artefact to be replaced."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    is_artefact = (target / MANIFEST).is_file() and (target / "quality.json").is_file()
+    if not (overwrite and is_artefact):
+        raise UserError(
+            f"there is something at {target} already",
+            found="an artefact" if is_artefact else "no artefact of newsdesk",
+            mend="replace it with --overwrite" if is_artefact else "choose another folder with --out",
+        )
+
+
+@contextmanager
+def staged_artefact(target: Path) -> Iterator[Path]:
+    """A new folder to fill; when the block is through it takes the place of whatever ``target`` holds.
+
+    If the block raises, or is killed, ``target`` is as it was. Raises UserError where nothing can be written.
+    """
+    staging, replaced = (target.with_name(f".{target.name}.{role}") for role in ("staging", "replaced"))
+    existed = next(parent for parent in target.parents if parent.exists())
+    try:
+        for leftover in (staging, replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(
+            f"no artefact can be written to {target}",
+            found=error.strerror,
+            mend="choose another folder with --out",
+        ) from error
+    try:
+        yield staging
+        if target.exists():
+            target.rename(replaced)
+        staging.rename(target)
+    finally:
+        for leftover in (staging, replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for parent in target.parents:  # a refused export leaves no empty folders either
+            if parent == existed or any(parent.iterdir()):
+                break
+            parent.rmdir()
+
+
+def _require_onnx() -> None:
+    """Raise UserError before any work is done where a package is missing that only the export needs."""
+    for package in ("onnx", "onnxruntime"):
+        if find_spec(package) is None:
+            raise missing_package(package, "export", "an export to onnx")

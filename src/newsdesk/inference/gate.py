@@ -1,0 +1,188 @@
+"""What an export may change, measured on the run's own rows before anything is written for good."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from newsdesk.data.examples import Examples
+from newsdesk.data.load import TrainingData
+from newsdesk.errors import UserError
+from newsdesk.inference.artefact import Kind
+from newsdesk.metrics import wilson_interval
+
+LARGEST_DIFFERENCE = 1e-3
+"""Between a float32 export's logits and the run's: rounding of sums in another order stays far below."""
+MOST_ACCURACY_LOST = 0.002
+LEAST_AGREEMENT = 0.99
+MOST_ROWS = 2000
+FEW_ROWS = 500
+
+Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The labelled rows that the gate looks at; ``examples`` are the validation rows, then training rows."""
+
+    examples: Examples
+    validation_rows: int
+    training_rows: int
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Class ids, (rows,)."""
+        assert self.examples.labels is not None  # every way to make one wants labelled rows
+        return self.examples.labels
+
+    def to_dict(self) -> dict[str, Any]:
+        """What quality.json says of the rows."""
+        note = "training rows besides: too few rows were held out" if self.training_rows else None
+        content = {"source": self.examples.source, "validation": self.validation_rows}
+        return content | {"training": self.training_rows} | ({"note": note} if note else {})
+
+
+def evidence_of(data: TrainingData, seed: int = 0) -> Evidence:
+    """Up to 2,000 of a run's validation rows; where there are fewer than 500, training rows besides."""
+    held_out = _sample(data.validation, MOST_ROWS, seed)
+    if len(held_out) >= FEW_ROWS:
+        return Evidence(held_out, len(held_out), 0)
+    seen = _sample(data.train, MOST_ROWS - len(held_out), seed)
+    assert held_out.labels is not None
+    assert seen.labels is not None
+    labels = np.concatenate([held_out.labels, seen.labels])
+    rows = Examples(held_out.texts + seen.texts, labels, data.train.label_names, data.train.source)
+    return Evidence(rows, len(held_out), len(seen))
+
+
+def evidence_from(rows: Examples, seed: int = 0) -> Evidence:
+    """Up to 2,000 of labelled rows that the user gives."""
+    taken = _sample(rows, MOST_ROWS, seed)
+    return Evidence(taken, len(taken), 0)
+
+
+def _sample(rows: Examples, most: int, seed: int) -> Examples:
+    if len(rows) <= most:
+        return rows
+    chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(rows))[:most]
+    return rows.select(np.sort(chosen))
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How one candidate compares with the run in float32, on the same rows.
+
+    Attributes:
+        setting: what was tried, in words.
+        rows: how many were compared.
+        accuracy: the candidate's, 0 to 1.
+        accuracy_lost: the run's minus the candidate's.
+        agreement: share of rows to which both give the same class.
+        largest_difference: between their logits, absolute.
+        megabytes: size of the model file, 10**6 bytes.
+    """
+
+    setting: str
+    rows: int
+    accuracy: float
+    accuracy_lost: float
+    agreement: float
+    largest_difference: float
+    megabytes: float
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it computes what the run computes, up to rounding."""
+        return self.largest_difference <= LARGEST_DIFFERENCE
+
+    @property
+    def is_close(self) -> bool:
+        """Whether what was lost by quantising stays within the gate."""
+        # The tenth of a row undoes the rounding of a difference of two shares.
+        lost_rows = self.accuracy_lost * self.rows
+        return lost_rows <= MOST_ACCURACY_LOST * self.rows + 0.1 and self.agreement > LEAST_AGREEMENT
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types, with the 95 % intervals of accuracy and agreement."""
+        shares = {"accuracy": self.accuracy, "agreement": self.agreement}
+        intervals = {f"{name}_interval": list(_interval(share, self.rows)) for name, share in shares.items()}
+        return asdict(self) | intervals
+
+
+def compare(
+    setting: str, reference: Logits, logits: Logits, labels: NDArray[np.int64], megabytes: float
+) -> Quality:
+    """Hold a candidate's logits against the run's, both (rows, classes); ``labels`` are (rows,)."""
+    expected, given = reference.argmax(axis=1), logits.argmax(axis=1)
+    accuracy = float((given == labels).mean())
+    # Not a number is neither close nor equal, and argmax would take it for a class.
+    sound = bool(np.isfinite(logits).all())
+    return Quality(
+        setting,
+        len(labels),
+        accuracy,
+        float((expected == labels).mean()) - accuracy,
+        float((given == expected).mean()) if sound else 0.0,
+        float(np.abs(reference - logits).max()) if sound else float("inf"),
+        megabytes,
+    )
+
+
+def measured_with(kind: Kind) -> dict[str, str]:
+    """Engine and machine: integer arithmetic differs between processors with and without VNNI."""
+    engine = "transformers" if kind == "merged" else "onnxruntime"
+    return {"engine": f"{engine} {version(engine)}", "processor": _processor()}
+
+
+def _processor() -> str:
+    """Architecture, and those of its instructions that decide how whole numbers are multiplied."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text(encoding="utf-8").split() if cpuinfo.is_file() else []
+    deciding = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+    return " ".join([platform.machine(), *(name for name in deciding if name in flags)])
+
+
+def require_exact(quality: Quality) -> None:
+    """Raise UserError unless a float32 export computes what the run computes."""
+    if not quality.is_exact:
+        raise UserError(
+            f"the {quality.setting} export does not compute what the run computes; nothing was written",
+            found=f"logits differ by up to {quality.largest_difference:.2g} on {quality.rows:,} rows, "
+            f"where {LARGEST_DIFFERENCE:g} is allowed",
+            mend="this is a defect of newsdesk: please report it with the base model's name",
+        )
+
+
+def render_progress(quality: Quality) -> str:
+    """A line for a setting that was just measured."""
+    return (
+        f"{quality.setting}: {quality.accuracy_lost * 100:+.2f} points lost, "
+        f"{quality.agreement:.2%} agreement with the run on {quality.rows:,} rows, {quality.megabytes:.1f} MB"
+    )
+
+
+def render_tried(tried: Sequence[Quality]) -> list[str]:
+    """The table of settings tried, a line each, the gate's limits in its head."""
+    head = f"{'setting':<44} {'lost':>7} {'agreement':>10} {'95 % interval':>16} {'MB':>7}"
+    lines = [head]
+    for quality in tried:
+        low, high = _interval(quality.agreement, quality.rows)
+        interval = f"{low:.2%}-{high:.2%}"
+        lines.append(
+            f"{quality.setting:<44} {quality.accuracy_lost * 100:>7.2f} {quality.agreement:>10.2%} "
+            f"{interval:>16} {quality.megabytes:>7.1f}"
+        )
+    rows = tried[0].rows if tried else 0
+    limits = f"at most {MOST_ACCURACY_LOST * 100:g} points lost, more than {LEAST_AGREEMENT:.0%} agreement"
+    return [*lines, f"allowed: {limits}; measured on {rows:,} rows"]
+
+
+def _interval(share: float, rows: int) -> tuple[float, float]:
+    return wilson_interval(round(share * rows), rows)

@@ -1,0 +1,101 @@
+"""A merged classifier as an ONNX model: written down where its architecture is known, traced where not."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from newsdesk.errors import UserError
+from newsdesk.files import write_bytes
+from newsdesk.inference.onnx_graph import OPSET, build_graph, reason_not_buildable
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from transformers import PreTrainedModel
+
+_LARGEST_FILE = 2**31 - 1  # bytes that a protocol buffer can hold
+
+
+def to_onnx(model: PreTrainedModel) -> ModelProto:
+    """The classifier in float32, with the inputs and the output that `build_graph` describes.
+
+    Raises UserError when its architecture can be neither written down nor traced.
+    """
+    config = {**model.config.to_dict(), "num_labels": model.config.num_labels}
+    if reason_not_buildable(config) is None:
+        return build_graph(config, {name: tensor.numpy() for name, tensor in model.state_dict().items()})
+    return traced(model)
+
+
+def traced(model: PreTrainedModel) -> ModelProto:
+    """The graph that PyTorch's tracer makes of any architecture: larger, slower, but the same function.
+
+    Raises UserError when the tracer cannot follow the model.
+    """
+    import onnx
+    import torch
+
+    class TwoInputs(torch.nn.Module):
+        """The model as a function of what every artefact is given, and of nothing else."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+            return logits
+
+    example = torch.ones(2, 8, dtype=torch.long)
+    names = ["input_ids", "attention_mask"]
+    axes = {0: "batch", 1: "sequence"}
+    buffer = io.BytesIO()
+    with _quiet():
+        try:
+            torch.onnx.export(
+                TwoInputs().eval(),
+                (example, example.clone()),
+                buffer,
+                input_names=names,
+                output_names=["logits"],
+                dynamic_axes={**dict.fromkeys(names, axes), "logits": {0: "batch"}},
+                opset_version=OPSET,
+                dynamo=False,
+            )
+        except Exception as error:  # the tracer raises whatever the model's own code does
+            raise UserError(
+                f"a {model.config.model_type} classifier cannot be converted to onnx",
+                found=next(iter(str(error).splitlines()), type(error).__name__),
+                mend="export it with --to merged, which any architecture can be",
+            ) from error
+    return onnx.load_from_string(buffer.getvalue())
+
+
+def write_onnx(model: ModelProto, file: Path) -> None:
+    """Write the model, its weights in the same file. Raises UserError when it is too large for one."""
+    if (size := model.ByteSize()) > _LARGEST_FILE:
+        raise UserError(
+            "the model is too large for one onnx file",
+            found=f"{size / 1e9:.1f} GB, where 2.1 GB are the most",
+            mend="export it with --to merged",
+        )
+    write_bytes(file, model.SerializeToString())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tracer's warnings, which are for the authors of models."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
