@@ -246,10 +246,27 @@ def test_all_faults_are_collected_and_the_good_rows_between_them_kept(write):
     assert "3 more" in str(error_of(write("a.csv", content)))
 
 
-def test_a_file_full_of_broken_quotes_is_given_up_and_says_so(write):
-    _, faults = read_with_faults(write("a.csv", "text,label\n" + '"a" b,1\n' * 50))
-    assert len(faults) == 21
-    assert "not read" in faults[-1].wrong
+def test_every_broken_quote_of_many_is_named_and_what_follows_is_read(write):
+    table, faults = read_with_faults(write("a.csv", "text,label\n" + '"a" b,1\n' * 50 + "c,3\n"))
+    assert [fault.line for fault in faults] == list(range(2, 52))
+    assert table.rows == (("c", "3"),)
+
+
+def test_a_quote_that_never_closes_does_not_swallow_a_large_file(write):
+    many = "b" * 999 + ",2\n"
+    table, faults = read_with_faults(write("a.csv", 'text,label\n"a,1\n' + many * 3000))
+    assert [fault.line for fault in faults] == [2]
+    assert "never closed" in faults[0].wrong
+    assert len(table) == 3000
+
+
+def test_a_line_without_end_is_a_fault_and_not_held_in_memory(write, monkeypatch):
+    from newsdesk.data import lines
+
+    monkeypatch.setattr(lines, "LONGEST_LINE", 1000)
+    table, faults = read_with_faults(write("a.txt", "a\n" + "b" * 5000 + "\nc\n" + "d" * 1000))
+    assert table.rows == (("a",), ("c",), ("d" * 1000,))
+    assert [(fault.line, "too long" in fault.wrong) for fault in faults] == [(2, True)]
 
 
 def test_gzip_truncated_within_a_quoted_field_is_no_open_quote(write):

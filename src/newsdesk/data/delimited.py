@@ -6,57 +6,67 @@ import csv
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from newsdesk.data.lines import Line, LineReader
-from newsdesk.data.table import AG_NEWS_COLUMNS, LABEL_COLUMNS, TEXT_COLUMNS, Fault, Row, Table, canonical
+from newsdesk.data.table import (
+    AG_NEWS_COLUMNS,
+    LABEL_COLUMNS,
+    TEXT_COLUMNS,
+    BadRow,
+    Fault,
+    Row,
+    RowStream,
+    Table,
+    canonical,
+    sample_of,
+)
 
 _LONGEST_FIELD = 2**31 - 1  # characters; csv's own limit of 131,072 is less than one long article
 _LONGEST_COLUMN_NAME = 60
 _SAMPLE = 50
-_MAX_RETRIES = 20  # each may read on to the end of the file, so their number must be bounded
+_LONGEST_ROW = 1 << 21  # characters over several lines: a quote that never closes must not swallow the file
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 _INTEGER = re.compile(r"[+-]?\d+")
 _ORANGE_TYPES = {"", "d", "discrete", "c", "continuous", "s", "string", "t", "time", "b", "basket"}
 _ORANGE_ROLES = {"class", "meta", "i", "ignore", "weight"}
 
 
-def read_delimited(
-    lines: LineReader, delimiter: str, *, header: bool | None, orange: bool = False
-) -> tuple[Table, list[Fault]]:
-    """The table that delimited lines hold, and the faults of those rows that had to be left out.
+def delimited_rows(
+    lines: LineReader, delimiter: str, *, header: bool | None, sample: int | None, orange: bool = False
+) -> RowStream:
+    """The rows that delimited lines hold, the bad ones among them.
 
-    ``header`` says whether the first row names the columns; None detects it. ``orange`` allows for the
-    three header lines (names, types, roles) of Orange's .tab files and drops rows of empty cells.
+    ``header`` says whether the first row names the columns; None detects it. What the file leaves open
+    (the names of columns without a header) is read off its first ``sample`` rows; None takes all of them.
+    ``orange`` allows for the three header lines (names, types, roles) of Orange's .tab files and drops
+    rows of empty cells.
     """
-    rows: list[Row] = []
+    sampled, rest = sample_of(_parse(lines, delimiter), sample)
+    rows = [row for row in sampled if isinstance(row, Row)]
     faults: list[Fault] = []
-    for item in _parse(lines, delimiter):
-        (rows if isinstance(item, Row) else faults).append(item)  # type: ignore[arg-type]
     if rows and (fault := _other_delimiter(rows[0], delimiter)):
         faults.append(fault)
+    class_column, heading = None, 0
     if orange and _has_orange_header(rows):
-        names, roles, rows = _cells(rows[0]), _cells(rows[2]), rows[3:]
+        names, roles = _cells(rows[0]), _cells(rows[2])
         position = next((i for i, role in enumerate(roles) if "class" in role.split()), None)
-        columns, has_header = _unique_names(names, 1, faults), True
+        columns, has_header, heading = _unique_names(names, 1, faults), True, 3
         class_column = None if position is None else columns[position]
     else:
-        class_column = None
         rows = [row for row in rows if row.cells]
         has_header = header if header is not None else looks_like_header([_cells(r) for r in rows[:_SAMPLE]])
         if has_header and rows:
-            columns, rows = _unique_names(_cells(rows[0]), rows[0].line, faults), rows[1:]
+            columns, heading = _unique_names(_cells(rows[0]), rows[0].line, faults), 1
         else:
             columns = _headerless_names([_cells(row) for row in rows])
-    kept = [row for row in rows if any(row.cells) or (row.cells and not orange)]
-    table = Table(
-        lines.path,
-        columns,
-        tuple(row.cells for row in kept),
-        tuple(row.line for row in kept),
-        has_header,
-        class_column,
+    above = rows[heading].line if len(rows) > heading else rows[-1].line + 1 if rows else 0
+    kept = (
+        row
+        for row in chain(sampled, rest)
+        if isinstance(row, BadRow) or (row.line >= above and row.cells and (any(row.cells) or not orange))
     )
-    return table, faults
+    return RowStream(Table(lines.path, columns, (), (), has_header, class_column), kept, tuple(faults))
 
 
 def looks_like_header(sample: Sequence[Sequence[str]]) -> bool:
@@ -143,24 +153,32 @@ class _Feed(Iterator[str]):
         self.row: list[Line] = []
         self._lines = lines
         self._again: deque[Line] = deque()
+        self._length = 0
 
     def __next__(self) -> str:
+        if self._length > _LONGEST_ROW:
+            raise csv.Error("a row without end")
         line = self._again.popleft() if self._again else next(self._lines)
         self.row.append(line)
+        self._length += len(line.text)
         return line.text
+
+    def begin_row(self) -> None:
+        self.row.clear()
+        self._length = 0
 
     def retry_after_first_line(self) -> None:
         self._again.extendleft(reversed(self.row[1:]))
 
 
-def _parse(lines: LineReader, delimiter: str) -> Iterator[Row | Fault]:
-    """Rows of equal width (blank lines as rows without cells), and a fault for each that is none."""
+def _parse(lines: LineReader, delimiter: str) -> Iterator[Row | BadRow]:
+    """Rows of equal width (blank lines as rows without cells), and those that are none."""
     csv.field_size_limit(_LONGEST_FIELD)
     feed = _Feed(lines)
     reader = csv.reader(feed, delimiter=delimiter, strict=True)
-    expected, retries = 0, 0
+    expected = 0
     while True:
-        feed.row.clear()
+        feed.begin_row()
         try:
             cells = next(reader)
         except StopIteration:
@@ -168,22 +186,19 @@ def _parse(lines: LineReader, delimiter: str) -> Iterator[Row | Fault]:
         except csv.Error:
             if lines.broken_off:
                 return
-            yield _broken_quote(feed.row, delimiter)
-            retries += 1
-            if retries == _MAX_RETRIES:
-                yield Fault(feed.row[0].number, "too many broken quotes; the rest of the file was not read")
-                return
+            yield BadRow(feed.row[0].fault or _broken_quote(feed.row, delimiter), feed.row[0].raw)
             feed.retry_after_first_line()
             reader = csv.reader(feed, delimiter=delimiter, strict=True)
             continue
-        if any(line.number in lines.bad_lines for line in feed.row):
-            continue
-        line = feed.row[0].number
-        expected = expected or len(cells)
-        if cells and len(cells) != expected:
-            yield _wrong_width(line, cells, expected)
+        fault = next((line.fault for line in feed.row if line.fault), None)
+        if fault is None:
+            expected = expected or len(cells)
+            if cells and len(cells) != expected:
+                fault = _wrong_width(feed.row[0].number, cells, expected)
+        if fault is None:
+            yield Row(feed.row[0].number, tuple(cells))
         else:
-            yield Row(line, tuple(cells))
+            yield BadRow(fault, b"".join(line.raw for line in feed.row))
 
 
 def _wrong_width(line: int, cells: Sequence[str], expected: int) -> Fault:
@@ -199,12 +214,12 @@ def _wrong_width(line: int, cells: Sequence[str], expected: int) -> Fault:
 def _broken_quote(row: Sequence[Line], delimiter: str) -> Fault:
     """The fault for a row that csv refuses: where its last quote opened, and whether it ever closed."""
     opened, opened_at, state = row[0].number, 1, "start"
-    for number, text in row:
-        for position, character in enumerate(text, start=1):
+    for line in row:
+        for position, character in enumerate(line.text, start=1):
             if state == "quoted":
                 state = "closed?" if character == '"' else state
             elif state == "start" and character == '"':
-                opened, opened_at, state = number, position, "quoted"
+                opened, opened_at, state = line.number, position, "quoted"
             elif state == "closed?" and character == '"':
                 state = "quoted"
             elif character in (delimiter, "\n"):
@@ -213,8 +228,8 @@ def _broken_quote(row: Sequence[Line], delimiter: str) -> Fault:
                 return Fault(
                     row[0].number,
                     "text follows the closing quote of a field",
-                    f"a quote opened in line {opened}, character {opened_at}, and closed in line {number},"
-                    f" character {position - 1}",
+                    f"a quote opened in line {opened}, character {opened_at}, and closed in line"
+                    f" {line.number}, character {position - 1}",
                     'close the field where it ends, and double the quotes that belong to the text ("")',
                 )
             elif state != "closed?":

@@ -11,6 +11,9 @@ from typing import BinaryIO, NamedTuple
 from newsdesk.data.table import Fault
 from newsdesk.errors import UserError
 
+LONGEST_LINE = 1 << 26
+"""Bytes of a line; what is longer is no text, and would not be held in memory."""
+
 _UTF8_BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _FOREIGN_MAGIC = {
@@ -22,27 +25,33 @@ _PICKLE_PROTOCOLS = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 
 
 class Line(NamedTuple):
-    """One physical line: its 1-based number and its text, line end included."""
+    """One physical line.
+
+    Attributes:
+        number: 1-based.
+        text: its characters, line end included; substitutes where they could not be had.
+        raw: its bytes.
+        fault: why it cannot be used, if it cannot.
+    """
 
     number: int
     text: str
+    raw: bytes
+    fault: Fault | None = None
 
 
 class LineReader(Iterator[Line]):
     """The lines of a binary stream, decoded, one at a time.
 
-    A line with invalid UTF-8 or NUL bytes is still handed out, with substitutes, so that the structure
-    around it (quotes that span lines) can be followed; it is noted in ``faults`` and ``bad_lines``, and
-    the row that it belongs to must not be used. A compressed stream that breaks off ends the iteration
-    with a fault and ``broken_off`` set.
+    A line with invalid UTF-8 or NUL bytes is still handed out, with substitutes and its fault, so that the
+    structure around it (quotes that span lines) can be followed; the row that it belongs to must not be
+    used. A compressed stream that breaks off ends the iteration and leaves its fault in ``broken_off``.
     """
 
     def __init__(self, stream: BinaryIO, path: Path) -> None:
         """Read from ``stream``; ``path`` is for messages."""
         self.path = path
-        self.faults: list[Fault] = []
-        self.bad_lines: set[int] = set()
-        self.broken_off = False
+        self.broken_off: Fault | None = None
         self._stream = stream
         self._number = 0
 
@@ -55,27 +64,23 @@ class LineReader(Iterator[Line]):
         if not raw:
             raise StopIteration
         self._number += 1
+        if len(raw) > LONGEST_LINE:
+            return Line(self._number, "", raw[:LONGEST_LINE], self._too_long())
         try:
             text = raw.decode()
         except UnicodeDecodeError as error:
-            self._note(
-                "the bytes are not UTF-8",
-                f"byte 0x{raw[error.start]:02x} as byte {error.start + 1} of the line",
-                f"convert the file: iconv -f WINDOWS-1252 -t UTF-8 {self.path.name} (or whatever wrote it)",
-            )
-            text = raw.decode(errors="replace")
+            return Line(self._number, raw.decode(errors="replace"), raw, self._not_utf8(raw, error.start))
         if "\0" in text:
-            self._note(
-                "there is a NUL byte",
-                f"byte {raw.index(0) + 1} of the line",
-                "remove it; if every other byte is NUL, the file is UTF-16 and iconv converts it",
-            )
-            text = text.replace("\0", "")
-        return Line(self._number, text)
+            return Line(self._number, text.replace("\0", ""), raw, self._nul(raw))
+        return Line(self._number, text, raw)
 
     def _next_raw(self) -> bytes:
         try:
-            return self._stream.readline()
+            raw = self._stream.readline(LONGEST_LINE + 1)
+            rest = raw
+            while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
+                rest = self._stream.readline(LONGEST_LINE + 1)
+            return raw
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             if self._number == 0 and isinstance(error, gzip.BadGzipFile):
                 raise UserError(
@@ -83,19 +88,39 @@ class LineReader(Iterator[Line]):
                     found=str(error),
                     mend="drop .gz from the file's name, or compress it with gzip",
                 ) from None
-            self.broken_off = True
-            fault = Fault(
+            self.broken_off = Fault(
                 self._number + 1,
                 "the compressed data breaks off or is damaged here",
                 found=str(error),
                 mend="fetch or compress the file again",
             )
-            self.faults.append(fault)
             return b""
 
-    def _note(self, wrong: str, found: str, mend: str) -> None:
-        self.bad_lines.add(self._number)
-        self.faults.append(Fault(self._number, wrong, found, mend, encoding=True))
+    def _not_utf8(self, raw: bytes, position: int) -> Fault:
+        return Fault(
+            self._number,
+            "the bytes are not UTF-8",
+            f"byte 0x{raw[position]:02x} as byte {position + 1} of the line",
+            f"convert the file: iconv -f WINDOWS-1252 -t UTF-8 {self.path.name} (or whatever wrote it)",
+            encoding=True,
+        )
+
+    def _nul(self, raw: bytes) -> Fault:
+        return Fault(
+            self._number,
+            "there is a NUL byte",
+            f"byte {raw.index(0) + 1} of the line",
+            "remove it; if every other byte is NUL, the file is UTF-16 and iconv converts it",
+            encoding=True,
+        )
+
+    def _too_long(self) -> Fault:
+        return Fault(
+            self._number,
+            "the line is too long to be a row of text",
+            f"more than {LONGEST_LINE:,} bytes without a line end",
+            "end each row with \\n",
+        )
 
 
 def refuse_foreign(first: bytes, path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from newsdesk.errors import UserError
 
@@ -61,12 +62,41 @@ class Fault:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a file and the 1-based line where it begins."""
+    """One row of a file.
+
+    Attributes:
+        line: 1-based line (parquet: row) where it begins.
+        cells: its values.
+        keys: what they are called; None where they are those of the file's columns, in that order.
+    """
 
     line: int
     cells: tuple[Cell, ...]
+    keys: tuple[str, ...] | None = None
+
+    def cells_under(self, columns: Sequence[str]) -> tuple[Cell, ...]:
+        """The values under these columns; None for a key that the row does not have."""
+        if self.keys is None or self.keys == columns:
+            return self.cells
+        record = dict(zip(self.keys, self.cells, strict=True))
+        return tuple(map(record.get, columns))
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be used.
+
+    Attributes:
+        fault: why.
+        raw: its bytes as they stand in the file.
+        ends_file: whether nothing behind it can be read either.
+    """
+
+    fault: Fault
+    raw: bytes
+    ends_file: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,3 +137,30 @@ class Table:
     def select(self, rows: Sequence[int]) -> Table:
         """The rows at these positions, in this order."""
         return replace(self, rows=tuple(self.rows[i] for i in rows), lines=tuple(self.lines[i] for i in rows))
+
+
+@dataclass(frozen=True)
+class RowStream:
+    """A data file as it is read, once: what its head tells, then row after row.
+
+    Attributes:
+        head: the table without its rows; of jsonl, the columns are the keys of the sampled rows.
+        rows: its rows in line order, bad ones among them.
+        faults: what is wrong with the head itself.
+        count: the number of rows, where the file says it beforehand (parquet).
+        arrow_schema: the types of its columns, where it has any (parquet: a pyarrow.Schema).
+    """
+
+    head: Table
+    rows: Iterator[Row | BadRow]
+    faults: tuple[Fault, ...] = ()
+    count: int | None = None
+    arrow_schema: Any = None
+
+
+def sample_of(
+    rows: Iterator[Row | BadRow], count: int | None
+) -> tuple[list[Row | BadRow], Iterator[Row | BadRow]]:
+    """The first ``count`` of the rows (None: all of them), and the others."""
+    sampled = list(islice(rows, count))
+    return sampled, rows
