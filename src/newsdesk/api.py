@@ -6,36 +6,38 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from newsdesk.config import ResolvedRecipe, load_recipe
-from newsdesk.data.examples import Examples
-from newsdesk.data.layout import TextLayout, text_layout, to_examples
-from newsdesk.data.load import load_split
-from newsdesk.data.table import Table
-from newsdesk.evaluation.baseline import linear_baseline
-from newsdesk.evaluation.evaluate import (
-    Evaluation,
-    evaluate_examples,
-    predictions_path,
-    write_evaluated_rows,
-    write_metrics,
-)
-from newsdesk.evaluation.known_rows import known_rows
-from newsdesk.inference.load import load
+from newsdesk.data.layout import to_examples
+from newsdesk.errors import UserError
+from newsdesk.inference.artefact import ArtefactFolder, find_artefact
+from newsdesk.inference.bulk import predict_file
+from newsdesk.inference.load import Engine, load
 from newsdesk.inference.predictions import Predictions
 from newsdesk.inference.run_predictor import needing_train_extra
-from newsdesk.inference.text_classifier import TextClassifier
-from newsdesk.sources.source import Progress
 from newsdesk.training.run_folder import RunFolder, open_run
 
+# Predicting one text must not wait for what trains and evaluates: that is imported where it is used.
 if TYPE_CHECKING:
+    from newsdesk.config import ResolvedRecipe
+    from newsdesk.data.examples import Examples
+    from newsdesk.data.table import Table
+    from newsdesk.evaluation.evaluate import Evaluation
     from newsdesk.inference.artefact import Kind
     from newsdesk.inference.export import Export
     from newsdesk.inference.gate import Quality
+    from newsdesk.inference.text_classifier import TextClassifier
+    from newsdesk.sources.source import Progress
     from newsdesk.training.events import Event
 
-__all__ = ["evaluate", "evaluation_rows", "export", "load", "predict_table", "train", "train_resolved"]
+__all__ = [
+    "evaluate",
+    "evaluation_rows",
+    "export",
+    "load",
+    "predict_file",
+    "predict_table",
+    "train",
+    "train_resolved",
+]
 
 Counter = Callable[[int], None]
 
@@ -48,6 +50,7 @@ def train(
     overrides: Iterable[str] = (),
     observe: Callable[[Event], None] = lambda _event: None,
     overwrite: bool = False,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> RunFolder:
     """Train a classifier and return its run folder.
@@ -61,18 +64,38 @@ def train(
         overrides: the same as texts, ``section.key=value``.
         observe: called with every training event.
         overwrite: replace a run that is at ``out`` already.
+        resume: go on with the run at ``out``; with neither recipe, flags nor overrides, by its own recipe.
         progress: called while base model and data are fetched.
 
     Raises:
         UserError: for anything that recipe, data or machine do not allow, in words for the user.
     """
     return train_resolved(
-        load_recipe(recipe, flags, overrides),
+        recipe_for(Path(out), recipe, flags, overrides, resume=resume),
         Path(out),
         observe=observe,
         overwrite=overwrite,
+        resume=resume,
         progress=progress,
     )
+
+
+def recipe_for(
+    out: Path | None,
+    recipe: str | None,
+    flags: Mapping[str, Any] | None,
+    overrides: Iterable[str],
+    *,
+    resume: bool,
+) -> ResolvedRecipe:
+    """The recipe that is asked for; where nothing is but to resume, the one that the run at ``out`` began with."""
+    from newsdesk.config import load_recipe
+
+    overrides = tuple(overrides)
+    asked = recipe is not None or overrides or any(value is not None for value in (flags or {}).values())
+    if resume and out is not None and not asked and RunFolder(out).recipe.is_file():
+        return load_recipe(str(RunFolder(out).recipe))
+    return load_recipe(recipe, flags, overrides)
 
 
 def train_resolved(
@@ -81,17 +104,20 @@ def train_resolved(
     *,
     observe: Callable[[Event], None] = lambda _event: None,
     overwrite: bool = False,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> RunFolder:
     """As :func:`train`, from a recipe that was resolved before."""
     with needing_train_extra("training"):
         from newsdesk.training.run import run_training  # the first import of torch
 
-        return run_training(resolved, out, observe=observe, overwrite=overwrite, progress=progress)
+        return run_training(
+            resolved, out, observe=observe, overwrite=overwrite, resume=resume, progress=progress
+        )
 
 
 def evaluation_rows(
-    run: RunFolder,
+    run: RunFolder | ArtefactFolder,
     data: str,
     split: str,
     *,
@@ -107,9 +133,12 @@ def evaluation_rows(
     else those with usual names. Raises UserError when there are no rows, or they carry labels that the run
     does not know.
     """
+    from newsdesk.config import load_recipe
+    from newsdesk.data.load import load_split
+
     table = load_split(data, split, header=header, progress=progress).table
-    layout = _layout_for(table, run.labels.layout, text, template)
-    trained_on = load_recipe(str(run.recipe)).recipe.data.label
+    layout = run.labels.layout.for_table(table, text=text, template=template)
+    trained_on = load_recipe(str(run.recipe)).recipe.data.label if isinstance(run, RunFolder) else None
     return to_examples(
         table,
         text=layout.text_columns,
@@ -136,10 +165,10 @@ def evaluate(
     progress: Progress | None = None,
     start: Counter = lambda _rows: None,
 ) -> Evaluation:
-    """Measure a run on labelled rows; write ``metrics.json`` and ``predictions-<split>.csv`` into it.
+    """Measure a run or artefact on labelled rows; ``metrics.json`` and ``predictions-<split>.csv`` go into it.
 
     Args:
-        run_path: a finished run.
+        run_path: a finished run, which is computed with PyTorch, or an artefact.
         data: named data set, folder or file.
         split: which of its splits; the key in metrics.json.
         text: columns that make the text; None: as the run was trained, else those with usual names.
@@ -155,13 +184,25 @@ def evaluate(
     Raises:
         UserError: when run, base model or rows cannot be used together.
     """
-    run = open_run(Path(run_path))
+    from newsdesk.evaluation.baseline import linear_baseline
+    from newsdesk.evaluation.evaluate import (
+        evaluate_examples,
+        predictions_path,
+        write_evaluated_rows,
+        write_metrics,
+    )
+
+    run = find_artefact(Path(run_path)) or open_run(Path(run_path))
     target = predictions_path(run.path, split)
     rows = evaluation_rows(
         run, data, split, text=text, label=label, template=template, header=header, progress=progress
     )
     learned_from = _training_rows(run, progress) if baseline else None
-    predictor = load(run.path, progress=progress)
+    if isinstance(run, ArtefactFolder):
+        run.verify()
+    # What is measured is what the path names: not the export that a run predicts with.
+    engine: Engine = "torch" if isinstance(run, RunFolder) else "auto"
+    predictor = load(run.path, engine=engine, progress=progress)
     start(len(rows))
     probabilities = predictor.predict_probabilities(rows.texts, progress=count)
     reference = None if learned_from is None else linear_baseline(learned_from, rows, seed=0)
@@ -170,7 +211,8 @@ def evaluate(
     )
     write_evaluated_rows(probabilities, rows, run.labels.names, target, with_text=with_text)
     write_metrics(evaluation, run.metrics)
-    run.reseal()
+    if isinstance(run, RunFolder):
+        run.reseal()
     return evaluation
 
 
@@ -186,7 +228,7 @@ def predict_table(
 
     ``text`` and ``template`` say which columns they are made of, where these differ from the run's.
     """
-    texts = _layout_for(table, predictor.layout, text, template).texts(table)
+    texts = predictor.layout.for_table(table, text=text, template=template).texts(table)
     return Predictions(predictor.predict_probabilities(texts, progress=count), predictor.label_names)
 
 
@@ -216,6 +258,7 @@ def export(
     Raises:
         UserError: when run, rows and packages do not allow it, or nothing that was tried passed the gate.
     """
+    from newsdesk.evaluation.known_rows import known_rows
     from newsdesk.inference.export import export_run, require_free_for_artefact, target_of
     from newsdesk.inference.gate import evidence_from, evidence_of
 
@@ -230,17 +273,19 @@ def export(
     return export_run(run, kind, evidence, target, progress=progress, observe=observe)
 
 
-def _layout_for(
-    table: Table, trained_on: TextLayout, text: Sequence[str] | None, template: str | None
-) -> TextLayout:
-    """The layout as named, else the run's own where the table has its columns, else the usual one."""
-    if text or template:
-        return text_layout(table, text=text, template=template, normaliser=trained_on.normaliser)
-    return trained_on.for_table(table)
-
-
-def _training_rows(run: RunFolder, progress: Progress | None) -> Examples:
+def _training_rows(run: RunFolder | ArtefactFolder, progress: Progress | None) -> Examples:
     """The rows the run learned from and was validated on: a baseline, not validated, may use both."""
+    if isinstance(run, ArtefactFolder):
+        raise UserError(
+            "a baseline learns from the rows of a run",
+            found=f"{run.path} is an artefact, which does not know them",
+            mend="evaluate the run, or leave out --baseline",
+        )
+    import numpy as np
+
+    from newsdesk.data.examples import Examples
+    from newsdesk.evaluation.known_rows import known_rows
+
     data = known_rows(
         run, purpose="a baseline learns from", otherwise="evaluate without --baseline", progress=progress
     )

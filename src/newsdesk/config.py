@@ -89,12 +89,18 @@ class TrainingSection(Section):
     validate_every: StepsOrShare | None = Field(
         None, description="steps, or share of an epoch, between validations; absent: every epoch"
     )
+    checkpoint_every: StepsOrShare | None = Field(
+        None, description="steps, or share of an epoch, between checkpoints; absent: a minute"
+    )
     metric: Literal["accuracy", "macro_f1", "loss"] = Field(
         "accuracy", description="picks the best checkpoint"
     )
     patience: PositiveInt | None = Field(None, description="validations without gain before stopping")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="on a GPU: record steps as graphs and, in long trainings, generate kernels"
+    )
     group_by_length: bool = Field(True, description="batches of like length: little padding")
     pad_to_max_length: bool = Field(False, description="pad every row to max_length, as some notebooks do")
     seed: Annotated[int, Field(ge=0)] = 42

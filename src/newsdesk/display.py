@@ -20,7 +20,7 @@ from rich.progress import (
 
 from newsdesk.inference.predictions import Predictions
 from newsdesk.sources.source import Progress as FetchObserver
-from newsdesk.training.events import Event, Finished, Started, Step, Validation
+from newsdesk.training.events import Event, Finished, Interrupted, Resumed, Started, Step, Validation
 
 _PLAIN_LINE_EVERY = 15.0  # seconds, where no terminal can be redrawn
 _ONLY_TASK = TaskID(0)  # of a bar: rich counts a Progress's tasks from 0
@@ -37,6 +37,7 @@ class TrainingDisplay:
         self._loss = 0.0
         self._tokens = 0
         self._steps = 0
+        self._first_step = 0
         self._paused = 0.0
         self._began = self._last_event = self._last_line = time.monotonic()
 
@@ -54,6 +55,10 @@ class TrainingDisplay:
                 f"epoch {event.epoch:.2f}  validation: accuracy {event.accuracy:.2%}, "
                 f"macro F1 {event.macro_f1:.2%}, loss {event.loss:.4f}{best}"
             )
+        elif isinstance(event, Resumed):
+            self._resume(event)
+        elif isinstance(event, Interrupted):
+            self._line(f"a checkpoint of step {event.step:,} is kept")
         else:
             self._finish(event, now)
         self._last_event = time.monotonic()
@@ -83,9 +88,17 @@ class TrainingDisplay:
             self._progress.add_task("training", total=event.steps, figures="")
             self._progress.start()
 
+    def _resume(self, event: Resumed) -> None:
+        self._first_step = event.step
+        for name in event.passed_over:
+            self._line(f"checkpoint {name} is damaged and was passed over")
+        self._line(f"going on after step {event.step:,} (epoch {event.epoch:.2f})")
+        if self._progress is not None:
+            self._progress.reset(_ONLY_TASK, completed=event.step)
+
     def _step(self, event: Step, now: float) -> None:
         self._tokens += event.tokens
-        weight = _SMOOTHING if event.step > 1 else 0.0
+        weight = _SMOOTHING if event.step > self._first_step + 1 else 0.0
         self._loss = weight * self._loss + (1 - weight) * event.loss
         busy = max(1e-9, now - self._began - self._paused)
         speed = f"{self._tokens / busy:,.0f} tokens/s"
@@ -93,7 +106,7 @@ class TrainingDisplay:
         if self._progress is not None:
             self._progress.update(_ONLY_TASK, completed=event.step, figures=figures)
         elif now - self._last_line >= _PLAIN_LINE_EVERY:
-            left = (self._steps - event.step) * busy / event.step
+            left = (self._steps - event.step) * busy / (event.step - self._first_step)
             self._line(f"step {event.step:,}/{self._steps:,}  {figures}  {_clock(left)} left")
             self._last_line = now
 

@@ -32,7 +32,7 @@ def test_ctrl_c_in_the_middle_of_training_leaves_a_usable_run(newsdesk, start, d
     finally:
         process.kill()
     assert process.returncode == 130, stderr
-    assert stdout == f"interrupted; a usable run lies in {out}\n"
+    assert stdout == f"interrupted; a usable run lies in {out}, and --resume goes on with it\n"
     assert "interrupted; what was learned so far is kept" in stderr
     assert "Traceback" not in stderr
     assert json.loads((out / "manifest.json").read_text())["training"]["finished"] == "interrupted"

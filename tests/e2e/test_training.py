@@ -72,10 +72,12 @@ def test_an_interrupted_training_says_where_the_usable_run_lies(newsdesk, desk, 
         def __exit__(self, *_):
             return None
 
-    monkeypatch.setattr(training, "_interruptible", Stopped)
+    monkeypatch.setattr(training, "interruptible", Stopped)
     outcome = newsdesk("train", *desk.flags, "--out", tmp_path / "run")
     assert outcome.code == 130
-    assert outcome.lines == [f"interrupted; a usable run lies in {tmp_path / 'run'}"]
+    assert outcome.lines == [
+        f"interrupted; a usable run lies in {tmp_path / 'run'}, and --resume goes on with it"
+    ]
     assert newsdesk("predict", tmp_path / "run", "goal coach").code == 0
     assert (
         newsdesk("train", *desk.flags, "--out", tmp_path / "other", "--json").json["finished"]

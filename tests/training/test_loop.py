@@ -269,9 +269,18 @@ def test_a_request_to_stop_is_honoured_after_the_step(network_of):
 
 def test_an_interrupted_training_keeps_the_best_validated_state(network_of):
     network, validation = network_of(), rows_of(30, seed=3)
-    asked = iter([False] * 3 + [True])
     training = section(validate_every=2, learning_rate=6e-2)
-    events = run(network, training, validation=validation, stopped=lambda: next(asked))
+    events: list[Event] = []
+    loop = train(
+        network,
+        rows_of(40),
+        validation,
+        training,
+        max_length=MAX_LENGTH,
+        stopped=lambda: bool(events) and getattr(events[-1], "step", 0) == 4,
+    )
+    for event in loop:
+        events.append(event)
     assert (events[-1].reason, events[-1].step, events[-1].best_step) == ("interrupted", 4, 2)
     (first,) = of_kind(events, Validation)
     assert validated(network, validation) == pytest.approx((first.loss, first.accuracy))
@@ -291,7 +300,7 @@ def test_a_loss_that_is_no_number_names_the_step_and_the_rows(network_of):
 def test_a_training_that_explodes_says_at_which_step_it_was_noticed(network_of):
     with pytest.raises(UserError, match="training diverged: the loss is nan at step 2"):
         run(network_of(), section(learning_rate=1e38))
-    with pytest.raises(UserError, match="training diverged: the loss is nan at step 1") as raised:
+    with pytest.raises(UserError, match="training diverged: the validation loss is nan at step 1") as raised:
         run(network_of(), section(learning_rate=1e38, validate_every=1), validation=rows_of(9))
     assert "validation rows" in (raised.value.found or "")
 

@@ -54,7 +54,9 @@ ADAPTER = Path("adapter") / "adapter_model.safetensors"
 
 
 def files_of(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    """All files of a run but its lock and its checkpoints, which a training has while it lasts."""
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return {name for name in files if not name.startswith((".lock", "checkpoints/"))}
 
 
 def test_a_run_folder_holds_exactly_its_files_and_the_manifest_knows_them(tiny_recipe, tmp_path):
@@ -95,6 +97,7 @@ def test_the_manifest_says_what_the_run_came_from(tiny_recipe, tiny_base, topica
         "epochs": 1.0,
         "best_step": 12,
         "padding_share": manifest["training"]["padding_share"],
+        "processes": 1,
     }
     assert 0 <= manifest["training"]["padding_share"] < 0.2
 
@@ -253,9 +256,10 @@ def test_an_interrupt_finishes_the_run_and_gives_the_handler_back(tiny_recipe, t
     before = signal.getsignal(signal.SIGINT)
     run = run_training(tiny_recipe("training.epochs=99"), tmp_path / "run", observe=interrupting(3))
     assert signal.getsignal(signal.SIGINT) is before
-    assert files_of(run.path) == FILES
+    assert files_of(run.path) == FILES == set(run.manifest["files"]) | {"manifest.json"}
     assert run.manifest["training"]["finished"] == "interrupted"
     assert run.manifest["training"]["steps"] == 3
+    assert [path.name[:13] for path in run.checkpoints.iterdir()] == ["step-00000003"]
 
 
 def test_a_second_interrupt_breaks_off_and_leaves_an_unfinished_run(tiny_recipe, tmp_path):

@@ -64,7 +64,7 @@ def test_an_unfinished_run_is_said_to_be_unfinished(run: RunFolder):
     with pytest.raises(UserError, match="is unfinished") as raised:
         open_run(run.path)
     assert "manifest.json, which is written last" in (raised.value.found or "")
-    assert "--overwrite" in (raised.value.mend or "")
+    assert f"--out {run.path} --resume" in (raised.value.mend or "")
 
 
 def test_what_is_no_run_is_said_to_be_none(tmp_path: Path):

@@ -15,6 +15,7 @@ from newsdesk.cli.predict_verb import predict
 from newsdesk.cli.run_verbs import evaluate, import_adapter, train
 from newsdesk.cli.shared import DEBUG_FLAG, Verbs
 from newsdesk.errors import UserError
+from newsdesk.training.launch import rank
 
 
 @click.group(
@@ -46,7 +47,8 @@ def main() -> NoReturn:
         explained = error if isinstance(error, UserError) else _refusal_of_the_system(error)
         if asked.get("debug") or explained is None:
             raise
-        click.echo(explained, err=True)
+        number = rank()
+        click.echo(f"process {number}:\n{explained}" if number else explained, err=True)
         code = 1
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)

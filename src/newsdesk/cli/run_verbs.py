@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,6 +18,9 @@ from newsdesk.cli.shared import (
     shown_fetching,
     terminal,
 )
+
+if TYPE_CHECKING:
+    from newsdesk.config import ResolvedRecipe
 
 _RUN = click.argument("run", type=click.Path(path_type=Path))
 
@@ -36,6 +40,11 @@ _RUN = click.argument("run", type=click.Path(path_type=Path))
 )
 @flag("--overwrite", is_flag=True, help="Replace the run that is at --out.")
 @flag(
+    "--resume",
+    is_flag=True,
+    help="Go on with the run at --out, by its own recipe; begin where there is none.",
+)
+@flag(
     "--dry-run", is_flag=True, help="Show parameters, steps, learning rates and an estimate; train nothing."
 )
 @JSON_FLAG
@@ -53,11 +62,12 @@ def train(
     epochs: float | None,
     overrides: tuple[str, ...],
     overwrite: bool,
+    resume: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Train a classifier and leave a run folder."""
-    from newsdesk.config import load_recipe
+    from newsdesk.api import recipe_for
     from newsdesk.inference.run_predictor import needing_train_extra
 
     flags = {
@@ -71,7 +81,9 @@ def train(
         "data.header": header,
         "training.epochs": epochs,
     }
-    resolved = load_recipe(recipe, flags, overrides)
+    if overwrite and resume:
+        raise click.UsageError("--overwrite begins anew and --resume goes on: give one of them.")
+    resolved = recipe_for(out, recipe, flags, overrides, resume=resume)
     if dry_run:
         with needing_train_extra("a dry run"):
             from newsdesk.training.plan import make_plan, render_plan
@@ -81,20 +93,35 @@ def train(
         return
     if out is None:
         raise click.UsageError("Missing option '--out': the folder that the run is written to.")
+    _train_and_tell(resolved, out, overwrite=overwrite, resume=resume, as_json=as_json)
+
+
+def _train_and_tell(
+    resolved: ResolvedRecipe, out: Path, *, overwrite: bool, resume: bool, as_json: bool
+) -> None:
+    """Train with a display; of several processes that train together the first one alone shows anything."""
     from newsdesk.api import train_resolved
     from newsdesk.display import TrainingDisplay
+    from newsdesk.training.launch import rank
 
     console = terminal()
+    console.quiet = rank() > 0
     display = TrainingDisplay(console)
     with shown_fetching(console) as progress:
         try:
-            run = train_resolved(resolved, out, observe=display.show, overwrite=overwrite, progress=progress)
+            run = train_resolved(
+                resolved, out, observe=display.show, overwrite=overwrite, resume=resume, progress=progress
+            )
         finally:
             display.close()
+    if rank() > 0:
+        return
     outcome = run.manifest["training"]
     interrupted = outcome["finished"] == "interrupted"
-    place = f"interrupted; a usable run lies in {out}" if interrupted else f"the run lies in {out}"
-    say({"run": str(out), **outcome} if as_json else [place])
+    ending = f"the run lies in {out}"
+    if interrupted:
+        ending = f"interrupted; a usable run lies in {out}, and --resume goes on with it"
+    say({"run": str(out), **outcome} if as_json else [ending])
     if interrupted:
         click.get_current_context().exit(130)
 

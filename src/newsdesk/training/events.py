@@ -49,6 +49,26 @@ class Validation:
 
 
 @dataclass(frozen=True)
+class Resumed:
+    """Training goes on from a checkpoint after ``step`` steps.
+
+    ``passed_over`` names newer checkpoints that were found damaged.
+    """
+
+    step: int
+    epoch: float
+    passed_over: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """Training was asked to stop and ends here; the model still holds the state it would go on from."""
+
+    step: int
+    epoch: float
+
+
+@dataclass(frozen=True)
 class Finished:
     """Training is over and the model holds the best state seen (the last, without validation rows)."""
 
@@ -59,7 +79,7 @@ class Finished:
     padding_share: float
 
 
-Event = Started | Step | Validation | Finished
+Event = Started | Resumed | Step | Validation | Interrupted | Finished
 
 
 def to_record(event: Event) -> dict[str, Any]:

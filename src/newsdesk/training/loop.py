@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,14 +12,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from newsdesk.config import TrainingSection
-from newsdesk.errors import UserError
 from newsdesk.metrics import evaluate_probabilities
 from newsdesk.model.classifier import restore_state, trainable_state
 from newsdesk.model.network import Network, predict_logits
 from newsdesk.model.tokenizer import TokenIds
 from newsdesk.training.batches import epoch_batches
-from newsdesk.training.events import Event, Finished, FinishReason, Started, Step, Validation
-from newsdesk.training.optimisation import build_loss, build_optimiser, rate_factor, warmup_steps
+from newsdesk.training.events import Event, Finished, FinishReason, Interrupted, Started, Step, Validation
+from newsdesk.training.faults import DivergenceWatch
+from newsdesk.training.optimisation import (
+    build_loss,
+    build_optimiser,
+    rate_factor,
+    row_weights,
+    warmup_steps,
+)
+from newsdesk.training.snapshot import Snapshot, gather_state, hand_out_state
+from newsdesk.training.team import Team
+
+# Reading a loss makes the processor wait for an accelerator; told in groups, its queue never runs dry.
+_STEPS_TOLD_AT_ONCE = {"cpu": 1}
+_ON_ACCELERATORS = 16
 
 
 @dataclass(frozen=True)
@@ -55,45 +66,18 @@ def train(
     max_length: int,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[Event]:
-    """Train the network's adapters and head in place, telling what happens as it happens.
+    """The events of a :class:`TrainingLoop` that starts from the beginning, by itself."""
+    return TrainingLoop(network, rows, validation, training, max_length=max_length).events(stopped)
 
-    After ``Finished`` the network holds the best state by ``training.metric`` on the validation rows, or
-    the last state where there are none. ``stopped`` is asked after every step; when it says True, training
-    ends there with reason ``interrupted``.
 
-    Raises UserError when the loss is no longer a number, naming the step and the batch's rows.
+class TrainingLoop:
+    """Trains the network's adapters and head in place, telling what happens as it happens.
+
+    Between two events everything that the rest of the training depends on can be taken as a ``snapshot``
+    and put into a fresh loop by ``restore``, which then goes on bit for bit as this one would have (on a CPU,
+    with the same number of threads). Every step seeds what is random in it from the recipe's seed, its own
+    number and the process's rank, so no random state has to be carried along.
     """
-    run = _Run(network, rows, validation, training, max_length)
-    yield Started(
-        steps=run.steps,
-        epochs=training.epochs,
-        rows=len(rows.token_ids),
-        validation_rows=len(validation.token_ids),
-        device=str(network.device),
-        precision=network.precision,
-        engine=network.engine,
-    )
-    reason: FinishReason = "completed"
-    for done, batches in enumerate(islice(run.batch_groups(), run.steps), start=1):
-        yield run.take_step(done - 1, batches)
-        interrupted = stopped()
-        if run.validates_after(done) and not interrupted:
-            yield run.validate(done)
-        if interrupted or run.has_run_out_of_patience():
-            reason = "interrupted" if interrupted else "early-stopping"
-            break
-    run.restore_best()
-    yield Finished(
-        step=done,
-        epoch=done / run.per_epoch,
-        reason=reason,
-        best_step=run.best_step or done,
-        padding_share=1.0 - run.tokens / run.padded_tokens,
-    )
-
-
-class _Run:
-    """The moving parts of one training: optimiser, counters and the best state so far."""
 
     def __init__(
         self,
@@ -101,132 +85,271 @@ class _Run:
         rows: EncodedRows,
         validation: EncodedRows,
         training: TrainingSection,
+        *,
         max_length: int,
+        team: Team | None = None,
     ) -> None:
+        """Prepare a training of ``network`` on ``rows``, none of them longer than ``max_length`` tokens.
+
+        ``validation`` may be empty. Raises ValueError without training rows.
+        """
+        if not rows.token_ids:
+            raise ValueError("there are no rows to train on")
         self.network, self.rows, self.validation, self.training = network, rows, validation, training
+        self.team = team or Team()
+        self.lengths = rows.lengths
         self.per_epoch = steps_per_epoch(len(rows.token_ids), training)
         self.steps = total_steps(len(rows.token_ids), training)
         self.warmup = warmup_steps(training.warmup, self.steps)
         self.pad_to = max_length if training.pad_to_max_length else None
+        classes = network.model.config.num_labels
         self.optimiser = build_optimiser(network.model, training)
         self.trained = [p for group in self.optimiser.param_groups for p in group["params"]]
-        self.loss = build_loss(training, rows.labels, network.model.config.num_labels).to(network.device)
+        self.team.copy_from_lead(self.trained)
+        self.loss = build_loss(training, rows.labels, classes).to(network.device)
+        self.row_weights = row_weights(self.loss, rows.labels)
         self.scaler = torch.amp.GradScaler(network.device.type, enabled=network.precision == "float16")
-        self.tokens = self.padded_tokens = 0
+        self.watch = DivergenceWatch(classes, training)
+        self.step = self.validated_step = self.best_step = 0
         self.best_score = -math.inf
-        self.best_step = 0
         self.best_state: dict[str, Tensor] = {}
         self.validations_without_gain = 0
+        self.tokens = self.padded_tokens = 0
         network.train()
 
-    def batch_groups(self) -> Iterator[list[NDArray[np.int64]]]:
-        """Batches in groups of ``accumulation``, one optimiser step each, epoch after epoch without end."""
-        lengths, epoch = self.rows.lengths, 0
-        while True:
+    def events(self, stopped: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+        """Train to the end. After ``Finished`` the network holds the best state by ``training.metric`` on the
+        validation rows, or the last state where there are none.
+
+        ``stopped`` is asked after every step and during validation; when it says True, ``Interrupted``
+        follows, the moment to take a last snapshot, and training ends with reason ``interrupted``.
+
+        Raises UserError when the loss is no longer a number or far worse than guessing, naming the step and
+        the batch's rows, and when another process of the team is lost.
+        """
+        yield self._started()
+        reason: FinishReason = "completed"
+        for told in self._trained_steps():
+            yield from told
+            interrupted = self.team.any(stopped())
+            if self._validation_is_due() and not interrupted:
+                validation = self._validate(stopped)
+                interrupted = validation is None
+                if validation is not None:
+                    yield validation
+            if interrupted:
+                yield Interrupted(self.step, self.step / self.per_epoch)
+            if interrupted or self._has_run_out_of_patience():
+                reason = "interrupted" if interrupted else "early-stopping"
+                break
+        restore_state(self.network.model, self.best_state)
+        yield Finished(
+            step=self.step,
+            epoch=self.step / self.per_epoch,
+            reason=reason,
+            best_step=self.best_step or self.step,
+            padding_share=1.0 - self.tokens / max(1, self.padded_tokens),
+        )
+
+    def snapshot(self) -> Snapshot:
+        """All that the rest of the training depends on, as it is between two events."""
+        counters = {name: getattr(self, name) for name in _COUNTERS}
+        counters["recent_losses"] = self.watch.recent
+        counters["scaler"] = self.scaler.state_dict()
+        return Snapshot(gather_state(self.network.model, self.optimiser, self.best_state), counters)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take up where ``snapshot`` was taken. Raises ValueError when it is of another model."""
+        self.best_state = hand_out_state(snapshot, self.network.model, self.optimiser)
+        for name in _COUNTERS:
+            setattr(self, name, snapshot.counters[name])
+        self.watch.recent = list(snapshot.counters["recent_losses"])
+        self.scaler.load_state_dict(snapshot.counters["scaler"])
+
+    def falls_on(self, every: int | float) -> bool:
+        """Whether the last step ends an interval of so many steps, or such a share of an epoch; 0: never."""
+        interval = max(1, round(every * self.per_epoch)) if isinstance(every, float) else every
+        return interval > 0 and self.step % interval == 0
+
+    def _started(self) -> Started:
+        return Started(
+            steps=self.steps,
+            epochs=self.training.epochs,
+            rows=len(self.rows.token_ids),
+            validation_rows=len(self.validation.token_ids),
+            device=str(self.network.device),
+            precision=self.network.precision,
+            engine=self.network.engine,
+        )
+
+    def _trained_steps(self) -> Iterator[list[Step]]:
+        """Train, in groups of steps that are told together; after a restore an empty one comes first."""
+        if self.step:
+            yield []
+        together = _STEPS_TOLD_AT_ONCE.get(self.network.device.type, _ON_ACCELERATORS)
+        waiting: list[tuple[Step, str, Tensor, Tensor]] = []
+        for batches in self._batch_groups():
+            waiting.append(self._take_step(batches))
+            if len(waiting) == together or self._validation_is_due() or self.step == self.steps:
+                yield self._read(waiting)
+                waiting = []
+
+    def _batch_groups(self) -> Iterator[list[NDArray[np.int64]]]:
+        """What is left of the training: batches in groups of ``accumulation``, one optimiser step each."""
+        while self.step < self.steps:
+            epoch, done = divmod(self.step, self.per_epoch)
             batches = epoch_batches(
-                lengths,
+                self.lengths,
                 self.training.batch_size,
                 seed=self.training.seed,
                 epoch=epoch,
                 group_by_length=self.training.group_by_length,
             )
-            for start in range(0, len(batches), self.training.accumulation):
-                yield batches[start : start + self.training.accumulation]
-            epoch += 1
+            together = self.training.accumulation
+            for start in range(done * together, len(batches), together):
+                if self.step < self.steps:
+                    yield batches[start : start + together]
 
-    def take_step(self, step: int, batches: list[NDArray[np.int64]]) -> Step:
-        """One optimiser step over the mean loss of all rows in ``batches``."""
-        factor = rate_factor(step, steps=self.steps, warmup=self.warmup, schedule=self.training.schedule)
+    def _take_step(self, batches: list[NDArray[np.int64]]) -> tuple[Step, str, Tensor, Tensor]:
+        """One optimiser step over the mean loss of all rows; its loss and norm stay on the device."""
+        _seed_step(self.training.seed, self.step, self.team.rank)
+        factor = rate_factor(self.step, steps=self.steps, warmup=self.warmup, schedule=self.training.schedule)
         for group in self.optimiser.param_groups:
             group["lr"] = factor * group["full"]
-        all_rows = sum(len(batch) for batch in batches)
-        loss = sum(self._backward(batch, len(batch) / all_rows) for batch in batches)
-        if not math.isfinite(loss):
-            raise _diverged(step + 1, loss, _batch_rows(batches), self.training.learning_rate)
+        total_weight = sum(float(self.row_weights[batch].sum()) for batch in batches)
+        loss = torch.zeros((), device=self.network.device)
+        for batch in batches:
+            share = self.team.shares(batch)[self.team.rank]
+            if len(share):
+                loss += self._backward(share, total_weight)
         norm = self._clip_and_update()
         tokens, padded = self._count_tokens(batches)
-        return Step(
-            step=step + 1,
-            epoch=(step + 1) / self.per_epoch,
-            loss=loss,
+        self.step += 1
+        step = Step(
+            step=self.step,
+            epoch=self.step / self.per_epoch,
+            loss=math.nan,
             learning_rate=factor * self.training.learning_rate,
-            gradient_norm=norm,
-            rows=all_rows,
+            gradient_norm=math.nan,
+            rows=sum(len(batch) for batch in batches),
             tokens=tokens,
             padded_tokens=padded,
         )
+        return step, _rows_in(batches), loss, norm
 
-    def _backward(self, batch: NDArray[np.int64], share: float) -> float:
+    def _read(self, waiting: list[tuple[Step, str, Tensor, Tensor]]) -> list[Step]:
+        """The steps with losses and norms fetched from the device. Raises UserError on divergence."""
+        losses = self.team.sum(torch.stack([loss for _, _, loss, _ in waiting])).tolist()
+        norms = torch.stack([norm for *_, norm in waiting]).tolist()
+        steps = []
+        for (step, rows, *_), loss, norm in zip(waiting, losses, norms, strict=True):
+            self.watch.check(step.step, loss, rows)
+            steps.append(replace(step, loss=loss, gradient_norm=norm))
+        return steps
+
+    def _backward(self, batch: NDArray[np.int64], total_weight: float) -> Tensor:
+        """Add to the gradients; the batch's part of the step's mean loss, a scalar."""
         logits = self.network([self.rows.token_ids[row] for row in batch], self.pad_to)
         labels = torch.from_numpy(self.rows.labels[batch]).to(self.network.device)
-        loss = self.loss(logits, labels) * share
+        loss: Tensor = self.loss(logits, labels) / total_weight
         self.scaler.scale(loss).backward()
-        return float(loss.detach())
+        return loss.detach()
 
-    def _clip_and_update(self) -> float:
+    def _clip_and_update(self) -> Tensor:
+        self.team.sum_gradients(self.trained)
         self.scaler.unscale_(self.optimiser)
         norm = torch.nn.utils.clip_grad_norm_(self.trained, self.training.clip or math.inf)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
-        return float(norm)
+        return norm
 
     def _count_tokens(self, batches: list[NDArray[np.int64]]) -> tuple[int, int]:
-        lengths = [[len(self.rows.token_ids[row]) for row in batch] for batch in batches]
-        tokens = sum(map(sum, lengths))
-        padded = sum((self.pad_to or max(batch)) * len(batch) for batch in lengths)
+        """Real and computed tokens of one step, over the whole team."""
+        shares = [self.lengths[share] for batch in batches for share in self.team.shares(batch) if len(share)]
+        tokens = sum(int(lengths.sum()) for lengths in shares)
+        padded = sum((self.pad_to or int(lengths.max())) * len(lengths) for lengths in shares)
         self.tokens += tokens
         self.padded_tokens += padded
         return tokens, padded
 
-    def validates_after(self, done: int) -> bool:
-        """Whether validation is due after ``done`` steps: at its interval, and at the very end."""
-        if not self.validation.token_ids:
+    def _validation_is_due(self) -> bool:
+        """Whether to validate now: at its interval and at the very end, and once only."""
+        if not self.validation.token_ids or self.step == self.validated_step:
             return False
         every = self.training.validate_every
-        if every is None:
-            every = self.per_epoch
-        elif isinstance(every, float):
-            every = max(1, round(every * self.per_epoch))
-        return done == self.steps or (every > 0 and done % every == 0)
+        return self.step == self.steps or self.falls_on(self.per_epoch if every is None else every)
 
-    def validate(self, done: int) -> Validation:
-        """Measure on the validation rows; remember the state when it is the best so far."""
-        logits = predict_logits(self.network, self.validation.token_ids)
+    def _validate(self, stopped: Callable[[], bool]) -> Validation | None:
+        """Measure on the validation rows; remember the state when it is the best so far; None if stopped."""
+        logits = self._validation_logits(stopped)
+        if logits is None:
+            return None
         if not np.isfinite(logits).all():
-            raise _diverged(done, math.nan, "validation rows", self.training.learning_rate)
+            raise self.watch.error(self.step, "the validation loss is nan", "validation rows")
         names = [str(label) for label in range(logits.shape[1])]
         probabilities = torch.from_numpy(logits).double().softmax(-1).numpy()
         metrics = evaluate_probabilities(probabilities, self.validation.labels, names)
         loss = metrics.negative_log_likelihood
-        score = {"accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1, "loss": -loss}[
-            self.training.metric
-        ]
-        best = score > self.best_score
+        scores = {"accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1, "loss": -loss}
+        best = scores[self.training.metric] > self.best_score
         if best:
-            self.best_score, self.best_step = score, done
+            self.best_score, self.best_step = scores[self.training.metric], self.step
             self.best_state = trainable_state(self.network.model)
         self.validations_without_gain = 0 if best else self.validations_without_gain + 1
-        return Validation(done, done / self.per_epoch, loss, metrics.accuracy, metrics.macro_f1, best)
+        self.validated_step = self.step
+        return Validation(
+            self.step, self.step / self.per_epoch, loss, metrics.accuracy, metrics.macro_f1, best
+        )
 
-    def has_run_out_of_patience(self) -> bool:
+    def _validation_logits(self, stopped: Callable[[], bool]) -> NDArray[np.float32] | None:
+        """Logits of the validation rows, each process computing its share; None if stopped meanwhile."""
+        own = self.team.shares(np.arange(len(self.validation.token_ids)))[self.team.rank]
+
+        def give_up_if_stopped(_rows: int) -> None:
+            if self.team.size == 1 and stopped():  # a process that left alone would keep the others waiting
+                raise _StoppedError
+
+        try:
+            logits = predict_logits(
+                self.network,
+                [self.validation.token_ids[row] for row in own],
+                batch_size=2 * self.training.batch_size,
+                progress=give_up_if_stopped,
+            )
+        except _StoppedError:
+            self.network.train()
+            return None
+        everyone = torch.zeros(len(self.validation.token_ids), logits.shape[1], device=self.network.device)
+        everyone[torch.from_numpy(own)] = torch.from_numpy(logits).to(self.network.device)
+        return self.team.sum(everyone).cpu().numpy()
+
+    def _has_run_out_of_patience(self) -> bool:
         """Whether as many validations in a row as ``training.patience`` brought no gain."""
         patience = self.training.patience
         return patience is not None and self.validations_without_gain >= patience
 
-    def restore_best(self) -> None:
-        """Put the best validated state back into the network, if there was one."""
-        restore_state(self.network.model, self.best_state)
+
+_COUNTERS = (
+    "step",
+    "validated_step",
+    "best_step",
+    "best_score",
+    "validations_without_gain",
+    "tokens",
+    "padded_tokens",
+)
 
 
-def _batch_rows(batches: list[NDArray[np.int64]]) -> str:
+class _StoppedError(Exception):
+    """Validation was given up."""
+
+
+def _seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed torch on all devices for one step of one process."""
+    state = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)
+    torch.manual_seed(int(state[0]))
+
+
+def _rows_in(batches: list[NDArray[np.int64]]) -> str:
     return f"training rows {', '.join(str(row) for row in np.concatenate(batches)[:16])} in the batch"
-
-
-def _diverged(step: int, loss: float, rows: str, learning_rate: float) -> UserError:
-    return UserError(
-        f"training diverged: the loss is {loss} at step {step}",
-        found=f"{rows}, learning rate {learning_rate:g}",
-        mend=f"lower it, for example --set training.learning_rate={learning_rate / 3:.1g}, "
-        "or use --set training.precision=float32",
-    )

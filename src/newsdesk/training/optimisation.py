@@ -68,6 +68,18 @@ def class_weights(labels: NDArray[np.int64], classes: int) -> torch.Tensor:
 
 
 def build_loss(training: TrainingSection, labels: NDArray[np.int64], classes: int) -> nn.CrossEntropyLoss:
-    """Cross-entropy with the recipe's label smoothing (Szegedy et al., 2016) or class weights."""
+    """Cross-entropy with the recipe's label smoothing (Szegedy et al., 2016) or class weights, as a sum.
+
+    The mean of a step is this sum over the sum of its rows' weights (``row_weights``): so it comes out the
+    same whether the rows are computed in one batch, in several, or by several processes.
+    """
     weight = class_weights(labels, classes) if training.class_weights == "balanced" else None
-    return nn.CrossEntropyLoss(weight=weight, label_smoothing=training.label_smoothing)
+    return nn.CrossEntropyLoss(weight=weight, label_smoothing=training.label_smoothing, reduction="sum")
+
+
+def row_weights(loss: nn.CrossEntropyLoss, labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """What each row counts in the mean loss, (rows,): its class's weight, or one."""
+    if loss.weight is None:
+        return np.ones(len(labels))
+    weights: NDArray[np.float64] = loss.weight.double().cpu().numpy()[labels]
+    return weights

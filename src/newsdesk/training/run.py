@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 import random
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from newsdesk.config import ResolvedRecipe
+from newsdesk.config import ResolvedRecipe, load_recipe
 from newsdesk.data.examples import Examples
 from newsdesk.data.load import TrainingData, load_training_data
 from newsdesk.errors import UserError
 from newsdesk.model.catalog import ResolvedBase, resolve_base
 from newsdesk.model.classifier import AdapterStore, build_classifier, copy_tokenizer
-from newsdesk.model.device import choose_device, choose_precision
+from newsdesk.model.device import choose_precision
 from newsdesk.model.encoder import keep_freed_memory
 from newsdesk.model.network import Network
 from newsdesk.model.tokenizer import TextTokenizer
 from newsdesk.sources.source import Progress
-from newsdesk.training.events import Event, Finished, Validation
+from newsdesk.training.checkpoints import Checkpoints, decode
+from newsdesk.training.events import Event, Finished, Interrupted, Resumed, Step, Validation
+from newsdesk.training.faults import explaining_memory
+from newsdesk.training.interruption import interruptible
+from newsdesk.training.launch import restarted
 from newsdesk.training.log import EventLog
-from newsdesk.training.loop import EncodedRows, train
+from newsdesk.training.loop import EncodedRows, TrainingLoop
 from newsdesk.training.provenance import hub_reference, software_and_base
-from newsdesk.training.run_folder import Labels, RunFolder, require_free, staged
+from newsdesk.training.run_folder import Labels, RunFolder, in_use, require_free, staged
+from newsdesk.training.team import Team, gathered
 
 Observer = Callable[[Event], None]
+
+_SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
 
 def run_training(
@@ -39,59 +48,197 @@ def run_training(
     *,
     observe: Observer = lambda _event: None,
     overwrite: bool = False,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> RunFolder:
     """Train as the recipe says and leave a self-describing run folder at ``out``.
 
-    Ctrl-C (SIGINT) ends training after the current step; the run is then finished with the best state so
-    far. A second one breaks off at once and leaves an unfinished folder.
+    Ctrl-C (SIGINT) or SIGTERM ends training after the current step with a checkpoint; the run is then
+    finished with the best state so far, and can be resumed. A second one breaks off at once and leaves an
+    unfinished folder, which can be resumed from its last checkpoint.
+
+    Under torchrun the processes train together; the first one alone logs, observes and writes.
 
     Args:
         resolved: the recipe and where its values came from.
         out: the folder to write.
         observe: called with every event of the loop, after it was logged.
         overwrite: replace a run that is already at ``out``, once all is ready to train.
+        resume: go on with the run at ``out`` where it was interrupted or killed; begin where there is none,
+            and leave a complete one as it is. A process that torchrun started anew always does.
         progress: called while base model and data are fetched.
 
     Raises:
         UserError: for anything that the recipe, the data or the machine does not allow. What is wrong
             before the first step leaves ``out`` as it was.
     """
+    run, resume = RunFolder(out), resume or restarted()
+    with ExitStack() as stack:
+        team, device = stack.enter_context(gathered(resolved.recipe.training.device))
+        if team.leads and not (resume and run.recipe.is_file()):
+            require_free(out, overwrite=overwrite)
+        if team.any(team.leads and resume and run.is_complete()):
+            return run
+        if team.leads:
+            if resume and run.recipe.is_file():
+                _require_same_recipe(run, resolved)
+            stack.enter_context(in_use(out))
+        prepared = _prepare(resolved, team, device, stack, progress)
+        checkpoints, log_bytes, resumed = _go_on_or_begin(run, prepared, resolved, team, resume=resume)
+        if not team.leads:
+            _follow(prepared.loop)
+            return run
+        with EventLog(run.log, keep=log_bytes) as log:
+            finished = _lead(run, prepared, checkpoints, log, observe, resumed)
+        run.seal(_facts(resolved, prepared, finished, team))
+        if finished.reason != "interrupted":
+            checkpoints.clear()
+    return run
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """All that a training needs, ready for the first step."""
+
+    data: TrainingData
+    base: ResolvedBase
+    tokenizer_files: Path
+    store: AdapterStore
+    loop: TrainingLoop
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What has to be the same for a training to go on, by name, as hashes."""
+        return {
+            "training rows": self.data.train.fingerprint(),
+            "validation rows": self.data.validation.fingerprint(),
+            "base model": str(self.base.sha256),
+        }
+
+
+def _prepare(
+    resolved: ResolvedRecipe, team: Team, device: torch.device, stack: ExitStack, progress: Progress | None
+) -> _Prepared:
+    """Load data and base, build the model, and encode the rows; writes nothing that outlives ``stack``."""
     recipe = resolved.recipe
-    require_free(out, overwrite=overwrite)
-    device = choose_device(recipe.training.device)
     precision = choose_precision(recipe.training.precision, device)
     data = load_training_data(recipe.data, seed=recipe.training.seed, progress=progress)
     base = resolve_base(recipe.model.base, progress=progress)
-
     keep_freed_memory()
     seed_everything(recipe.training.seed)
     model = build_classifier(base.path, data.train.label_names, recipe.model, recipe.lora)
     require_length(model.config, recipe.model.max_length)
+    tokenizer_files = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "tokenizer"
+    copy_tokenizer(base.path, tokenizer_files)
+    tokenizer = TextTokenizer.from_folder(tokenizer_files, recipe.model.max_length)
     store = AdapterStore(model, hub_reference(base))
-    network = Network(model, device, precision)
-    run = RunFolder(out)
-    with staged(out) as prepared:
-        prepared.write_recipe(resolved.to_toml())
-        prepared.write_labels(Labels(data.train.label_names, data.layout, recipe.model.max_length))
-        copy_tokenizer(base.path, prepared.tokenizer)
-        tokenizer = TextTokenizer.from_folder(prepared.tokenizer, recipe.model.max_length)
-    with _interruptible() as stopped, EventLog(run.log) as log:
-        for event in train(
-            network,
-            encode_rows(tokenizer, data.train),
-            encode_rows(tokenizer, data.validation),
-            recipe.training,
-            max_length=recipe.model.max_length,
-            stopped=stopped,
-        ):
+    loop = TrainingLoop(
+        Network(model, device, precision),
+        encode_rows(tokenizer, data.train),
+        encode_rows(tokenizer, data.validation),
+        recipe.training,
+        max_length=recipe.model.max_length,
+        team=team,
+    )
+    return _Prepared(data, base, tokenizer_files, store, loop)
+
+
+def _go_on_or_begin(
+    run: RunFolder, prepared: _Prepared, resolved: ResolvedRecipe, team: Team, *, resume: bool
+) -> tuple[Checkpoints, int, Resumed | None]:
+    """Restore the loop from the run's newest whole checkpoint, or lay out a new run.
+
+    Returns the checkpoints, the bytes of the log that still hold, and the event to tell.
+    """
+    checkpoints, loop = Checkpoints(run.checkpoints, prepared.identity), prepared.loop
+    passed_over: tuple[str, ...] = ()
+    content = b""
+    if team.leads and resume:
+        found = checkpoints.find()
+        content, passed_over = found.content, found.passed_over
+    content = team.bytes_from_lead(content)
+    if content:
+        checkpoint = decode(content)
+        checkpoints.require_same_ground(checkpoint)
+        loop.restore(checkpoint.snapshot)
+        if team.leads:
+            run.reopen()
+        return checkpoints, checkpoint.log_bytes, Resumed(loop.step, loop.step / loop.per_epoch, passed_over)
+    if team.leads:
+        with staged(run.path) as new:
+            data, max_length = prepared.data, resolved.recipe.model.max_length
+            new.write_recipe(resolved.to_toml())
+            new.write_labels(Labels(data.train.label_names, data.layout, max_length))
+            shutil.copytree(prepared.tokenizer_files, new.tokenizer)
+    return checkpoints, 0, Resumed(0, 0.0, passed_over) if passed_over else None
+
+
+def _lead(
+    run: RunFolder,
+    prepared: _Prepared,
+    checkpoints: Checkpoints,
+    log: EventLog,
+    observe: Observer,
+    resumed: Resumed | None,
+) -> Finished:
+    """Let the loop train; keep its best states, its events, and from time to time a checkpoint."""
+    loop, last_checkpoint = prepared.loop, time.monotonic()
+
+    def tell(event: Event) -> None:
+        log.write(event)
+        observe(event)
+
+    with interruptible() as stopped, explaining_memory(loop.training):
+        for event in loop.events(stopped):
             if (isinstance(event, Validation) and event.best) or isinstance(event, Finished):
-                store.save(run.adapter)
-            log.write(event)
-            observe(event)
-            finished = event
-    run.seal(_facts(resolved, data, base, finished))
-    return run
+                prepared.store.save(run.adapter)
+            tell(event)
+            if resumed is not None:
+                tell(resumed)
+                resumed = None
+            if _checkpoint_is_due(event, loop, time.monotonic() - last_checkpoint):
+                checkpoints.save(loop.snapshot(), log.secure())
+                last_checkpoint = time.monotonic()
+    assert isinstance(event, Finished)
+    return event
+
+
+def _follow(loop: TrainingLoop) -> None:
+    """Train along with the lead, which alone tells and writes."""
+    with interruptible() as stopped, explaining_memory(loop.training):
+        for _event in loop.events(stopped):
+            pass
+
+
+def _checkpoint_is_due(event: Event, loop: TrainingLoop, seconds: float) -> bool:
+    """After validation, before an interruption, and between them as often as the recipe says."""
+    if not isinstance(event, Step):
+        return isinstance(event, Validation | Interrupted)
+    if event.step != loop.step:  # steps told together: the state is already that of the last of them
+        return False
+    every = loop.training.checkpoint_every
+    if every is None:
+        return seconds >= _SECONDS_BETWEEN_CHECKPOINTS
+    return loop.falls_on(every)
+
+
+def _require_same_recipe(run: RunFolder, asked: ResolvedRecipe) -> None:
+    """Raise UserError when the recipe asked for is not the one that the run was started with."""
+    began = load_recipe(str(run.recipe)).recipe.model_dump()
+    now = asked.recipe.model_dump()
+    changed = [
+        f"{section}.{key} = {value!r}, asked for {now[section][key]!r}"
+        for section in began
+        if isinstance(began[section], dict)
+        for key, value in began[section].items()
+        if now[section][key] != value
+    ]
+    if changed:
+        raise UserError(
+            f"{run.path} was started with another recipe, and can only go on as it began",
+            found="\n       ".join(changed),
+            mend="leave out all flags but --out and --resume, or begin anew with --overwrite",
+        )
 
 
 def encode_rows(tokenizer: TextTokenizer, examples: Examples) -> EncodedRows:
@@ -126,21 +273,18 @@ def require_length(config: Any, max_length: int) -> None:
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text")
 
 
-def _facts(
-    resolved: ResolvedRecipe, data: TrainingData, base: ResolvedBase, finished: Event
-) -> dict[str, Any]:
+def _facts(resolved: ResolvedRecipe, prepared: _Prepared, finished: Finished, team: Team) -> dict[str, Any]:
     """What the manifest says besides the files' hashes."""
-    assert isinstance(finished, Finished)
+    data, train_source = prepared.data, resolved.recipe.data.train
+    validation_source = resolved.recipe.data.validation or f"split off {train_source}"
     return {
-        **software_and_base(base),
+        **software_and_base(prepared.base),
         "description": resolved.recipe.description,
         "seed": resolved.recipe.training.seed,
         "data": {
             "licence": data.licence,
-            "train": _described(data.train, resolved.recipe.data.train),
-            "validation": _described(
-                data.validation, resolved.recipe.data.validation or f"split off {resolved.recipe.data.train}"
-            ),
+            "train": _described(data.train, train_source),
+            "validation": _described(data.validation, validation_source),
         },
         "training": {
             "finished": finished.reason,
@@ -148,28 +292,10 @@ def _facts(
             "epochs": round(finished.epoch, 4),
             "best_step": finished.best_step,
             "padding_share": round(finished.padding_share, 5),
+            "processes": team.size,
         },
     }
 
 
 def _described(examples: Examples, name: str) -> dict[str, Any]:
     return {"source": name, "rows": len(examples), "sha256": examples.fingerprint()}
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a request that the loop can honour between two steps."""
-    requested = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only it may handle signals
-        yield requested.is_set
-        return
-
-    def request(_number: int, _frame: object) -> None:
-        requested.set()
-        signal.signal(signal.SIGINT, previous)
-
-    previous = signal.signal(signal.SIGINT, request)
-    try:
-        yield requested.is_set
-    finally:
-        signal.signal(signal.SIGINT, previous)

@@ -16,7 +16,11 @@ from newsdesk.errors import UserError
 from newsdesk.files import sha256_of, write_json, write_text
 
 MANIFEST = "manifest.json"
-_STAGING = ".staging"
+_STAGING, _LOCK = ".staging", ".lock"
+_OURS = (_STAGING, _LOCK)
+_CHECKPOINTS = "checkpoints"
+_OF_TRAINING = ("adapter", _CHECKPOINTS, "labels.json", "log.jsonl", "recipe.toml", "tokenizer")
+"""What an unfinished run keeps when it goes on; the rest tells of a state that will not be the last."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,11 @@ class RunFolder:
         return self.path / "log.jsonl"
 
     @property
+    def checkpoints(self) -> Path:
+        """What an unfinished training goes on from."""
+        return self.path / _CHECKPOINTS
+
+    @property
     def metrics(self) -> Path:
         """Evaluation results by split."""
         return self.path / "metrics.json"
@@ -97,9 +106,21 @@ class RunFolder:
         """Write the manifest anew after files were added, its facts unchanged."""
         self.seal({key: value for key, value in self._read(MANIFEST).items() if key != "files"})
 
+    def is_complete(self) -> bool:
+        """Whether the run is sealed and its training came to its own end."""
+        if not (self.path / MANIFEST).is_file():
+            return False
+        return bool(self.manifest.get("training", {}).get("finished") != "interrupted")
+
+    def reopen(self) -> None:
+        """Break the seal of an interrupted run that goes on, and remove what was made of its state so far."""
+        (self.path / MANIFEST).unlink(missing_ok=True)
+        _remove([entry for entry in self.path.iterdir() if entry.name not in (*_OF_TRAINING, *_OURS)])
+        self.__dict__.pop("manifest", None)
+
     def _belongs(self, file: Path) -> bool:
-        inside = file.relative_to(self.path)
-        return inside.as_posix() != MANIFEST and not any(part.startswith(".") for part in inside.parts)
+        first, *_ = parts = file.relative_to(self.path).parts
+        return first not in (MANIFEST, _CHECKPOINTS) and not any(part.startswith(".") for part in parts)
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
@@ -120,7 +141,7 @@ def require_free(out: Path, *, overwrite: bool) -> None:
     """Raise UserError unless a run may be written to ``out``: nothing is there, or a run to be replaced."""
     if out.is_file():
         raise UserError(f"--out {out} is a file", mend="name a folder that does not exist yet")
-    if not out.is_dir() or all(entry.name == _STAGING for entry in out.iterdir()):
+    if not out.is_dir() or all(entry.name in _OURS for entry in out.iterdir()):
         return
     kinds = {MANIFEST: "a finished run", "recipe.toml": "an unfinished run"}
     found = next((kind for name, kind in kinds.items() if (out / name).is_file()), None)
@@ -128,8 +149,45 @@ def require_free(out: Path, *, overwrite: bool) -> None:
         raise UserError(
             f"--out {out} is not empty",
             found=found or "files",
-            mend="choose another folder" + (", or replace the run with --overwrite" if found else ""),
+            mend="choose another folder" + (f", {_MENDS[found]}" if found else ""),
         )
+
+
+_MENDS = {
+    "a finished run": "or replace the run with --overwrite",
+    "an unfinished run": "continue it with --resume, or replace it with --overwrite",
+}
+
+
+@contextmanager
+def in_use(out: Path) -> Iterator[None]:
+    """Keep every other process from training into ``out`` while the block runs.
+
+    If the block leaves nothing in a folder that was not there before, the folder goes too. Raises UserError
+    when another process is at work there, or nothing can be written.
+    """
+    from filelock import FileLock, Timeout
+
+    existed = out.is_dir()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / _LOCK)
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(
+            f"another process is training into {out}",
+            found=f"it holds {out / _LOCK}",
+            mend="wait until it is done, or choose another folder with --out",
+        ) from None
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    try:
+        yield
+    finally:
+        (out / _LOCK).unlink(missing_ok=True)  # before it is released: it is still ours
+        lock.release()
+        if not existed and not any(out.iterdir()):
+            out.rmdir()
 
 
 @contextmanager
@@ -143,21 +201,29 @@ def staged(out: Path) -> Iterator[RunFolder]:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
     except OSError as error:
-        raise UserError(
-            f"no run can be written to {out}", found=error.strerror, mend="choose another folder with --out"
-        ) from error
+        raise _unwritable(out, error) from error
     try:
         yield RunFolder(staging)
         # Broken off in the middle, either must look unfinished: the manifest goes first and comes last.
-        for old in sorted(out.iterdir(), key=lambda entry: entry.name != MANIFEST):
-            if old != staging:
-                shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+        old = sorted(out.iterdir(), key=lambda entry: entry.name != MANIFEST)
+        _remove([entry for entry in old if entry.name not in _OURS])
         for new in sorted(staging.iterdir(), key=lambda entry: entry.name == MANIFEST):
             new.replace(out / new.name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         if not existed and not any(out.iterdir()):
             out.rmdir()
+
+
+def _remove(entries: list[Path]) -> None:
+    for entry in entries:
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def _unwritable(out: Path, error: OSError) -> UserError:
+    return UserError(
+        f"no run can be written to {out}", found=error.strerror, mend="choose another folder with --out"
+    )
 
 
 def open_run(path: Path) -> RunFolder:
@@ -174,7 +240,7 @@ def open_run(path: Path) -> RunFolder:
             raise UserError(
                 f"the run {path} is unfinished",
                 found="it has a recipe but no manifest.json, which is written last",
-                mend="train it again with newsdesk train --overwrite",
+                mend=f"continue it with newsdesk train --out {path} --resume",
             )
         raise UserError(
             f"{path} is not a run of newsdesk",

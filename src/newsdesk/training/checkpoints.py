@@ -1,0 +1,140 @@
+"""Checkpoints of a training: one file each, whole or absent, that proves itself by the hash in its name.
+
+    checkpoints/step-00000120-9f86d081884c7d65.safetensors
+
+The tensors of a ``Snapshot``; its counters, what it was trained on, and the length of the log at that moment
+stand in the header. The two newest are kept, so that one of them is whole whatever happens to the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from newsdesk.errors import UserError
+from newsdesk.files import write_bytes
+from newsdesk.training.snapshot import Snapshot
+
+_HASH_DIGITS = 16
+_NAMES = "step-*.safetensors"
+
+
+@dataclass(frozen=True)
+class Found:
+    """The newest whole checkpoint of a folder.
+
+    Attributes:
+        content: the file's bytes, for ``decode``; empty where there is no whole one.
+        passed_over: names of newer files whose bytes are not what they were written as.
+    """
+
+    content: bytes
+    passed_over: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What one file holds.
+
+    Attributes:
+        snapshot: the training's state.
+        identity: hashes of what it was trained on.
+        log_bytes: how long log.jsonl was.
+    """
+
+    snapshot: Snapshot
+    identity: Mapping[str, str]
+    log_bytes: int
+
+
+class Checkpoints:
+    """The checkpoints of one run: written, pruned, found again."""
+
+    def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
+        """Keep checkpoints in ``folder``; ``identity`` tells by hashes what the training stands on."""
+        self._folder = folder
+        self._identity = dict(identity)
+        self._newest: Path | None = None
+
+    def save(self, snapshot: Snapshot, log_bytes: int) -> Path:
+        """Write a checkpoint, then remove all but it and the one before.
+
+        Raises UserError when there is no space; all earlier ones are still there then.
+        """
+        content = encode(Checkpoint(snapshot, self._identity, log_bytes))
+        path = self._folder / f"step-{snapshot.counters['step']:08d}-{_hash(content)}.safetensors"
+        try:
+            write_bytes(path, content)
+        except UserError as error:
+            raise _not_written(error, self._newest, self._folder.parent) from error
+        for old in self._folder.glob(_NAMES):
+            if old not in (path, self._newest):
+                old.unlink(missing_ok=True)
+        self._newest = path
+        return path
+
+    def find(self) -> Found:
+        """The newest checkpoint that is whole, by its hash. Later ``save``s keep it as the one before."""
+        passed_over: list[str] = []
+        for path in sorted(self._folder.glob(_NAMES), reverse=True):
+            content = path.read_bytes()
+            if path.stem.endswith(f"-{_hash(content)}"):
+                self._newest = path
+                return Found(content, tuple(passed_over))
+            passed_over.append(path.name)
+        return Found(b"", tuple(passed_over))
+
+    def require_same_ground(self, checkpoint: Checkpoint) -> None:
+        """Raise UserError when the training stood on other rows or another base model than now."""
+        changed = [name for name, value in self._identity.items() if checkpoint.identity.get(name) != value]
+        if changed:
+            raise UserError(
+                f"{self._folder.parent} cannot go on: what it was trained on has changed",
+                found=f"the {' and the '.join(changed)} had another sha256 before",
+                mend="put the original back, or begin anew with --overwrite in place of --resume",
+            )
+
+    def clear(self) -> None:
+        """Remove all of them: the training is over."""
+        for path in self._folder.glob("*"):
+            path.unlink(missing_ok=True)
+        if self._folder.is_dir():
+            self._folder.rmdir()
+
+
+def encode(checkpoint: Checkpoint) -> bytes:
+    """A checkpoint as the bytes of one safetensors file."""
+    from safetensors.torch import save
+
+    facts = {
+        "counters": checkpoint.snapshot.counters,
+        "identity": checkpoint.identity,
+        "log_bytes": checkpoint.log_bytes,
+    }
+    return save(dict(checkpoint.snapshot.tensors), metadata={"newsdesk": json.dumps(facts)})
+
+
+def decode(content: bytes) -> Checkpoint:
+    """The inverse of ``encode``, for bytes whose hash was checked."""
+    from safetensors.torch import load
+
+    # The format is a header's length in 8 bytes, the header as JSON, the tensors' bytes.
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    facts = json.loads(header["__metadata__"]["newsdesk"])
+    return Checkpoint(Snapshot(load(content), facts["counters"]), facts["identity"], facts["log_bytes"])
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:_HASH_DIGITS]
+
+
+def _not_written(error: UserError, newest: Path | None, run: Path) -> UserError:
+    whole = "no earlier one is there" if newest is None else f"{newest.name} is whole"
+    return UserError(
+        f"no checkpoint could be written: {error.wrong}",
+        found=f"{error.found}; {whole}",
+        mend=f"free some space, then continue with  newsdesk train --out {run} --resume",
+    )
