@@ -281,18 +281,33 @@ def _gradients_agree(ours: Callable[..., Any], theirs: Callable[..., Any], *inpu
         torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_the_backward_pass_of_attention_with_dropout_is_autograds() -> None:
-    q, k, v = torch.randn(3, 2, 7, 4, 8, generator=torch.Generator().manual_seed(0))
-    bias = torch.randn(1, 4, 7, 7, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("length", [7, 29])  # beyond 3 times the head's size of 8 it is computed anew
+def test_the_backward_pass_of_attention_with_dropout_is_autograds(length: int) -> None:
+    q, k, v = torch.randn(3, 2, length, 4, 8, generator=torch.Generator().manual_seed(0))
+    bias = torch.randn(1, 4, length, length, generator=torch.Generator().manual_seed(1))
 
     def plain(q: Any, k: Any, v: Any) -> Any:
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         probabilities = (q @ k.transpose(2, 3) / 8**0.5 + bias).softmax(-1)
         keep = fused_ops.Keep.draw(probabilities, 0.3)
         dropped = probabilities * keep.mask(torch.float32) * keep.scale
-        return (dropped @ v).transpose(1, 2).reshape(14, 32)
+        return (dropped @ v).transpose(1, 2).reshape(2 * length, 32)
 
     _gradients_agree(lambda q, k, v: fused_ops.attention(q, k, v, bias, 0.3), plain, q, k, v)
+
+
+@pytest.mark.parametrize(("length", "kept"), [(24, True), (25, False)])
+def test_the_probabilities_of_long_texts_are_not_kept(length: int, kept: bool) -> None:
+    q, k, v = torch.randn(3, 2, length, 4, 8, requires_grad=True)
+    sizes = []
+
+    def note(tensor: Any) -> Any:
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        fused_ops.attention(q, k, v, None, 0.1)
+    assert (2 * 4 * length * length in sizes) == kept
 
 
 def test_the_backward_pass_of_an_adapted_layer_with_dropout_is_autograds() -> None:

@@ -142,36 +142,45 @@ class _DropoutAttention(torch.autograd.Function):
     """Attention with dropout on its probabilities, for the CPU, whose flash kernel knows none.
 
     q (batch, heads, queries, head_size), k and v (batch, heads, keys, head_size), bias broadcast
-    onto (batch, heads, queries, keys) or None. The probabilities are kept, the dropped ones are not.
+    onto (batch, heads, queries, keys) or None. The dropped probabilities are not kept, and those of texts
+    with more keys than q, k and v have numbers a head are not either: the backward pass computes them again
+    (Chen et al., 2016, arXiv:1604.06174), for else they would take more memory than all three together.
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, probability: float) -> Tensor:
-        shape = q.shape
+        ctx.shape = shape = q.shape
         q, k, v = (t.flatten(0, 1) for t in (q * shape[-1] ** -0.5, k, v))
-        scores = q @ k.transpose(1, 2)
-        if bias is not None:
-            scores.view(*shape[:3], -1).add_(bias)
-        probabilities = scores.softmax(-1)
+        probabilities = _probabilities(q, k, bias, shape)
         ctx.keep = Keep.draw(probabilities, probability)
-        ctx.save_for_backward(q, k, v, probabilities)
-        dropped = torch.mul(probabilities, ctx.keep.mask(q.dtype), out=scores)
+        short = k.shape[1] <= 3 * shape[-1]
+        ctx.save_for_backward(q, k, v, bias, probabilities if short else None)
+        dropped = ctx.keep.mask(q.dtype).mul_(probabilities)
         return (dropped @ v).mul_(ctx.keep.scale).view(shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, probabilities = ctx.saved_tensors
-        shape = grad.shape
+        q, k, v, bias, probabilities = ctx.saved_tensors
+        if probabilities is None:
+            probabilities = _probabilities(q, k, bias, ctx.shape)
         grad = (grad * ctx.keep.scale).flatten(0, 1)
         mask = ctx.keep.mask(grad.dtype)
         grad_scores = (grad @ v.transpose(1, 2)).mul_(mask)
         grad_v = mask.mul_(probabilities).transpose(1, 2) @ grad
         grad_scores = torch._softmax_backward_data(grad_scores, probabilities, -1, grad.dtype)
-        grad_q = (grad_scores @ k).mul_(shape[-1] ** -0.5)
+        grad_q = (grad_scores @ k).mul_(ctx.shape[-1] ** -0.5)
         grad_k = grad_scores.transpose(1, 2) @ q
-        heads = shape[:2]
+        heads = ctx.shape[:2]
         return *(t.unflatten(0, heads) for t in (grad_q, grad_k, grad_v)), None, None
+
+
+def _probabilities(q: Tensor, k: Tensor, bias: Tensor | None, shape: torch.Size) -> Tensor:
+    """Softmax of q kᵀ + bias, (batch * heads, queries, keys); shape is q's with its heads apart."""
+    scores = q @ k.transpose(1, 2)
+    if bias is not None:
+        scores.view(*shape[:3], -1).add_(bias)
+    return scores.softmax(-1)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, probability: float) -> Tensor:
