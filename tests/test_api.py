@@ -14,6 +14,7 @@ import newsdesk
 from newsdesk import api
 from newsdesk.data.readers import read_table
 from newsdesk.errors import UserError
+from newsdesk.evaluation import baseline
 from newsdesk.training.events import Finished, Started, Step, Validation
 from newsdesk.training.run_folder import open_run
 
@@ -95,7 +96,7 @@ def test_evaluating_answers_to_the_classes_by_name(run, write_rows, tmp_path):
 def baseline_rows(monkeypatch):
     """What the baseline was given to learn from, call by call; none is fitted."""
     seen = []
-    monkeypatch.setattr(api, "linear_baseline", lambda rows, *_test, **_seed: seen.append(rows))
+    monkeypatch.setattr(baseline, "linear_baseline", lambda rows, *_test, **_seed: seen.append(rows))
     return seen
 
 

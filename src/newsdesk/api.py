@@ -10,7 +10,7 @@ from newsdesk.data.layout import to_examples
 from newsdesk.errors import UserError
 from newsdesk.inference.artefact import ArtefactFolder, find_artefact
 from newsdesk.inference.bulk import predict_file
-from newsdesk.inference.load import Engine, load
+from newsdesk.inference.load import load
 from newsdesk.inference.predictions import Predictions
 from newsdesk.inference.run_predictor import needing_train_extra
 from newsdesk.training.run_folder import RunFolder, open_run
@@ -88,7 +88,7 @@ def recipe_for(
     *,
     resume: bool,
 ) -> ResolvedRecipe:
-    """The recipe that is asked for; where nothing is but to resume, the one that the run at ``out`` began with."""
+    """The recipe that is asked for; if nothing is but to resume, the one that the run at ``out`` began with."""
     from newsdesk.config import load_recipe
 
     overrides = tuple(overrides)
@@ -165,7 +165,7 @@ def evaluate(
     progress: Progress | None = None,
     start: Counter = lambda _rows: None,
 ) -> Evaluation:
-    """Measure a run or artefact on labelled rows; ``metrics.json`` and ``predictions-<split>.csv`` go into it.
+    """Measure a run or artefact on labelled rows; write ``metrics.json`` and ``predictions-<split>.csv``.
 
     Args:
         run_path: a finished run, which is computed with PyTorch, or an artefact.
@@ -198,11 +198,7 @@ def evaluate(
         run, data, split, text=text, label=label, template=template, header=header, progress=progress
     )
     learned_from = _training_rows(run, progress) if baseline else None
-    if isinstance(run, ArtefactFolder):
-        run.verify()
-    # What is measured is what the path names: not the export that a run predicts with.
-    engine: Engine = "torch" if isinstance(run, RunFolder) else "auto"
-    predictor = load(run.path, engine=engine, progress=progress)
+    predictor = _named_by_its_path(run, progress)
     start(len(rows))
     probabilities = predictor.predict_probabilities(rows.texts, progress=count)
     reference = None if learned_from is None else linear_baseline(learned_from, rows, seed=0)
@@ -271,6 +267,14 @@ def export(
         purpose, otherwise = "an export is checked on", "give labelled rows with --data FILE"
         evidence = evidence_of(known_rows(run, purpose=purpose, otherwise=otherwise, progress=progress))
     return export_run(run, kind, evidence, target, progress=progress, observe=observe)
+
+
+def _named_by_its_path(run: RunFolder | ArtefactFolder, progress: Progress | None) -> TextClassifier:
+    """The classifier to measure: of a run the run itself, not the export that it predicts with."""
+    if isinstance(run, RunFolder):
+        return load(run.path, engine="torch", progress=progress)
+    run.verify()
+    return load(run.path)
 
 
 def _training_rows(run: RunFolder | ArtefactFolder, progress: Progress | None) -> Examples:

@@ -34,6 +34,7 @@ FLAGS = {
     },
     "predict": {
         *("--input", "--output", "--format", "--top-k", "--probabilities"),
+        *("--engine", "--rejects", "--strict"),
         *("--text", "--template", "--header", "--no-header", "--json"),
     },
     "import-adapter": {

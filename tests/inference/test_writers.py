@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from newsdesk.errors import UserError
+from newsdesk.inference.output_table import output_names
 from newsdesk.inference.predictions import Predictions
-from newsdesk.inference.writers import check_destination, output_format, output_names, write_predictions
+from newsdesk.inference.writers import check_destination, output_format, write_predictions
 
 NAMES = ("World", "Sci/Tech")
 HOSTILE = (
@@ -244,7 +245,7 @@ def test_a_folder_cannot_be_the_output(tmp_path):
 def test_a_failure_in_the_middle_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "out.csv"
     path.write_text("old")
-    with pytest.raises(ValueError, match="row 1 has 1 cells for 2 columns"):
+    with pytest.raises(ValueError, match="line 1 has 1 cells for 2 columns"):
         write_predictions([("7", "Rain"), ("3",)], COLUMNS, SURE, path)
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.csv"]

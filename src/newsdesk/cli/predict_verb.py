@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -14,6 +15,7 @@ from newsdesk.cli.shared import (
     data_flags,
     flag,
     names_of,
+    note,
     say,
     shown_fetching,
     standard_output,
@@ -22,8 +24,11 @@ from newsdesk.cli.shared import (
 
 if TYPE_CHECKING:
     from newsdesk.data.table import Table
+    from newsdesk.inference.predictions import Predictions
+    from newsdesk.inference.text_classifier import TextClassifier
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet", "submission")
+ENGINES = ("auto", "onnx", "torch")
 
 
 @click.command(cls=Verb)
@@ -36,6 +41,15 @@ FORMATS = ("csv", "tsv", "jsonl", "parquet", "submission")
 @flag("--format", "form", type=click.Choice(FORMATS), help="Output format; default: by the file's ending.")
 @flag("--top-k", type=click.IntRange(min=1), default=1, show_default=True, help="How many classes to name.")
 @flag("--probabilities", is_flag=True, help="Write every class's probability.")
+@flag(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default="auto",
+    show_default=True,
+    help="What computes a run: its ONNX export where it has one, or torch.",
+)
+@flag("--rejects", help="The file for rows that cannot be classified; default: beside the output.")
+@flag("--strict", is_flag=True, help="Stop at the first row that cannot be classified.")
 @data_flags("text", "template", "header")
 @JSON_FLAG
 def predict(
@@ -46,62 +60,139 @@ def predict(
     form: Any,
     top_k: int,
     probabilities: bool,
+    engine: Any,
+    rejects: str | None,
+    strict: bool,
     text: str | None,
     template: str | None,
     header: bool | None,
     as_json: bool,
 ) -> None:
-    """Classify texts given as arguments, on standard input, or in a file."""
-    from newsdesk import api
-    from newsdesk.display import RowCounter, render_predictions
-    from newsdesk.inference.writers import check_destination, write_predictions
+    """Classify texts given as arguments, on standard input, or in a file of any size.
 
+    RUN is a run or an export of one. A file is read and written in pieces: the same command goes on
+    where it was killed, and rows that cannot be classified are set aside with the reason.
+    """
     if as_json and (output or form):
         raise click.UsageError("--json goes to standard output: give it, or --output and --format.")
-    source_path = Path(source) if source not in (None, "-") else None
-    target = Path(output) if output not in (None, "-") else None
+    if texts and source:
+        raise click.UsageError("Give texts or --input, not both.")
+    columns = {"text": names_of(text), "template": template}
+    target = _path_of(output)
     if target is not None:
-        check_destination(target, source=source_path, format=form)
-    table = _table_to_classify(texts, source, header)
-    console = terminal()
-    with shown_fetching(console) as progress, RowCounter(console, "classifying") as rows:
-        predictor = api.load(run, progress=progress)
-        rows.start(len(table))
-        predictions = api.predict_table(
-            predictor, table, text=names_of(text), template=template, count=rows.count
-        )
-    if as_json:
-        say({"predictions": predictions.to_dicts(None if probabilities else top_k)})
-    elif texts and output is None and form is None:
-        say(render_predictions(texts, predictions, len(predictor.label_names) if probabilities else top_k))
-    else:
-        with standard_output() as output_stream:
-            write_predictions(
-                table.rows,
-                table.columns,
-                predictions,
-                target or output_stream,
-                format=form,
-                top_k=top_k,
-                all_probabilities=probabilities,
-                source=source_path,
+        _check_output(target, _path_of(source), form)
+    if texts or as_json:
+        table = _table_in_memory(texts, _path_of(source), header)
+        predictor = _load(run, engine)
+        predictions = _classified(predictor, table, columns)
+        if as_json:
+            say({"predictions": predictions.to_dicts(None if probabilities else top_k)})
+        elif output is None and form is None:
+            from newsdesk.display import render_predictions
+
+            say(
+                render_predictions(texts, predictions, len(predictor.label_names) if probabilities else top_k)
             )
+        else:
+            _write_in_one(table, predictions, target, form, top_k, probabilities)
+        return
+    given = _path_of(source) or _piped()
+    layout = {"top_k": top_k, "all_probabilities": probabilities, "format": form, "header": header, **columns}
+    _stream(_load(run, engine), given, target, Path(rejects) if rejects else None, strict, layout)
 
 
-def _table_to_classify(texts: tuple[str, ...], source: str | None, header: bool | None) -> Table:
-    """The rows that ``predict`` was asked about, wherever they come from."""
+def _load(run: Path, engine: Any) -> TextClassifier:
+    from newsdesk import api
+
+    console = terminal()
+    with shown_fetching(console) as progress:
+        predictor = api.load(run, engine=engine, progress=progress)
+    if predictor.path != run:
+        note(console, f"predicting with {predictor.path}; --engine torch computes the run itself")
+    return predictor
+
+
+def _classified(predictor: TextClassifier, table: Table, columns: Mapping[str, Any]) -> Predictions:
+    from newsdesk import api
+    from newsdesk.display import RowCounter
+
+    with RowCounter(terminal(), "classifying") as rows:
+        rows.start(len(table))
+        return api.predict_table(predictor, table, **columns, count=rows.count)
+
+
+def _write_in_one(
+    table: Table,
+    predictions: Predictions,
+    target: Path | None,
+    form: Any,
+    top_k: int,
+    probabilities: bool,
+) -> None:
+    from newsdesk.inference.writers import write_predictions
+
+    with standard_output() as stream:
+        write_predictions(
+            table.rows,
+            table.columns,
+            predictions,
+            target or stream,
+            format=form,
+            top_k=top_k,
+            all_probabilities=probabilities,
+        )
+
+
+def _stream(
+    predictor: TextClassifier,
+    source: Path | BinaryIO,
+    target: Path | None,
+    rejects: Path | None,
+    strict: bool,
+    layout: Mapping[str, Any],
+) -> None:
+    """Classify a file or pipe of any size, and say what became of its rows."""
+    from newsdesk import api
+    from newsdesk.cli.bulk_display import BulkDisplay
+
+    shown_rejects = rejects is None and target is None
+    with standard_output() as stream, BulkDisplay(terminal(), names_rejects=shown_rejects) as display:
+        done = api.predict_file(
+            predictor,
+            source,
+            target or stream,
+            **layout,
+            rejects=rejects,
+            strict=strict,
+            observe=display.show,
+        )
+        display.finish(done, target, rejects)
+
+
+def _path_of(name: str | None) -> Path | None:
+    """The file that a flag names; None for - and for none."""
+    return None if name in (None, "-") else Path(str(name))
+
+
+def _check_output(target: Path, source: Path | None, form: Any) -> None:
+    from newsdesk.inference.writers import check_destination
+
+    check_destination(target, source=source, format=form)
+
+
+def _table_in_memory(texts: tuple[str, ...], source: Path | None, header: bool | None) -> Table:
+    """The texts given, or all rows of the file or pipe."""
     from newsdesk.data.readers import read_stream, read_table
     from newsdesk.data.table import Table
 
-    if texts and source:
-        raise click.UsageError("Give texts or --input, not both.")
     if texts:
         lines = tuple(range(1, len(texts) + 1))
-        return Table(
-            Path("the command line"), ("text",), tuple((text,) for text in texts), lines, has_header=False
-        )
-    if source not in (None, "-"):
-        return read_table(Path(str(source)), header=header)
+        rows = tuple((text,) for text in texts)
+        return Table(Path("the command line"), ("text",), rows, lines, has_header=False)
+    return read_table(source, header=header) if source else read_stream(_piped(), "txt")
+
+
+def _piped() -> BinaryIO:
     if sys.stdin.isatty():
         raise click.UsageError("Nothing to classify: give texts, --input FILE, or pipe one text a line.")
-    return read_stream(sys.stdin.buffer, "txt")
+    return sys.stdin.buffer

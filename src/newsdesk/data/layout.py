@@ -60,25 +60,36 @@ class TextLayout:
         """The text of every row. Raises UserError, by line, for a cell that holds no text."""
         texts = []
         for line, record in zip(table.lines, table.records(), strict=True):
-            try:
-                texts.append(self.render(record))
-            except _NoTextError as error:
-                raise UserError(
-                    f"{table.path.name}, line {line}: column {error.column!r} holds no text",
-                    found=error.found,
-                    mend="name the text columns, for example --text title,description",
-                ) from None
+            text = self.text_of(line, record)
+            if isinstance(text, Fault):
+                raise text.error(table.path)
+            texts.append(text)
         return tuple(texts)
 
-    def for_table(self, table: Table) -> TextLayout:
-        """This layout where the table has its columns, else the table's own with the same normaliser.
+    def text_of(self, line: int, record: Mapping[str, Cell]) -> str | Fault:
+        """As ``render``, but the fault of the row in that line where a cell holds no text."""
+        try:
+            return self.render(record)
+        except _NoTextError as error:
+            return Fault(
+                line,
+                f"column {error.column!r} holds no text",
+                error.found,
+                "name the text columns, for example --text title,description",
+            )
 
-        So a run trained on titles and descriptions still predicts from a plain list of headlines. Raises
-        UserError if the table has neither these columns nor usual ones.
+    def for_table(
+        self, table: Table, *, text: Sequence[str] | None = None, template: str | None = None
+    ) -> TextLayout:
+        """The layout that ``text`` and ``template`` name, else this one where the table has its columns.
+
+        Else the table's own: so a run trained on titles and descriptions still predicts from a plain list
+        of headlines. The normaliser is always this one's. Raises UserError if the table has neither these
+        columns nor usual ones.
         """
-        if set(self.text_columns) <= set(table.columns):
+        if not (text or template) and set(self.text_columns) <= set(table.columns):
             return self
-        return text_layout(table, normaliser=self.normaliser)
+        return text_layout(table, text=text, template=template, normaliser=self.normaliser)
 
     def to_dict(self) -> dict[str, Any]:
         """The layout as JSON values, for a run's labels.json."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import gzip
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO, NoReturn, cast
 
@@ -38,7 +40,9 @@ def open_rows(
     """
     format_of(path)
     with _open(path) as stream:
-        yield rows_of(stream, path, header=header, sample=sample)
+        size = os.fstat(stream.fileno()).st_size or 1
+        rows = rows_of(stream, path, header=header, sample=sample)
+        yield replace(rows, share_read=lambda: stream.tell() / size)
 
 
 def rows_of(
@@ -124,14 +128,16 @@ def _text_rows(lines: LineReader) -> RowStream:
 
 
 def _to_the_end(rows: RowStream, lines: LineReader) -> Iterator[Row | BadRow]:
-    """All rows, and what broke the file off. Raises UserError, at the first, if there was nothing at all."""
-    empty = not rows.faults and not (rows.head.has_header and rows.head.columns)
-    for row in rows.rows:
-        empty = False
-        yield row
-    if lines.broken_off is not None:
-        yield BadRow(lines.broken_off, b"", ends_file=True)
-    elif empty:
+    """All rows, and what broke the file off. Raises UserError if there is nothing at all."""
+    named = rows.head.has_header and rows.head.columns
+    first = list(islice(rows.rows, 1))
+    if not (first or named or rows.faults or lines.broken_off):
         raise UserError(
             f"{lines.path.name} is empty", found="no row and no header", mend="check how the file was made"
         )
+    return chain(first, rows.rows, _break(lines))
+
+
+def _break(lines: LineReader) -> Iterator[BadRow]:
+    if lines.broken_off is not None:
+        yield BadRow(lines.broken_off, b"", ends_file=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -76,12 +76,15 @@ class Row:
     cells: tuple[Cell, ...]
     keys: tuple[str, ...] | None = None
 
+    def record(self, columns: Sequence[str]) -> dict[str, Cell]:
+        """The values by key, or by the file's columns where the row has no keys of its own."""
+        return dict(zip(self.keys or columns, self.cells, strict=True))
+
     def cells_under(self, columns: Sequence[str]) -> tuple[Cell, ...]:
         """The values under these columns; None for a key that the row does not have."""
         if self.keys is None or self.keys == columns:
             return self.cells
-        record = dict(zip(self.keys, self.cells, strict=True))
-        return tuple(map(record.get, columns))
+        return tuple(map(self.record(columns).get, columns))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +151,7 @@ class RowStream:
         rows: its rows in line order, bad ones among them.
         faults: what is wrong with the head itself.
         count: the number of rows, where the file says it beforehand (parquet).
+        share_read: how much of the file has been read so far, 0 to 1, where its size is known.
         arrow_schema: the types of its columns, where it has any (parquet: a pyarrow.Schema).
     """
 
@@ -155,6 +159,7 @@ class RowStream:
     rows: Iterator[Row | BadRow]
     faults: tuple[Fault, ...] = ()
     count: int | None = None
+    share_read: Callable[[], float] | None = None
     arrow_schema: Any = None
 
 

@@ -1,0 +1,246 @@
+"""Predictions of files of any size: window after window, in bounded memory, and once only after a kill."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol, TypeAlias
+
+from newsdesk import __version__
+from newsdesk.data.stream import open_rows, rows_of
+from newsdesk.data.table import RowStream
+from newsdesk.errors import UserError
+from newsdesk.inference.direct_output import direct_output
+from newsdesk.inference.output_table import Format, OutputTable, Piece, Refused, output_table
+from newsdesk.inference.part_file import Checkpoint, PartFile, fingerprint
+from newsdesk.inference.predictions import Predictions
+from newsdesk.inference.text_classifier import TextClassifier
+from newsdesk.inference.windows import ROWS_PER_WINDOW, Reject, Window, ahead, windows
+from newsdesk.inference.writers import check_destination
+
+_COMPRESSION = 6  # of gzip; 9 takes three times as long for one per cent
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The work begins.
+
+    Attributes:
+        rows_before: rows that an earlier process dealt with, which are not read into the model again.
+        left_over: whether an unfinished output of other input or settings was dropped.
+    """
+
+    rows_before: int
+    left_over: bool
+
+
+@dataclass(frozen=True)
+class Classified:
+    """A batch was computed: ``rows`` more."""
+
+    rows: int
+
+
+@dataclass(frozen=True)
+class WindowWritten:
+    """A window is on the disk.
+
+    Attributes:
+        checkpoint: how far the output has come.
+        share: how much of the input that is, 0 to 1; None where its size is not known.
+        rejects: the window's bad rows.
+    """
+
+    checkpoint: Checkpoint
+    share: float | None
+    rejects: tuple[Reject, ...]
+
+
+BulkEvent: TypeAlias = Begun | Classified | WindowWritten
+Observer = Callable[[BulkEvent], None]
+
+
+def predict_file(
+    predictor: TextClassifier,
+    source: Path | BinaryIO,
+    destination: Path | BinaryIO,
+    *,
+    format: Format | None = None,
+    text: Sequence[str] | None = None,
+    template: str | None = None,
+    header: bool | None = None,
+    top_k: int = 1,
+    all_probabilities: bool = False,
+    rejects: Path | None = None,
+    strict: bool = False,
+    observe: Observer = lambda _event: None,
+) -> Checkpoint:
+    """Classify every row of a file of any size; its columns and order are kept, the classes appended.
+
+    Memory is bounded by a window of rows. A row that cannot be classified goes to the rejects, with its
+    line and the reason. From file to file the output grows as ``OUTPUT.part`` beside a journal, and takes
+    its name at the end; killed in between, the same call goes on behind the last window, and the output is
+    the same byte for byte. Streams are not resumed.
+
+    Args:
+        predictor: a run or artefact, from ``newsdesk.load``.
+        source: a data file, or a binary stream of one text a line.
+        destination: the file to write, or a binary stream.
+        format: csv, tsv, jsonl, parquet or submission; None: by the file's ending, a stream gets csv.
+        text: columns that make the text; None: as the run was trained, else those with usual names.
+        template: how columns make one text; None: likewise.
+        header: whether csv files have a header; None: detected.
+        top_k: how many classes to name.
+        all_probabilities: append a column for each class.
+        rejects: the file for bad rows; None: ``OUTPUT.rejects.jsonl``, and for a stream ``observe`` alone.
+        strict: stop at the first bad row; what was written stays, and the call without ``strict`` goes on.
+        observe: called with every event.
+
+    Raises:
+        UserError: for input that cannot be read to its end, an output that cannot be written, with
+            ``strict`` for the first bad row.
+    """
+    direct = not isinstance(destination, Path) or (destination.exists() and not destination.is_file())
+    if isinstance(destination, Path):
+        format = check_destination(
+            destination, source=source if isinstance(source, Path) else None, format=format
+        )
+    job = _Job(predictor, format or "csv", text, template, header, top_k, all_probabilities, strict, observe)
+    with _opened(source, header) as stream:
+        if direct:
+            return _into_stream(job, stream, destination, rejects)
+        assert isinstance(destination, Path)
+        return _into_file(job, stream, source, destination, rejects)
+
+
+@dataclass(frozen=True)
+class _Job:
+    predictor: TextClassifier
+    format: Format
+    text: Sequence[str] | None
+    template: str | None
+    header: bool | None
+    top_k: int
+    all_probabilities: bool
+    strict: bool
+    observe: Observer
+
+    def table(self, stream: RowStream) -> OutputTable:
+        return output_table(
+            self.format,
+            stream.head.columns,
+            self.predictor.label_names,
+            top_k=self.top_k,
+            all_probabilities=self.all_probabilities,
+            arrow_schema=stream.arrow_schema,
+        )
+
+    def identity(self) -> dict[str, object]:
+        """All that decides the output's bytes, besides the input."""
+        return {
+            "newsdesk": __version__,
+            "model": self.predictor.fingerprint,
+            "rows_per_window": ROWS_PER_WINDOW,
+            "format": self.format,
+            "text": self.text,
+            "template": self.template,
+            "header": self.header,
+            "top_k": self.top_k,
+            "all_probabilities": self.all_probabilities,
+        }
+
+
+class _Output(Protocol):
+    """Where windows go: a part file, or a stream."""
+
+    @property
+    def checkpoint(self) -> Checkpoint: ...
+
+    def append(self, output: bytes, rejects: bytes, *, rows_read: int, rejected: int) -> None: ...
+
+
+@contextmanager
+def _opened(source: Path | BinaryIO, header: bool | None) -> Iterator[RowStream]:
+    if isinstance(source, Path):
+        with open_rows(source, header=header) as stream:
+            yield stream
+    else:
+        yield rows_of(source, Path("standard input"), form="txt")
+
+
+def _into_file(
+    job: _Job, stream: RowStream, source: Path | BinaryIO, destination: Path, rejects: Path | None
+) -> Checkpoint:
+    destination = destination.resolve() if destination.is_symlink() else destination
+    rejects = rejects or destination.with_name(destination.name + ".rejects.jsonl")
+    if isinstance(source, Path):
+        _check_rejects(rejects, source, destination)
+    known = fingerprint(source) if isinstance(source, Path) else os.urandom(16).hex()  # a pipe never recurs
+    identity = {"input": known, "rejects": str(rejects), **job.identity()}
+    packed = destination.suffix.lower() == ".gz"
+    table = job.table(stream)
+    with PartFile(destination, rejects, identity).opened() as part:
+        job.observe(Begun(part.checkpoint.rows_read, part.left_over))
+        if part.checkpoint.output_bytes and not part.checkpoint.complete:
+            with part.part.open("rb") as written:
+                table.go_on(written)
+        if not part.checkpoint.complete:
+            _classify(job, stream, table, part, packed=packed)
+        part.finish(table.convert if job.format == "parquet" else None)
+        return part.checkpoint
+
+
+def _into_stream(
+    job: _Job, stream: RowStream, destination: Path | BinaryIO, rejects: Path | None
+) -> Checkpoint:
+    table = job.table(stream)
+    convert = table.convert if job.format == "parquet" else None
+    with direct_output(destination, rejects, convert) as output:
+        job.observe(Begun(0, left_over=False))
+        _classify(job, stream, table, output, packed=False)
+        return output.checkpoint
+
+
+def _classify(job: _Job, stream: RowStream, table: OutputTable, output: _Output, *, packed: bool) -> None:
+    """Every row that the output does not have yet, window after window."""
+    if stream.faults:
+        raise stream.faults[0].error(stream.head.path)
+    layout = job.predictor.layout.for_table(stream.head, text=job.text, template=job.template)
+    coming = windows(stream, layout, skip=output.checkpoint.rows_read, strict=job.strict)
+    for window in ahead(coming):
+        probabilities = job.predictor.predict_probabilities(
+            window.texts, progress=lambda rows: job.observe(Classified(rows))
+        )
+        predictions = Predictions(probabilities, job.predictor.label_names)
+        written, refused = table.write(Piece(window.rows, predictions, window.numbers))
+        rejected = _with_refused(window, refused, stream, strict=job.strict)
+        output.append(
+            gzip.compress(written, _COMPRESSION, mtime=0) if packed else written,
+            b"".join(reject.to_json() for reject in rejected),
+            rows_read=window.end - window.start,
+            rejected=len(rejected),
+        )
+        job.observe(WindowWritten(output.checkpoint, window.share, tuple(rejected)))
+
+
+def _with_refused(window: Window, refused: Refused, stream: RowStream, *, strict: bool) -> list[Reject]:
+    """The window's rejects and those that the output cannot hold, in line order."""
+    if refused and strict:
+        raise refused[0][1].error(stream.head.path)
+    others = [Reject(fault, window.rows[position].record(stream.head.columns)) for position, fault in refused]
+    return sorted([*window.rejects, *others], key=lambda reject: reject.fault.line)
+
+
+def _check_rejects(rejects: Path, source: Path, destination: Path) -> None:
+    """Refuse a file of rejects that is the input or the output. Raises UserError."""
+    for other, flag in ((source, "--input"), (destination, "--output")):
+        if rejects.resolve() == other.resolve():
+            raise UserError(
+                f"the rejects would overwrite {other}",
+                found=f"{flag} {other} --rejects {rejects}",
+                mend="give --rejects another name",
+            )

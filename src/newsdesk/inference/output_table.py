@@ -1,0 +1,240 @@
+"""The table of predictions, piece by piece: the input's columns, unchanged and in order, then the classes."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, BinaryIO, Literal, get_args
+
+from newsdesk.data.table import Fault, Row
+from newsdesk.errors import UserError
+from newsdesk.evaluation.csv_lines import delimited_lines, probability_column, rounded
+from newsdesk.inference.predictions import Predictions
+
+Format = Literal["csv", "tsv", "jsonl", "parquet", "submission"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+Refused = list[tuple[int, Fault]]
+"""Positions in a piece whose rows the format cannot hold, and why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Some rows with what is said of them.
+
+    Attributes:
+        rows: as they were read.
+        predictions: one for each.
+        numbers: their 0-based positions in the input.
+
+    Raises ValueError when the three do not line up.
+    """
+
+    rows: Sequence[Row]
+    predictions: Predictions
+    numbers: Sequence[int]
+
+    def __post_init__(self) -> None:
+        """Refuse what does not line up."""
+        if not len(self.rows) == len(self.predictions) == len(self.numbers):
+            raise ValueError(f"{len(self.rows)} rows but {len(self.predictions)} predictions")
+
+
+class OutputTable(ABC):
+    """Rows and their predictions as bytes, to be written one piece behind the other.
+
+    Attributes:
+        columns: the input's columns.
+        names: what the appended columns are called; an input column is never overwritten.
+    """
+
+    def __init__(
+        self, columns: Sequence[str], label_names: Sequence[str], top_k: int, all_probabilities: bool
+    ) -> None:
+        self.columns = tuple(columns)
+        self._top_k = top_k
+        self._every_class = all_probabilities
+        self._wanted = _names_of_classes(label_names, top_k, all_probabilities)
+        self.names = output_names(self._wanted, columns)
+        self._begun = False
+
+    def write(self, piece: Piece) -> tuple[bytes, Refused]:
+        """The bytes of a piece; those of the first begin with whatever stands above the rows.
+
+        Rows that the format cannot hold beside those already written are left out and returned.
+        """
+        written = self._write(piece)
+        self._begun = True
+        return written
+
+    def go_on(self, written: BinaryIO) -> None:
+        """Continue behind the pieces that an earlier process wrote, which ``written`` holds."""
+        self._begun = bool(written.read(1))
+
+    def convert(self, written: BinaryIO, sink: BinaryIO) -> None:
+        """Write the file whose pieces ``written`` holds one behind the other."""
+        shutil.copyfileobj(written, sink)
+
+    @abstractmethod
+    def _write(self, piece: Piece) -> tuple[bytes, Refused]: ...
+
+    def _classes(self, predictions: Predictions) -> list[list[object]]:
+        """The cells under ``names`` of each row: the ranked classes, then all of them where asked for."""
+        ids, probabilities = predictions.top_k(self._top_k)
+        cells = []
+        for row in range(len(predictions)):
+            pairs = zip(ids[row], probabilities[row], strict=True)
+            ranked = chain.from_iterable((predictions.label_names[i], rounded(p)) for i, p in pairs)
+            others = map(rounded, predictions.probabilities[row]) if self._every_class else ()
+            cells.append([*ranked, *others])
+        return cells
+
+
+class DelimitedTable(OutputTable):
+    """csv, or with another delimiter tsv. A row with a key that no column bears is refused."""
+
+    delimiter = ","
+
+    def _write(self, piece: Piece) -> tuple[bytes, Refused]:
+        refused = list(unknown_keys(piece.rows, self.columns))
+        bad = {position for position, _ in refused}
+        lines: list[Sequence[object]] = [] if self._begun else [[*self.columns, *self.names]]
+        for position, classes in enumerate(self._classes(piece.predictions)):
+            if position not in bad:
+                lines.append([*checked_cells(piece.rows[position], self.columns), *classes])
+        return b"".join(delimited_lines(lines, self.delimiter)), refused
+
+
+class TabDelimitedTable(DelimitedTable):
+    """tsv."""
+
+    delimiter = "\t"
+
+
+class SubmissionTable(OutputTable):
+    """``ID,Label`` alone: the 0-based number of the row in the input, and the class id."""
+
+    def _write(self, piece: Piece) -> tuple[bytes, Refused]:
+        pairs = zip(piece.numbers, piece.predictions.class_ids.tolist(), strict=True)
+        header: list[Sequence[object]] = [] if self._begun else [("ID", "Label")]
+        return b"".join(delimited_lines(chain(header, pairs))), []
+
+
+class JsonLinesTable(OutputTable):
+    """One object a line; a row from jsonl keeps its own keys in their order."""
+
+    def __init__(
+        self, columns: Sequence[str], label_names: Sequence[str], top_k: int, all_probabilities: bool
+    ) -> None:
+        super().__init__(columns, label_names, top_k, all_probabilities)
+        refuse_twin_columns([*columns, *self.names], "jsonl")
+
+    def _write(self, piece: Piece) -> tuple[bytes, Refused]:
+        classes = self._classes(piece.predictions)
+        return b"".join(map(self._line, piece.rows, classes)), []
+
+    def _line(self, row: Row, classes: Sequence[object]) -> bytes:
+        keys, names = row.keys or self.columns, self.names
+        if not set(keys).isdisjoint(names):  # a key that came up after the columns were told
+            names = output_names(self._wanted, [*self.columns, *keys])
+        values = (*(row.cells if row.keys else checked_cells(row, self.columns)), *classes)
+        content = dict(zip((*keys, *names), map(json_value, values), strict=True))
+        line = json.dumps(content, ensure_ascii=False, allow_nan=False, default=str)
+        # A lone surrogate becomes \udXXX, which is also how JSON spells it.
+        return (line + "\n").encode(errors="backslashreplace")
+
+
+def output_table(
+    format: Format,
+    columns: Sequence[str],
+    label_names: Sequence[str],
+    *,
+    top_k: int = 1,
+    all_probabilities: bool = False,
+    arrow_schema: Any = None,
+) -> OutputTable:
+    """The table of a format for an input with these columns.
+
+    ``arrow_schema``, the pyarrow.Schema of an input that has one, gives its columns their types in parquet.
+    Raises UserError when jsonl or parquet would need two columns of one name, and for parquet without
+    pyarrow.
+    """
+    if format == "parquet":
+        from newsdesk.inference.parquet_table import ParquetTable
+
+        return ParquetTable(columns, label_names, top_k, all_probabilities, arrow_schema)
+    kinds: dict[Format, type[OutputTable]] = {
+        "csv": DelimitedTable,
+        "tsv": TabDelimitedTable,
+        "jsonl": JsonLinesTable,
+        "submission": SubmissionTable,
+    }
+    return kinds[format](columns, label_names, top_k, all_probabilities)
+
+
+def output_names(names: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """The names for output columns, each prefixed with ``predicted_`` until no input column bears it."""
+    free: list[str] = []
+    for name in names:
+        candidate = name
+        while candidate in taken or candidate in free:
+            candidate = f"predicted_{candidate}"
+        free.append(candidate)
+    return free
+
+
+def unknown_keys(rows: Sequence[Row], columns: Sequence[str]) -> Iterator[tuple[int, Fault]]:
+    """Position and fault of each row with a key that no column bears."""
+    for position, row in enumerate(rows):
+        unknown = [key for key in row.keys or () if key not in columns]
+        if unknown:
+            yield (
+                position,
+                Fault(
+                    row.line,
+                    f"the key {unknown[0]!r}, for which the output has no column",
+                    f"columns of the first rows: {', '.join(columns)}",
+                    "write jsonl, where each row keeps its own keys",
+                ),
+            )
+
+
+def checked_cells(row: Row, columns: Sequence[str]) -> Sequence[object]:
+    """The row's values under the columns. Raises ValueError when it has too few or too many."""
+    cells = row.cells_under(tuple(columns))
+    if len(cells) != len(columns):
+        raise ValueError(f"line {row.line} has {len(cells)} cells for {len(columns)} columns")
+    return cells
+
+
+def refuse_twin_columns(header: Sequence[str], format: str) -> None:
+    """Raise UserError when a format that knows columns by name would get two of one name."""
+    twins = sorted({name for name in header if list(header).count(name) > 1})
+    if twins:
+        raise UserError(
+            f"{format} cannot hold two columns of one name",
+            found=f"several columns called {', '.join(map(repr, twins))}",
+            mend="rename them in the input, or write csv",
+        )
+
+
+def json_value(value: object) -> object:
+    """The value with what JSON cannot hold, not-a-number and infinity, replaced by null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): json_value(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(entry) for entry in value]
+    return value
+
+
+def _names_of_classes(label_names: Sequence[str], top_k: int, every_class: bool) -> list[str]:
+    ranks = range(1, min(top_k, len(label_names)) + 1)
+    names = [name if rank == 1 else f"{name}_{rank}" for rank in ranks for name in ("label", "probability")]
+    return [*names, *map(probability_column, label_names)] if every_class else names

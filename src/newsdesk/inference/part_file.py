@@ -1,0 +1,187 @@
+"""An output under construction that outlives its process: what is written so far, and how far that goes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
+
+from newsdesk.errors import UserError
+from newsdesk.files import atomic_writer, write_json
+
+_HEAD = 1 << 16  # bytes by which an input is recognised, besides its size and time of change
+
+Convert = Callable[[BinaryIO, BinaryIO], None]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """How far an output has come.
+
+    Attributes:
+        rows_read: rows of the input that are dealt with, bad ones included.
+        rejected: how many of them were bad.
+        output_bytes: length of the output so far.
+        rejects_bytes: length of the rejects so far.
+        complete: whether nothing is left but to put the files in their places.
+    """
+
+    rows_read: int = 0
+    rejected: int = 0
+    output_bytes: int = 0
+    rejects_bytes: int = 0
+    complete: bool = False
+
+    @property
+    def rows_written(self) -> int:
+        """Rows that are in the output."""
+        return self.rows_read - self.rejected
+
+
+class PartFile:
+    """``OUTPUT.part``, its rejects, and a journal that says up to where they may be believed.
+
+    Every append is on the disk before the journal tells of it, so whatever kills the process, the journal
+    and the bytes up to its lengths belong together; what lies behind them is cut off.
+
+    Attributes:
+        destination: where the output goes in the end.
+        checkpoint: how far it has come.
+        left_over: whether an unfinished output of other input or settings had to be dropped.
+    """
+
+    def __init__(self, destination: Path, rejects: Path, job: Mapping[str, Any]) -> None:
+        self.destination = destination
+        self.rejects = rejects
+        self.part = _beside(destination, ".part")
+        self._rejects_part = _beside(rejects, ".part")
+        self._journal = _beside(destination, ".part.json")
+        self._job = json.loads(json.dumps(job))
+        self.checkpoint = Checkpoint()
+        self.left_over = False
+
+    @contextmanager
+    def opened(self) -> Iterator[PartFile]:
+        """Go on where the journal says, or begin. Raises UserError if another process is at it."""
+        self.part.parent.mkdir(parents=True, exist_ok=True)
+        self.rejects.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(_beside(self.destination, ".part.lock"))
+        try:
+            with lock.acquire(timeout=0):
+                self._restore()
+                yield self
+        except Timeout:
+            raise UserError(
+                f"another process is writing {self.destination}",
+                found=f"{lock.lock_file} is locked",
+                mend="wait until it is through, or give --output another name",
+            ) from None
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+    def append(self, output: bytes, rejects: bytes, *, rows_read: int, rejected: int) -> None:
+        """Add bytes to both files and make them last. Raises UserError where they cannot be written."""
+        now = self.checkpoint
+        _append(self.part, now.output_bytes, output)
+        if rejects:
+            _append(self._rejects_part, now.rejects_bytes, rejects)
+        self._note(
+            Checkpoint(
+                now.rows_read + rows_read,
+                now.rejected + rejected,
+                now.output_bytes + len(output),
+                now.rejects_bytes + len(rejects),
+            )
+        )
+
+    def finish(self, convert: Convert | None = None) -> None:
+        """Put the files in their places, the output through ``convert`` if given, and drop the journal.
+
+        A file of rejects that an earlier output left there goes when this one has none.
+        """
+        if not self.checkpoint.complete:
+            self._note(Checkpoint(**{**asdict(self.checkpoint), "complete": True}))
+        if self._rejects_part.is_file():
+            self._rejects_part.replace(self.rejects)
+        elif not self.checkpoint.rejects_bytes:
+            self.rejects.unlink(missing_ok=True)
+        if self.part.is_file():
+            if convert is not None:
+                with self.part.open("rb") as written, atomic_writer(self.destination) as sink:
+                    convert(written, sink)
+                self.part.unlink()
+            else:
+                self.part.replace(self.destination)
+        self._journal.unlink(missing_ok=True)
+
+    def _restore(self) -> None:
+        """Take up what the journal describes, if it is of the same job and the files hold as much."""
+        found = self._journal_content()
+        if found is not None and found["job"] == self._job:
+            checkpoint = Checkpoint(**found["checkpoint"])
+            pairs = (
+                (self.part, checkpoint.output_bytes),
+                (self._rejects_part, checkpoint.rejects_bytes),
+            )
+            if checkpoint.complete or all(_cut(path, length) for path, length in pairs):
+                self.checkpoint = checkpoint
+                return
+        self.left_over = found is not None
+        for path in (self._journal, self.part, self._rejects_part):
+            path.unlink(missing_ok=True)
+
+    def _journal_content(self) -> dict[str, Any] | None:
+        try:
+            content = json.loads(self._journal.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            return {"job": None}
+        return content if isinstance(content, dict) and "job" in content else {"job": None}
+
+    def _note(self, checkpoint: Checkpoint) -> None:
+        write_json(self._journal, {"job": self._job, "checkpoint": asdict(checkpoint)})
+        self.checkpoint = checkpoint
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """What tells whether an input is still the same: its path, size, time of change and first bytes."""
+    status = path.stat()
+    with path.open("rb") as stream:
+        head = hashlib.sha256(stream.read(_HEAD)).hexdigest()
+    return {"path": str(path.resolve()), "size": status.st_size, "changed": status.st_mtime_ns, "head": head}
+
+
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
+
+
+def _cut(path: Path, length: int) -> bool:
+    """Cut a file to this length; False where it is shorter."""
+    if not path.is_file():
+        return length == 0
+    if path.stat().st_size < length:
+        return False
+    os.truncate(path, length)
+    return True
+
+
+def _append(path: Path, position: int, content: bytes) -> None:
+    try:
+        with path.open("r+b" if path.is_file() else "wb") as stream:
+            stream.seek(position)
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}",
+            found=error.strerror or str(error),
+            mend="make room and give the same command again: it goes on where it stopped",
+        ) from error
