@@ -149,7 +149,8 @@ class _DropoutAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, probability: float) -> Tensor:
-        ctx.shape = shape = q.shape
+        shape = q.shape
+        ctx.shape = shape
         q, k, v = (t.flatten(0, 1) for t in (q * shape[-1] ** -0.5, k, v))
         probabilities = _probabilities(q, k, bias, shape)
         ctx.keep = Keep.draw(probabilities, probability)
