@@ -157,7 +157,8 @@ class _DropoutAttention(torch.autograd.Function):
         short = k.shape[1] <= 3 * shape[-1]
         ctx.save_for_backward(q, k, v, bias, probabilities if short else None)
         dropped = ctx.keep.mask(q.dtype).mul_(probabilities)
-        return (dropped @ v).mul_(ctx.keep.scale).view(shape)
+        context: Tensor = (dropped @ v).mul_(ctx.keep.scale)
+        return context.view(shape)
 
     @staticmethod
     @once_differentiable
