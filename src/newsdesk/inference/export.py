@@ -19,10 +19,12 @@ from newsdesk.inference.gate import Evidence, Logits, Quality, compare, measured
 from newsdesk.inference.load import load
 from newsdesk.inference.onnx_conversion import to_onnx, write_onnx
 from newsdesk.inference.run_predictor import RunPredictor, base_of, needing_train_extra
+from newsdesk.model.tokenizer import TextTokenizer
 from newsdesk.sources.source import Progress
 from newsdesk.training.run_folder import MANIFEST, RunFolder
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
     from transformers import PreTrainedModel
 
 Observer = Callable[[Quality], None]
@@ -145,6 +147,22 @@ def _write_float32(model: PreTrainedModel, candidate: Candidate) -> list[Quality
     return _exact(candidate.measure("onnx, float32"))
 
 
+def _write_int8(model: PreTrainedModel, candidate: Candidate) -> list[Quality]:
+    from newsdesk.inference.calibration import calibrate
+    from newsdesk.inference.gentler import Ladder, first_that_passes
+
+    float32 = to_onnx(model)
+    tokenizer = TextTokenizer.from_folder(candidate.run.tokenizer, candidate.run.labels.max_length)
+    sequences = tokenizer.encode(candidate.evidence.calibration)
+    ladder = Ladder(float32, lambda: calibrate(float32, sequences, model.config.pad_token_id or 0))
+
+    def measure(quantised: ModelProto, setting: str) -> Quality:
+        write_onnx(quantised, candidate.model)
+        return candidate.measure(setting)
+
+    return first_that_passes(ladder, measure)
+
+
 def _exact(quality: Quality) -> list[Quality]:
     require_exact(quality)
     return [quality]
@@ -153,6 +171,7 @@ def _exact(quality: Quality) -> list[Quality]:
 _WRITERS: dict[Kind, Callable[[PreTrainedModel, Candidate], list[Quality]]] = {
     "merged": _write_merged,
     "onnx-fp32": _write_float32,
+    "onnx-int8": _write_int8,
 }
 
 
@@ -170,7 +189,7 @@ def _write_common(run: RunFolder, model: PreTrainedModel, folder: Path) -> None:
 def _seal(run: RunFolder, kind: Kind, folder: Path) -> None:
     """Write the artefact's manifest, last of all."""
     facts = {key: value for key, value in run.manifest.items() if key not in ("files", "training")}
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
     content = {
         "kind": kind,
         "newsdesk": __version__,

@@ -24,17 +24,25 @@ MOST_ACCURACY_LOST = 0.002
 LEAST_AGREEMENT = 0.99
 MOST_ROWS = 2000
 FEW_ROWS = 500
+CALIBRATION_ROWS = 128
 
 Logits = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """The labelled rows that the gate looks at; ``examples`` are the validation rows, then training rows."""
+    """The rows that an export is made and judged by.
+
+    Attributes:
+        examples: labelled rows to compare on: the validation rows, then training rows.
+        validation_rows, training_rows: how many of each.
+        calibration: texts that show a quantiser what to expect; not compared on where others can be had.
+    """
 
     examples: Examples
     validation_rows: int
     training_rows: int
+    calibration: tuple[str, ...]
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -52,20 +60,21 @@ class Evidence:
 def evidence_of(data: TrainingData, seed: int = 0) -> Evidence:
     """Up to 2,000 of a run's validation rows; where there are fewer than 500, training rows besides."""
     held_out = _sample(data.validation, MOST_ROWS, seed)
+    calibration = _sample(data.train, CALIBRATION_ROWS, seed + 1).texts
     if len(held_out) >= FEW_ROWS:
-        return Evidence(held_out, len(held_out), 0)
+        return Evidence(held_out, len(held_out), 0, calibration)
     seen = _sample(data.train, MOST_ROWS - len(held_out), seed)
     assert held_out.labels is not None
     assert seen.labels is not None
     labels = np.concatenate([held_out.labels, seen.labels])
     rows = Examples(held_out.texts + seen.texts, labels, data.train.label_names, data.train.source)
-    return Evidence(rows, len(held_out), len(seen))
+    return Evidence(rows, len(held_out), len(seen), calibration)
 
 
 def evidence_from(rows: Examples, seed: int = 0) -> Evidence:
     """Up to 2,000 of labelled rows that the user gives."""
     taken = _sample(rows, MOST_ROWS, seed)
-    return Evidence(taken, len(taken), 0)
+    return Evidence(taken, len(taken), 0, taken.texts[:CALIBRATION_ROWS])
 
 
 def _sample(rows: Examples, most: int, seed: int) -> Examples:

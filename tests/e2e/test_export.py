@@ -1,0 +1,109 @@
+"""newsdesk export by the command line: what it leaves, what it prints, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib.machinery import PathFinder
+
+import pytest
+
+pytest.importorskip("onnx")
+
+COMMON = {
+    "config.json",
+    "labels.json",
+    "manifest.json",
+    "quality.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+
+
+def files_of(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "model"),
+    [
+        ("merged", "model.safetensors"),
+        ("onnx-fp32", "onnx/model.onnx"),
+        ("onnx-int8", "onnx/model_quantized.onnx"),
+    ],
+)
+def test_every_kind_leaves_exactly_its_files_in_the_run(newsdesk, run, desk, kind, model):
+    outcome = newsdesk("export", run, "--to", kind)
+    assert outcome.code == 0, outcome.err
+    folder = run / "export" / kind
+    assert files_of(folder) == COMMON | {model}
+    assert outcome.lines[-1] == f"the artefact lies in {folder}"
+    assert "agreement with the run" in outcome.err
+    predicted = newsdesk("predict", folder, "goal coach league", "--json").json["predictions"]
+    assert predicted[0]["label"] == "Sports"
+
+
+def test_json_is_one_document_with_the_figures(newsdesk, run, tmp_path):
+    outcome = newsdesk("export", run, "--to", "onnx-fp32", "--out", tmp_path / "there", "--json")
+    assert outcome.json["path"] == str(tmp_path / "there")
+    assert outcome.json["kind"] == "onnx-fp32"
+    assert outcome.json["tried"][0]["agreement"] == 1
+    assert not (run / "export").exists()
+
+
+def test_an_artefact_is_replaced_only_when_asked(newsdesk, run):
+    assert newsdesk("export", run, "--to", "merged").code == 0
+    refused = newsdesk("export", run, "--to", "merged")
+    assert refused.code == 1
+    assert "already" in refused.err
+    assert "--overwrite" in refused.err
+    assert newsdesk("export", run, "--to", "merged", "--overwrite").code == 0
+    assert files_of(run / "export") == {f"merged/{name}" for name in COMMON | {"model.safetensors"}}
+
+
+def test_what_is_no_artefact_is_never_replaced(newsdesk, run, tmp_path):
+    mine = tmp_path / "thesis.txt"
+    mine.write_text("ten years of work")
+    outcome = newsdesk("export", run, "--to", "merged", "--out", tmp_path, "--overwrite")
+    assert outcome.code == 1
+    assert "--out" in outcome.err
+    assert mine.read_text() == "ten years of work"
+
+
+def test_an_unknown_kind_is_wrong_usage(newsdesk, run):
+    outcome = newsdesk("export", run, "--to", "tflite")
+    assert outcome.code == 2
+    assert "onnx-int8" in outcome.err
+
+
+def test_an_unfinished_run_is_named_as_such(newsdesk, run):
+    (run / "manifest.json").unlink()
+    outcome = newsdesk("export", run, "--to", "onnx-fp32")
+    assert outcome.code == 1
+    assert "unfinished" in outcome.err
+    assert not (run / "export").exists()
+
+
+def test_a_missing_package_is_named_with_its_extra(newsdesk, run, monkeypatch):
+    find_spec = PathFinder.find_spec
+    monkeypatch.setattr(
+        "newsdesk.inference.export.find_spec", lambda name: None if name == "onnx" else find_spec(name)
+    )
+    outcome = newsdesk("export", run, "--to", "onnx-fp32")
+    assert outcome.code == 1
+    assert "newsdesk[export]" in outcome.err
+    assert not (run / "export").exists()
+
+
+def test_a_run_whose_rows_are_gone_takes_rows_by_flag(newsdesk, run, desk, tmp_path):
+    manifest = run / "manifest.json"
+    content = json.loads(manifest.read_text())
+    del content["data"]  # as an imported adapter has it
+    manifest.write_text(json.dumps(content))
+    refused = newsdesk("export", run, "--to", "onnx-fp32")
+    assert refused.code == 1
+    assert "--data FILE" in refused.err
+    rows = shutil.copy(desk.test, tmp_path / "rows.csv")
+    outcome = newsdesk("export", run, "--to", "onnx-fp32", "--data", rows, "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["rows"] == {"source": str(rows), "validation": 60, "training": 0}
