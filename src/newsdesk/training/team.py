@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,10 +12,14 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from newsdesk.errors import UserError
 from newsdesk.model.device import choose_device
 from newsdesk.training.launch import local_rank, started_by_torchrun
+
+_SECONDS_TO_MEET = 600.0
 
 
 @dataclass(frozen=True)
@@ -110,11 +116,41 @@ def gathered(device_name: str) -> Iterator[tuple[Team, torch.device]]:
             f"several processes cannot train on {device.type}",
             mend="train without torchrun, or with --set training.device=cpu",
         )
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    store, rank, size = next(rendezvous("env://"))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, store=_meet(store, rank, size), rank=rank, world_size=size)
     try:
         yield Team(distributed.get_rank(), distributed.get_world_size()), device
     finally:
         distributed.destroy_process_group()
+
+
+def _meet(store: Store, rank: int, size: int) -> Store:
+    """A part of the store to which only the processes alive now write.
+
+    After a restart torchrun's store still holds the addresses of the processes that were lost, and whoever
+    comes early would connect to those. So the lead offers a new name to everyone who has signed in, lost or
+    not, until all have answered under that name, which only the living do.
+    """
+    own = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"newsdesk/{rank}", own)
+        name = store.get(own).decode()
+        store.set(f"{name}/{rank}", "here")
+        return PrefixStore(name, store)
+    others, deadline = range(1, size), time.monotonic() + _SECONDS_TO_MEET
+    while not store.check([f"{own}/{other}" for other in others]):
+        for other in others:
+            if store.check([f"newsdesk/{other}"]):
+                store.set(store.get(f"newsdesk/{other}").decode(), own)
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"of {size} processes that were to train together not all arrived",
+                found=f"waited {_SECONDS_TO_MEET:.0f} seconds",
+                mend="look at what the others printed; every machine needs its torchrun, with one --rdzv-endpoint",
+            )
+        time.sleep(0.05)
+    return PrefixStore(own, store)
 
 
 def _exchange_device() -> str:
