@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from newsdesk.model.compiled import compile_layers
 from newsdesk.model.device import Precision
 from newsdesk.model.encoder import fuse, reason_not_fusable
+from newsdesk.model.shapes import bucket_length
 from newsdesk.model.tokenizer import TokenIds, length_sorted_batches, pad
 
 if TYPE_CHECKING:
@@ -25,13 +27,19 @@ class Network(nn.Module):
 
     Attributes:
         model: the PEFT model, whose trainable parameters are also this module's.
-        engine: which implementation computes it and, if it is not the fast one, why.
+        engine: which implementation computes it and, if it is not the fastest one, why.
     """
 
-    def __init__(self, model: PeftModel, device: torch.device, precision: Precision) -> None:
-        """Move ``model`` to ``device`` and choose the engine: the fused encoder where it can."""
+    def __init__(
+        self, model: PeftModel, device: torch.device, precision: Precision, *, compiled: bool = False
+    ) -> None:
+        """Move ``model`` to ``device`` and choose the engine: the fused encoder where it can.
+
+        ``compiled`` has torch.compile generate the fused encoder's kernels for training, which takes tens of
+        seconds once; where that fails it is left out, and ``engine`` says why.
+        """
         super().__init__()
-        model.to(device)
+        model.to(device)  # before fusing, which makes weights views of one matrix
         self.model = model
         self.device = device
         self.precision = precision
@@ -40,13 +48,49 @@ class Network(nn.Module):
         reason = "float16 goes through autocast" if precision == "float16" else reason_not_fusable(model)
         self.engine = "fused encoder" if reason is None else f"transformers + peft ({reason})"
         self._fused = fuse(model, compute_dtype=_DTYPES[precision]) if reason is None else None
+        if self._fused is not None and compiled:
+            obstacle = compile_layers(self._fused, device)
+            self.engine += ", compiled" if obstacle is None else f" (not compiled: {obstacle})"
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the fused encoder computes it, which never waits for the device."""
+        return self._fused is not None
 
     def forward(self, sequences: Sequence[TokenIds], to_length: int | None = None) -> Tensor:
         """Logits of a batch, float32 of shape (rows, classes) on ``device``; padded to the longest row."""
-        input_ids, attention_mask = (
-            torch.from_numpy(array).to(self.device, non_blocking=True)
-            for array in pad(sequences, self.pad_id, to_length)
+        return self.logits(*self.batch(sequences, to_length))
+
+    def batch(
+        self, sequences: Sequence[TokenIds], to_length: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Token ids and mask of 1 and 0 on ``device``, int64 (rows, longest or ``to_length``).
+
+        The mask is None when nothing is padded: known here, where asking the device would mean waiting.
+        """
+        input_ids, attention_mask = pad(sequences, self.pad_id, to_length)
+        unpadded = all(len(sequence) == input_ids.shape[1] for sequence in sequences)
+        return self.on_device(input_ids), None if unpadded else self.on_device(attention_mask)
+
+    def bucketed_batch(
+        self, sequences: Sequence[TokenIds], to_length: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As ``batch``, padded to one of a few widths and always masked: one shape, and one form, a width."""
+        width = to_length or bucket_length(
+            max(len(sequence) for sequence in sequences), self.model.config.max_position_embeddings
         )
+        input_ids, attention_mask = pad(sequences, self.pad_id, width)
+        return self.on_device(input_ids), self.on_device(attention_mask)
+
+    def on_device(self, array: NDArray[Any]) -> Tensor:
+        """The array as a tensor on ``device``; through pinned memory, so that nobody waits for a GPU."""
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+    def logits(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Logits, float32 (rows, classes), of tensors as ``batch`` makes them."""
         if self._fused is not None:
             logits: Tensor = self._fused(input_ids, attention_mask)
             return logits
