@@ -71,7 +71,7 @@ def test_a_poisoned_int8_is_refused_with_the_table_and_nothing_is_written(run, p
     with pytest.raises(UserError, match="no way to quantise") as refused:
         api.export(run, "onnx-int8")
     table = refused.value.found
-    for words in ("7-bit weights", "by each token", "products in float32", "calibrated", "smoothed", "alone"):
+    for words in ("7-bit weights", "by token", "products in float32", "by calibration", "smoothed", "alone"):
         assert words in table
     assert "at most 0.2 points lost" in table
     assert "--to onnx-fp32" in refused.value.mend

@@ -132,13 +132,16 @@ def merged_classifier(run: RunFolder, progress: Progress | None = None) -> PreTr
         from newsdesk.model.classifier import load_classifier
 
         model = load_classifier(base_of(run, progress), run.adapter, run.labels.names)
-    merged: Any = model.merge_and_unload()  # type: ignore[operator]  # peft types it as a module
+    merged: Any = model.merge_and_unload()
     merged.config.architectures = [type(merged).__name__]  # the base's own may name another head
     return merged.eval()  # type: ignore[no-any-return]
 
 
 def _write_merged(model: PreTrainedModel, candidate: Candidate) -> list[Quality]:
-    model.save_pretrained(candidate.folder)
+    from newsdesk.model.classifier import quiet_transformers
+
+    with quiet_transformers():
+        model.save_pretrained(candidate.folder)
     return _exact(candidate.measure("merged, float32"))
 
 

@@ -179,14 +179,14 @@ def render_progress(quality: Quality) -> str:
 
 def render_tried(tried: Sequence[Quality]) -> list[str]:
     """The table of settings tried, a line each, the gate's limits in its head."""
-    head = f"{'setting':<44} {'lost':>7} {'agreement':>10} {'95 % interval':>16} {'MB':>7}"
-    lines = [head]
+    width = max((len(quality.setting) for quality in tried), default=0)
+    lines = [f"{'setting':<{width}} {'lost':>6} {'agreement':>9} {'95 % interval':>15} {'MB':>6}"]
     for quality in tried:
         low, high = _interval(quality.agreement, quality.rows)
         interval = f"{low:.2%}-{high:.2%}"
         lines.append(
-            f"{quality.setting:<44} {quality.accuracy_lost * 100:>7.2f} {quality.agreement:>10.2%} "
-            f"{interval:>16} {quality.megabytes:>7.1f}"
+            f"{quality.setting:<{width}} {quality.accuracy_lost * 100:>6.2f} {quality.agreement:>9.2%} "
+            f"{interval:>15} {quality.megabytes:>6.1f}"
         )
     rows = tried[0].rows if tried else 0
     limits = f"at most {MOST_ACCURACY_LOST * 100:g} points lost, more than {LEAST_AGREEMENT:.0%} agreement"

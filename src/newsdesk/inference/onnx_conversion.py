@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,13 +54,13 @@ def traced(model: PreTrainedModel) -> ModelProto:
     example = torch.ones(2, 8, dtype=torch.long)
     names = ["input_ids", "attention_mask"]
     axes = {0: "batch", 1: "sequence"}
-    buffer = io.BytesIO()
-    with _quiet():
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        file = Path(folder) / "traced.onnx"
         try:
             torch.onnx.export(
                 TwoInputs().eval(),
                 (example, example.clone()),
-                buffer,
+                file,
                 input_names=names,
                 output_names=["logits"],
                 dynamic_axes={**dict.fromkeys(names, axes), "logits": {0: "batch"}},
@@ -73,7 +73,7 @@ def traced(model: PreTrainedModel) -> ModelProto:
                 found=next(iter(str(error).splitlines()), type(error).__name__),
                 mend="export it with --to merged, which any architecture can be",
             ) from error
-    return onnx.load_from_string(buffer.getvalue())
+        return onnx.load(str(file))
 
 
 def write_onnx(model: ModelProto, file: Path) -> None:

@@ -27,10 +27,10 @@ Array = NDArray[Any]
 Activations = Literal["batch", "token", "calibrated", "float32"]
 
 _WORDS: dict[Activations, str] = {
-    "batch": "activations by the batch's range",
-    "token": "activations by each token's range",
-    "calibrated": "activations by calibrated ranges",
-    "float32": "weights alone, computed in float32",
+    "batch": "inputs by batch",
+    "token": "inputs by token",
+    "calibrated": "inputs by calibration",
+    "float32": "alone: inputs in float32",
 }
 _TABLE_ROWS = 1000  # smaller tables are not worth two more operators
 _SMALLEST_PEAK = 1e-9  # of a token that is all zeros, which would be divided by

@@ -65,7 +65,7 @@ def outline_classifier(
     settings = {key: value for key, value in config.items() if key not in own}
     try:
         resolved = AutoConfig.for_model(model_type, **settings, num_labels=label_count)
-        with torch.device("meta"), _quiet_transformers():
+        with torch.device("meta"), quiet_transformers():
             classifier = AutoModelForSequenceClassification.from_config(resolved)
     except ValueError as error:
         raise _unusable_base(f"a model of type {model_type}", error) from error
@@ -86,7 +86,7 @@ def load_classifier(base: Path, adapter: Path, label_names: Sequence[str]) -> Pe
 
     require_adapter_files(adapter)
     classifier = _pretrained(base, label_names, dropout=None)
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             loaded = PeftModel.from_pretrained(classifier, str(adapter))
             _require_same_tensors(loaded, adapter / ADAPTER_FILES[1])
@@ -183,7 +183,7 @@ def _pretrained(base: Path, label_names: Sequence[str], *, dropout: float | None
     from transformers import AutoModelForSequenceClassification
 
     config = _read_config(base, label_names)
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             head_dropouts = {} if dropout is None else _head_dropouts(config)
             for name in _ENCODER_DROPOUTS if dropout is not None else ():
@@ -298,7 +298,7 @@ def _add_adapters(classifier: PreTrainedModel, model: ModelSection, lora: LoraSe
         use_dora=lora.dora,
         init_lora_weights=True if lora.init == "default" else lora.init,  # type: ignore[arg-type]
     )
-    with _quiet_transformers():
+    with quiet_transformers():
         return get_peft_model(classifier, config)
 
 
@@ -317,7 +317,7 @@ def _first_fact(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Without the notices that a fresh head is fresh, and without progress bars: newsdesk shows its own."""
     from transformers.utils import logging
 
@@ -342,7 +342,7 @@ def copy_tokenizer(base: Path, target: Path) -> None:
     from transformers import AutoTokenizer
 
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(str(base))
         # Where no file holds a vocabulary, transformers makes up one of special tokens alone.
         names = dict.fromkeys(tokenizer.vocab_files_names.values())

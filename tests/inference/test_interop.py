@@ -1,0 +1,103 @@
+"""Other people's programs load what we export: transformers here, the rest where it is installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import newsdesk
+from newsdesk import api
+
+pytest.importorskip("onnx")
+transformers = pytest.importorskip("transformers")
+
+TEXTS = ["goal coach league", "bank profit market merger", "orbit genome", "the striker said " * 20]
+CLIENT = Path(__file__).parents[1] / "clients" / "transformers_js.mjs"
+OPTIMUM = Path(__file__).parents[1] / "clients" / "optimum_client.py"
+
+
+@pytest.fixture(scope="module", params=["bert", "roberta"])
+def run(request, tiny_base, topical_csv, tmp_path_factory):
+    flags = {"model.base": str(tiny_base(request.param)), "data.train": str(topical_csv)}
+    settings = ["model.max_length=32", "training.learning_rate=2e-2", "training.device=cpu"]
+    out = tmp_path_factory.mktemp("run") / "run"
+    newsdesk.train(
+        out=out, flags=flags, overrides=[*settings, "training.epochs=6", "lora.targets=['all-linear']"]
+    )
+    return out
+
+
+def scores_of(rows):
+    """[[{label, score} of every class] of every text] as a matrix in the order of the names."""
+    return [[entry["score"] for entry in sorted(row, key=lambda entry: entry["label"])] for row in rows]
+
+
+def test_a_merged_folder_is_a_text_classification_pipeline_with_the_same_scores(run):
+    folder = api.export(run, "merged", overwrite=True).path
+    pipeline = transformers.pipeline("text-classification", model=str(folder), device="cpu")
+    rows = pipeline(TEXTS, top_k=None, truncation=True)
+    assert {entry["label"] for entry in rows[0]} == {"Business", "Science", "Sports"}
+    expected = newsdesk.load(run, engine="torch").predict_probabilities(TEXTS)
+    np.testing.assert_allclose(scores_of(rows), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [{"dora": True}, {"rslora": True}, {"init": "pissa"}, {"init": "olora"}, {"bias": "lora_only"}],
+    ids=lambda variant: "-".join(map(str, *variant.items())),
+)
+def test_every_kind_of_adapter_merges_to_what_the_run_computes(variant, tiny_base, topical_csv, tmp_path):
+    flags = {f"lora.{key}": value for key, value in variant.items()} | {
+        "model.base": str(tiny_base("mpnet")),
+        "data.train": str(topical_csv),
+        "training.epochs": 0.3,
+    }
+    settings = ["training.learning_rate=2e-2", "model.max_length=32"]
+    run = newsdesk.train(out=tmp_path / "run", flags=flags, overrides=settings)
+    for kind in ("merged", "onnx-fp32"):
+        assert api.export(run.path, kind).quality["tried"][0]["largest_difference"] < 1e-4
+
+
+def modules_of_node():
+    """Where @huggingface/transformers is installed for node; skips where it is not."""
+    modules = Path(os.environ.get("NEWSDESK_NODE_MODULES", CLIENT.parent / "node_modules"))
+    if not shutil.which("node") or not (modules / "@huggingface" / "transformers").is_dir():
+        pytest.skip("node with @huggingface/transformers is not installed (NEWSDESK_NODE_MODULES)")
+    return modules
+
+
+@pytest.mark.parametrize(("kind", "precision"), [("onnx-fp32", "fp32"), ("onnx-int8", "q8")])
+def test_transformers_js_gives_the_same_scores(run, kind, precision):
+    modules = modules_of_node()
+    folder = api.export(run, kind, overwrite=True).path
+    texts = TEXTS[:3]  # of a text that is too long it cuts the closing token off, which others keep
+    command = ["node", str(CLIENT), str(modules), str(folder), precision, json.dumps(texts)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 0, result.stderr
+    expected = newsdesk.load(folder).predict_probabilities(texts)
+    np.testing.assert_allclose(scores_of(json.loads(result.stdout)), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["onnx-fp32", "onnx-int8"])
+def test_optimum_gives_the_same_scores(run, kind):
+    python = os.environ.get("NEWSDESK_OPTIMUM_PYTHON")
+    if python is None:
+        pytest.skip("NEWSDESK_OPTIMUM_PYTHON names no Python that has optimum[onnxruntime]")
+    folder = api.export(run, kind, overwrite=True).path
+    result = subprocess.run(
+        [python, str(OPTIMUM), str(folder), json.dumps(TEXTS)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+    )
+    assert result.returncode == 0, result.stderr
+    expected = newsdesk.load(folder).predict_probabilities(TEXTS)
+    np.testing.assert_allclose(scores_of(json.loads(result.stdout)), expected, atol=1e-3)
