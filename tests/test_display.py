@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 
 from newsdesk import display
-from newsdesk.display import RowCounter, TrainingDisplay, fetching, render_columns, render_predictions
+from newsdesk.cli.predict_verb import render_predictions
+from newsdesk.display import RowCounter, TrainingDisplay, fetching, render_columns
 from newsdesk.inference.predictions import Predictions
-from newsdesk.training.events import Finished, Started, Step, Validation
+from newsdesk.training.events import Finished, Interrupted, Resumed, Started, Step, Validation
 
 STARTED = Started(
     steps=100, epochs=2.0, rows=1600, validation_rows=80, device="cpu", precision="float32", engine="fused"
@@ -129,6 +130,31 @@ def test_the_end_says_why_and_what_was_kept(file, clock, changes, said):
     clock.now += 125
     training.show(finished(**changes))
     assert said in shown(file).splitlines()[-1]
+
+
+def test_a_resumed_training_says_from_where_and_estimates_by_its_own_steps(file, clock):
+    training = TrainingDisplay(file)
+    training.show(STARTED)
+    training.show(Resumed(60, 1.2, ("step-00000070-abc.safetensors",)))
+    for number in range(61, 76):
+        clock.now += 1.0
+        training.show(step(number))
+    training.show(Interrupted(75, 1.5))
+    text = shown(file)
+    assert "checkpoint step-00000070-abc.safetensors is damaged and was passed over" in text
+    assert "going on after step 60 (epoch 1.20)" in text
+    assert "0:25 left" in text  # 25 steps of a second each
+    assert "a checkpoint of step 75 is kept" in text
+
+
+def test_a_resumed_bar_begins_where_training_was(screen, clock):
+    training = TrainingDisplay(screen)
+    training.show(STARTED)
+    training.show(Resumed(60, 1.2, ()))
+    clock.now += 1.0
+    training.show(step(61))
+    training.close()
+    assert "61/100" in shown(screen)
 
 
 def test_hours_are_shown_as_hours(file, clock):

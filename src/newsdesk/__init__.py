@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "__version__", "evaluate", "load", "train"]
+__all__ = ["UserError", "__version__", "evaluate", "export", "load", "predict_file", "train"]
 
 if TYPE_CHECKING:
-    from newsdesk.api import evaluate, load, train
+    from newsdesk.api import evaluate, export, load, train
     from newsdesk.errors import UserError
+    from newsdesk.inference.bulk import predict_file
 
 
 def __getattr__(name: str) -> Any:
@@ -18,6 +19,10 @@ def __getattr__(name: str) -> Any:
         from newsdesk.errors import UserError
 
         return UserError
+    if name == "predict_file":
+        from newsdesk.inference.bulk import predict_file
+
+        return predict_file
     if name in __all__:
         from newsdesk import api
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from newsdesk.data.layout import to_examples
 from newsdesk.errors import UserError
 from newsdesk.inference.artefact import ArtefactFolder, find_artefact
-from newsdesk.inference.bulk import predict_file
 from newsdesk.inference.load import load
 from newsdesk.inference.predictions import Predictions
 from newsdesk.inference.run_predictor import needing_train_extra
@@ -33,7 +32,6 @@ __all__ = [
     "evaluation_rows",
     "export",
     "load",
-    "predict_file",
     "predict_table",
     "train",
     "train_resolved",
@@ -88,7 +86,7 @@ def recipe_for(
     *,
     resume: bool,
 ) -> ResolvedRecipe:
-    """The recipe that is asked for; if nothing is but to resume, the one that the run at ``out`` began with."""
+    """The recipe asked for; if nothing is but to resume, the one that the run at ``out`` began with."""
     from newsdesk.config import load_recipe
 
     overrides = tuple(overrides)

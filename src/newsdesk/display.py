@@ -18,7 +18,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from newsdesk.inference.predictions import Predictions
 from newsdesk.sources.source import Progress as FetchObserver
 from newsdesk.training.events import Event, Finished, Interrupted, Resumed, Started, Step, Validation
 
@@ -199,14 +198,6 @@ def _started_bar(console: Console, what: str, total: int, amount: ProgressColumn
     bar.add_task(what, total=total)
     bar.start()
     return bar
-
-
-def render_predictions(texts: Sequence[str], predictions: Predictions, top_k: int) -> list[str]:
-    """A line a text: its most probable classes with their probabilities, then the text."""
-    ranked = [prediction.top_k(top_k) for prediction in predictions]
-    cells = [", ".join(f"{label} {probability:.1%}" for label, probability in row) for row in ranked]
-    width = max(map(len, cells))
-    return [f"{cell:<{width}}  {text}" for cell, text in zip(cells, texts, strict=True)]
 
 
 def render_columns(rows: Sequence[Mapping[str, object]]) -> list[str]:

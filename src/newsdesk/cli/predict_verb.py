@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -15,9 +15,8 @@ from newsdesk.cli.shared import (
     data_flags,
     flag,
     names_of,
-    note,
     say,
-    shown_fetching,
+    shown_once_fetching,
     standard_output,
     terminal,
 )
@@ -88,8 +87,6 @@ def predict(
         if as_json:
             say({"predictions": predictions.to_dicts(None if probabilities else top_k)})
         elif output is None and form is None:
-            from newsdesk.display import render_predictions
-
             say(
                 render_predictions(texts, predictions, len(predictor.label_names) if probabilities else top_k)
             )
@@ -104,21 +101,17 @@ def predict(
 def _load(run: Path, engine: Any) -> TextClassifier:
     from newsdesk import api
 
-    console = terminal()
-    with shown_fetching(console) as progress:
+    with shown_once_fetching() as progress:
         predictor = api.load(run, engine=engine, progress=progress)
     if predictor.path != run:
-        note(console, f"predicting with {predictor.path}; --engine torch computes the run itself")
+        click.echo(f"predicting with {predictor.path}; --engine torch computes the run itself", err=True)
     return predictor
 
 
 def _classified(predictor: TextClassifier, table: Table, columns: Mapping[str, Any]) -> Predictions:
     from newsdesk import api
-    from newsdesk.display import RowCounter
 
-    with RowCounter(terminal(), "classifying") as rows:
-        rows.start(len(table))
-        return api.predict_table(predictor, table, **columns, count=rows.count)
+    return api.predict_table(predictor, table, **columns)
 
 
 def _write_in_one(
@@ -152,12 +145,12 @@ def _stream(
     layout: Mapping[str, Any],
 ) -> None:
     """Classify a file or pipe of any size, and say what became of its rows."""
-    from newsdesk import api
     from newsdesk.cli.bulk_display import BulkDisplay
+    from newsdesk.inference.bulk import predict_file
 
     shown_rejects = rejects is None and target is None
     with standard_output() as stream, BulkDisplay(terminal(), names_rejects=shown_rejects) as display:
-        done = api.predict_file(
+        done = predict_file(
             predictor,
             source,
             target or stream,
@@ -196,3 +189,11 @@ def _piped() -> BinaryIO:
     if sys.stdin.isatty():
         raise click.UsageError("Nothing to classify: give texts, --input FILE, or pipe one text a line.")
     return sys.stdin.buffer
+
+
+def render_predictions(texts: Sequence[str], predictions: Predictions, top_k: int) -> list[str]:
+    """A line a text: its most probable classes with their probabilities, then the text."""
+    ranked = [prediction.top_k(top_k) for prediction in predictions]
+    cells = [", ".join(f"{label} {probability:.1%}" for label, probability in row) for row in ranked]
+    width = max(map(len, cells))
+    return [f"{cell:<{width}}  {text}" for cell, text in zip(cells, texts, strict=True)]

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
@@ -146,6 +146,20 @@ def shown_fetching(console: Console) -> Iterator[Progress]:
 
     with fetching(console) as progress:
         yield progress
+
+
+@contextmanager
+def shown_once_fetching() -> Iterator[Progress]:
+    """``shown_fetching`` on standard error, loaded when there is something to show."""
+    with ExitStack() as display:
+        observers: list[Progress] = []
+
+        def observe(done: int, total: int | None, what: str) -> None:
+            if not observers:
+                observers.append(display.enter_context(shown_fetching(terminal())))
+            observers[0](done, total, what)
+
+        yield observe
 
 
 def _discard_from_now_on(descriptor: int) -> None:

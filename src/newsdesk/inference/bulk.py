@@ -19,8 +19,11 @@ from newsdesk.inference.output_table import Format, OutputTable, Piece, Refused,
 from newsdesk.inference.part_file import Checkpoint, PartFile, fingerprint
 from newsdesk.inference.predictions import Predictions
 from newsdesk.inference.text_classifier import TextClassifier
-from newsdesk.inference.windows import ROWS_PER_WINDOW, Reject, Window, ahead, windows
+from newsdesk.inference.windows import Reject, Window, ahead, windows
 from newsdesk.inference.writers import check_destination
+
+ROWS_PER_WINDOW = 4096
+"""Enough that batches of like length waste little, and little enough to be lost by a kill."""
 
 _COMPRESSION = 6  # of gzip; 9 takes three times as long for one per cent
 
@@ -210,7 +213,8 @@ def _classify(job: _Job, stream: RowStream, table: OutputTable, output: _Output,
     if stream.faults:
         raise stream.faults[0].error(stream.head.path)
     layout = job.predictor.layout.for_table(stream.head, text=job.text, template=job.template)
-    coming = windows(stream, layout, skip=output.checkpoint.rows_read, strict=job.strict)
+    skip = output.checkpoint.rows_read
+    coming = windows(stream, layout, skip=skip, strict=job.strict, size=ROWS_PER_WINDOW)
     for window in ahead(coming):
         probabilities = job.predictor.predict_probabilities(
             window.texts, progress=lambda rows: job.observe(Classified(rows))

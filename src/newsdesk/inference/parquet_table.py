@@ -47,8 +47,8 @@ class ParquetTable(OutputTable):
 
     def go_on(self, written: BinaryIO) -> None:
         """Take the types from what was written."""
-        super().go_on(written)
         self._schema = self._pyarrow.ipc.open_stream(written).schema
+        self._begun = True
 
     def convert(self, written: BinaryIO, sink: BinaryIO) -> None:
         """Write the parquet file of the pieces in ``written``, some row groups in memory at a time."""

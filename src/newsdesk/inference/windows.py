@@ -13,9 +13,6 @@ from newsdesk.data.layout import TextLayout
 from newsdesk.data.table import BadRow, Fault, Row, RowStream
 from newsdesk.inference.output_table import json_value
 
-ROWS_PER_WINDOW = 4096
-"""Enough that batches of like length waste little, and little enough to be lost by a kill."""
-
 Item = TypeVar("Item")
 
 
@@ -69,9 +66,9 @@ class Window:
 
 
 def windows(
-    stream: RowStream, layout: TextLayout, *, skip: int = 0, strict: bool = False, size: int = ROWS_PER_WINDOW
+    stream: RowStream, layout: TextLayout, *, size: int, skip: int = 0, strict: bool = False
 ) -> Iterator[Window]:
-    """The windows of a file behind its first ``skip`` rows; of an empty file there is one, without rows.
+    """Windows of ``size`` rows behind the first ``skip``; of an empty file there is one, without rows.
 
     A row is rejected when it cannot be read, when a text column holds something other than text, or when
     all of them are missing or null; an empty text is a text. Raises UserError where the file breaks off,
