@@ -183,9 +183,12 @@ def _write_common(run: RunFolder, model: PreTrainedModel, folder: Path) -> None:
     model.config.save_pretrained(folder)
     shutil.copytree(run.tokenizer, folder, dirs_exist_ok=True)
     settings = folder / "tokenizer_config.json"
-    if settings.is_file():  # other programs cut texts where this says, and the run was trained on such texts
+    if settings.is_file():
         content = json.loads(settings.read_text(encoding="utf-8"))
-        write_json(settings, content | {"model_max_length": run.labels.max_length})
+        content["model_max_length"] = run.labels.max_length  # where other programs cut texts
+        if content.get("tokenizer_class") == "TokenizersBackend":  # what transformers 4 knows by another name
+            content["tokenizer_class"] = "PreTrainedTokenizerFast"
+        write_json(settings, content)
     write_json(folder / "labels.json", run.labels.to_dict())
 
 
