@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 import tomllib
+from pathlib import Path
 
 from newsdesk.training.run_folder import open_run
 
@@ -110,3 +113,41 @@ def test_every_fault_of_the_recipe_is_told_at_once(newsdesk, tmp_path):
     assert "lora.rank" in outcome.err
     assert "training.epochs" in outcome.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_training_goes_on_by_its_own_recipe_and_says_so(newsdesk, start, desk, tmp_path):
+    out = tmp_path / "run"
+    process = start(
+        "train", *desk.flags, "--epochs", "6", "--set", "training.checkpoint_every=4", "--out", out
+    )
+    while not list(out.glob("checkpoints/step-*")) and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    _, stderr = process.communicate()
+    assert process.returncode == -signal.SIGKILL, stderr
+    unfinished = newsdesk("predict", out, "goal")
+    assert unfinished.code == 1
+    assert f"newsdesk train --out {out} --resume" in unfinished.err
+    resumed = newsdesk("train", "--out", out, "--resume")
+    assert resumed.code == 0, resumed.err
+    assert "going on after step " in resumed.err
+    whole = newsdesk("train", *desk.flags, "--epochs", "6", "--out", tmp_path / "whole")
+    assert whole.code == 0
+    name = Path("adapter") / "adapter_model.safetensors"
+    assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    again = newsdesk("train", "--out", out, "--resume", "--json")
+    assert (again.code, again.json["finished"]) == (0, "completed")
+
+
+def test_to_resume_and_to_overwrite_is_a_contradiction(newsdesk, tmp_path):
+    outcome = newsdesk("train", "--out", tmp_path / "run", "--resume", "--overwrite")
+    assert outcome.code == 2
+    assert "give one of them" in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_flag_that_differs_from_the_run_s_recipe_is_refused(newsdesk, run, desk):
+    (run / "manifest.json").unlink()
+    outcome = newsdesk("train", *desk.flags, "--epochs", "11", "--out", run, "--resume")
+    assert outcome.code == 1
+    assert "training.epochs = 10.0, asked for 11.0" in outcome.err

@@ -24,6 +24,7 @@ FLAGS = {
             "--epochs",
             "--set",
             "--overwrite",
+            "--resume",
             "--dry-run",
             "--json",
         ),
@@ -37,6 +38,7 @@ FLAGS = {
         *("--engine", "--rejects", "--strict"),
         *("--text", "--template", "--header", "--no-header", "--json"),
     },
+    "export": {"--to", "--out", "--data", "--overwrite", "--json"},
     "import-adapter": {
         *(
             "--out",

@@ -7,7 +7,16 @@ import math
 
 import pytest
 
-from newsdesk.training.events import Event, Finished, Started, Step, Validation, to_record
+from newsdesk.training.events import (
+    Event,
+    Finished,
+    Interrupted,
+    Resumed,
+    Started,
+    Step,
+    Validation,
+    to_record,
+)
 
 EVENTS: list[Event] = [
     Started(
@@ -15,6 +24,8 @@ EVENTS: list[Event] = [
     ),
     Step(1, 0.5, 1.25, 2e-4, 0.75, 16, 400, 410),
     Validation(3, 1.0, 0.5, 0.9, 0.875, True),
+    Resumed(4, 1.5, ("step-00000005-0123456789abcdef.safetensors",)),
+    Interrupted(5, 1.75),
     Finished(9, 1.5, "completed", 3, 0.02),
 ]
 

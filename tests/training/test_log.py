@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from newsdesk.errors import UserError
 from newsdesk.training.events import Finished, Step
 from newsdesk.training.log import EventLog
 
@@ -47,3 +48,32 @@ def test_what_was_logged_before_a_failure_stays(tmp_path: Path):
     with EventLog(tmp_path / "log.jsonl") as log:
         log.write(FINISHED)
     assert [record["event"] for record in records(tmp_path / "log.jsonl")] == ["step", "finished"]
+
+
+def test_a_log_goes_on_behind_what_still_holds(tmp_path: Path):
+    path = tmp_path / "log.jsonl"
+    with EventLog(path) as log:
+        log.write(STEP)
+        kept = log.secure()
+        log.write(FINISHED)
+    assert kept == path.read_bytes().index(b"\n") + 1
+    lines = path.read_text().splitlines()
+    path.write_text(lines[0].replace('"seconds": ', '"seconds": 90') + "\n" + lines[1] + "\n")
+    kept = path.read_bytes().index(b"\n") + 1
+    with EventLog(path, keep=kept) as log:
+        log.write(FINISHED)
+    assert [record["event"] for record in records(path)] == ["step", "finished"]
+    first, last = (record["seconds"] for record in records(path))
+    assert first >= 90
+    assert last >= first  # the time that was trained before counts on
+
+
+def test_a_log_on_a_full_disk_says_so(tmp_path: Path):
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    with EventLog(tmp_path / "log.jsonl") as log:
+        log._stream.close()
+        log._stream = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115
+        with pytest.raises(UserError, match="no space left to write log"):
+            log.write(STEP)
+        log._stream = (tmp_path / "log.jsonl").open("a", encoding="utf-8")  # noqa: SIM115

@@ -76,11 +76,13 @@ class Network(nn.Module):
         self, sequences: Sequence[TokenIds], to_length: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """As ``batch``, padded to one of a few widths and always masked: one shape, and one form, a width."""
-        width = to_length or bucket_length(
-            max(len(sequence) for sequence in sequences), self.model.config.max_position_embeddings
-        )
+        width = to_length or self.bucket(max(len(sequence) for sequence in sequences))
         input_ids, attention_mask = pad(sequences, self.pad_id, width)
         return self.on_device(input_ids), self.on_device(attention_mask)
+
+    def bucket(self, longest: int) -> int:
+        """The width that ``bucketed_batch`` pads to where the longest row has ``longest`` tokens."""
+        return bucket_length(longest, self.model.config.max_position_embeddings)
 
     def on_device(self, array: NDArray[Any]) -> Tensor:
         """The array as a tensor on ``device``; through pinned memory, so that nobody waits for a GPU."""

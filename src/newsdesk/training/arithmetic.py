@@ -66,6 +66,12 @@ class StepArithmetic:
             rate = factor * group["full"]
             group["lr"] = self._rates[number].fill_(rate) if self._recorders else rate
 
+    def width(self, longest: int, to_length: int | None = None) -> int:
+        """Tokens that a batch is computed at whose longest row has ``longest``."""
+        if to_length is None and self._recorders is not None:
+            return self.network.bucket(longest)
+        return to_length or longest
+
     def add_gradients(
         self,
         sequences: Sequence[TokenIds],

@@ -16,6 +16,7 @@ from newsdesk.metrics import evaluate_probabilities
 from newsdesk.model.classifier import restore_state, trainable_state
 from newsdesk.model.network import Network, predict_logits
 from newsdesk.model.tokenizer import TokenIds
+from newsdesk.training.arithmetic import StepArithmetic, cuda_graphs
 from newsdesk.training.batches import epoch_batches
 from newsdesk.training.events import Event, Finished, FinishReason, Interrupted, Started, Step, Validation
 from newsdesk.training.faults import DivergenceWatch
@@ -29,9 +30,9 @@ from newsdesk.training.optimisation import (
 from newsdesk.training.snapshot import Snapshot, gather_state, hand_out_state
 from newsdesk.training.team import Team
 
-# Reading a loss makes the processor wait for an accelerator; told in groups, its queue never runs dry.
+# Reading a loss makes the processor wait for an accelerator; told in groups, its queue hardly runs dry.
 _STEPS_TOLD_AT_ONCE = {"cpu": 1}
-_ON_ACCELERATORS = 16
+_ON_ACCELERATORS = 64
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,10 @@ class TrainingLoop:
         self.optimiser = build_optimiser(network.model, training)
         self.trained = [p for group in self.optimiser.param_groups for p in group["params"]]
         self.team.copy_from_lead(self.trained)
-        self.loss = build_loss(training, rows.labels, classes).to(network.device)
-        self.row_weights = row_weights(self.loss, rows.labels)
-        self.scaler = torch.amp.GradScaler(network.device.type, enabled=network.precision == "float16")
+        loss = build_loss(training, rows.labels, classes).to(network.device)
+        self.row_weights = row_weights(loss, rows.labels)
+        capture = None if training.compile == "off" else cuda_graphs(network)
+        self.arithmetic = StepArithmetic(network, loss, self.optimiser, training.clip, capture)
         self.watch = DivergenceWatch(classes, training)
         self.step = self.validated_step = self.best_step = 0
         self.best_score = -math.inf
@@ -155,7 +157,7 @@ class TrainingLoop:
         """All that the rest of the training depends on, as it is between two events."""
         counters = {name: getattr(self, name) for name in _COUNTERS}
         counters["recent_losses"] = self.watch.recent
-        counters["scaler"] = self.scaler.state_dict()
+        counters["scaler"] = self.arithmetic.scaler.state_dict()
         return Snapshot(gather_state(self.network.model, self.optimiser, self.best_state), counters)
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -164,7 +166,7 @@ class TrainingLoop:
         for name in _COUNTERS:
             setattr(self, name, snapshot.counters[name])
         self.watch.recent = list(snapshot.counters["recent_losses"])
-        self.scaler.load_state_dict(snapshot.counters["scaler"])
+        self.arithmetic.scaler.load_state_dict(snapshot.counters["scaler"])
 
     def falls_on(self, every: int | float) -> bool:
         """Whether the last step ends an interval of so many steps, or such a share of an epoch; 0: never."""
@@ -214,15 +216,17 @@ class TrainingLoop:
         """One optimiser step over the mean loss of all rows; its loss and norm stay on the device."""
         _seed_step(self.training.seed, self.step, self.team.rank)
         factor = rate_factor(self.step, steps=self.steps, warmup=self.warmup, schedule=self.training.schedule)
-        for group in self.optimiser.param_groups:
-            group["lr"] = factor * group["full"]
+        self.arithmetic.set_learning_rates(factor)
         total_weight = sum(float(self.row_weights[batch].sum()) for batch in batches)
         loss = torch.zeros((), device=self.network.device)
         for batch in batches:
             share = self.team.shares(batch)[self.team.rank]
             if len(share):
-                loss += self._backward(share, total_weight)
-        norm = self._clip_and_update()
+                sequences = [self.rows.token_ids[row] for row in share]
+                labels = self.rows.labels[share]
+                loss += self.arithmetic.add_gradients(sequences, labels, total_weight, self.pad_to)
+        self.team.sum_gradients(self.trained)
+        norm = self.arithmetic.update()
         tokens, padded = self._count_tokens(batches)
         self.step += 1
         step = Step(
@@ -247,28 +251,12 @@ class TrainingLoop:
             steps.append(replace(step, loss=loss, gradient_norm=norm))
         return steps
 
-    def _backward(self, batch: NDArray[np.int64], total_weight: float) -> Tensor:
-        """Add to the gradients; the batch's part of the step's mean loss, a scalar."""
-        logits = self.network([self.rows.token_ids[row] for row in batch], self.pad_to)
-        labels = torch.from_numpy(self.rows.labels[batch]).to(self.network.device)
-        loss: Tensor = self.loss(logits, labels) / total_weight
-        self.scaler.scale(loss).backward()
-        return loss.detach()
-
-    def _clip_and_update(self) -> Tensor:
-        self.team.sum_gradients(self.trained)
-        self.scaler.unscale_(self.optimiser)
-        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.training.clip or math.inf)
-        self.scaler.step(self.optimiser)
-        self.scaler.update()
-        self.optimiser.zero_grad(set_to_none=True)
-        return norm
-
     def _count_tokens(self, batches: list[NDArray[np.int64]]) -> tuple[int, int]:
         """Real and computed tokens of one step, over the whole team."""
         shares = [self.lengths[share] for batch in batches for share in self.team.shares(batch) if len(share)]
         tokens = sum(int(lengths.sum()) for lengths in shares)
-        padded = sum((self.pad_to or int(lengths.max())) * len(lengths) for lengths in shares)
+        width = self.arithmetic.width
+        padded = sum(width(int(lengths.max()), self.pad_to) * len(lengths) for lengths in shares)
         self.tokens += tokens
         self.padded_tokens += padded
         return tokens, padded

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from newsdesk.config import ResolvedRecipe, load_recipe
+from newsdesk.config import ResolvedRecipe, TrainingSection, load_recipe
 from newsdesk.data.examples import Examples
 from newsdesk.data.load import TrainingData, load_training_data
 from newsdesk.errors import UserError
 from newsdesk.model.catalog import ResolvedBase, resolve_base
 from newsdesk.model.classifier import AdapterStore, build_classifier, copy_tokenizer
+from newsdesk.model.compiled import COMPILE_FROM_STEPS
 from newsdesk.model.device import choose_precision
 from newsdesk.model.encoder import keep_freed_memory
 from newsdesk.model.network import Network
@@ -32,7 +33,7 @@ from newsdesk.training.faults import explaining_memory
 from newsdesk.training.interruption import interruptible
 from newsdesk.training.launch import restarted
 from newsdesk.training.log import EventLog
-from newsdesk.training.loop import EncodedRows, TrainingLoop
+from newsdesk.training.loop import EncodedRows, TrainingLoop, total_steps
 from newsdesk.training.provenance import hub_reference, software_and_base
 from newsdesk.training.run_folder import Labels, RunFolder, in_use, require_free, staged
 from newsdesk.training.team import Team, gathered
@@ -132,15 +133,23 @@ def _prepare(
     copy_tokenizer(base.path, tokenizer_files)
     tokenizer = TextTokenizer.from_folder(tokenizer_files, recipe.model.max_length)
     store = AdapterStore(model, hub_reference(base))
+    rows = encode_rows(tokenizer, data.train)
+    compiled = _pays_to_compile(recipe.training, device, total_steps(len(data.train), recipe.training))
     loop = TrainingLoop(
-        Network(model, device, precision),
-        encode_rows(tokenizer, data.train),
+        Network(model, device, precision, compiled=compiled),
+        rows,
         encode_rows(tokenizer, data.validation),
         recipe.training,
         max_length=recipe.model.max_length,
         team=team,
     )
     return _Prepared(data, base, tokenizer_files, store, loop)
+
+
+def _pays_to_compile(training: TrainingSection, device: torch.device, steps: int) -> bool:
+    if training.compile == "auto":
+        return device.type == "cuda" and steps >= COMPILE_FROM_STEPS
+    return training.compile == "on"
 
 
 def _go_on_or_begin(

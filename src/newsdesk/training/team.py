@@ -147,7 +147,7 @@ def _meet(store: Store, rank: int, size: int) -> Store:
             raise UserError(
                 f"of {size} processes that were to train together not all arrived",
                 found=f"waited {_SECONDS_TO_MEET:.0f} seconds",
-                mend="look at what the others printed; every machine needs its torchrun, with one --rdzv-endpoint",
+                mend="look at what the others printed; all machines need a torchrun with one --rdzv-endpoint",
             )
         time.sleep(0.05)
     return PrefixStore(own, store)
