@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,9 @@ def recipe(tiny_recipe, tiny_base, tmp_path) -> Any:
 
 
 @pytest.fixture
-def torchrun(tmp_path) -> Callable[..., subprocess.Popen[str]]:
+def torchrun(tmp_path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start ``newsdesk train`` by PyTorch's elastic launcher, in two processes of this machine."""
+    started: list[subprocess.Popen[str]] = []
 
     def start(recipe: Any, out: Path, *flags: str, restarts: int = 0) -> subprocess.Popen[str]:
         path = tmp_path / "recipe.toml"
@@ -50,9 +52,15 @@ def torchrun(tmp_path) -> Callable[..., subprocess.Popen[str]]:
         command = [sys.executable, *launcher, f"--max-restarts={restarts}", "-m", "newsdesk", "train"]
         command += ["--recipe", str(path), "--out", str(out), *flags]
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        started.append(subprocess.Popen(command, env=environment, start_new_session=True, **pipes))
+        return started[-1]
 
-    return start
+    yield start
+    for process in started:
+        with suppress(ProcessLookupError):  # the launcher's workers are of its group
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def largest_difference(one: RunFolder, other: RunFolder) -> float:
