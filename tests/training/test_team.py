@@ -53,14 +53,20 @@ def torchrun(tmp_path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         command += ["--recipe", str(path), "--out", str(out), *flags]
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        started.append(subprocess.Popen(command, env=environment, start_new_session=True, **pipes))
+        started.append(subprocess.Popen(command, env=environment, **pipes))
         return started[-1]
 
     yield start
     for process in started:
-        with suppress(ProcessLookupError):  # the launcher's workers are of its group
-            os.killpg(process.pid, signal.SIGKILL)
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for pid in (*worker_pids(process), process.pid):
+                os.kill(pid, signal.SIGKILL)
         process.communicate()
+
+
+def worker_pids(launcher: subprocess.Popen[str]) -> list[int]:
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    return [int(pid) for pid in children]
 
 
 def largest_difference(one: RunFolder, other: RunFolder) -> float:
@@ -91,11 +97,6 @@ def test_two_processes_train_the_adapter_of_one_and_log_once(recipe, torchrun, t
         assert here["accuracy"] == there["accuracy"]
         assert here["loss"] == pytest.approx(there["loss"], abs=1e-5)
     assert largest_difference(one, two) < 1e-5
-
-
-def worker_pids(launcher: subprocess.Popen[str]) -> list[int]:
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    return [int(pid) for pid in children]
 
 
 def test_a_lost_worker_is_replaced_and_training_goes_on(recipe, torchrun, tmp_path):
