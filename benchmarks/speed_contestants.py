@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
-import resource
 import sys
 import tempfile
 import time
@@ -24,6 +22,9 @@ import numpy as np
 
 from newsdesk.config import Recipe, load_recipe
 from newsdesk.model.tokenizer import TokenIds, pad
+
+sys.path.insert(0, str(Path(__file__).parent))
+from side_by_side import answers, peak_memory
 
 PEERS: dict[str, dict[str, Any]] = {
     "notebook": {"pads_to_max_length": True},
@@ -73,17 +74,10 @@ class Turns:
             self.wait()
 
 
-def peak_memory() -> int:
-    """Bytes that this process held in memory at its height."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints must not come between the replies
     rows = read_rows(Path(job["rows"]))
-    turns = Turns(sys.stdin, replies)
+    turns = Turns(sys.stdin, answers())
     (train_newsdesk if job["contestant"] in OURS else train_peer)(job, rows, turns)
 
 

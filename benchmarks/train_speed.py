@@ -29,10 +29,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -49,11 +46,11 @@ from newsdesk.model.catalog import resolve_base, resolve_config
 from newsdesk.model.tokenizer import TextTokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
+from side_by_side import AG_NEWS, Contestant, describe_machine, markdown_table, spread
 from speed_contestants import OURS, PEERS, seed_recipe, write_rows
 
 CONTESTANTS = (*PEERS, *OURS)
 DEFAULT = (*PEERS, "newsdesk", "newsdesk-bfloat16")
-AG_NEWS = Path(__file__).resolve().parents[2] / "shared" / "ag_news"
 RATIO = "{median:.2f}x ({low:.2f}-{high:.2f}) / {memory:.2f}x"
 NO_BFLOAT16 = (
     "Without the bfloat16 contestants: this processor has no bfloat16 instructions and would emulate them, "
@@ -99,34 +96,6 @@ class Summary:
     ceiling_share: float
 
 
-class Contestant:
-    """A process that trains a few steps when told to."""
-
-    def __init__(self, name: str, job: dict[str, Any], folder: Path) -> None:
-        path, self.name, self.log = folder / f"{name}.json", name, folder / f"{name}.log"
-        path.write_text(json.dumps({"contestant": name, **job}), encoding="utf-8")
-        script = Path(__file__).with_name("speed_contestants.py")
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen([sys.executable, script, path], stderr=log, **pipes)
-
-    def take(self, steps: int) -> dict[str, Any]:
-        """Have it train; what it did, in how many seconds, and its peak memory so far."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(steps, file=self.process.stdin, flush=True)
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name} broke off:\n{self.log.read_text()[-3000:]}")
-        return json.loads(line)  # type: ignore[no-any-return]
-
-    def close(self) -> None:
-        """Let it end."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-
 def main() -> None:
     arguments = parse_arguments()
     results = []
@@ -135,7 +104,9 @@ def main() -> None:
             # A process apart: what this one holds in memory would count for every contestant.
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as machine:
                 results.append(measure(name, arguments, Path(folder), machine))
-    write_json(arguments.json, {"machine": describe_machine(), "shapes": results})
+    write_json(
+        arguments.json, {"machine": describe_machine("torch", "transformers", "peft"), "shapes": results}
+    )
     print(f"\nwritten to {arguments.json}")
 
 
@@ -196,21 +167,29 @@ def take_turns(
     turns: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     ceiling = []
     try:
-        contestants += [Contestant(name, job, folder) for name in names]
+        contestants += [start(name, job, folder) for name in names]
         for contestant in contestants:
-            contestant.take(1)  # the widest batch
-            contestant.take(1)  # the first of its own order, behind which all is set up
+            contestant.ask(1)  # the widest batch
+            contestant.ask(1)  # the first of its own order, behind which all is set up
         for number in range(arguments.rounds):
             ceiling.append(ceilings())
             for contestant in contestants:
                 # A padded batch takes several times as long: fewer of them make a turn.
                 steps = max(1, arguments.steps // 4) if contestant.name == "notebook" else arguments.steps
-                turns[contestant.name].append(contestant.take(steps))
+                turns[contestant.name].append(contestant.ask(steps))
             print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr)
     finally:
         for contestant in contestants:
             contestant.close()
     return turns, ceiling
+
+
+def start(name: str, job: dict[str, Any], folder: Path) -> Contestant:
+    """A contestant in its process; its answers tell work done, seconds, and its peak memory so far."""
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps({"contestant": name, **job}), encoding="utf-8")
+    script = Path(__file__).with_name("speed_contestants.py")
+    return Contestant(name, [sys.executable, script, path], folder / f"{name}.log")
 
 
 def summarise(
@@ -238,14 +217,14 @@ def ratio(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict[str,
     """How many times as fast as a peer: median, least and most of the rounds; and memory against its."""
     rates = [tokens_per_second(a) / tokens_per_second(b) for a, b in zip(ours, theirs, strict=True)]
     memory = ours[-1]["peak_memory"] / theirs[-1]["peak_memory"]
-    return {"median": statistics.median(rates), "low": min(rates), "high": max(rates), "memory": memory}
+    return {**spread(rates), "memory": memory}
 
 
 def table(summaries: dict[str, Summary], ratios: dict[str, dict[str, dict[str, float]]]) -> str:
     """One line a contestant; one column for each of ours tells how it stands to that line."""
     heads = ["contestant", "samples/s", "tokens/s", "padding", "peak memory", "of ceiling"]
     heads += [f"{ours} is / in memory" for ours in ratios]
-    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
+    lines = []
     for name, found in summaries.items():
         lines.append(
             [
@@ -258,11 +237,7 @@ def table(summaries: dict[str, Summary], ratios: dict[str, dict[str, dict[str, f
                 *(RATIO.format(**by[name]) for by in ratios.values()),
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-        for line in lines
-    )
+    return markdown_table(heads, lines)
 
 
 def precision_of(contestant: str) -> str:
@@ -308,21 +283,6 @@ def over_all_products(products: Sequence[tuple[int, int]], rates: Sequence[float
     """The rate of all products together, each at its own."""
     sizes = [inner * columns for inner, columns in products]
     return sum(sizes) / sum(size / rate for size, rate in zip(sizes, rates, strict=True))
-
-
-def describe_machine() -> dict[str, Any]:
-    """Processor, cores and libraries, as far as the system tells."""
-    from importlib.metadata import version
-
-    cpuinfo = Path("/proc/cpuinfo")
-    models = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if (
-        cpuinfo.exists()
-    ) else []  # fmt: skip
-    return {
-        "processor": models[0].partition(":")[2].strip() if models else platform.processor(),
-        "cores": os.cpu_count(),
-        **{name: version(name) for name in ("torch", "transformers", "peft")},
-    }
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -1,0 +1,89 @@
+"""The models of predict_speed.py: one classifier in every form that a contestant reads.
+
+MODELS/merged/             as transformers saves it, with its tokenizer
+MODELS/onnx-fp32/          newsdesk's artefacts
+MODELS/onnx-int8/
+MODELS/traced/model.onnx   PyTorch's own export
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from newsdesk import api
+from newsdesk.data.layout import TextLayout
+from newsdesk.files import write_json
+from newsdesk.inference.artefact import KINDS, MODEL_FILES, Kind, find_artefact
+from newsdesk.inference.gentler import FASTEST
+from newsdesk.inference.onnx_conversion import to_onnx, traced, write_onnx
+from newsdesk.inference.quantise import quantise
+from newsdesk.model.catalog import resolve_base, resolve_config
+from newsdesk.training.run_folder import Labels, RunFolder
+
+TRACED = "traced/model.onnx"
+
+
+def prepare_models(
+    folder: Path, shape: str, label_names: Sequence[str], max_length: int, run: Path | None
+) -> None:
+    """Fill the folder, unless it is there already: with the run's own classifier, else with a random head."""
+    if (folder / TRACED).is_file():
+        return
+    from transformers import AutoModelForSequenceClassification
+
+    if run is not None:
+        for kind in KINDS:
+            exported = run / "export" / kind
+            if find_artefact(exported):
+                shutil.copytree(exported, folder / kind, dirs_exist_ok=True)
+            else:
+                api.export(run, kind, out=folder / kind)
+    else:
+        write_untrained(folder, shape, label_names, max_length)
+    model: Any = AutoModelForSequenceClassification.from_pretrained(folder / "merged")
+    (folder / TRACED).parent.mkdir(exist_ok=True)
+    write_onnx(traced(model.eval()), folder / TRACED)
+
+
+def write_untrained(folder: Path, shape: str, label_names: Sequence[str], max_length: int) -> None:
+    """Every form of a classifier whose head is random; roberta-base is random from the bottom up.
+
+    Speed does not depend on what weights are. RoBERTa's shape reads texts by MiniLM's vocabulary.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    torch.manual_seed(0)
+    names = {"id2label": dict(enumerate(label_names)), "label2id": {n: i for i, n in enumerate(label_names)}}
+    names["num_labels"] = len(label_names)  # type: ignore[assignment]
+    if shape == "roberta-base":
+        tokenizer = resolve_base("all-MiniLM-L6-v2").path
+        config = resolve_config(shape) | {"pad_token_id": 0, **names}  # as the vocabulary pads
+        model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**config))
+    else:
+        tokenizer = resolve_base("all-MiniLM-L6-v2" if shape == "minilm" else shape).path
+        model = AutoModelForSequenceClassification.from_pretrained(tokenizer, **names)
+    merged = folder / "merged"
+    model.eval().save_pretrained(merged)
+    shutil.copy(tokenizer / "tokenizer.json", merged)
+    settings = json.loads((tokenizer / "tokenizer_config.json").read_text(encoding="utf-8"))
+    write_json(merged / "tokenizer_config.json", settings | {"model_max_length": max_length})
+    float32 = to_onnx(model)
+    labels = Labels(tuple(label_names), TextLayout(("text",)), max_length)
+    _write_artefact(folder, "onnx-fp32", float32, labels)
+    _write_artefact(folder, "onnx-int8", quantise(float32, FASTEST), labels)
+
+
+def _write_artefact(folder: Path, kind: Kind, model: Any, labels: Labels) -> None:
+    """As an export lays it down, but for figures of quality, of which a random head has none."""
+    artefact = RunFolder(folder / kind)
+    (artefact.path / MODEL_FILES[kind]).parent.mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / "merged" / name, artefact.path)
+    artefact.write_labels(labels)
+    write_onnx(model, artefact.path / MODEL_FILES[kind])
+    artefact.seal({"kind": kind, "max_length": labels.max_length})

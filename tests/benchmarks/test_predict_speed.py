@@ -1,0 +1,130 @@
+"""The prediction benchmark's arithmetic, and that it runs from texts to tables."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("transformers")
+pytest.importorskip("onnx")
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "predict_speed.py"
+
+
+@pytest.fixture(scope="module")
+def predict_speed() -> Any:
+    specification = importlib.util.spec_from_file_location("predict_speed", SCRIPT)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["predict_speed"] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def figures(predict_speed: Any) -> Any:
+    return sys.modules["predict_figures"]
+
+
+def test_texts_a_second_are_of_average_length_whatever_texts_a_turn_met(figures: Any) -> None:
+    turns = [figures.Turn(1000, 2.0), figures.Turn(300, 1.0), figures.Turn(8000, 10.0)]
+    assert figures.texts_per_second(turns, 50.0) == 10
+
+
+def test_single_texts_of_all_rounds_make_the_percentiles(figures: Any) -> None:
+    turns = [
+        figures.Turn(1, 1.0, tuple(number / 1000 for number in range(51))),
+        figures.Turn(1, 1.0, tuple(number / 1000 for number in range(51, 101))),
+    ]
+    assert figures.single_text(turns) == pytest.approx({"p50_ms": 50, "p99_ms": 99, "texts": 101})
+
+
+def test_ratios_pair_the_turns_of_a_round(figures: Any) -> None:
+    ours = [figures.Turn(200, 1.0, (1.0, 2.0, 9.0)), figures.Turn(900, 3.0, (4.0,))]
+    theirs = [figures.Turn(100, 1.0, (8.0,)), figures.Turn(100, 2.0, (16.0,))]
+    assert figures.speed_ratio(ours, theirs) == {"median": 4.0, "low": 2.0, "high": 6.0}
+    assert figures.latency_ratio(ours, theirs) == {"median": 0.25, "low": 0.25, "high": 0.25}
+
+
+def test_quality_tells_accuracy_by_the_truth_and_agreement_by_the_reference(figures: Any) -> None:
+    found = figures.quality(list("abab"), truth=list("abbb"), reference=list("aaaa"))
+    assert (found["accuracy"], found["agreement"], found["rows"]) == (0.75, 0.5, 4)
+    low, high = found["accuracy_interval"]
+    assert 0.3 < low < 0.75 < high < 0.96
+
+
+def test_optimum_takes_part_where_it_is_installed_and_has_a_stand_in_elsewhere(predict_speed: Any) -> None:
+    with_optimum = predict_speed.default_contestants(True, "python")
+    without = predict_speed.default_contestants(False, None)
+    assert "optimum-int8" in with_optimum
+    assert "stand-in-int8" not in with_optimum
+    assert "stand-in-int8" in without
+    assert "pipeline-bfloat16" in set(with_optimum) - set(without)
+    with pytest.raises(SystemExit, match="--optimum-python"):
+        predict_speed.Stage(Path("models"), Path("logs"), None).open("optimum-int8")
+
+
+def test_whole_process_tells_seconds_and_memory_and_stops_at_a_failure(predict_speed: Any) -> None:
+    seconds, memory = predict_speed.whole_process([sys.executable, "-c", "held = b'x' * 50_000_000"])
+    assert 0 < seconds < 10
+    assert memory > 50_000_000
+    with pytest.raises(SystemExit, match="failed"):
+        predict_speed.whole_process([sys.executable, "-c", "raise SystemExit(3)"])
+
+
+def run_script(tmp_path: Path, *flags: Any) -> tuple[str, dict[str, Any]]:
+    """What it prints, and the one shape of its JSON."""
+    out = tmp_path / "out" / "speed.json"
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--quick", "--json", out, "--models", tmp_path / "models", *flags],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (shape,) = json.loads(out.read_text())["shapes"]
+    return done.stdout, shape
+
+
+def test_a_quick_run_tells_every_contestant(
+    tiny_base: Callable[..., Path], topical_csv: Path, tmp_path: Path
+) -> None:
+    contestants = ["newsdesk-int8", "newsdesk-float32", "pipeline", "stand-in-int8"]
+    flags = ["--shape", tiny_base("bert"), "--data", topical_csv, "--max-length", "40", "--texts", "16"]
+    printed, shape = run_script(tmp_path, *flags, "--parts", "speed", "--contestants", *contestants)
+    lines = {line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("|")}
+    assert set(contestants) < lines
+    assert "stands in for optimum" in printed
+    found = shape["speed"]
+    assert all(found[name]["texts_per_second"] > 0 for name in contestants)
+    assert all(len(found[name]["turns"]) == 2 for name in contestants)
+    assert found["pipeline"]["batch"] in (1, 8, 32, 64)
+    assert found["pipeline"]["bulk_ratio"]["low"] <= found["pipeline"]["bulk_ratio"]["high"]
+    assert found["newsdesk-int8"]["single"]["texts"] == 16
+    assert found["newsdesk-int8"]["turns"][0]["tokens"] > found["pipeline"]["turns"][0]["tokens"]
+
+
+def test_all_contestants_are_held_against_the_truth_of_a_trained_run(
+    tiny_recipe: Callable[..., Any], topical_csv: Path, tmp_path: Path
+) -> None:
+    from newsdesk import api
+
+    run = api.train_resolved(tiny_recipe("training.epochs=3"), out=tmp_path / "run").path
+    contestants = ["newsdesk-int8", "newsdesk-float32", "pipeline-1", "onnxruntime"]
+    flags = ["--run", run, "--data", topical_csv, "--parts", "accuracy", "cold"]
+    _, shape = run_script(tmp_path, *flags, "--contestants", *contestants)
+    found = shape["quality"]
+    assert set(found) == set(contestants)
+    assert all(figures["rows"] == 240 and figures["accuracy"] > 0.9 for figures in found.values())
+    assert found["pipeline-1"]["agreement"] == found["onnxruntime"]["agreement"] == 1.0
+    assert shape["cold"]["newsdesk-int8"]["seconds"] > 0
