@@ -152,3 +152,16 @@ def test_a_text_is_classified_without_importing_what_trains_or_draws(built):
     answer, modules = result.stdout.splitlines()
     assert answer.startswith("Sports")
     assert {"torch", "transformers", "rich", "pydantic", "huggingface_hub"} & set(modules.split(",")) == set()
+
+
+def test_batches_computed_at_once_give_the_same_logits_in_the_same_order(built):
+    texts = TEXTS * 700
+    alone = OnnxPredictor(find_artefact(built), threads=1)
+    together = OnnxPredictor(find_artefact(built), threads=3)
+    counted: list[int] = []
+    logits = together.logits(together._tokenizer.encode(texts), progress=counted.append)
+    assert np.array_equal(logits, alone.predict_logits(texts))
+    assert len(counted) >= 6
+    assert sum(counted) == len(texts)
+    assert "_bulk_session" in vars(together)
+    assert "_bulk_session" not in vars(alone)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import starmap
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from newsdesk.model.tokenizer import TextTokenizer, TokenIds, batches_by_tokens,
 from newsdesk.training.run_folder import Labels
 
 TOKENS_PER_BATCH = 2048
-"""Rows of a batch times its longest row: beyond it a CPU gains nothing and leaves its caches."""
+"""Rows of a batch times its longest row: beyond it a processor gains nothing."""
 
 _DECIDES_NOTHING = ("metrics.json", "quality.json", "log.jsonl", "predictions-", "export/", "README.md")
 
@@ -89,7 +90,10 @@ class ArtefactPredictor(TextClassifier):
 
     Attributes:
         artefact: the folder it was loaded from.
+        tokens_per_batch: rows of a batch times its longest row, at most.
     """
+
+    tokens_per_batch = TOKENS_PER_BATCH
 
     def __init__(self, artefact: ArtefactFolder, tokenizer: TextTokenizer, engine: str) -> None:
         super().__init__(artefact.path, artefact.labels, tokenizer, f"{engine}, {artefact.kind}")
@@ -108,11 +112,17 @@ class ArtefactPredictor(TextClassifier):
         """Logits of shape (rows, classes) of token ids, in their order; rows of like length share a batch."""
         logits = np.zeros((len(sequences), len(self.label_names)), dtype=np.float32)
         lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
-        for rows in batches_by_tokens(lengths, TOKENS_PER_BATCH):
-            logits[rows] = self._compute(*pad([sequences[row] for row in rows], self._pad_id))
+        batches = batches_by_tokens(lengths, self.tokens_per_batch)
+        inputs = [pad([sequences[row] for row in rows], self._pad_id) for rows in batches]
+        for rows, computed in zip(batches, self._compute_all(inputs), strict=True):
+            logits[rows] = computed
             if progress is not None:
                 progress(len(rows))
         return logits
+
+    def _compute_all(self, batches: Sequence[tuple[TokenIds, TokenIds]]) -> Iterable[NDArray[np.float32]]:
+        """Logits of each batch in turn; an engine that computes several at once may override this."""
+        return starmap(self._compute, batches)
 
     @abstractmethod
     def _compute(self, input_ids: TokenIds, attention_mask: TokenIds) -> NDArray[np.float32]:
