@@ -71,7 +71,7 @@ def optimum(models: Path) -> Classify:
     if not folder.is_dir():
         _quantise_with_optimum(models / "merged", folder)
     model = ORTModelForSequenceClassification.from_pretrained(folder, file_name="model_quantized.onnx")
-    tokenizer = AutoTokenizer.from_pretrained(models / "merged")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     return partial(_by_pipeline, pipeline("text-classification", model=model, tokenizer=tokenizer))
 
 
@@ -141,12 +141,14 @@ def _quantise_with_optimum(merged: Path, folder: Path) -> None:
     """As optimum's documentation does it, with its settings for this processor."""
     from optimum.onnxruntime import ORTModelForSequenceClassification, ORTQuantizer
     from optimum.onnxruntime.configuration import AutoQuantizationConfig
+    from transformers import AutoTokenizer
 
     settings = AutoQuantizationConfig.avx512_vnni if has_vnni() else AutoQuantizationConfig.avx2
     exported = folder.with_name("optimum-float32")
     ORTModelForSequenceClassification.from_pretrained(merged, export=True).save_pretrained(exported)
     quantiser = ORTQuantizer.from_pretrained(exported)
     quantiser.quantize(save_dir=folder, quantization_config=settings(is_static=False, per_channel=False))
+    AutoTokenizer.from_pretrained(merged).save_pretrained(folder)
 
 
 CONTESTANTS: dict[str, Callable[[Path], Classify]] = {

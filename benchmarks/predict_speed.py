@@ -326,7 +326,7 @@ def parse_arguments() -> argparse.Namespace:
     quick = arguments.quick
     arguments.rounds = arguments.rounds or (2 if quick else 5)
     arguments.texts = arguments.texts or (64 if quick else 512)
-    arguments.singles, arguments.starts, arguments.trial = (8, 2, 32) if quick else (50, 7, 128)
+    arguments.singles, arguments.starts, arguments.trial = (8, 2, 32) if quick else (50, 6, 96)
     arguments.parts = arguments.parts or ["speed", "cold", "accuracy"]
     if arguments.run and arguments.shape == "both":
         arguments.shape = "minilm"
