@@ -127,7 +127,7 @@ def measure(shape: str, arguments: argparse.Namespace, models: Path, logs: Path)
         result["cold"] = cold_starts(names, stage, examples.texts[0], arguments.starts)
         print("\n" + cold_table(result["cold"], OURS))
     if {"speed", "accuracy"} & set(arguments.parts):
-        batches = {n: FIXED_BATCHES.get(n) or best_batch(n, stage, examples.texts, arguments) for n in names}
+        batches = {n: batch_of(n, stage, examples.texts, arguments) for n in names}
         with ExitStack() as opened:
             contestants = {n: opened.enter_context(closing(stage.open(n))) for n in names}
             if "speed" in arguments.parts:
@@ -182,10 +182,15 @@ def classified(
     return contestant.ask({"texts": list(texts), "batch": batch, "one_by_one": one_by_one})
 
 
-def best_batch(name: str, stage: Stage, texts: Sequence[str], arguments: argparse.Namespace) -> int:
-    """The batch size that is fastest on texts of this run; tried apart, so that peak memory is its own."""
+def batch_of(name: str, stage: Stage, texts: Sequence[str], arguments: argparse.Namespace) -> int:
+    """A contestant's fixed batch size, or the one that is fastest on texts of this run.
+
+    It is tried in a process apart, so that the contestant's peak memory is that of its own batches.
+    """
     if name not in BY_BEST_BATCH:
-        return 0
+        return FIXED_BATCHES[name]
+    if "speed" not in arguments.parts:
+        return 8
     sample = random.Random(0).sample(texts, min(len(texts), arguments.trial))
     with closing(stage.open(name)) as contestant:
         classified(contestant, sample[:8], 8)
