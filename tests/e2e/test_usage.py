@@ -35,7 +35,7 @@ FLAGS = {
     },
     "predict": {
         *("--input", "--output", "--format", "--top-k", "--probabilities"),
-        *("--engine", "--rejects", "--strict"),
+        *("--engine", "--rejects", "--strict", "--ray-address", "--ray-workers", "--ray-cores"),
         *("--text", "--template", "--header", "--no-header", "--json"),
     },
     "export": {"--to", "--out", "--data", "--overwrite", "--json"},

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from newsdesk.cli.ray_predict import predict_with_ray, ray_flags, refuse_ray_flags
 from newsdesk.cli.shared import (
     JSON_FLAG,
     Verb,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from newsdesk.inference.text_classifier import TextClassifier
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet", "submission")
-ENGINES = ("auto", "onnx", "torch")
+ENGINES = ("auto", "onnx", "torch", "ray")
 
 
 @click.command(cls=Verb)
@@ -45,10 +46,11 @@ ENGINES = ("auto", "onnx", "torch")
     type=click.Choice(ENGINES),
     default="auto",
     show_default=True,
-    help="What computes a run: its ONNX export where it has one, or torch.",
+    help="What computes a run: its ONNX export where it has one, or torch; ray: the export, on a cluster.",
 )
 @flag("--rejects", help="The file for rows that cannot be classified; default: beside the output.")
 @flag("--strict", is_flag=True, help="Stop at the first row that cannot be classified.")
+@ray_flags
 @data_flags("text", "template", "header")
 @JSON_FLAG
 def predict(
@@ -66,6 +68,7 @@ def predict(
     template: str | None,
     header: bool | None,
     as_json: bool,
+    **ray: Any,
 ) -> None:
     """Classify texts given as arguments, on standard input, or in a file of any size.
 
@@ -77,6 +80,14 @@ def predict(
     if texts and source:
         raise click.UsageError("Give texts or --input, not both.")
     columns = {"text": names_of(text), "template": template}
+    layout = {"top_k": top_k, "all_probabilities": probabilities, "format": form, "header": header, **columns}
+    if engine == "ray":
+        one_machine_only = bool(texts or as_json or rejects)
+        predict_with_ray(
+            run, source, output, **ray, one_machine_only=one_machine_only, strict=strict, **layout
+        )
+        return
+    refuse_ray_flags(ray)
     target = _path_of(output)
     if target is not None:
         _check_output(target, _path_of(source), form)
@@ -94,7 +105,6 @@ def predict(
             _write_in_one(table, predictions, target, form, top_k, probabilities)
         return
     given = _path_of(source) or _piped()
-    layout = {"top_k": top_k, "all_probabilities": probabilities, "format": form, "header": header, **columns}
     _stream(_load(run, engine), given, target, Path(rejects) if rejects else None, strict, layout)
 
 

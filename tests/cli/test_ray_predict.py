@@ -1,0 +1,69 @@
+"""predict --engine ray: what goes with it, and what it says."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from newsdesk.cli import cli
+from newsdesk.cli.ray_predict import _Progress
+from newsdesk.cli.shared import terminal
+from newsdesk.inference import load as loading
+from newsdesk.inference import ray_bulk
+from newsdesk.inference.ray_bulk import JobBegun, ShardDone, Totals
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["a text"],
+        ["--input", "in"],
+        ["--output", "out"],
+        ["--input", "-", "--output", "out"],
+        ["--input", "in", "--output", "out", "--rejects", "bad"],
+        ["--input", "in", "--json"],
+    ],
+)
+def test_what_is_for_one_machine_is_refused(arguments):
+    result = CliRunner().invoke(cli, ["predict", "run", "--engine", "ray", *arguments])
+    assert result.exit_code == 2
+    assert "--engine ray takes --input" in result.output
+
+
+def test_its_flags_need_the_engine():
+    result = CliRunner().invoke(cli, ["predict", "run", "a text", "--ray-cores", "2"])
+    assert result.exit_code == 2
+    assert "--ray-cores goes with --engine ray" in result.output
+
+
+def test_flags_arrive_and_rejects_are_told(monkeypatch):
+    calls = []
+
+    def predict_on_ray(predictor, source, output, **settings):
+        calls.append((predictor, source, output, settings))
+        return Totals(2, 1000, 3)
+
+    monkeypatch.setattr(loading, "load", lambda path, engine: (str(path), engine))
+    monkeypatch.setattr(ray_bulk, "predict_on_ray", predict_on_ray)
+    arguments = ["--input", "s3://b/in", "--output", "s3://b/out", "--ray-workers", "8", "--top-k", "2"]
+    result = CliRunner().invoke(cli, ["predict", "run", "--engine", "ray", *arguments, "--format", "jsonl"])
+    assert result.exit_code == 0, result.output
+    ((predictor, source, output, settings),) = calls
+    assert (predictor, source, output) == (("run", "onnx"), "s3://b/in", "s3://b/out")
+    expected = {"workers": 8, "cores": 1, "address": None, "top_k": 2, "format": "jsonl", "strict": False}
+    assert expected.items() <= settings.items()
+    assert "2 files, 1,000 rows; 3 rejected, see s3://b/out/_rejects" in result.stderr
+
+
+def test_progress_says_where_it_goes_on_and_how_far_it_is(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    progress = _Progress(terminal())
+    progress.show(JobBegun(5, 2))
+    for done in (3, 4):
+        now[0] += 10
+        progress.show(ShardDone("a.csv", 1000, 0, done, 5))
+    assert capsys.readouterr().err.splitlines() == [
+        "going on: 2 of 5 files are done",
+        "4 of 5 files, 100 rows/s",
+    ]
