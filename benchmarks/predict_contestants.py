@@ -39,11 +39,18 @@ def main() -> None:
         print(json.dumps(answer), file=replies, flush=True)
 
 
-def newsdesk(models: Path, kind: str) -> Classify:
-    """What `newsdesk predict` does with a window of rows."""
-    from newsdesk.inference.load import load
+def newsdesk(models: Path, kind: str, together: bool = False) -> Classify:
+    """What `newsdesk predict` does with a window of rows.
 
-    predictor = load(models / kind)
+    ``together`` has all threads share one large batch, where they would compute a small one each.
+    """
+    from newsdesk.inference.load import load
+    from newsdesk.inference.text_classifier import TOKENS_PER_BATCH, ArtefactPredictor
+
+    predictor: Any = load(models / kind)
+    if together:
+        predictor.tokens_per_batch = TOKENS_PER_BATCH
+        predictor._compute_all = partial(ArtefactPredictor._compute_all, predictor)
 
     def classify(texts: Sequence[str], _batch: int) -> list[str]:
         return [prediction.label for prediction in predictor.predict(texts)]
@@ -154,6 +161,7 @@ def _quantise_with_optimum(merged: Path, folder: Path) -> None:
 CONTESTANTS: dict[str, Callable[[Path], Classify]] = {
     "newsdesk-int8": partial(newsdesk, kind="onnx-int8"),
     "newsdesk-float32": partial(newsdesk, kind="onnx-fp32"),
+    "newsdesk-int8-together": partial(newsdesk, kind="onnx-int8", together=True),
     "pipeline-1": pipeline,
     "pipeline": pipeline,
     "pipeline-bfloat16": partial(pipeline, precision="bfloat16"),

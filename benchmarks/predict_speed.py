@@ -15,6 +15,8 @@
 | optimum-int8      | optimum's dynamic int8 in the pipeline, at its best batch; needs --optimum-python |
 | stand-in-int8     | without it: the same settings by onnxruntime's quantize_dynamic, best batch    |
 
+Only when named: newsdesk-int8-together, whose threads share one large batch instead of a small one for each.
+
 Shape roberta-base has random weights and needs no download. Texts a second are tokens a second by the mean
 length of the texts, so that peers may classify a quarter of a turn's texts and win nothing by which. A single
 text is one call. A cold start is a whole process: interpreter, imports, model, one text.
@@ -61,14 +63,15 @@ from predict_figures import (
 from predict_models import prepare_models
 from side_by_side import AG_NEWS, Contestant, describe_machine, spread
 
-OURS, EXACT = "newsdesk-int8", "newsdesk-float32"
+OURS, EXACT, TOGETHER = "newsdesk-int8", "newsdesk-float32", "newsdesk-int8-together"
 BY_BEST_BATCH = ("pipeline", "pipeline-bfloat16", "optimum-int8", "stand-in-int8")
 BATCHES = (1, 8, 32, 64)
-FIXED_BATCHES = {OURS: 0, EXACT: 0, "pipeline-1": 1, "onnxruntime": 32}  # 0: by itself
-SORTED = (OURS, EXACT, "onnxruntime")
+FIXED_BATCHES = {OURS: 0, EXACT: 0, TOGETHER: 0, "pipeline-1": 1, "onnxruntime": 32}  # 0: by itself
+SORTED = (OURS, EXACT, TOGETHER, "onnxruntime")
 FILES = {
     OURS: "onnx-int8",
     EXACT: "onnx-fp32",
+    TOGETHER: "onnx-int8",
     "onnxruntime": "traced/model.onnx",
     "optimum-int8": "optimum",
     "stand-in-int8": "traced/model_quantized.onnx",
@@ -305,7 +308,7 @@ def bfloat16_is_native() -> bool:
 
 def default_contestants(native_bfloat16: bool, optimum_python: str | None) -> list[str]:
     """All that this machine and the flags allow."""
-    without = {"stand-in-int8" if optimum_python else "optimum-int8"}
+    without = {TOGETHER, "stand-in-int8" if optimum_python else "optimum-int8"}
     return [
         name for name in CONTESTANTS if name not in without and (native_bfloat16 or "bfloat16" not in name)
     ]
