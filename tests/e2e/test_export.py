@@ -107,3 +107,33 @@ def test_a_run_whose_rows_are_gone_takes_rows_by_flag(newsdesk, run, desk, tmp_p
     outcome = newsdesk("export", run, "--to", "onnx-fp32", "--data", rows, "--json")
     assert outcome.code == 0, outcome.err
     assert outcome.json["rows"] == {"source": str(rows), "validation": 60, "training": 0}
+
+
+def test_an_artefact_is_evaluated_as_its_run_is(newsdesk, run, desk):
+    assert newsdesk("export", run, "--to", "onnx-fp32").code == 0
+    folder = run / "export" / "onnx-fp32"
+    flags = ["--data", desk.test, "--label", "desk", "--json"]  # an artefact knows the text's columns alone
+    of_run, of_artefact = newsdesk("evaluate", run, *flags).json, newsdesk("evaluate", folder, *flags).json
+    assert of_artefact["metrics"]["accuracy"] == of_run["metrics"]["accuracy"]
+    assert (folder / "metrics.json").is_file()
+    refused = newsdesk("evaluate", folder, *flags, "--baseline")
+    assert refused.code == 1
+    assert "an artefact, which does not know them" in refused.err
+
+
+def test_an_altered_artefact_is_not_evaluated(newsdesk, run, desk):
+    assert newsdesk("export", run, "--to", "onnx-fp32").code == 0
+    quality = run / "export" / "onnx-fp32" / "quality.json"
+    quality.write_text(quality.read_text().replace('"accuracy": ', '"accuracy": 1'))
+    refused = newsdesk("evaluate", run / "export" / "onnx-fp32", "--data", desk.test, "--label", "desk")
+    assert refused.code == 1
+    assert "quality.json is missing or damaged" in refused.err
+
+
+def test_an_engine_that_cannot_compute_the_artefact_says_which_export_can(newsdesk, run):
+    refused = newsdesk("predict", run, "goal", "--engine", "onnx")
+    assert (refused.code, f"newsdesk export {run} --to onnx-int8" in refused.err) == (1, True)
+    assert newsdesk("export", run, "--to", "onnx-fp32").code == 0
+    refused = newsdesk("predict", run / "export" / "onnx-fp32", "goal", "--engine", "torch")
+    assert refused.code == 1
+    assert "newsdesk export RUN --to merged" in refused.err

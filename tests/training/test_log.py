@@ -76,4 +76,4 @@ def test_a_log_on_a_full_disk_says_so(tmp_path: Path):
         log._stream = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115
         with pytest.raises(UserError, match="no space left to write log"):
             log.write(STEP)
-        log._stream = (tmp_path / "log.jsonl").open("a", encoding="utf-8")  # noqa: SIM115
+        log._stream = (tmp_path / "log.jsonl").open("a", encoding="utf-8")

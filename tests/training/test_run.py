@@ -262,8 +262,10 @@ def test_an_interrupt_finishes_the_run_and_gives_the_handler_back(tiny_recipe, t
     assert [path.name[:13] for path in run.checkpoints.iterdir()] == ["step-00000003"]
 
 
-def test_a_second_interrupt_breaks_off_and_leaves_an_unfinished_run(tiny_recipe, tmp_path):
-    before = signal.getsignal(signal.SIGINT)
+def test_a_second_interrupt_breaks_off_and_leaves_an_unfinished_run(tiny_recipe, tmp_path, request):
+    before = signal.default_int_handler  # which a process that was started in the background does not have
+    found = signal.signal(signal.SIGINT, before)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, found))
     with pytest.raises(KeyboardInterrupt):
         run_training(tiny_recipe("training.epochs=99"), tmp_path / "run", observe=interrupting(3, times=2))
     assert signal.getsignal(signal.SIGINT) is before
