@@ -7,6 +7,7 @@ rows that travel through Ray Data are names of files; reading and writing is ``p
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -195,8 +196,8 @@ def _connected(address: str | None) -> Iterator[Any]:
     try:
         if ours:
             ray.init(address=address, log_to_driver=False, logging_level="error")
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.WARNING)  # Ray Data tells its plans unasked
         yield ray
     except (ray.exceptions.RayError, ConnectionError) as error:
         raise UserError(

@@ -59,6 +59,7 @@ class Storage:
     Attributes:
         location: as it was given.
         local: whether it is a folder of this machine.
+        name: its last part.
     """
 
     def __init__(self, location: str) -> None:
@@ -81,6 +82,7 @@ class Storage:
                 mend="give a path, s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or abfs://CONTAINER/FOLDER",
             ) from error
         self.local = self._filesystem.type_name == "local"
+        self.name = PurePosixPath(self._base).name
 
     def files(self, below: str = "") -> Iterator[tuple[str, int, int]]:
         """Name below the folder, bytes and time of change (ns) of each file, by name; none if it is missing.
@@ -180,7 +182,7 @@ def shards_of(source: Storage, format: Format | None) -> list[Shard]:
     for name, size, changed in source.files():
         if any(part.startswith(_HIDDEN) for part in PurePosixPath(name).parts):
             continue
-        output, chosen = _output_of(name or PurePosixPath(source.location).name, format)
+        output, chosen = _output_of(name or source.name, format)
         if output in shards:
             raise UserError(
                 f"two input files would share the output file {output}",
