@@ -14,9 +14,9 @@ from __future__ import annotations
 import argparse
 import csv
 import gzip
-import inspect
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+from trainer_recipe import trainer_arguments
 
 # Tokens of 76,952 AG News rows in MiniLM's word pieces (RoBERTa's run about as long): rows by upper edge.
 LENGTH_EDGES = (20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60, 64, 68, 72, 80, 96, 128, 160, 192, 224, 256)
@@ -229,39 +232,18 @@ class Benchmark:
         def take_slice() -> dict[str, float]:
             watched = Watched()
             with tempfile.TemporaryDirectory() as folder:
-                arguments = self.trainer_arguments(folder, warm_up + steps, grouped=name == "grouped")
+                arguments = trainer_arguments(
+                    folder,
+                    self.recipe.training,
+                    warm_up + steps,
+                    grouped=name == "grouped",
+                    fp16=self.device.type == "cuda",
+                    use_cpu=self.device.type == "cpu",
+                )
                 Trainer(model, arguments, counted, examples, callbacks=[watched]).train()
             return watched.watch.figures(steps, steps * self.recipe.training.batch_size, count["tokens"])
 
         return take_slice
-
-    def trainer_arguments(self, folder: str, steps: int, *, grouped: bool) -> Any:
-        """The recipe in the Trainer's words; nothing is saved, logged or reported."""
-        from transformers import TrainingArguments
-
-        by_strategy = "train_sampling_strategy" in inspect.signature(TrainingArguments).parameters
-        sampling: dict[str, Any] = (
-            {"train_sampling_strategy": "group_by_length" if grouped else "random"}
-            if by_strategy  # since transformers 5
-            else {"group_by_length": grouped}
-        )
-        training = self.recipe.training
-        return TrainingArguments(
-            output_dir=folder,
-            max_steps=steps,
-            per_device_train_batch_size=training.batch_size,
-            learning_rate=training.learning_rate,
-            weight_decay=training.weight_decay,
-            lr_scheduler_type=training.schedule,
-            warmup_steps=training.warmup,
-            fp16=self.device.type == "cuda",
-            use_cpu=self.device.type == "cpu",
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            **sampling,
-        )
 
     def step_alone(self, engine: str) -> dict[str, float]:
         """A slice of steps without loop, events or logs: what the engine itself can do."""

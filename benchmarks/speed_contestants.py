@@ -8,7 +8,6 @@ so that all have met the widest batch, and then goes through all rows in the ord
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from newsdesk.model.tokenizer import TokenIds, pad
 
 sys.path.insert(0, str(Path(__file__).parent))
 from side_by_side import answers, peak_memory
+from trainer_recipe import trainer_arguments
 
 PEERS: dict[str, dict[str, Any]] = {
     "notebook": {"pads_to_max_length": True},
@@ -163,40 +163,11 @@ def train_peer(job: dict[str, Any], rows: Rows, turns: Turns) -> None:
         for part, steps in ((longest(rows, recipe.training.batch_size), 1), (rows, ENDLESS)):
             rows_of_part = zip(*part, strict=True)
             examples: Any = [{"input_ids": ids, "labels": int(label)} for ids, label in rows_of_part]
-            arguments = trainer_arguments(folder, recipe, how, steps)
+            grouped, bf16 = how.get("groups_by_length", False), how.get("bf16", False)
+            arguments = trainer_arguments(
+                folder, recipe.training, steps, grouped=grouped, bf16=bf16, use_cpu=True
+            )
             Trainer(model, arguments, collate, examples, callbacks=[EndStep()]).train()
-
-
-def trainer_arguments(folder: str, recipe: Recipe, how: dict[str, Any], steps: int) -> Any:
-    """The recipe in the Trainer's words; nothing is saved, logged or reported."""
-    from transformers import TrainingArguments
-
-    grouped = how.get("groups_by_length", False)
-    by_strategy = "train_sampling_strategy" in inspect.signature(TrainingArguments).parameters
-    sampling = (
-        {"train_sampling_strategy": "group_by_length" if grouped else "random"}
-        if by_strategy  # since transformers 5
-        else {"group_by_length": grouped}
-    )
-    training = recipe.training
-    return TrainingArguments(
-        output_dir=folder,
-        max_steps=steps,
-        per_device_train_batch_size=training.batch_size,
-        learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay,
-        lr_scheduler_type=training.schedule,
-        warmup_steps=training.warmup,
-        max_grad_norm=training.clip,
-        seed=training.seed,
-        bf16=how.get("bf16", False),
-        use_cpu=True,
-        save_strategy="no",
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        **sampling,
-    )
 
 
 def read_rows(path: Path) -> Rows:

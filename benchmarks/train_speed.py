@@ -1,7 +1,7 @@
 """Training speed of newsdesk beside transformers' Trainer + PEFT: same rows, same adapters, taking turns.
 
-    python benchmarks/train_speed.py                   # both shapes, under 10 minutes on 2 cores
-    python benchmarks/train_speed.py --quick           # fewer steps, about a minute a shape
+    python benchmarks/train_speed.py                   # both shapes, some 20 minutes on 2 cores
+    python benchmarks/train_speed.py --quick           # fewer steps
 
 | contestant         | what it is                                                             |
 |--------------------|------------------------------------------------------------------------|

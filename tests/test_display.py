@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
-from rich.console import Console
 
+from consoles import Clock, file_console, screen_console, shown
 from newsdesk import display
 from newsdesk.cli.predict_verb import render_predictions
 from newsdesk.display import RowCounter, TrainingDisplay, fetching, render_columns
@@ -19,16 +17,6 @@ STARTED = Started(
 )
 
 
-class Clock:
-    """Seconds that pass only when told to."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def monotonic(self):
-        return self.now
-
-
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
     clock = Clock()
@@ -38,16 +26,12 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def file():
-    return Console(file=io.StringIO(), width=60)
+    return file_console()
 
 
 @pytest.fixture
 def screen():
-    return Console(file=io.StringIO(), width=120, force_terminal=True, color_system=None)
-
-
-def shown(console):
-    return console.file.getvalue()
+    return screen_console()
 
 
 def step(number, loss=0.5, tokens=320):

@@ -74,6 +74,20 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path, *, mend: str) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError with ``mend`` when it is missing or no JSON."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError) as error:
+        raise damaged(path, str(error), mend=mend) from None
+    return content
+
+
+def damaged(path: Path, found: str, *, mend: str) -> UserError:
+    """The error for a file that is not what was written there."""
+    return UserError(f"{path} is missing or damaged", found=found, mend=mend)
+
+
 def sha256_of(path: Path) -> str:
     """The hexadecimal sha256 of a file's bytes, read in pieces of 1 MiB."""
     digest = hashlib.sha256()

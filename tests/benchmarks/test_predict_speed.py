@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -20,14 +19,8 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "predict_speed.py"
 
 
 @pytest.fixture(scope="module")
-def predict_speed() -> Any:
-    specification = importlib.util.spec_from_file_location("predict_speed", SCRIPT)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["predict_speed"] = module
-    specification.loader.exec_module(module)
-    return module
+def predict_speed(benchmark_script: Callable[[str], Any]) -> Any:
+    return benchmark_script("predict_speed")
 
 
 @pytest.fixture(scope="module")

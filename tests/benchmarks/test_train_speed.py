@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -19,14 +18,8 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "train_speed.py"
 
 
 @pytest.fixture(scope="module")
-def train_speed() -> Any:
-    specification = importlib.util.spec_from_file_location("train_speed", SCRIPT)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["train_speed"] = module
-    specification.loader.exec_module(module)
-    return module
+def train_speed(benchmark_script: Callable[[str], Any]) -> Any:
+    return benchmark_script("train_speed")
 
 
 def turn(tokens: int, seconds: float, padded: int = 1000, peak: int = 10) -> dict[str, Any]:

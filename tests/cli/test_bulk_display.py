@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
+from consoles import Clock, file_console, screen_console, shown
 from newsdesk.cli import bulk_display
 from newsdesk.cli.bulk_display import BulkDisplay
 from newsdesk.data.table import Fault
@@ -16,16 +15,6 @@ from newsdesk.inference.part_file import Checkpoint
 from newsdesk.inference.windows import Reject
 
 BAD = Reject(Fault(7, "not a text", "a number", "mend it"), {"text": 5})
-
-
-class Clock:
-    """Seconds that pass only when told to."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def monotonic(self):
-        return self.now
 
 
 @pytest.fixture(autouse=True)
@@ -37,16 +26,12 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def file():
-    return Console(file=io.StringIO(), width=60)
+    return file_console()
 
 
 @pytest.fixture
 def screen():
-    return Console(file=io.StringIO(), width=120, force_terminal=True, color_system=None)
-
-
-def shown(console):
-    return console.file.getvalue()
+    return screen_console()
 
 
 def test_a_file_gets_a_line_now_and_then_with_rows_share_and_rate(file, clock):

@@ -8,8 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from newsdesk.errors import UserError
-from newsdesk.files import sha256_of
+from newsdesk.files import damaged, read_json, sha256_of
 from newsdesk.training.run_folder import MANIFEST, Labels, RunFolder
 
 Kind = Literal["merged", "onnx-fp32", "onnx-int8"]
@@ -23,6 +22,8 @@ MODEL_FILES: dict[Kind, str] = {
     "onnx-int8": "onnx/model_quantized.onnx",
 }
 """Where each kind keeps its weights; the onnx names are those that transformers.js and optimum look for."""
+
+_MEND = "copy the artefact anew from where it is whole, or export it again with newsdesk export"
 
 
 @dataclass(frozen=True)
@@ -77,25 +78,15 @@ class ArtefactFolder:
             path = self.path / file
             found = sha256_of(path) if path.is_file() else "no such file"
             if found != recorded.get(file):
-                raise self._damaged(file, f"{found}, in the manifest {recorded.get(file, 'not named')}")
+                stated = recorded.get(file, "not named")
+                raise damaged(path, f"{found}, in the manifest {stated}", mend=_MEND)
 
     def verify_model(self) -> None:
         """Check the file of the weights against the manifest. Raises UserError as ``verify`` does."""
         self.verify(MODEL_FILES[self.kind])
 
     def _read(self, name: str) -> dict[str, Any]:
-        try:
-            content: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError) as error:
-            raise self._damaged(name, str(error)) from None
-        return content
-
-    def _damaged(self, name: str, found: str) -> UserError:
-        return UserError(
-            f"{self.path / name} is missing or damaged",
-            found=found,
-            mend="copy the artefact anew from where it is whole, or export it again with newsdesk export",
-        )
+        return read_json(self.path / name, mend=_MEND)
 
 
 def find_artefact(path: Path) -> ArtefactFolder | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any
 
 from newsdesk.data.layout import TextLayout
 from newsdesk.errors import UserError
-from newsdesk.files import sha256_of, write_json, write_text
+from newsdesk.files import damaged, read_json, sha256_of, write_json, write_text
 
 MANIFEST = "manifest.json"
 _STAGING, _LOCK = ".staging", ".lock"
@@ -21,6 +20,8 @@ _OURS = (_STAGING, _LOCK)
 _CHECKPOINTS = "checkpoints"
 _OF_TRAINING = ("adapter", _CHECKPOINTS, "labels.json", "log.jsonl", "recipe.toml", "tokenizer")
 """What an unfinished run keeps when it goes on; the rest tells of a state that will not be the last."""
+
+_MEND = "copy the run anew from where it is whole, or train it again"
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class RunFolder:
             layout = TextLayout.from_dict(content["text"])
             return Labels(tuple(content["labels"]), layout, content["max_length"])
         except (KeyError, TypeError) as error:
-            raise self._damaged("labels.json", f"no usable {error}") from None
+            raise damaged(self.path / "labels.json", f"no usable {error}", mend=_MEND) from None
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -123,18 +124,7 @@ class RunFolder:
         return first not in (MANIFEST, _CHECKPOINTS) and not any(part.startswith(".") for part in parts)
 
     def _read(self, name: str) -> dict[str, Any]:
-        try:
-            content: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError) as error:
-            raise self._damaged(name, str(error)) from None
-        return content
-
-    def _damaged(self, name: str, found: str) -> UserError:
-        return UserError(
-            f"{self.path / name} is missing or damaged",
-            found=found,
-            mend="copy the run anew from where it is whole, or train it again",
-        )
+        return read_json(self.path / name, mend=_MEND)
 
 
 def require_free(out: Path, *, overwrite: bool) -> None:
