@@ -60,10 +60,12 @@ def test_where_there_is_none_nothing_is_found(checkpoints):
     checkpoints.clear()
 
 
-def test_a_half_written_file_under_a_temporary_name_is_no_checkpoint_and_goes_with_the_rest(checkpoints):
+def test_a_half_written_file_under_a_temporary_name_is_no_checkpoint_and_goes_with_the_next(checkpoints):
     path = checkpoints.save(snapshot(1), 0)
     (path.parent / f".{path.name}.xyz.part").write_bytes(path.read_bytes()[:50])
     assert checkpoints.find().passed_over == ()
+    newest = checkpoints.save(snapshot(2), 0)
+    assert set(path.parent.iterdir()) == {path, newest}
     checkpoints.clear()
     assert not path.parent.exists()
 

@@ -209,6 +209,14 @@ def test_resuming_a_complete_run_changes_nothing(recipe, uninterrupted):
     assert {path: path.read_bytes() for path in uninterrupted.path.rglob("*") if path.is_file()} == before
 
 
+def test_an_imported_run_has_no_training_to_go_on_with(recipe, uninterrupted):
+    manifest = json.loads((uninterrupted.path / "manifest.json").read_text())
+    del manifest["training"]
+    (uninterrupted.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="was imported, not trained"):
+        run_training(recipe, uninterrupted.path, resume=True)
+
+
 def test_resuming_where_nothing_is_begins(recipe, uninterrupted, tmp_path):
     assert adapter_bytes(run_training(recipe, tmp_path / "new", resume=True)) == adapter_bytes(uninterrupted)
 

@@ -70,7 +70,7 @@ class Checkpoints:
             write_bytes(path, content)
         except UserError as error:
             raise _not_written(error, self._newest, self._folder.parent) from error
-        for old in self._folder.glob(_NAMES):
+        for old in self._folder.iterdir():  # also what a kill left half written under another name
             if old not in (path, self._newest):
                 old.unlink(missing_ok=True)
         self._newest = path

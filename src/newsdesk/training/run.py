@@ -78,7 +78,7 @@ def run_training(
         team, device = stack.enter_context(gathered(resolved.recipe.training.device))
         if team.leads and not (resume and run.recipe.is_file()):
             require_free(out, overwrite=overwrite)
-        if team.any(team.leads and resume and run.is_complete()):
+        if team.any(team.leads and resume and _came_to_its_end(run)):
             return run
         if team.leads:
             if resume and run.recipe.is_file():
@@ -229,6 +229,17 @@ def _checkpoint_is_due(event: Event, loop: TrainingLoop, seconds: float) -> bool
     if every is None:
         return seconds >= _SECONDS_BETWEEN_CHECKPOINTS
     return loop.falls_on(every)
+
+
+def _came_to_its_end(run: RunFolder) -> bool:
+    """Whether nothing is left to train. Raises UserError for a run that was never trained here."""
+    if run.is_complete() and "training" not in run.manifest:
+        raise UserError(
+            f"{run.path} was imported, not trained by newsdesk",
+            found="a manifest without a training",
+            mend="choose another folder with --out",
+        )
+    return run.is_complete()
 
 
 def _require_same_recipe(run: RunFolder, asked: ResolvedRecipe) -> None:
