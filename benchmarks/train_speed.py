@@ -1,6 +1,6 @@
 """Training speed of newsdesk beside transformers' Trainer + PEFT: same rows, same adapters, taking turns.
 
-    python benchmarks/train_speed.py                   # both shapes, some 20 minutes on 2 cores
+    python benchmarks/train_speed.py                   # both shapes
     python benchmarks/train_speed.py --quick           # fewer steps
 
 | contestant         | what it is                                                             |
