@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "newsdesk"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 FOUNDATION = 0
-ROOMS = ("sources", "data", "model", "training", "evaluation", "inference", "serving")
+ROOMS = ("sources", "data", "model", "training", "evaluation", "inference", "reporting", "serving")
 FRONT = ("api", "display", "__init__", "cli", "__main__")
 RANK = {part: rank for rank, part in enumerate((*ROOMS, *FRONT), start=1)}
 """Where a part stands: it imports its own rank and lower ones. Top-level modules not named are the lowest."""

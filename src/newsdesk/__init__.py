@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -12,19 +13,18 @@ if TYPE_CHECKING:
     from newsdesk.errors import UserError
     from newsdesk.inference.bulk import predict_file
 
+_HOMES = {
+    "UserError": "newsdesk.errors",
+    "evaluate": "newsdesk.api",
+    "export": "newsdesk.api",
+    "load": "newsdesk.api",
+    "predict_file": "newsdesk.inference.bulk",
+    "train": "newsdesk.api",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Import the public functions on first use, so that ``import newsdesk`` and ``--help`` stay quick."""
-    if name == "UserError":
-        from newsdesk.errors import UserError
-
-        return UserError
-    if name == "predict_file":
-        from newsdesk.inference.bulk import predict_file
-
-        return predict_file
-    if name in __all__:
-        from newsdesk import api
-
-        return getattr(api, name)
+    """Import the public names on first use, so that ``import newsdesk`` and ``--help`` stay quick."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'newsdesk' has no attribute {name!r}")
