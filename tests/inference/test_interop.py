@@ -47,6 +47,14 @@ def test_a_merged_folder_is_a_text_classification_pipeline_with_the_same_scores(
     np.testing.assert_allclose(scores_of(rows), expected, atol=1e-5)
 
 
+def test_an_artefact_says_whether_texts_begin_with_a_space_which_transformers_4_would_assume_not(run):
+    folder = api.export(run, "merged", overwrite=True).path
+    splitting = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["pre_tokenizer"]
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert settings.get("add_prefix_space") == splitting.get("add_prefix_space")
+    assert settings["tokenizer_class"] != "TokenizersBackend"
+
+
 @pytest.mark.parametrize(
     "variant",
     [{"dora": True}, {"rslora": True}, {"init": "pissa"}, {"init": "olora"}, {"bias": "lora_only"}],

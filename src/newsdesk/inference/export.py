@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from newsdesk import __version__
 from newsdesk.errors import UserError, missing_package
-from newsdesk.files import sha256_of, write_json
+from newsdesk.files import read_json, sha256_of, write_json
 from newsdesk.inference.artefact import MODEL_FILES, Kind
 from newsdesk.inference.gate import Evidence, Logits, Quality, compare, measured_with, require_exact
 from newsdesk.inference.load import load
@@ -186,10 +186,18 @@ def _write_common(run: RunFolder, model: PreTrainedModel, folder: Path) -> None:
     if settings.is_file():
         content = json.loads(settings.read_text(encoding="utf-8"))
         content["model_max_length"] = run.labels.max_length  # where other programs cut texts
-        if content.get("tokenizer_class") == "TokenizersBackend":  # what transformers 4 knows by another name
-            content["tokenizer_class"] = "PreTrainedTokenizerFast"
-        write_json(settings, content)
+        write_json(settings, _for_transformers_4(content, folder / "tokenizer.json"))
     write_json(folder / "labels.json", run.labels.to_dict())
+
+
+def _for_transformers_4(settings: dict[str, Any], tokenizer: Path) -> dict[str, Any]:
+    """A tokenizer's settings, saying what transformers 4, on which optimum runs, would assume otherwise."""
+    if settings.get("tokenizer_class") == "TokenizersBackend":  # it knows the class by another name
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    splitting = read_json(tokenizer, mend="train the run again").get("pre_tokenizer") or {}
+    if "add_prefix_space" in splitting:  # without a word on it, it turns the space before a text off
+        settings.setdefault("add_prefix_space", splitting["add_prefix_space"])
+    return settings
 
 
 def _seal(run: RunFolder, kind: Kind, folder: Path) -> None:
