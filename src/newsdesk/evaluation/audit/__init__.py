@@ -1,0 +1,1 @@
+"""The audit of labelled texts: likely label errors, copies, conflicts, leakage."""

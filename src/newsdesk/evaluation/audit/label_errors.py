@@ -1,0 +1,111 @@
+"""Confident learning: which labels are likely wrong, and between which classes (Northcutt et al., 2021)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_SLACK = 1e-6  # a class whose rows all have the same probability must reach its own mean
+
+
+@dataclass(frozen=True)
+class LabelErrors:
+    """What out-of-sample probabilities say of the labels.
+
+    Attributes:
+        quality: float64 (rows,) in [0, 1]: how well each label fits; 0.5 where another class is as likely.
+        suggested: int64 (rows,): the class each row likely belongs to; mostly the given one.
+        suspects: int64: rows whose label is likely wrong, the least fitting first; ties in row order.
+        confident_joint: int64 (classes, classes): rows counted with confidence, by given and likely class.
+        joint: float64 (classes, classes): the same scaled to all rows: how many of each given class (row of
+            the matrix) truly belong to which (column).
+    """
+
+    quality: NDArray[np.float64]
+    suggested: NDArray[np.int64]
+    suspects: NDArray[np.int64]
+    confident_joint: NDArray[np.int64]
+    joint: NDArray[np.float64]
+
+    @property
+    def noise(self) -> float:
+        """The estimated share of wrong labels, in [0, 1]."""
+        return float(1 - np.trace(self.joint) / self.joint.sum())
+
+    @property
+    def ranking(self) -> NDArray[np.int64]:
+        """All rows, the least fitting label first; ties in row order."""
+        return np.argsort(self.quality, kind="stable")
+
+    def confused_pairs(self) -> list[tuple[int, int, float]]:
+        """(given class, likely class, estimated rows) wherever there are any, the most rows first."""
+        given, likely = np.nonzero(self.joint - np.diag(np.diag(self.joint)))
+        pairs = [(int(g), int(t), float(self.joint[g, t])) for g, t in zip(given, likely, strict=True)]
+        return sorted(pairs, key=lambda pair: -pair[2])
+
+
+def rank_label_errors(probabilities: NDArray[Any], labels: NDArray[np.int64]) -> LabelErrors:
+    """Find the labels that confident learning takes for wrong (Northcutt, Jiang & Chuang, 2021).
+
+    A row counts with confidence for a class when its probability reaches the mean that the class has among
+    the rows labelled so; where several classes qualify, for the most probable. Rows counted for another
+    class than their label's are suspects. They are ranked by the normalised margin,
+    (p(label) - the largest other p + 1) / 2.
+
+    Args:
+        probabilities: (rows, classes), each row's from a model that did not learn from that row.
+        labels: int64 (rows,), the given class ids.
+
+    Raises ValueError for shapes that do not fit, no rows or fewer than two classes; that is a defect of the
+    caller.
+    """
+    scores = np.asarray(probabilities, dtype=np.float64)
+    if scores.ndim != 2 or scores.shape[0] != len(labels) or not len(labels) or scores.shape[1] < 2:
+        raise ValueError(f"probabilities of shape {scores.shape} for {len(labels)} labels")
+    confident = _confident_classes(scores, labels)
+    counts = np.bincount(labels, minlength=scores.shape[1])
+    counted = confident >= 0
+    joint = np.zeros((len(counts), len(counts)), dtype=np.int64)
+    np.add.at(joint, (labels[counted], confident[counted]), 1)
+    quality = _normalised_margin(scores, labels)
+    suspects = np.flatnonzero(counted & (confident != labels))
+    return LabelErrors(
+        quality=quality,
+        suggested=np.where(counted, confident, scores.argmax(axis=1)).astype(np.int64),
+        suspects=suspects[np.argsort(quality[suspects], kind="stable")],
+        confident_joint=joint,
+        joint=_calibrated(joint, counts),
+    )
+
+
+def _confident_classes(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The class that each row counts for with confidence, -1 for none."""
+    own = probabilities[np.arange(len(labels)), labels]
+    classes = probabilities.shape[1]
+    counts = np.bincount(labels, minlength=classes)
+    sums = np.bincount(labels, weights=own, minlength=classes)
+    thresholds = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
+    qualifies = probabilities >= thresholds - _SLACK
+    # The only class that qualifies need not be the most probable one; of several, the most probable counts.
+    best = np.where(qualifies.sum(axis=1) > 1, probabilities.argmax(axis=1), qualifies.argmax(axis=1))
+    return np.where(qualifies.any(axis=1), best, -1)
+
+
+def _normalised_margin(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    rows = np.arange(len(labels))
+    others = probabilities.copy()
+    others[rows, labels] = -np.inf
+    margin: NDArray[np.float64] = (probabilities[rows, labels] - others.max(axis=1) + 1) / 2
+    return margin
+
+
+def _calibrated(joint: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The joint scaled so that the rows of each given class are as many as carry that label."""
+    kept = joint.astype(np.float64)
+    # Every class has at least one right label, or a class without confident rows would vanish.
+    np.fill_diagonal(kept, np.maximum(np.diag(kept), 1))
+    scaled: NDArray[np.float64] = kept / kept.sum(axis=1, keepdims=True) * counts[:, None]
+    return scaled
