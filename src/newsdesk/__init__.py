@@ -6,16 +6,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "__version__", "evaluate", "export", "load", "predict_file", "train"]
+__all__ = ["UserError", "__version__", "evaluate", "explain", "export", "load", "predict_file", "train"]
 
 if TYPE_CHECKING:
     from newsdesk.api import evaluate, export, load, train
     from newsdesk.errors import UserError
     from newsdesk.inference.bulk import predict_file
+    from newsdesk.inference.explanation import explain
 
 _HOMES = {
     "UserError": "newsdesk.errors",
     "evaluate": "newsdesk.api",
+    "explain": "newsdesk.inference.explanation",
     "export": "newsdesk.api",
     "load": "newsdesk.api",
     "predict_file": "newsdesk.inference.bulk",

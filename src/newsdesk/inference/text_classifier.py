@@ -82,7 +82,11 @@ class TextClassifier(ABC):
         self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None
     ) -> NDArray[np.float32]:
         """Logits of shape (texts, classes), in the texts' order, which ``layout`` has normalised already."""
-        return self.logits(self._tokenizer.encode(texts), progress=progress)
+        return self.logits(self.token_ids(texts), progress=progress)
+
+    def token_ids(self, texts: Sequence[str]) -> list[TokenIds]:
+        """The token ids of normalised texts, cut where the model stops reading: what ``logits`` takes."""
+        return self._tokenizer.encode(texts)
 
 
 class ArtefactPredictor(TextClassifier):
