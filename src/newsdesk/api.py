@@ -106,12 +106,18 @@ def train_resolved(
     progress: Progress | None = None,
 ) -> RunFolder:
     """As :func:`train`, from a recipe that was resolved before."""
+    from newsdesk.reporting.model_card import refresh_card
+    from newsdesk.training.launch import rank
+
     with needing_train_extra("training"):
         from newsdesk.training.run import run_training  # the first import of torch
 
-        return run_training(
+        run = run_training(
             resolved, out, observe=observe, overwrite=overwrite, resume=resume, progress=progress
         )
+    if rank() == 0:  # of processes that train together the first one alone writes
+        refresh_card(run)
+    return run
 
 
 def evaluation_rows(
@@ -206,7 +212,7 @@ def evaluate(
     write_evaluated_rows(probabilities, rows, run.labels.names, target, with_text=with_text)
     write_metrics(evaluation, run.metrics)
     if isinstance(run, RunFolder):
-        run.reseal()
+        _seal_with_card(run)
     return evaluation
 
 
@@ -273,6 +279,14 @@ def _named_by_its_path(run: RunFolder | ArtefactFolder, progress: Progress | Non
         return load(run.path, engine="torch", progress=progress)
     run.verify()
     return load(run.path)
+
+
+def _seal_with_card(run: RunFolder) -> None:
+    """Seal a run after new figures, then tell them in its card: a kill in between leaves it sealed."""
+    from newsdesk.reporting.model_card import refresh_card
+
+    run.reseal()
+    refresh_card(run)
 
 
 def _training_rows(run: RunFolder | ArtefactFolder, progress: Progress | None) -> Examples:

@@ -206,6 +206,7 @@ def import_adapter(
     """Make a run of an adapter folder that transformers + peft trained."""
     from newsdesk.data.layout import TextLayout
     from newsdesk.inference.run_predictor import needing_train_extra
+    from newsdesk.reporting.model_card import refresh_card
 
     with shown_fetching(terminal()) as progress, needing_train_extra("importing an adapter"):
         from newsdesk.training.import_adapter import import_adapter as importing
@@ -220,4 +221,5 @@ def import_adapter(
             overwrite=overwrite,
             progress=progress,
         )
+    refresh_card(run)
     say([f"the run lies in {out}; its classes are {', '.join(run.labels.names)}"])

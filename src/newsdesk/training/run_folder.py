@@ -18,8 +18,11 @@ MANIFEST = "manifest.json"
 _STAGING, _LOCK = ".staging", ".lock"
 _OURS = (_STAGING, _LOCK)
 _CHECKPOINTS = "checkpoints"
-_OF_TRAINING = ("adapter", _CHECKPOINTS, "labels.json", "log.jsonl", "recipe.toml", "tokenizer")
-"""What an unfinished run keeps when it goes on; the rest tells of a state that will not be the last."""
+_OF_TRAINING = ("README.md", "adapter", _CHECKPOINTS, "labels.json", "log.jsonl", "recipe.toml", "tokenizer")
+"""What an unfinished run keeps when it goes on; the rest tells of a state that will not be the last.
+
+The card may hold its owner's words, and is written anew at the end.
+"""
 
 _MEND = "copy the run anew from where it is whole, or train it again"
 

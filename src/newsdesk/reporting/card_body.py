@@ -1,0 +1,320 @@
+"""What a model card says in its text, section by section: every figure from the run's files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from shlex import quote
+from typing import Any
+
+from newsdesk.reporting.card_facts import CardFacts, Source
+from newsdesk.reporting.markdown import fenced, plain, table
+
+_CLASSES_NAMED = 12
+_WEAKEST_NAMED = 3
+_MINUTE, _HOUR = 60, 3600
+
+
+def card_body(facts: CardFacts) -> str:
+    """The managed part of the card as Markdown: what it is, its use, data, training, figures and limits."""
+    sections = (
+        ("", _summary),
+        ("How to use it", _usage),
+        ("What it is for, and what not", _intended_use),
+        ("Data", _data),
+        ("Training", _training),
+        ("Figures", _figures),
+        ("Limits", _limits),
+        ("How to repeat it", _commands),
+        ("Versions", _versions),
+    )
+    lines: list[str] = []
+    for title, section in sections:
+        lines += [f"## {title}", ""] if title else []
+        lines += section(facts)
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _summary(facts: CardFacts) -> list[str]:
+    names = [f"**{plain(name)}**" for name in facts.labels.names[:_CLASSES_NAMED]]
+    more = len(facts.labels.names) - len(names)
+    named = ", ".join(names) + (f" and {more} more" if more else "")
+    base = f"`{facts.base}`" if facts.base_on_hub else f"{plain(facts.base)} (a local model, not on the Hub)"
+    size = "" if facts.parameters is None else f" with {facts.parameters:,} parameters of their own"
+    return [
+        f"A text classifier of {len(facts.labels.names)} classes: {named}. "
+        f"It consists of LoRA adapters and a head{size}, for the frozen encoder {base}.",
+        "",
+        *table(
+            ["", "licence"],
+            [
+                ["base model", plain(facts.base_licence or "unknown")],
+                ["training texts", plain(facts.data_licence or "unknown")],
+            ],
+        ),
+    ]
+
+
+def _usage(facts: CardFacts) -> list[str]:
+    fetch = [] if facts.repo_id is None else [f"hf download {facts.repo_id} --local-dir {facts.name}"]
+    run = facts.name if facts.repo_id else "."
+    layout = facts.labels.layout
+    made_of = " and ".join(map(plain, layout.text_columns))
+    template = "" if layout.template is None else f", put together as {plain(layout.template)}"
+    return [
+        "With newsdesk, which makes the texts as in training and needs no more than this folder:"
+        if facts.repo_id is None
+        else "With newsdesk, which makes the texts as in training:",
+        "",
+        *fenced("\n".join([*fetch, f'newsdesk predict {run} "TEXT"']), "bash"),
+        "With transformers and peft alone:",
+        "",
+        *fenced(_peft_code(facts), "python"),
+        f"In training a text was made of the columns {made_of}{template}; normaliser: "
+        f"{plain(layout.normaliser)}; cut to {facts.labels.max_length} tokens. Who feeds the model without "
+        "newsdesk makes them alike.",
+        *_uncalibrated(facts),
+        "",
+        "A model for transformers' `pipeline`, and ONNX files that need no PyTorch, are made by "
+        "`newsdesk export RUN --to merged` and `--to onnx-int8`.",
+        "",
+    ]
+
+
+def _peft_code(facts: CardFacts) -> str:
+    """Python that predicts with peft; run inside the folder where the model is not on the Hub."""
+    here = facts.repo_id is None
+    place = json.dumps(facts.repo_id)
+    base = json.dumps(facts.base_on_hub or str(facts.manifest["base"]["name"] if here else facts.base))
+    labels = '"labels.json"' if here else f'hf_hub_download({place}, "labels.json")'
+    adapter = '"adapter"' if here else place
+    tokenizer = '"tokenizer"' if here else f'{place}, subfolder="tokenizer"'
+    return "\n".join(
+        [
+            "import json",
+            "",
+            *([] if here else ["from huggingface_hub import hf_hub_download"]),
+            "from peft import PeftModel",
+            "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
+            "",
+            f'labels = json.load(open({labels}, encoding="utf-8"))["labels"]',
+            "base = AutoModelForSequenceClassification.from_pretrained(",
+            f"    {base}, num_labels=len(labels)",
+            ")",
+            f"model = PeftModel.from_pretrained(base, {adapter}).eval()",
+            f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})",
+            "texts = tokenizer(",
+            f'    ["TEXT"], truncation=True, max_length={facts.labels.max_length}, padding=True, '
+            'return_tensors="pt"',
+            ")",
+            "print([labels[row] for row in model(**texts).logits.argmax(dim=-1).tolist()])",
+        ]
+    )
+
+
+def _uncalibrated(facts: CardFacts) -> list[str]:
+    temperature = (facts.calibration or {}).get("temperature")
+    if not isinstance(temperature, int | float):
+        return []
+    return [
+        "",
+        f"newsdesk divides the logits by the temperature {temperature:.4g} before it tells probabilities; "
+        "peft and transformers do not know of it.",
+    ]
+
+
+def _intended_use(facts: CardFacts) -> list[str]:
+    return [
+        "For: sorting texts like those it was trained on into these classes, one class a text.",
+        "",
+        "Not for: telling whether a text is true, judging people, other languages or kinds of text than the "
+        "training data's, or decisions that nobody looks over. A text that belongs to none of the classes "
+        "is given one of them all the same"
+        + (
+            ", unless newsdesk is asked to leave it unanswered (`newsdesk predict --help`)."
+            if facts.tells_off_topic or facts.calibration
+            else "."
+        ),
+        "",
+    ]
+
+
+def _data(facts: CardFacts) -> list[str]:
+    rows = [
+        [plain(rows.part), plain(rows.source.shown), f"{rows.count:,}", f"`{rows.sha256}`"]
+        for rows in facts.rows
+    ]
+    unknown = "What it was trained on is not known: the adapter was imported."
+    return [
+        *([] if facts.train_source else [unknown, ""]),
+        *(table(["part", "source", "rows", "sha256 of the rows"], rows) if rows else []),
+        f"Licence of the training texts: {plain(facts.data_licence or 'unknown')}.",
+        "",
+    ]
+
+
+def _training(facts: CardFacts) -> list[str]:
+    recipe, outcome = facts.recipe, facts.manifest.get("training")
+    lora = recipe.lora
+    rows = [
+        ["adapters", f"LoRA, rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}"],
+        ["on", plain(", ".join(lora.targets))],
+    ]
+    variants = [name for name, on in (("rsLoRA", lora.rslora), ("DoRA", lora.dora)) if on]
+    if lora.init != "default":
+        variants.append(f"initialised as {lora.init}")
+    if variants:
+        rows.append(["variant", ", ".join(variants)])
+    if facts.parameters is not None:
+        rows.append(["parameters stored", f"{facts.parameters:,}"])
+    if outcome is None:
+        where = "It was trained elsewhere with transformers and peft, and imported: no more is known."
+        return [where, "", *table(["", ""], rows)]
+    return table(["", ""], [*rows, *_optimisation(facts, outcome)])
+
+
+def _optimisation(facts: CardFacts, outcome: Mapping[str, Any]) -> list[list[str]]:
+    training = facts.recipe.training
+    processes = outcome.get("processes", 1)
+    batch = " x ".join(
+        f"{number} {of}"
+        for number, of in (
+            (training.batch_size, "rows"),
+            (training.accumulation, "batches"),
+            (processes, "processes"),
+        )
+        if number > 1 or of == "rows"
+    )
+    rows = [
+        ["epochs, steps", f"{outcome['epochs']:g}, {outcome['steps']:,}"],
+        ["kept", f"the state of step {outcome['best_step']:,}, the best by {training.metric}"],
+        ["batch", batch],
+        [
+            "learning rate",
+            f"{training.learning_rate:g}, {training.schedule}, warm-up {training.warmup:g}, AdamW, "
+            f"weight decay {training.weight_decay:g}",
+        ],
+        ["seed", str(facts.manifest.get("seed", training.seed))],
+    ]
+    started, finished = (facts.trained.get(event) for event in ("started", "finished"))
+    if started and finished:
+        rows.append(
+            ["time", f"{_duration(finished['seconds'])} on {started['device']}, {started['precision']}"]
+        )
+    if outcome.get("finished") == "interrupted":
+        rows.append(["ended", "interrupted before its last step"])
+    return rows
+
+
+def _figures(facts: CardFacts) -> list[str]:
+    if not facts.splits:
+        return ["Not measured yet: `newsdesk evaluate RUN --data NAME|PATH` puts the figures here.", ""]
+    rows = []
+    for split, entry in facts.splits.items():
+        figures = entry["metrics"]
+        rows.append(
+            [
+                plain(split),
+                f"{figures['rows']:,}",
+                _accuracy(figures),
+                f"{figures['macro_f1']:.4f}",
+                f"{figures['expected_calibration_error']:.4f}",
+                f"{figures['negative_log_likelihood']:.4f}",
+            ]
+        )
+        if baseline := entry.get("baseline"):
+            name = f"{plain(split)}: {plain(baseline['description'])}"
+            rows.append([name, f"{figures['rows']:,}", _accuracy(baseline), "", "", ""])
+    header = ["split", "rows", "accuracy (95 % interval)", "macro F1", "calibration error", "nats a row"]
+    lines = table(header, rows)
+    for split, entry in facts.splits.items():
+        lines += [f"### By class: {plain(split)}", "", *_by_class(entry["metrics"]["per_class"])]
+    return lines
+
+
+def _by_class(per_class: Sequence[Mapping[str, Any]]) -> list[str]:
+    return table(
+        ["class", "precision", "recall", "F1", "rows"],
+        [
+            [
+                plain(entry["label"]),
+                *(f"{entry[figure]:.4f}" for figure in ("precision", "recall", "f1")),
+                f"{entry['support']:,}",
+            ]
+            for entry in per_class
+        ],
+    )
+
+
+def _limits(facts: CardFacts) -> list[str]:
+    limits = [_weakest(split, entry["metrics"]) for split, entry in facts.splits.items()]
+    if not facts.splits:
+        limits.append("It was not measured on rows that it did not learn from.")
+    limits += [
+        "The figures hold for texts like the rows they were measured on: same language, same desk, same "
+        "years. What the news speaks of changes; measure anew on rows of your own.",
+        f"It reads the first {facts.labels.max_length} tokens of a text and nothing after them.",
+        "Wrong labels in the training rows were learned as if they were right.",
+    ]
+    if not facts.base_on_hub:
+        limits.append("Its base model is a local one: without it, nobody can use these adapters.")
+    return [*(f"- {limit}" for limit in limits), ""]
+
+
+def _weakest(split: str, figures: Mapping[str, Any]) -> str:
+    """Where it fails most often on a split: the classes of the lowest F1, the pair confused most."""
+    present = [entry for entry in figures["per_class"] if entry["support"]]
+    ranked = sorted(present, key=lambda entry: entry["f1"])[:_WEAKEST_NAMED]
+    named = ", ".join(f"{plain(entry['label'])} ({entry['f1']:.4f})" for entry in ranked)
+    names, confusion = figures["label_names"], figures["confusion"]
+    pairs = [
+        (count, names[true], names[predicted])
+        for true, row in enumerate(confusion)
+        for predicted, count in enumerate(row)
+        if true != predicted and count
+    ]
+    sentence = f"Weakest classes by F1 on {plain(split)}: {named}."
+    if not pairs:
+        return sentence
+    count, true, predicted = max(pairs, key=lambda pair: pair[0])
+    return (
+        f"{sentence} Most often confused: {plain(true)} taken for {plain(predicted)}, {count:,} "
+        f"of {figures['rows']:,} rows."
+    )
+
+
+def _commands(facts: CardFacts) -> list[str]:
+    lines = []
+    if "training" in facts.manifest:
+        lines.append("newsdesk train --recipe recipe.toml --out RUN")
+    lines += [
+        f"newsdesk evaluate RUN --data {quote(Source.of(entry['source']).shown)} --split {quote(split)}"
+        for split, entry in facts.splits.items()
+    ]
+    if not lines:
+        return ["An imported adapter cannot be trained again from what is known of it.", ""]
+    return [
+        *fenced("\n".join(lines), "bash"),
+        "`recipe.toml` holds every value; the sha256 above prove that the rows are the same.",
+        "",
+    ]
+
+
+def _versions(facts: CardFacts) -> list[str]:
+    versions = {"newsdesk": facts.manifest.get("newsdesk"), **facts.manifest.get("versions", {})}
+    weights = facts.manifest["base"].get("sha256")
+    named = ", ".join(f"{name} {plain(version)}" for name, version in versions.items())
+    return [f"{named}. sha256 of the base model's weights: `{weights or 'unknown'}`.", ""]
+
+
+def _accuracy(figures: Mapping[str, Any]) -> str:
+    low, high = (100 * bound for bound in figures["accuracy_interval"])
+    return f"{100 * figures['accuracy']:.2f} % ({low:.2f} to {high:.2f} %)"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < _MINUTE:
+        return f"{seconds:.0f} s"
+    if seconds < _HOUR:
+        return f"{seconds / _MINUTE:.0f} min"
+    return f"{int(seconds) // _HOUR} h {int(seconds) % _HOUR // _MINUTE} min"

@@ -1,0 +1,211 @@
+"""What a model card tells, read from the files of a run; what they do not tell is None, never a guess."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from newsdesk.config import Recipe, load_recipe
+from newsdesk.data.datasets import DATA_SETS
+from newsdesk.evaluation.evaluate import read_metrics
+from newsdesk.sources.cache import Slot
+from newsdesk.sources.hub import HubSource
+from newsdesk.training.run_folder import Labels, RunFolder
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_LICENCE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows came from, as far as strangers may read it: of a local path the last name alone.
+
+    Attributes:
+        shown: the data set's name, or the file's or folder's own.
+        name: the name that newsdesk knows the data set by, else None.
+    """
+
+    shown: str
+    name: str | None
+
+    @classmethod
+    def of(cls, recorded: str) -> Source:
+        """The source that a manifest or metrics.json records: a name, or a path."""
+        if recorded in DATA_SETS:
+            return cls(recorded, recorded)
+        for name in DATA_SETS:
+            if Path(recorded).is_relative_to(Slot("data", name).folder):
+                return cls(name, name)
+        return cls(Path(recorded).name or recorded, None)
+
+    @property
+    def hub_id(self) -> str | None:
+        """Its id on the Hub, where it lies there."""
+        source = DATA_SETS[self.name].source if self.name else None
+        return source.repo_id if isinstance(source, HubSource) else None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One part of the data: what it served for, where it came from, how much it was, and its sha256."""
+
+    part: str
+    source: Source
+    count: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """All that a card is written from.
+
+    Attributes:
+        name: the model's name.
+        repo_id: ``organisation/name`` on the Hub; None for a run on this disk.
+        manifest: the run's manifest.
+        recipe: the run's recipe.
+        labels: class names, text layout, length.
+        splits: evaluations by split, as metrics.json has them.
+        calibration: the content of calibration.json; None where there is none.
+        tells_off_topic: whether the run can tell texts of other topics.
+        trained: the events ``started`` and ``finished`` of the log, each with its seconds, by name.
+        parameters: numbers stored in the adapter: factors, head and whatever else was trained.
+    """
+
+    name: str
+    repo_id: str | None
+    manifest: Mapping[str, Any]
+    recipe: Recipe
+    labels: Labels
+    splits: Mapping[str, Any]
+    calibration: Mapping[str, Any] | None
+    tells_off_topic: bool
+    trained: Mapping[str, Any]
+    parameters: int | None
+
+    @classmethod
+    def of(cls, run: RunFolder, repo_id: str | None = None) -> CardFacts:
+        """Read a finished run. Raises UserError for files that are missing or damaged."""
+        splits = read_metrics(run.metrics)
+        return cls(
+            name=repo_id.rpartition("/")[2] if repo_id else run.path.resolve().name,
+            repo_id=repo_id,
+            manifest=run.manifest,
+            recipe=load_recipe(str(run.recipe)).recipe,
+            labels=run.labels,
+            splits={name: entry for name, entry in splits.items() if _is_evaluation(entry)},
+            calibration=_json_object(run.path / "calibration.json"),
+            tells_off_topic=(run.path / "off_topic.safetensors").is_file(),
+            trained=_first_and_last(run.log),
+            parameters=_stored_parameters(run.adapter / "adapter_model.safetensors"),
+        )
+
+    @property
+    def base(self) -> str:
+        """The base model as others can name it: its Hub id, else the name of its folder."""
+        return self.base_on_hub or Path(self.manifest["base"]["reference"]).name
+
+    @property
+    def base_on_hub(self) -> str | None:
+        """The base model's Hub id, where it has one."""
+        reference = str(self.manifest["base"]["reference"])
+        return reference if _HUB_ID.fullmatch(reference) else None
+
+    @property
+    def base_licence(self) -> str | None:
+        """The base model's licence, as far as it is known."""
+        licence = self.manifest["base"].get("licence")
+        return licence if isinstance(licence, str) and _LICENCE_ID.fullmatch(licence) else None
+
+    @property
+    def data_licence(self) -> str | None:
+        """The training texts' licence, as far as it is known."""
+        licence = self.manifest.get("data", {}).get("licence")
+        return None if licence is None else str(licence)
+
+    @property
+    def train_source(self) -> Source | None:
+        """Where the training rows came from; None for an adapter that was trained elsewhere."""
+        return next((rows.source for rows in self.rows if rows.part == "training"), None)
+
+    @property
+    def rows(self) -> Sequence[Rows]:
+        """The rows it learned from, chose its best state on, and was measured on."""
+        data = self.manifest.get("data", {})
+        split_off = str(data.get("validation", {}).get("source", "")).startswith("split off ")
+        parts = [
+            Rows("training", Source.of(part["source"]), part["rows"], part["sha256"])
+            for part in [data.get("train")]
+            if part
+        ]
+        if validation := data.get("validation"):
+            recorded = validation["source"].removeprefix("split off ")
+            part = "validation, split off training" if split_off else "validation"
+            parts.append(Rows(part, Source.of(recorded), validation["rows"], validation["sha256"]))
+        parts += [
+            Rows(
+                f"evaluation: {split}",
+                Source.of(entry["source"]),
+                entry["metrics"]["rows"],
+                entry["fingerprint"],
+            )
+            for split, entry in self.splits.items()
+        ]
+        return parts
+
+    @property
+    def language(self) -> str | None:
+        """The language of the training texts where it is known: all data sets known by name are English."""
+        return "en" if self.train_source is not None and self.train_source.name else None
+
+
+def _is_evaluation(entry: object) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("metrics"), dict) and "source" in entry
+
+
+def _json_object(path: Path) -> dict[str, Any] | None:
+    """The object in a file that a run may have; None where it has none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _first_and_last(log: Path) -> dict[str, Any]:
+    """The events of a log that say on what it was trained and how long it took."""
+    return {event["event"]: event for event in _events(log) if event.get("event") in ("started", "finished")}
+
+
+def _events(log: Path) -> Iterator[dict[str, Any]]:
+    """Those of a log that are not steps: the steps are many, and each is like the next."""
+    if not log.is_file():
+        return
+    with log.open(encoding="utf-8") as stream, suppress(ValueError):  # what is damaged tells nothing
+        for line in stream:
+            if not line.startswith('{"event": "step"'):
+                yield json.loads(line)
+
+
+def _stored_parameters(weights: Path) -> int | None:
+    """How many numbers a safetensors file holds, by its header."""
+    try:
+        with weights.open("rb") as stream:
+            header: dict[str, Any] = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        shapes: list[list[int]] = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+        return sum(prod(shape) for shape in shapes)
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        MemoryError,
+    ):  # whatever a damaged one is
+        return None
