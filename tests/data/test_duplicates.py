@@ -10,7 +10,9 @@ from newsdesk.data.duplicates import (
     conflicting_groups,
     duplicate_groups,
     exact_matches,
+    near_copies,
     near_duplicates,
+    shared_texts,
 )
 
 
@@ -88,3 +90,19 @@ def test_a_lower_threshold_finds_more():
     assert near_duplicates(first, second) == ()
     (near,) = near_duplicates(first, second, threshold=0.6)
     assert near.similarity == pytest.approx(jaccard(first[0], second[0]))
+
+
+def test_within_one_set_a_near_copy_names_the_earlier_row_and_exact_copies_are_left_to_the_groups():
+    words = headline(5)
+    near, other = " ".join([*words[:-1], "other"]), " ".join(headline(6))
+    texts = [other, " ".join(words), " ".join(words).upper(), near, "", near]
+    assert [(one.row, one.match) for one in near_copies(texts)] == [(3, 1)]
+    assert near_copies([]) == near_copies(["oil"]) == ()
+
+
+def test_texts_shared_with_another_set_are_exact_or_near_but_never_both():
+    words = headline(7)
+    near = " ".join([*words[:-1], "other"])
+    exact, nearly = shared_texts(["Oil", " ".join(words)], ["rain", near, "oil"])
+    assert [(one.row, one.match, one.similarity) for one in exact] == [(2, 0, 1.0)]
+    assert [(one.row, one.match) for one in nearly] == [(1, 1)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from newsdesk.data.duplicates import conflicting_groups, duplicate_groups, exact_matches, near_duplicates
+from newsdesk.data.duplicates import conflicting_groups, duplicate_groups, shared_texts
 from newsdesk.data.layout import TextLayout, label_column, labels_with_faults, text_layout
 from newsdesk.data.readers import read_table, read_with_faults
 from newsdesk.data.table import Fault, Table
@@ -228,12 +228,10 @@ def _leakage(
 ) -> Leakage:
     other = read_table(against, header=header)
     other_texts = layout.for_table(other).texts(other)
-    exact = exact_matches(texts, other_texts)
-    rest = [row for row in range(len(other)) if row not in exact]
-    near = near_duplicates(texts, [other_texts[row] for row in rest])
-    leaks = [Leak(table.lines[match], other.lines[row], 1.0) for row, match in exact.items()][:_SHOWN]
-    leaks += [Leak(table.lines[n.match], other.lines[rest[n.row]], n.similarity) for n in near[:_SHOWN]]
-    return Leakage(str(against), len(other), len(exact), len(near), tuple(leaks))
+    exact, near = shared_texts(texts, other_texts)
+    shown = (*exact[:_SHOWN], *near[:_SHOWN])
+    leaks = tuple(Leak(table.lines[one.match], other.lines[one.row], one.similarity) for one in shown)
+    return Leakage(str(against), len(other), len(exact), len(near), leaks)
 
 
 def _token_lengths(lengths: Sequence[int], max_length: int | None) -> TokenLengths | None:

@@ -20,7 +20,7 @@ Hashes = NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """A row and the row of another set that it resembles most.
+    """A row and the row of another set (or an earlier one of its own) that it resembles most.
 
     Attributes:
         row: 0-based position in the second set.
@@ -73,18 +73,52 @@ def near_duplicates(
     without words resemble nothing.
     """
     shingles = _shingle_sets([*first, *second])
-    usable = np.array([row for row, hashes in enumerate(shingles) if len(hashes)], dtype=np.int64)
+    usable = _with_words(shingles)
     left, right = usable[usable < len(first)], usable[usable >= len(first)]
-    if not len(left) or not len(right):
-        return ()
+    found = _most_similar(shingles, left, right, threshold)
+    return tuple(NearDuplicate(one.row - len(first), one.match, one.similarity) for one in found)
+
+
+def near_copies(texts: Sequence[str], *, threshold: float = 0.8) -> tuple[NearDuplicate, ...]:
+    """For each row that resembles an earlier one without being its copy: the one that it resembles most.
+
+    Both positions are in ``texts``. Of exact copies (folded) only the first row is looked at: see
+    ``duplicate_groups``. Resemblance is that of ``near_duplicates``.
+    """
+    copies = {row for group in duplicate_groups(texts) for row in group[1:]}
+    shingles = _shingle_sets(texts)
+    rows = np.array([row for row in _with_words(shingles) if row not in copies], dtype=np.int64)
+    return _most_similar(shingles, rows, rows, threshold)
+
+
+def shared_texts(
+    first: Sequence[str], second: Sequence[str]
+) -> tuple[tuple[NearDuplicate, ...], tuple[NearDuplicate, ...]]:
+    """The rows of ``second`` whose text is in ``first`` too: exactly (folded), and else nearly."""
+    exact = exact_matches(first, second)
+    rest = [row for row in range(len(second)) if row not in exact]
+    near = near_duplicates(first, [second[row] for row in rest])
+    return (
+        tuple(NearDuplicate(row, match, 1.0) for row, match in exact.items()),
+        tuple(NearDuplicate(rest[one.row], one.match, one.similarity) for one in near),
+    )
+
+
+def _with_words(shingles: Sequence[Hashes]) -> NDArray[np.int64]:
+    return np.array([row for row, hashes in enumerate(shingles) if len(hashes)], dtype=np.int64)
+
+
+def _most_similar(
+    shingles: Sequence[Hashes], left: NDArray[np.int64], right: NDArray[np.int64], threshold: float
+) -> tuple[NearDuplicate, ...]:
+    """For each row of ``right`` the row of ``left`` before it that is most similar; ties go to the first."""
     best: dict[int, tuple[float, int]] = {}
     for match, row in _candidates(shingles, left, right):
-        similarity = _jaccard(shingles[match], shingles[row])
+        similarity = _jaccard(shingles[match], shingles[row]) if match < row else 0.0
         if similarity >= threshold and (similarity, -match) > best.get(row, (0.0, 0)):
             best[row] = (similarity, -match)
     return tuple(
-        NearDuplicate(row - len(first), -negated, similarity)
-        for row, (similarity, negated) in sorted(best.items())
+        NearDuplicate(row, -negated, similarity) for row, (similarity, negated) in sorted(best.items())
     )
 
 
@@ -115,6 +149,8 @@ def _candidates(
     shingles: Sequence[Hashes], left: NDArray[np.int64], right: NDArray[np.int64]
 ) -> Iterator[tuple[int, int]]:
     """The pairs (row of ``left``, row of ``right``) that agree in at least one band, each pair once."""
+    if not len(left) or not len(right):
+        return
     rows = np.concatenate([left, right])
     flat = np.concatenate([shingles[row] for row in rows])
     starts = np.cumsum([0] + [len(shingles[row]) for row in rows[:-1]])
