@@ -74,6 +74,8 @@ def test_the_wheel_carries_recipes_types_and_licence(wheel_files):
 def test_the_wheel_carries_nothing_else(wheel_files):
     assert {name.partition("/")[0].partition("-")[0] for name in wheel_files} == {"newsdesk"}
     assert {Path(name).suffix for name in wheel_files if name.startswith("newsdesk/")} == {
+        ".css",
+        ".html",
         ".py",
         ".toml",
         ".typed",

@@ -15,12 +15,12 @@ from newsdesk.errors import UserError
 
 
 def test_the_public_names_are_all_there():
-    verbs = {"evaluate", "explain", "export", "load", "predict_file", "train"}
+    verbs = {"evaluate", "explain", "export", "load", "predict_file", "report", "train"}
     assert set(newsdesk.__all__) == {"UserError", "__version__", *verbs}
     assert newsdesk.predict_file.__module__ == "newsdesk.inference.bulk"
     assert newsdesk.UserError is UserError
     assert (newsdesk.train, newsdesk.evaluate, newsdesk.load) == (api.train, api.evaluate, api.load)
-    assert newsdesk.export is api.export
+    assert (newsdesk.export, newsdesk.report) == (api.export, api.report)
     assert re.fullmatch(r"\d+\.\d+\.\d+", newsdesk.__version__)
 
 

@@ -6,10 +6,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "__version__", "evaluate", "explain", "export", "load", "predict_file", "train"]
+__all__ = [
+    "UserError",
+    "__version__",
+    "evaluate",
+    "explain",
+    "export",
+    "load",
+    "predict_file",
+    "report",
+    "train",
+]
 
 if TYPE_CHECKING:
-    from newsdesk.api import evaluate, export, load, train
+    from newsdesk.api import evaluate, export, load, report, train
     from newsdesk.errors import UserError
     from newsdesk.inference.bulk import predict_file
     from newsdesk.inference.explanation import explain
@@ -21,6 +31,7 @@ _HOMES = {
     "export": "newsdesk.api",
     "load": "newsdesk.api",
     "predict_file": "newsdesk.inference.bulk",
+    "report": "newsdesk.api",
     "train": "newsdesk.api",
 }
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from newsdesk.inference.export import Export
     from newsdesk.inference.gate import Quality
     from newsdesk.inference.text_classifier import TextClassifier
+    from newsdesk.reporting.gather import Texts
+    from newsdesk.reporting.report import Report
     from newsdesk.sources.source import Progress
     from newsdesk.training.events import Event
 
@@ -33,6 +35,7 @@ __all__ = [
     "export",
     "load",
     "predict_table",
+    "report",
     "train",
     "train_resolved",
 ]
@@ -271,6 +274,63 @@ def export(
         purpose, otherwise = "an export is checked on", "give labelled rows with --data FILE"
         evidence = evidence_of(known_rows(run, purpose=purpose, otherwise=otherwise, progress=progress))
     return export_run(run, kind, evidence, target, progress=progress, observe=observe)
+
+
+def report(
+    run_path: str | Path,
+    *,
+    split: str = "test",
+    data: str | None = None,
+    out: str | Path | None = None,
+    plots: str | Path | None = None,
+    with_texts: bool = True,
+    progress: Progress | None = None,
+    **evaluating: Any,
+) -> Report:
+    """Write what is known of a run as one HTML file, which needs no network, and its charts beside it.
+
+    ``newsdesk.report("runs/wire", data="wire-test.csv", plots="plots")``
+
+    Args:
+        run_path: a finished run.
+        split: which evaluation to tell of.
+        data: its rows; the run is evaluated on them first where it was not yet. None: where its evaluation
+            found them, as far as they still lie there.
+        out: the file to write; None: ``RUN/report-<split>.html``.
+        plots: a folder for the charts as SVG and PNG.
+        with_texts: quote errors and likely label errors; many corpora may not be copied.
+        progress: called while things are fetched.
+        evaluating: ``text``, ``label``, ``template`` and ``header``, and, where the run is evaluated first,
+            ``count`` and ``start``: as for :func:`evaluate`.
+
+    Raises:
+        UserError: when run and rows do not belong together, or a package is missing.
+    """
+    from newsdesk.evaluation.evaluate import read_metrics
+    from newsdesk.reporting.report import report_path, texts_of, write_report
+
+    run = open_run(Path(run_path))
+    if data is not None and split not in read_metrics(run.metrics):
+        evaluate(run_path, data, split=split, progress=progress, **evaluating)
+    layout = {key: value for key, value in evaluating.items() if key not in ("count", "start")}
+
+    def texts(source: str, fingerprint: str) -> Texts:
+        return texts_of(
+            lambda: evaluation_rows(run, data or source, split, progress=progress, **layout),
+            fingerprint,
+            split=split,
+            given=data is not None,
+        )
+
+    return write_report(
+        run,
+        split,
+        texts=texts,
+        classifier=lambda: load(run.path, engine="torch", progress=progress),
+        out=report_path(run.path, split) if out is None else Path(out),
+        plots=None if plots is None else Path(plots),
+        quote=with_texts,
+    )
 
 
 def _named_by_its_path(run: RunFolder | ArtefactFolder, progress: Progress | None) -> TextClassifier:

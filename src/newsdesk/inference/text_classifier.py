@@ -21,7 +21,9 @@ from newsdesk.training.run_folder import Labels
 TOKENS_PER_BATCH = 2048
 """Rows of a batch times its longest row: beyond it a processor gains nothing."""
 
-_DECIDES_NOTHING = ("metrics.json", "quality.json", "log.jsonl", "predictions-", "export/", "README.md")
+_DECIDES_NOTHING = (
+    *("metrics.json", "quality.json", "log.jsonl", "predictions-", "report-", "export/", "README.md"),
+)
 
 
 class TextClassifier(ABC):

@@ -1,0 +1,56 @@
+"""Confidence against truth: the bins of a reliability diagram, with and without the temperature."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from newsdesk.metrics import (
+    CALIBRATION_BINS,
+    SMALLEST_PROBABILITY,
+    expected_calibration_error,
+    wilson_interval,
+)
+from newsdesk.reporting.content import Calibration, Missing, Reliability, ReliabilityBin
+from newsdesk.reporting.evaluated_rows import EvaluatedRows
+
+
+def calibration_of(rows: EvaluatedRows, temperature: float | None, command: str) -> Calibration:
+    """What the temperature that the rows were predicted with did for them.
+
+    ``temperature`` is None where they were predicted without one; ``command`` then says how to fit it. What
+    was there before follows from the probabilities: raised to the power of the temperature, they are
+    proportional to those of the undivided logits.
+    """
+    after = _reliability("as predicted", rows.probabilities, rows)
+    if temperature is None:
+        reason = "these probabilities are the model's own, without a temperature fitted on held-out rows"
+        return Calibration(after, Missing(reason, command), 1.0)
+    powers = np.clip(rows.probabilities, SMALLEST_PROBABILITY, 1.0) ** temperature
+    undivided = powers / powers.sum(axis=1, keepdims=True)
+    return Calibration(after, _reliability("before the temperature", undivided, rows), temperature)
+
+
+def _reliability(name: str, probabilities: NDArray[np.float64], rows: EvaluatedRows) -> Reliability:
+    of_rows = np.arange(len(rows.labels))
+    confidence = probabilities[of_rows, rows.predicted]
+    of_true = probabilities[of_rows, rows.labels]
+    return Reliability(
+        name=name,
+        expected_calibration_error=expected_calibration_error(confidence, rows.correct),
+        negative_log_likelihood=float(-np.log(np.clip(of_true, SMALLEST_PROBABILITY, 1.0)).mean()),
+        bins=_bins(confidence, rows.correct),
+    )
+
+
+def _bins(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> tuple[ReliabilityBin, ...]:
+    """Bins of equally many rows, the same as those of the expected calibration error."""
+    firsts = np.arange(1, CALIBRATION_BINS) * len(confidence) // CALIBRATION_BINS
+    bin_of_row = np.searchsorted(np.sort(confidence)[firsts], confidence, side="right")
+    found = []
+    for number in np.unique(bin_of_row):
+        members = bin_of_row == number
+        rows, right = int(members.sum()), int(correct[members].sum())
+        mean = float(confidence[members].mean())
+        found.append(ReliabilityBin(rows, mean, right / rows, wilson_interval(right, rows)))
+    return tuple(found)

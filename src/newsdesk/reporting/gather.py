@@ -1,0 +1,247 @@
+"""A run to what its report tells: files read, figures with their intervals, rows chosen to be quoted."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from newsdesk.data.datasets import DATA_SETS
+from newsdesk.errors import UserError
+from newsdesk.evaluation.audit.label_errors import rank_label_errors
+from newsdesk.evaluation.evaluate import predictions_path
+from newsdesk.evaluation.selective import risk_coverage
+from newsdesk.files import damaged
+from newsdesk.inference.explanation import explain
+from newsdesk.inference.text_classifier import TextClassifier
+from newsdesk.metrics import SMALLEST_PROBABILITY, Metrics, wilson_interval
+from newsdesk.model.catalog import BASE_MODELS
+from newsdesk.model.tokenizer import TextTokenizer
+from newsdesk.reporting.card_facts import CardFacts, Source
+from newsdesk.reporting.confidence import calibration_of
+from newsdesk.reporting.content import (
+    Baseline,
+    EvaluationContent,
+    LabelSuspects,
+    LengthBin,
+    Lengths,
+    Measured,
+    Missing,
+    QuotedRow,
+    ReportContent,
+)
+from newsdesk.reporting.evaluated_rows import EvaluatedRows, read_evaluated_rows
+from newsdesk.reporting.training_story import training_story
+from newsdesk.reporting.uncertainty import measured_macro_f1, measured_mean
+from newsdesk.training.run_folder import RunFolder
+
+QUOTED = 10
+"""How many errors, and how many likely label errors, are quoted."""
+_LENGTH_BINS = 6
+
+Texts = Sequence[str] | Missing
+"""The texts of the evaluated rows, in order, or why they are not to be had."""
+
+
+def gather(
+    run: RunFolder,
+    split: str,
+    *,
+    texts: Callable[[str, str], Texts],
+    classifier: Callable[[], TextClassifier],
+    quote: bool,
+) -> ReportContent:
+    """All that a report of a finished run tells.
+
+    Args:
+        run: the run; its evaluation of ``split`` is told where it has one.
+        split: which evaluation.
+        texts: finds the evaluated texts by their source and fingerprint.
+        classifier: opens the run, to explain its errors; a UserError of it is told in the report.
+        quote: whether texts may stand in the report.
+
+    Raises:
+        UserError: when files of the run are damaged, or it was evaluated, but on other splits alone.
+    """
+    facts = CardFacts.of(run)
+    base = next((base for base in BASE_MODELS.values() if base.name == facts.manifest["base"]["name"]), None)
+    evaluated = facts.splits.get(split)
+    return ReportContent(
+        split=split,
+        facts=facts,
+        base_parameters=None if base is None else base.parameters,
+        evaluation=_not_evaluated(run, facts, split)
+        if evaluated is None
+        else _evaluation(run, split, evaluated, texts, classifier, quote=quote),
+        training=training_story(run.log, processes=facts.manifest.get("training", {}).get("processes", 1)),
+        untold=None
+        if facts.train_source
+        else Missing("it is not known what this run learned from: its adapter was trained elsewhere"),
+        commands=_commands(run, split, evaluated, trained_here=facts.train_source is not None),
+    )
+
+
+def _not_evaluated(run: RunFolder, facts: CardFacts, split: str) -> Missing:
+    if facts.splits:
+        raise UserError(
+            f"{run.path} was not evaluated on a split called {split!r}",
+            found=f"evaluations of: {', '.join(facts.splits)}",
+            mend="name one of these with --split, or give the rows with --data",
+        )
+    asked = ["newsdesk", "report", str(run.path), "--split", split]
+    return Missing("this run was not evaluated yet", f"{shlex.join(asked)} --data NAME|PATH")
+
+
+def _evaluation(
+    run: RunFolder,
+    split: str,
+    evaluated: Mapping[str, Any],
+    find_texts: Callable[[str, str], Texts],
+    classifier: Callable[[], TextClassifier],
+    *,
+    quote: bool,
+) -> EvaluationContent:
+    metrics = _metrics_of(evaluated, run.metrics)
+    rows = read_evaluated_rows(predictions_path(run.path, split), metrics)
+    texts = find_texts(evaluated["source"], evaluated["fingerprint"])
+    if isinstance(texts, Missing) and rows.texts is not None:
+        texts = rows.texts
+    shown: Texts = texts if quote else Missing("left out of this page, as --without-texts asked", asked=True)
+    errors, suspects = _rows_to_look_at(rows, metrics.label_names, shown)
+    errors, words = _with_words(errors, classifier)
+    source = Source.of(evaluated["source"])
+    return EvaluationContent(
+        source=source,
+        licence=DATA_SETS[source.name].licence if source.name else None,
+        fingerprint=evaluated["fingerprint"],
+        metrics=metrics,
+        macro_f1=measured_macro_f1(metrics.macro_f1, np.array(metrics.confusion)),
+        negative_log_likelihood=_measured_likelihood(rows),
+        brier_score=_measured_brier(rows),
+        baseline=_baseline(evaluated.get("baseline")),
+        calibration=calibration_of(
+            rows, evaluated.get("temperature"), shlex.join(["newsdesk", "calibrate", str(run.path)])
+        ),
+        risk_coverage=risk_coverage(rows.confidence, rows.correct),
+        lengths=texts if isinstance(texts, Missing) else lengths_of(rows, texts, run),
+        errors=errors,
+        errors_in_all=metrics.rows - metrics.correct,
+        suspects=suspects,
+        texts=shown if isinstance(shown, Missing) else None,
+        words=words,
+    )
+
+
+def _metrics_of(evaluated: Mapping[str, Any], path: Path) -> Metrics:
+    try:
+        return Metrics.from_dict(evaluated["metrics"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(path, f"no usable {error}", mend="move it away and evaluate again") from None
+
+
+def _measured_likelihood(rows: EvaluatedRows) -> Measured:
+    of_true = rows.probabilities[np.arange(len(rows.labels)), rows.labels]
+    return measured_mean(-np.log(np.clip(of_true, SMALLEST_PROBABILITY, 1.0)))
+
+
+def _measured_brier(rows: EvaluatedRows) -> Measured:
+    truth = np.eye(rows.probabilities.shape[1])[rows.labels]
+    return measured_mean(((rows.probabilities - truth) ** 2).sum(axis=1))
+
+
+def _baseline(content: Mapping[str, Any] | None) -> Baseline | None:
+    if content is None:
+        return None
+    low, high = content["interval"]
+    return Baseline(Measured(content["accuracy"], (low, high)), content["description"])
+
+
+def lengths_of(rows: EvaluatedRows, texts: Sequence[str], run: RunFolder) -> Lengths:
+    """Accuracy in up to six bins of about as many rows each, from the shortest texts to the longest.
+
+    Lengths are in tokens as the model counts them, special ones included, before texts are cut.
+    """
+    lengths = np.array(TextTokenizer.from_folder(run.tokenizer, None).lengths(texts))
+    ordered = np.sort(lengths)
+    firsts = ordered[np.arange(1, _LENGTH_BINS) * len(ordered) // _LENGTH_BINS]
+    bin_of_row = np.searchsorted(np.unique(firsts), lengths, side="right")
+    return Lengths(
+        bins=tuple(
+            _length_bin(lengths[members], rows.correct[members])
+            for number in np.unique(bin_of_row)
+            for members in [bin_of_row == number]
+        ),
+        cut=float((lengths > run.labels.max_length).mean()),
+        max_length=run.labels.max_length,
+    )
+
+
+def _length_bin(lengths: NDArray[np.int64], correct: NDArray[np.bool_]) -> LengthBin:
+    right, total = int(correct.sum()), len(correct)
+    interval = wilson_interval(right, total)
+    return LengthBin(int(lengths.min()), int(lengths.max()), total, right / total, interval)
+
+
+def _rows_to_look_at(
+    rows: EvaluatedRows, label_names: Sequence[str], texts: Texts
+) -> tuple[tuple[QuotedRow, ...], LabelSuspects]:
+    """The most confident errors, and the likely label errors, each with its text where it may be quoted."""
+    wrong = np.flatnonzero(~rows.correct)
+    confident = wrong[np.argsort(-rows.confidence[wrong], kind="stable")][:QUOTED]
+    found = rank_label_errors(rows.probabilities, rows.labels)
+    suspected = set(found.suspects.tolist())
+
+    def quoted(row: int, other: int) -> QuotedRow:
+        true = int(rows.labels[row])
+        return QuotedRow(
+            row=row,
+            true_label=label_names[true],
+            predicted_label=label_names[other],
+            true_probability=float(rows.probabilities[row, true]),
+            predicted_probability=float(rows.probabilities[row, other]),
+            text=None if isinstance(texts, Missing) else texts[row],
+            suspect=row in suspected,
+        )
+
+    return (
+        tuple(quoted(row, int(rows.predicted[row])) for row in confident.tolist()),
+        LabelSuspects(
+            total=len(suspected),
+            noise=found.noise,
+            rows=tuple(quoted(row, int(found.suggested[row])) for row in found.suspects[:QUOTED].tolist()),
+        ),
+    )
+
+
+def _with_words(
+    errors: tuple[QuotedRow, ...], classifier: Callable[[], TextClassifier]
+) -> tuple[tuple[QuotedRow, ...], Missing | None]:
+    """The errors with the words that spoke for the wrong class; else why there are none."""
+    if all(error.text is None for error in errors):
+        return errors, None
+    try:
+        opened = classifier()
+    except UserError as error:
+        return errors, Missing(f"the words that decided are not shown: {error.wrong}", error.mend)
+    explained = [explain(opened, error.text or "", target=error.predicted_label) for error in errors]
+    return tuple(replace(error, words=why.words) for error, why in zip(errors, explained, strict=True)), None
+
+
+def _commands(
+    run: RunFolder, split: str, evaluated: Mapping[str, Any] | None, *, trained_here: bool
+) -> tuple[str, ...]:
+    """What to type to train, evaluate and report again."""
+    again = run.path.name + "-again" if trained_here else str(run.path)
+    source = "NAME|PATH" if evaluated is None else Source.of(evaluated["source"]).name or evaluated["source"]
+    lines = [
+        ["newsdesk", "evaluate", again, "--data", source, "--split", split],
+        ["newsdesk", "report", again, "--split", split],
+    ]
+    if trained_here:
+        lines.insert(0, ["newsdesk", "train", "--recipe", str(run.recipe), "--out", again])
+    return tuple(shlex.join(line) for line in lines)

@@ -1,0 +1,287 @@
+"""The page of a report: one HTML file that needs nothing else and asks nothing of any network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from math import floor
+from typing import TYPE_CHECKING, Any, Literal
+
+from newsdesk import __version__
+from newsdesk.errors import missing_package
+from newsdesk.metrics import Metrics, wilson_interval
+from newsdesk.reporting.card_facts import CardFacts
+from newsdesk.reporting.content import EvaluationContent, LabelSuspects, Missing, QuotedRow, ReportContent
+from newsdesk.reporting.plots import LARGEST_LABELLED_MATRIX, Chart, tint
+from newsdesk.reporting.svg import as_svg, for_page
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+EXCERPT = 600
+"""Characters of a text that are quoted, at most."""
+CONFUSIONS = 15
+"""Pairs of classes that are listed where there are too many classes for a matrix."""
+
+_SHOWN_FROM = 0.15  # of the weightiest word's weight: below, a word decided nothing worth a mark
+_NAMED_WORDS = 5
+
+
+def render_page(content: ReportContent, charts: Sequence[Chart]) -> str:
+    """The report as one HTML document.
+
+    Whatever comes from data is escaped, and the page's own policy forbids scripts and every request, to the
+    network or to other files. Raises UserError where Jinja2 is missing.
+    """
+    style = _resource("report.css")
+    evaluation = content.evaluation if isinstance(content.evaluation, EvaluationContent) else None
+    page = _environment().get_template("report.html")
+    return page.render(
+        content=content,
+        facts=content.facts,
+        settings=settings(content.facts),
+        ruler=None if evaluation is None else ruler(evaluation),
+        evaluation=evaluation,
+        metrics=None if evaluation is None else evaluation.metrics,
+        charts={chart.name: chart for chart in charts},
+        style=style,
+        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        version=__version__,
+        fits_matrix=evaluation is not None and fits_matrix(evaluation.metrics),
+    )
+
+
+def settings(facts: CardFacts) -> list[tuple[str, str]]:
+    """What of the recipe decides most, as (name, value)."""
+    lora, training = facts.recipe.lora, facts.recipe.training
+    return [
+        ("adapters", f"rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.targets)}"),
+        ("texts", f"cut at {facts.labels.max_length} tokens"),
+        ("learning", f"{training.epochs:g} epochs, batches of {training.batch_size}"),
+        (
+            "learning rate",
+            f"{training.learning_rate:g}, {training.schedule} after a warm-up of {training.warmup:g}",
+        ),
+        ("seed", str(training.seed)),
+    ]
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """A stretch of the scale of accuracy, its ends in percent, and what lies how far along it (0 to 100)."""
+
+    start: int
+    end: int
+    low: float
+    high: float
+    accuracy: float
+    baseline: float | None
+
+
+def ruler(evaluation: EvaluationContent) -> Ruler:
+    """Where accuracy, its interval and the baseline lie; the scale begins at the five percent below them."""
+    metrics, baseline = evaluation.metrics, evaluation.baseline
+    shares = [*metrics.accuracy_interval, metrics.accuracy, *([baseline.accuracy.value] if baseline else [])]
+    start = max(0, floor(100 * min(shares) / 5 - 0.5) * 5)
+
+    def along(share: float) -> float:
+        return 100 * (100 * share - start) / (100 - start)
+
+    low, high, accuracy = map(along, shares[:3])
+    return Ruler(start, 100, low, high, accuracy, along(shares[3]) if baseline else None)
+
+
+def fits_matrix(metrics: Metrics) -> bool:
+    """Whether there is room for a confusion matrix with names and counts."""
+    return len(metrics.label_names) <= LARGEST_LABELLED_MATRIX
+
+
+@cache
+def _environment() -> Environment:
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ModuleNotFoundError:
+        raise missing_package("Jinja2", "report", "writing a report") from None
+    environment = Environment(
+        loader=PackageLoader("newsdesk.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=_percent,
+        chance=_chance,
+        span=_span,
+        count=_count,
+        duration=_duration,
+        signed=_signed,
+        brief=_brief,
+    )
+    environment.tests["missing"] = lambda part: isinstance(part, Missing)
+    environment.globals.update(
+        drawing=_drawing,
+        pieces=pieces,
+        verdict=word_verdict,
+        class_rows=class_rows,
+        confusions=confusions,
+        worst_pair=worst_pair,
+        tint=tint,
+        not_quoted_above=not_quoted_above,
+    )
+    return environment
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """A class in the table: its figures, and the intervals of those that are shares of rows."""
+
+    label: str
+    precision: float
+    precision_interval: tuple[float, float] | None
+    recall: float
+    recall_interval: tuple[float, float] | None
+    f1: float
+    support: int
+
+
+def class_rows(metrics: Metrics) -> Iterator[ClassRow]:
+    """Every class with 95 % Wilson intervals of precision and recall; None where there is no row."""
+    given = [sum(column) for column in zip(*metrics.confusion, strict=True)]
+    for number, entry in enumerate(metrics.per_class):
+        right = metrics.confusion[number][number]
+        yield ClassRow(
+            entry.label,
+            entry.precision,
+            wilson_interval(right, given[number]) if given[number] else None,
+            entry.recall,
+            wilson_interval(right, entry.support) if entry.support else None,
+            entry.f1,
+            entry.support,
+        )
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Rows of one class that were taken for another, and their share of the first."""
+
+    true_label: str
+    predicted_label: str
+    rows: int
+    share: float
+
+
+def confusions(metrics: Metrics) -> list[Confusion]:
+    """The largest confusions, the largest first."""
+    names = metrics.label_names
+    pairs = [
+        Confusion(names[true], names[predicted], rows, rows / sum(counts))
+        for true, counts in enumerate(metrics.confusion)
+        for predicted, rows in enumerate(counts)
+        if rows and predicted != true
+    ]
+    return sorted(pairs, key=lambda pair: -pair.rows)[:CONFUSIONS]
+
+
+def worst_pair(metrics: Metrics) -> tuple[str, str, float] | None:
+    """The two classes most often taken for each other, and their share of all errors; None without errors."""
+    errors = metrics.rows - metrics.correct
+    sums = {
+        (first, second): metrics.confusion[first][second] + metrics.confusion[second][first]
+        for second in range(len(metrics.label_names))
+        for first in range(second)
+    }
+    if not errors:
+        return None
+    (first, second), rows = max(sums.items(), key=lambda item: item[1])
+    return metrics.label_names[first], metrics.label_names[second], rows / errors
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a quoted text: plain, or a word that spoke for or against the predicted class.
+
+    ``strength`` is 1 to 3, and 0 for plain text.
+    """
+
+    text: str
+    side: Literal["plain", "for", "against"]
+    strength: int
+
+
+def pieces(row: QuotedRow) -> Iterator[Piece]:
+    """A row's text, cut to 600 characters; words that weigh at least 15 % of the weightiest stand apart."""
+    text = row.text or ""
+    heaviest = max((abs(word.weight) for word in row.words or ()), default=0.0)
+    position = 0
+    for word in row.words or ():
+        if word.end > EXCERPT or abs(word.weight) < _SHOWN_FROM * heaviest or not heaviest:
+            continue
+        yield Piece(text[position : word.start], "plain", 0)
+        strength = min(3, 1 + int(3 * abs(word.weight) / heaviest))
+        yield Piece(word.text, "for" if word.weight > 0 else "against", strength)
+        position = word.end
+    yield Piece(text[position:EXCERPT] + ("…" if len(text) > EXCERPT else ""), "plain", 0)
+
+
+def word_verdict(row: QuotedRow) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
+    """The five words that spoke most for the predicted class, and those most against it, with weights."""
+    ranked = sorted(((word.text, word.weight) for word in row.words or ()), key=lambda word: -abs(word[1]))
+    carried = [word for word in ranked if word[1] > 0][:_NAMED_WORDS]
+    return carried, [word for word in ranked if word[1] < 0][:_NAMED_WORDS]
+
+
+def not_quoted_above(suspects: LabelSuspects, errors: Sequence[QuotedRow]) -> list[QuotedRow]:
+    """The likely label errors that do not stand among the most confident errors already."""
+    above = {error.row for error in errors}
+    return [suspect for suspect in suspects.rows if suspect.row not in above]
+
+
+def _drawing(chart: Chart) -> Any:
+    from markupsafe import Markup
+
+    return Markup(for_page(as_svg(chart.figure), chart.name, chart.title, chart.description))
+
+
+def _resource(name: str) -> str:
+    return (files("newsdesk.reporting") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _percent(share: float, digits: int = 2) -> str:
+    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def _chance(probability: float) -> str:
+    """A probability in percent; never the certainty that rounding would make of it."""
+    if probability < 0.0005:
+        return "under 0.1 %"
+    return "over 99.9 %" if probability >= 0.9995 else _percent(probability, 1)
+
+
+def _span(interval: tuple[float, float] | None, digits: int = 1) -> str:
+    """An interval of shares, in percent; a dash where there is none."""
+    return "–" if interval is None else f"{100 * interval[0]:.{digits}f}–{100 * interval[1]:.{digits}f}"
+
+
+def _count(number: int) -> str:
+    return f"{number:,}"
+
+
+def _signed(number: float) -> str:
+    return f"{number:+.2f}".replace("-", "−")
+
+
+def _brief(sha256: str | None) -> str:
+    return "unknown" if sha256 is None else sha256[:16]
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
