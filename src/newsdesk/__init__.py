@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from newsdesk.errors import UserError
     from newsdesk.inference.bulk import predict_file
     from newsdesk.inference.explanation import explain
+    from newsdesk.reporting.push import push
 
 _HOMES = {
     "UserError": "newsdesk.errors",
@@ -31,6 +32,7 @@ _HOMES = {
     "export": "newsdesk.api",
     "load": "newsdesk.api",
     "predict_file": "newsdesk.inference.bulk",
+    "push": "newsdesk.reporting.push",
     "report": "newsdesk.api",
     "train": "newsdesk.api",
 }

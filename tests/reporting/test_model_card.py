@@ -216,6 +216,28 @@ def test_a_kill_before_the_card_leaves_a_complete_run(tiny_base, topical_csv, tm
     assert not (tmp_path / "run" / "README.md").exists()
 
 
+def test_what_was_trained_otherwise_than_usual_is_told(run):
+    recipe = run.recipe.read_text()
+    for key, value in (("rslora = false", "rslora = true"), ('init = "default"', 'init = "pissa"')):
+        recipe = recipe.replace(key, value)
+    run.recipe.write_text(recipe.replace("accumulation = 1", "accumulation = 2"))
+    manifest = dict(run.manifest)
+    manifest["training"] = {**manifest["training"], "finished": "interrupted", "processes": 3}
+    write_json(run.path / "manifest.json", manifest)
+    write_json(run.path / "calibration.json", {"temperature": 1.25})
+    content = json.loads(run.metrics.read_text())
+    content["seen"]["baseline"] = {
+        "accuracy": 0.5,
+        "accuracy_interval": [0.4, 0.6],
+        "description": "TF-IDF",
+    }
+    write_json(run.metrics, content)
+    text = card_text(CardFacts.of(RunFolder(run.path)))
+    told = {"rsLoRA, initialised as pissa", "16 rows x 2 batches x 3 processes", "seen: TF-IDF"}
+    assert told | {"50.00 % (40.00 to 60.00 %)", "interrupted before its last step"} <= set(cells(text))
+    assert "divides the logits by the temperature 1.25" in text
+
+
 @pytest.mark.parametrize(("seconds", "shown"), [(59, "59 s"), (3000, "50 min"), (3977, "1 h 6 min")])
 def test_durations_are_told_as_people_do(run, seconds, shown):
     events = [json.loads(line) for line in run.log.read_text().splitlines()]

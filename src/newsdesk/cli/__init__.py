@@ -12,6 +12,7 @@ from newsdesk import __version__
 from newsdesk.cli.export_verb import export
 from newsdesk.cli.named_verbs import data, models
 from newsdesk.cli.predict_verb import predict
+from newsdesk.cli.push_verb import push
 from newsdesk.cli.report_verb import report
 from newsdesk.cli.run_verbs import evaluate, import_adapter, train
 from newsdesk.cli.shared import DEBUG_FLAG, Verbs
@@ -30,7 +31,7 @@ def cli() -> None:
     """Fine-tune a text encoder with LoRA to classify news, evaluate it honestly, and deploy it."""
 
 
-for verb in (train, evaluate, report, predict, export, import_adapter, models, data):
+for verb in (train, evaluate, report, predict, export, import_adapter, push, models, data):
     cli.add_command(verb)
 
 

@@ -114,7 +114,7 @@ class HubSource:
         sizes = [sibling.size for sibling in siblings]
         total = None if None in sizes else sum(size or 0 for size in sizes)
         what = f"downloading {self.repo_id} from the Hub"
-        with reporting_growth(into, total, what, progress), _without_progress_bars(), self._explained():
+        with reporting_growth(into, total, what, progress), without_progress_bars(), self._explained():
             for sibling in siblings:
                 hf_hub_download(
                     self.repo_id, sibling.rfilename, repo_type=self.kind, revision=revision, local_dir=into
@@ -233,7 +233,7 @@ def _licence(tags: Iterable[str]) -> str | None:
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
+def without_progress_bars() -> Iterator[None]:
     """Keep the Hub client's own bars off the terminal: progress is the command line's to show."""
     from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
