@@ -14,6 +14,7 @@ __all__ = [
     "export",
     "load",
     "predict_file",
+    "push",
     "report",
     "train",
 ]
