@@ -1,0 +1,72 @@
+"""Texts to vectors by a frozen encoder: no adapter, no head, nothing trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from newsdesk.model.classifier import quiet_transformers
+from newsdesk.model.device import choose_device
+from newsdesk.model.tokenizer import TextTokenizer, batches_by_tokens, pad
+
+LONGEST_TEXT = 128
+"""Tokens a text is cut to: a news text's topic stands in its beginning."""
+
+_BATCH_TOKENS = 2048
+_POSITIONS_FOR_PADDING = 2  # RoBERTa and MPNet number the tokens of a text from there
+
+
+class TextEmbedder:
+    """A base model as it is, in float32: a text becomes the mean of its tokens' last hidden states.
+
+    The mean over all tokens, scaled to length 1, is what sentence encoders such as all-MiniLM were trained on
+    (Reimers & Gurevych, 2019).
+
+    Attributes:
+        dimensions: length of a text's vector.
+    """
+
+    def __init__(self, base: Path, *, device: str = "auto") -> None:
+        """Load encoder and tokenizer from the folder of a base model, the encoder's weights only.
+
+        Raises UserError when the folder has no fast tokenizer, or the device is not there.
+        """
+        from transformers import AutoModel
+
+        self._device = choose_device(device)
+        with quiet_transformers():
+            self._model = AutoModel.from_pretrained(base, dtype=torch.float32).to(self._device).eval()
+        config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+        positions = config.get("max_position_embeddings", LONGEST_TEXT + _POSITIONS_FOR_PADDING)
+        self._tokenizer = TextTokenizer.from_folder(
+            base, min(LONGEST_TEXT, positions - _POSITIONS_FOR_PADDING)
+        )
+        self._pad_id = int(config.get("pad_token_id") or 0)
+        self.dimensions = int(self._model.config.hidden_size)
+
+    def embed(
+        self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None
+    ) -> NDArray[np.float32]:
+        """A vector of length 1 for each text, float32 (rows, dimensions), in the texts' order.
+
+        Computed in batches of like length; ``progress`` is called with the number of rows of each one done.
+        """
+        sequences = self._tokenizer.encode(texts)
+        vectors = np.zeros((len(texts), self.dimensions), dtype=np.float32)
+        lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+        with torch.inference_mode():
+            for rows in batches_by_tokens(lengths, _BATCH_TOKENS):
+                batch = pad([sequences[row] for row in rows], self._pad_id)
+                input_ids, mask = (torch.from_numpy(array).to(self._device) for array in batch)
+                hidden = self._model(input_ids=input_ids, attention_mask=mask).last_hidden_state
+                total = (mask.unsqueeze(1).float() @ hidden).squeeze(1)  # the mean but for its length
+                vectors[rows] = F.normalize(total, dim=1).cpu().numpy()
+                if progress is not None:
+                    progress(len(rows))
+        return vectors
