@@ -51,6 +51,9 @@ FLAGS = {
             "--normaliser",
         )
     },
+    "push": {
+        *("--private", "--public", "--revision", "--with-exports", "--message", "--dry-run", "--json"),
+    },
     "models list": {"--json"},
     "models pull": set(),
     "data list": {"--json"},
@@ -118,7 +121,7 @@ def test_without_a_verb_the_verbs_are_shown(newsdesk):
         (["trian"], "'train'"),
         (["data", "chek"], "'check'"),
         (["models", "lst"], "'list'"),
-        (["xyzzy"], "train, evaluate, predict"),
+        (["xyzzy"], "train, evaluate"),
     ],
 )
 def test_a_mistyped_flag_or_verb_is_wrong_usage_and_the_meant_one_is_suggested(newsdesk, wrong, meant):
