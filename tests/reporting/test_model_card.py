@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 from markdown_it import MarkdownIt
 
 import newsdesk
+from newsdesk.calibration import Calibration, Change
 from newsdesk.errors import UserError
 from newsdesk.files import sha256_of, write_json
 from newsdesk.reporting import model_card
@@ -29,6 +31,7 @@ HOSTILE = (
     "---",
     "日本 'quoted' \"twice\": {x}",
 )
+CALIBRATION = Calibration(1.25, 1539, "validation", "0", Change(0.03, 0.01), Change(0.2, 0.19), "")
 
 
 @pytest.fixture(scope="module")
@@ -224,18 +227,26 @@ def test_what_was_trained_otherwise_than_usual_is_told(run):
     manifest = dict(run.manifest)
     manifest["training"] = {**manifest["training"], "finished": "interrupted", "processes": 3}
     write_json(run.path / "manifest.json", manifest)
-    write_json(run.path / "calibration.json", {"temperature": 1.25})
+    write_json(run.path / "calibration.json", asdict(CALIBRATION))
     content = json.loads(run.metrics.read_text())
     content["seen"]["baseline"] = {
         "accuracy": 0.5,
         "accuracy_interval": [0.4, 0.6],
         "description": "TF-IDF",
     }
+    content["seen"]["metrics"]["risk_coverage"] = {"coverage_at": [{"error_rate": 0.02, "coverage": 0.793}]}
     write_json(run.metrics, content)
     text = card_text(CardFacts.of(RunFolder(run.path)))
-    told = {"rsLoRA, initialised as pissa", "16 rows x 2 batches x 3 processes", "seen: TF-IDF"}
+    told = {
+        "2 %",
+        "79.30 %",
+        "rsLoRA, initialised as pissa",
+        "16 rows x 2 batches x 3 processes",
+        "seen: TF-IDF",
+    }
     assert told | {"50.00 % (40.00 to 60.00 %)", "interrupted before its last step"} <= set(cells(text))
     assert "divides the logits by the temperature 1.25" in text
+    assert "fitted on 1,539 rows, on which it changed the calibration error from 0.0300 to 0.0100" in text
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(59, "59 s"), (3000, "50 min"), (3977, "1 h 6 min")])

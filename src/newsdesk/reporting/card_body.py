@@ -113,13 +113,12 @@ def _peft_code(facts: CardFacts) -> str:
 
 
 def _uncalibrated(facts: CardFacts) -> list[str]:
-    temperature = (facts.calibration or {}).get("temperature")
-    if not isinstance(temperature, int | float):
+    if facts.calibration is None:
         return []
     return [
         "",
-        f"newsdesk divides the logits by the temperature {temperature:.4g} before it tells probabilities; "
-        "peft and transformers do not know of it.",
+        f"newsdesk divides the logits by the temperature {facts.calibration.temperature:.4g} before it tells "
+        "probabilities; peft and transformers do not know of it.",
     ]
 
 
@@ -227,9 +226,29 @@ def _figures(facts: CardFacts) -> list[str]:
             rows.append([name, f"{figures['rows']:,}", _accuracy(baseline), "", "", ""])
     header = ["split", "rows", "accuracy (95 % interval)", "macro F1", "calibration error", "nats a row"]
     lines = table(header, rows)
+    lines += _confidence(facts)
     for split, entry in facts.splits.items():
         lines += [f"### By class: {plain(split)}", "", *_by_class(entry["metrics"]["per_class"])]
     return lines
+
+
+def _confidence(facts: CardFacts) -> list[str]:
+    """What the temperature did for the rows it was fitted on, and what leaving rows unanswered would gain."""
+    lines: list[str] = []
+    if (fitted := facts.calibration) is not None:
+        error, nats = fitted.expected_calibration_error, fitted.negative_log_likelihood
+        lines += [
+            f"Temperature {fitted.temperature:.4g}, fitted on {fitted.rows:,} rows, on which it changed the "
+            f"calibration error from {error.before:.4f} to {error.after:.4f} and the nats a row from "
+            f"{nats.before:.4f} to {nats.after:.4f}.",
+            "",
+        ]
+    rows = [
+        [plain(split), f"{100 * point['error_rate']:g} %", f"{100 * point['coverage']:.2f} %"]
+        for split, entry in facts.splits.items()
+        for point in (entry["metrics"].get("risk_coverage") or {}).get("coverage_at", ())
+    ]
+    return lines + (table(["split", "wrong among the answered", "answered"], rows) if rows else [])
 
 
 def _by_class(per_class: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -11,6 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from newsdesk.calibration import Calibration, read_calibration
 from newsdesk.config import Recipe, load_recipe
 from newsdesk.data.datasets import DATA_SETS
 from newsdesk.evaluation.evaluate import read_metrics
@@ -72,7 +73,7 @@ class CardFacts:
         recipe: the run's recipe.
         labels: class names, text layout, length.
         splits: evaluations by split, as metrics.json has them.
-        calibration: the content of calibration.json; None where there is none.
+        calibration: the temperature and what it was fitted on; None for a run without.
         tells_off_topic: whether the run can tell texts of other topics.
         trained: the events ``started`` and ``finished`` of the log, each with its seconds, by name.
         parameters: numbers stored in the adapter: factors, head and whatever else was trained.
@@ -84,7 +85,7 @@ class CardFacts:
     recipe: Recipe
     labels: Labels
     splits: Mapping[str, Any]
-    calibration: Mapping[str, Any] | None
+    calibration: Calibration | None
     tells_off_topic: bool
     trained: Mapping[str, Any]
     parameters: int | None
@@ -100,7 +101,7 @@ class CardFacts:
             recipe=load_recipe(str(run.recipe)).recipe,
             labels=run.labels,
             splits={name: entry for name, entry in splits.items() if _is_evaluation(entry)},
-            calibration=_json_object(run.path / "calibration.json"),
+            calibration=read_calibration(run.path),
             tells_off_topic=(run.path / "off_topic.safetensors").is_file(),
             trained=_first_and_last(run.log),
             parameters=_stored_parameters(run.adapter / "adapter_model.safetensors"),
@@ -167,15 +168,6 @@ class CardFacts:
 
 def _is_evaluation(entry: object) -> bool:
     return isinstance(entry, dict) and isinstance(entry.get("metrics"), dict) and "source" in entry
-
-
-def _json_object(path: Path) -> dict[str, Any] | None:
-    """The object in a file that a run may have; None where it has none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _first_and_last(log: Path) -> dict[str, Any]:
