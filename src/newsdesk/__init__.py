@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 __all__ = [
     "UserError",
     "__version__",
+    "compare",
     "evaluate",
     "explain",
     "export",
@@ -22,12 +23,14 @@ __all__ = [
 if TYPE_CHECKING:
     from newsdesk.api import evaluate, export, load, report, train
     from newsdesk.errors import UserError
+    from newsdesk.evaluation.compare_runs import compare
     from newsdesk.inference.bulk import predict_file
     from newsdesk.inference.explanation import explain
     from newsdesk.reporting.push import push
 
 _HOMES = {
     "UserError": "newsdesk.errors",
+    "compare": "newsdesk.evaluation.compare_runs",
     "evaluate": "newsdesk.api",
     "explain": "newsdesk.inference.explanation",
     "export": "newsdesk.api",

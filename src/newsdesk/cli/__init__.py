@@ -9,6 +9,8 @@ from typing import NoReturn
 import click
 
 from newsdesk import __version__
+from newsdesk.cli.compare_verb import compare
+from newsdesk.cli.explain_verb import explain
 from newsdesk.cli.export_verb import export
 from newsdesk.cli.named_verbs import data, models
 from newsdesk.cli.predict_verb import predict
@@ -31,7 +33,7 @@ def cli() -> None:
     """Fine-tune a text encoder with LoRA to classify news, evaluate it honestly, and deploy it."""
 
 
-for verb in (train, evaluate, report, predict, export, import_adapter, push, models, data):
+for verb in (train, evaluate, compare, report, predict, explain, export, import_adapter, push, models, data):
     cli.add_command(verb)
 
 
