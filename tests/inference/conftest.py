@@ -65,17 +65,28 @@ def batch() -> Callable[..., Batch]:
 @pytest.fixture(scope="session")
 def logits_of() -> Callable[[Any, Batch], Any]:
     """Logits of a batch by whatever is given: a transformers model, or an ONNX model by ONNX Runtime."""
+    return lambda model, inputs: _outputs(model, inputs)[0]
+
+
+@pytest.fixture(scope="session")
+def features_of() -> Callable[[Any, Batch], Any]:
+    """The second output of a graph, or what it stands for: a mean over the tokens that are not padding."""
+    return lambda model, inputs: _outputs(model, inputs)[1]
+
+
+def _outputs(model: Any, inputs: Batch) -> tuple[Any, Any]:
     import onnx
     import onnxruntime
     import torch
 
-    def compute(model: Any, inputs: Batch) -> Any:
-        if isinstance(model, onnx.ModelProto):
-            session = onnxruntime.InferenceSession(
-                model.SerializeToString(), providers=["CPUExecutionProvider"]
-            )
-            return session.run(["logits"], inputs)[0]
-        with torch.inference_mode():
-            return model(**{name: torch.from_numpy(array) for name, array in inputs.items()}).logits.numpy()
-
-    return compute
+    if isinstance(model, onnx.ModelProto):
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        logits, features = session.run(["logits", "features"], inputs)
+        return logits, features
+    tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+    with torch.inference_mode():
+        output = model(**tensors, output_hidden_states=True)
+    states = output.hidden_states[2 * model.config.num_hidden_layers // 3].numpy()
+    lengths = inputs["attention_mask"].sum(axis=1)
+    rows = zip(states, lengths, strict=True)
+    return output.logits.numpy(), np.stack([row[:length].mean(axis=0) for row, length in rows])

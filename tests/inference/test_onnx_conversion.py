@@ -13,12 +13,13 @@ pytest.importorskip("onnx")
 
 
 @pytest.mark.parametrize("rows", [1, 4])
-def test_an_architecture_that_is_not_known_is_traced(rows, classifier, batch, logits_of):
+def test_an_architecture_that_is_not_known_is_traced(rows, classifier, batch, logits_of, features_of):
     model = classifier("electra")
     inputs = batch(rows, 17, 0)
     graph = to_onnx(model)
     assert [entry.name for entry in graph.graph.input] == ["input_ids", "attention_mask"]
     np.testing.assert_allclose(logits_of(graph, inputs), logits_of(model, inputs), atol=1e-5)
+    np.testing.assert_allclose(features_of(graph, inputs), features_of(model, inputs), atol=1e-5)
 
 
 def test_a_known_architecture_is_written_down(classifier, monkeypatch):

@@ -28,6 +28,16 @@ def test_logits_are_those_of_transformers(family, shape, classifier, batch, logi
     np.testing.assert_allclose(logits_of(graph, inputs), logits_of(model, inputs), atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta", "mpnet"])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_features_are_those_of_transformers_and_come_second(family, layers, classifier, batch, features_of):
+    model = classifier(family, num_hidden_layers=layers)
+    graph = build_graph(settings_of(model), tensors_of(model))
+    assert [output.name for output in graph.graph.output] == ["logits", "features"]
+    inputs = batch(3, 17, model.config.pad_token_id)
+    np.testing.assert_allclose(features_of(graph, inputs), features_of(model, inputs), atol=1e-5)
+
+
 def test_a_padding_token_within_a_text_shifts_roberta_s_positions_alike(classifier, batch, logits_of):
     model = classifier("roberta")
     inputs = batch(2, 9, 1)

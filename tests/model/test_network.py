@@ -14,7 +14,7 @@ pytest.importorskip("peft")
 from newsdesk.config import LoraSection, ModelSection  # noqa: E402
 from newsdesk.model.classifier import build_classifier  # noqa: E402
 from newsdesk.model.device import Precision  # noqa: E402
-from newsdesk.model.network import Network, predict_logits  # noqa: E402
+from newsdesk.model.network import Network, predict_logits, predict_with_features  # noqa: E402
 
 GENERATOR = np.random.default_rng(0)
 ROWS = [GENERATOR.integers(5, 100, size=length) for length in (9, 3, 30, 17, 4, 12, 12, 6, 25)]
@@ -55,6 +55,18 @@ def test_predictions_come_in_row_order_and_progress_counts_rows(network_of):
     for row, ids in enumerate(ROWS):
         np.testing.assert_allclose(logits[row], predict_logits(network, [ids])[0], atol=1e-5, rtol=0)
     assert predict_logits(network, []).shape == (0, 3)
+
+
+@pytest.mark.parametrize("lora", [{}, {"dora": True}], ids=["fused", "stock"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "mpnet"])
+def test_features_are_the_mean_state_of_the_tokens_behind_two_thirds_of_the_layers(family, lora, network_of):
+    network = network_of(family, **lora).eval()
+    logits, features = predict_with_features(network, ROWS, batch_size=4)
+    np.testing.assert_allclose(logits, predict_logits(network, ROWS), atol=1e-5, rtol=0)
+    ids = torch.from_numpy(ROWS[3])[None]
+    with torch.no_grad():
+        states = network.model(input_ids=ids, output_hidden_states=True).hidden_states
+    np.testing.assert_allclose(features[3], states[1][0].mean(0), atol=1e-5)  # behind 1 of 2 layers
 
 
 def test_predicting_uses_no_dropout_and_leaves_training_as_it_was(network_of):

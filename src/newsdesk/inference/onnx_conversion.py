@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from newsdesk.errors import UserError
 from newsdesk.files import write_bytes
-from newsdesk.inference.onnx_graph import OPSET, build_graph, reason_not_buildable
+from newsdesk.inference.onnx_graph import FEATURES, LOGITS, OPSET, build_graph, reason_not_buildable
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -22,7 +22,7 @@ _LARGEST_FILE = 2**31 - 1  # bytes that a protocol buffer can hold
 
 
 def to_onnx(model: PreTrainedModel) -> ModelProto:
-    """The classifier in float32, with the inputs and the output that `build_graph` describes.
+    """The classifier in float32, with the inputs and outputs that `build_graph` describes.
 
     Raises UserError when its architecture can be neither written down nor traced.
     """
@@ -40,6 +40,8 @@ def traced(model: PreTrainedModel) -> ModelProto:
     import onnx
     import torch
 
+    from newsdesk.model.network import logits_and_features
+
     class TwoInputs(torch.nn.Module):
         """The model as a function of what every artefact is given, and of nothing else."""
 
@@ -47,9 +49,10 @@ def traced(model: PreTrainedModel) -> ModelProto:
             super().__init__()
             self.model = model
 
-        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
-            return logits
+        def forward(
+            self, input_ids: torch.Tensor, attention_mask: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            return logits_and_features(self.model, input_ids, attention_mask)
 
     example = torch.ones(2, 8, dtype=torch.long)
     names = ["input_ids", "attention_mask"]
@@ -62,8 +65,8 @@ def traced(model: PreTrainedModel) -> ModelProto:
                 (example, example.clone()),
                 file,
                 input_names=names,
-                output_names=["logits"],
-                dynamic_axes={**dict.fromkeys(names, axes), "logits": {0: "batch"}},
+                output_names=[LOGITS, FEATURES],
+                dynamic_axes={**dict.fromkeys(names, axes), LOGITS: {0: "batch"}, FEATURES: {0: "batch"}},
                 opset_version=OPSET,
                 dynamo=False,
             )

@@ -19,12 +19,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from newsdesk.off_topic import feature_layer
+
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
 Array = NDArray[Any]
 
 FUSED = "com.microsoft"
+LOGITS, FEATURES = "logits", "features"  # the outputs of every graph
 OPSET = 17
 IR_VERSION = 8  # of the same age as the opset, so that runtimes of 2022 and later read it
 _LOWEST = float(np.finfo(np.float32).min)
@@ -86,8 +89,9 @@ def reason_not_buildable(config: Mapping[str, Any]) -> str | None:
 def build_graph(config: Mapping[str, Any], tensors: Mapping[str, Array]) -> ModelProto:
     """The classifier as an ONNX model in float32.
 
-    Inputs ``input_ids`` and ``attention_mask``, int64 (batch, sequence), both dynamic; output ``logits``,
-    float32 (batch, classes).
+    Inputs ``input_ids`` and ``attention_mask``, int64 (batch, sequence), both dynamic. Outputs, float32:
+    ``logits`` (batch, classes), and ``features`` (batch, hidden), the tokens' states behind `feature_layer`,
+    averaged.
 
     Args:
         config: the content of the model's config.json.
@@ -103,7 +107,7 @@ def build_graph(config: Mapping[str, Any], tensors: Mapping[str, Array]) -> Mode
     writer.classifier()
     if left := sorted(writer.unread()):
         raise ValueError(f"{len(left)} weights have no place in the graph, the first {left[0]}")
-    return writer.graph.model(int(config["num_labels"]))
+    return writer.graph.model(int(config["num_labels"]), int(config["hidden_size"]))
 
 
 @dataclass
@@ -136,16 +140,19 @@ class Graph:
         self.nodes.append(helper.make_node("Split", [source], outputs, name=name, axis=-1))
         return outputs
 
-    def model(self, classes: int) -> ModelProto:
-        """The model, with inputs, output and opsets declared."""
+    def model(self, classes: int, hidden: int) -> ModelProto:
+        """The model, with inputs, outputs and opsets declared."""
         from onnx import TensorProto, helper
 
         inputs = [
             helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"])
             for name in ("input_ids", "attention_mask")
         ]
-        output = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes])
-        graph = helper.make_graph(self.nodes, "classifier", inputs, [output], self.constants)
+        outputs = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", width])
+            for name, width in ((LOGITS, classes), (FEATURES, hidden))  # who asks for no name takes the first
+        ]
+        graph = helper.make_graph(self.nodes, "classifier", inputs, outputs, self.constants)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(FUSED, 1)]
         return helper.make_model(graph, producer_name="newsdesk", ir_version=IR_VERSION, opset_imports=opsets)
 
@@ -154,7 +161,7 @@ class Graph:
     ) -> str:
         from onnx import helper
 
-        output = "logits" if name == "logits" else f"{name}:out"
+        output = name if name in (LOGITS, FEATURES) else f"{name}:out"
         node = helper.make_node(operator, inputs, [output], name=name, domain=domain, **attributes)
         self.nodes.append(node)
         return output
@@ -182,10 +189,22 @@ class _Writer:
         x = self._embeddings()
         bias = self._relative_bias() if self._config["model_type"] == "mpnet" else ""
         for number in range(layers):
+            if number == feature_layer(layers):
+                self._mean_over_tokens(x)
             x = self._layer(x, mask, bias, number, only_first=number == layers - 1)
         x = graph.add("Squeeze", "first_token", x, graph.constant("token_axis", [1]))
         x = graph.add("Tanh", "pooled", self._gemm("pooler", x, self._family.pooler))
-        self._gemm("logits", x, self._family.output)
+        self._gemm(LOGITS, x, self._family.output)
+
+    def _mean_over_tokens(self, x: str) -> None:
+        """The second output: (batch, sequence, hidden) -> ``features`` (batch, hidden), padding left out."""
+        graph = self.graph
+        mask = graph.add("Cast", "features.mask", "attention_mask", to=1)  # float32
+        row = graph.add("Unsqueeze", "features.row", mask, graph.constant("features.row_axis", [1]))
+        total = graph.add("MatMul", "features.sum", row, x)
+        total = graph.add("Squeeze", "features.total", total, "features.row_axis")
+        tokens = graph.add("ReduceSum", "features.tokens", mask, "features.row_axis", keepdims=1)
+        graph.add("Div", FEATURES, total, tokens)
 
     def _tensor(self, name: str) -> Array:
         self._read.add(name)

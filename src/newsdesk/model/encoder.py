@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from newsdesk.model.fused_ops import AdaptedLinear, Span, attention, dropout, dropout_add, padding_bias
+from newsdesk.off_topic import feature_layer
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -159,13 +160,25 @@ class FusedClassifier(nn.Module):
         None as the mask says that nothing is padded. On a CPU a mask of ones is found out and
         dropped; on a GPU looking would wait for the device, so there the caller says it.
         """
+        logits, _ = self._logits_and_states(input_ids, attention_mask)
+        return logits
+
+    def with_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The logits, and the tokens' states behind `feature_layer`, averaged: (batch, hidden) float32."""
+        logits, states = self._logits_and_states(input_ids, attention_mask)
+        return logits, mean_over_tokens(states.view(*input_ids.shape, -1), attention_mask)
+
+    def _logits_and_states(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(batch, classes) float32, and (batch * length, hidden) behind the layer that features come from."""
         batch = len(input_ids)
         x = self._embed(input_ids)
         bias = self._attention_bias(input_ids, attention_mask, x.dtype)
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
+            if number == feature_layer(len(self.layers)):
+                states = x
             x = layer(x, batch, bias)
         logits: Tensor = self.head(x.float().unsqueeze(1))
-        return logits
+        return logits, states
 
     def _embed(self, input_ids: Tensor) -> Tensor:
         """(batch, length) -> (batch * length, hidden), without a graph."""
@@ -191,6 +204,14 @@ class FusedClassifier(nn.Module):
             return bias
         padding = padding_bias(mask, dtype)
         return padding if bias is None else bias + padding
+
+
+def mean_over_tokens(x: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """(batch, length, hidden) -> float32 (batch, hidden) without the padding; no mask says there is none."""
+    if attention_mask is None:
+        return x.float().mean(dim=1)
+    mask = attention_mask.unsqueeze(1).float()
+    return (mask @ x.float()).squeeze(1) / mask.sum(dim=2)
 
 
 def fuse(model: PeftModel, *, compute_dtype: torch.dtype = torch.float32) -> FusedClassifier:

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from newsdesk.model.compiled import compile_layers
 from newsdesk.model.device import Precision
-from newsdesk.model.encoder import fuse, reason_not_fusable
+from newsdesk.model.encoder import fuse, mean_over_tokens, reason_not_fusable
 from newsdesk.model.shapes import bucket_length
 from newsdesk.model.tokenizer import TokenIds, length_sorted_batches, pad
+from newsdesk.off_topic import feature_layer
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
+Values = NDArray[np.float32]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -96,10 +98,29 @@ class Network(nn.Module):
         if self._fused is not None:
             logits: Tensor = self._fused(input_ids, attention_mask)
             return logits
-        mixed = self.precision != "float32"
-        with torch.autocast(self.device.type, dtype=_DTYPES[self.precision], enabled=mixed):
+        with self._autocast():
             output = self.model(input_ids=input_ids, attention_mask=attention_mask)
         return output.logits.float()  # type: ignore[no-any-return]
+
+    def with_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits (rows, classes), and the tokens' states behind `feature_layer`, averaged: (rows, hidden)."""
+        if self._fused is not None:
+            return self._fused.with_features(input_ids, attention_mask)
+        with self._autocast():
+            return logits_and_features(self.model, input_ids, attention_mask)
+
+    def _autocast(self) -> torch.autocast:
+        mixed = self.precision != "float32"
+        return torch.autocast(self.device.type, dtype=_DTYPES[self.precision], enabled=mixed)
+
+
+def logits_and_features(
+    model: Any, input_ids: Tensor, attention_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """What `Network.with_features` gives, of any classifier that transformers computes."""
+    output = model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
+    states = output.hidden_states[feature_layer(len(output.hidden_states) - 1)]
+    return output.logits.float(), mean_over_tokens(states, attention_mask)
 
 
 def predict_logits(
@@ -108,19 +129,48 @@ def predict_logits(
     *,
     batch_size: int = 32,
     progress: Callable[[int], None] | None = None,
-) -> NDArray[np.float32]:
+) -> Values:
     """Logits of any number of rows, (rows, classes), in their order; dropout off; computed longest first.
 
     ``progress`` is called with the number of rows of each batch done.
     """
+    logits = np.zeros((len(sequences), network.model.config.num_labels), dtype=np.float32)
+    _fill((logits,), lambda *batch: (network.logits(*batch),), network, sequences, batch_size, progress)
+    return logits
+
+
+def predict_with_features(
+    network: Network,
+    sequences: Sequence[TokenIds],
+    *,
+    batch_size: int = 32,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Values, Values]:
+    """As ``predict_logits``, with the features of `Network.with_features` beside, (rows, hidden)."""
+    config = network.model.config
+    logits = np.zeros((len(sequences), config.num_labels), dtype=np.float32)
+    features = np.zeros((len(sequences), config.hidden_size), dtype=np.float32)
+    _fill((logits, features), network.with_features, network, sequences, batch_size, progress)
+    return logits, features
+
+
+def _fill(
+    arrays: tuple[Values, ...],
+    compute: Callable[[Tensor, Tensor | None], tuple[Tensor, ...]],
+    network: Network,
+    sequences: Sequence[TokenIds],
+    batch_size: int,
+    progress: Callable[[int], None] | None,
+) -> None:
+    """Write what ``compute`` gives for batches of like length into the arrays, one row for each sequence."""
     was_training = network.training
     network.eval()
-    logits = np.zeros((len(sequences), network.model.config.num_labels), dtype=np.float32)
     lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
     with torch.inference_mode():
         for rows in length_sorted_batches(lengths, batch_size):
-            logits[rows] = network([sequences[row] for row in rows]).cpu().numpy()
+            tensors = compute(*network.batch([sequences[row] for row in rows]))
+            for array, tensor in zip(arrays, tensors, strict=True):
+                array[rows] = tensor.cpu().numpy()
             if progress is not None:
                 progress(len(rows))
     network.train(was_training)
-    return logits
