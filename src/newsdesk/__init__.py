@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 __all__ = [
     "UserError",
     "__version__",
+    "audit",
     "compare",
     "evaluate",
     "explain",
@@ -23,6 +24,7 @@ __all__ = [
 if TYPE_CHECKING:
     from newsdesk.api import evaluate, export, load, report, train
     from newsdesk.errors import UserError
+    from newsdesk.evaluation.audit.audit import audit
     from newsdesk.evaluation.compare_runs import compare
     from newsdesk.inference.bulk import predict_file
     from newsdesk.inference.explanation import explain
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "UserError": "newsdesk.errors",
+    "audit": "newsdesk.evaluation.audit.audit",
     "compare": "newsdesk.evaluation.compare_runs",
     "evaluate": "newsdesk.api",
     "explain": "newsdesk.inference.explanation",

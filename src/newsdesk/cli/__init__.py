@@ -9,6 +9,7 @@ from typing import NoReturn
 import click
 
 from newsdesk import __version__
+from newsdesk.cli.audit_verb import audit
 from newsdesk.cli.compare_verb import compare
 from newsdesk.cli.explain_verb import explain
 from newsdesk.cli.export_verb import export
@@ -33,7 +34,20 @@ def cli() -> None:
     """Fine-tune a text encoder with LoRA to classify news, evaluate it honestly, and deploy it."""
 
 
-for verb in (train, evaluate, compare, report, predict, explain, export, import_adapter, push, models, data):
+for verb in (
+    train,
+    evaluate,
+    compare,
+    report,
+    predict,
+    explain,
+    export,
+    import_adapter,
+    push,
+    audit,
+    models,
+    data,
+):
     cli.add_command(verb)
 
 

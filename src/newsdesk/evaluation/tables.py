@@ -44,7 +44,7 @@ def render_errors(errors: Sequence[RowError]) -> list[str]:
     lines = ["", "most confident errors"] if errors else []
     for error in errors:
         verdict = f"{error.predicted_label} {_percent(error.probability)}, labelled {error.true_label}"
-        lines += [_cut(f"  row {error.row:,}: {verdict}", WIDTH), _cut(f"    {error.text}", WIDTH)]
+        lines += [cut(f"  row {error.row:,}: {verdict}", WIDTH), cut(f"    {error.text}", WIDTH)]
     return lines
 
 
@@ -65,7 +65,7 @@ def _beside_baseline(
     difference = 100 * (metrics.accuracy - baseline.accuracy)
     lines = [
         _figure("baseline", _accuracy(baseline.accuracy, baseline.interval)),
-        _figure("", _cut(baseline.description, WIDTH - _FIGURE_AT)),
+        _figure("", cut(baseline.description, WIDTH - _FIGURE_AT)),
         _figure("", f"trained and tested in {baseline.seconds:.0f} s"),
         _figure("model minus baseline", f"{difference:+.2f} points"),
     ]
@@ -145,7 +145,7 @@ def _p_value(p: float) -> str:
     return f"= {p:.2g}" if p >= _SMALLEST_P_SHOWN else f"< {_SMALLEST_P_SHOWN}"
 
 
-def _cut(text: str, width: int) -> str:
+def cut(text: str, width: int) -> str:
     """The text in at most ``width`` terminal cells; cut text ends in an ellipsis."""
     shown = "".join(letter if letter.isprintable() else "?" for letter in text)
     return shown if cell_len(shown) <= width else set_cell_size(shown, width - 1) + "…"
@@ -153,6 +153,6 @@ def _cut(text: str, width: int) -> str:
 
 def _cell(text: str, width: int, *, right: bool = False) -> str:
     """The text in exactly ``width`` terminal cells."""
-    shown = _cut(text, width)
+    shown = cut(text, width)
     padding = " " * (width - cell_len(shown))
     return padding + shown if right else shown + padding

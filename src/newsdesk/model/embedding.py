@@ -15,9 +15,6 @@ from newsdesk.model.classifier import quiet_transformers
 from newsdesk.model.device import choose_device
 from newsdesk.model.tokenizer import TextTokenizer, batches_by_tokens, pad
 
-LONGEST_TEXT = 128
-"""Tokens a text is cut to: a news text's topic stands in its beginning."""
-
 _BATCH_TOKENS = 2048
 _POSITIONS_FOR_PADDING = 2  # RoBERTa and MPNet number the tokens of a text from there
 
@@ -32,8 +29,8 @@ class TextEmbedder:
         dimensions: length of a text's vector.
     """
 
-    def __init__(self, base: Path, *, device: str = "auto") -> None:
-        """Load encoder and tokenizer from the folder of a base model, the encoder's weights only.
+    def __init__(self, base: Path, *, max_length: int, device: str = "auto") -> None:
+        """Load encoder and tokenizer from the folder of a base model; texts are cut to ``max_length`` tokens.
 
         Raises UserError when the folder has no fast tokenizer, or the device is not there.
         """
@@ -43,10 +40,9 @@ class TextEmbedder:
         with quiet_transformers():
             self._model = AutoModel.from_pretrained(base, dtype=torch.float32).to(self._device).eval()
         config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-        positions = config.get("max_position_embeddings", LONGEST_TEXT + _POSITIONS_FOR_PADDING)
-        self._tokenizer = TextTokenizer.from_folder(
-            base, min(LONGEST_TEXT, positions - _POSITIONS_FOR_PADDING)
-        )
+        positions = config.get("max_position_embeddings") or max_length + _POSITIONS_FOR_PADDING
+        longest = min(max_length, positions - _POSITIONS_FOR_PADDING)
+        self._tokenizer = TextTokenizer.from_folder(base, longest)
         self._pad_id = int(config.get("pad_token_id") or 0)
         self.dimensions = int(self._model.config.hidden_size)
 

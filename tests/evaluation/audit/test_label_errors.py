@@ -88,7 +88,7 @@ def test_it_agrees_with_cleanlab(seed):
     )
     assert ours.confident_joint.tolist() == joint.tolist()
     assert sorted(ours.suspects) == sorted(suspects)
-    theirs = get_label_quality_scores(labels, probabilities, method="normalized_margin")
+    theirs = get_label_quality_scores(labels, probabilities, method="self_confidence")
     assert ours.quality == pytest.approx(theirs)
     calibrated = count.compute_confident_joint(labels, probabilities, calibrate=True)
     assert np.abs(ours.joint - calibrated).max() <= 1  # theirs is rounded to whole rows

@@ -16,7 +16,7 @@ class LabelErrors:
     """What out-of-sample probabilities say of the labels.
 
     Attributes:
-        quality: float64 (rows,) in [0, 1]: how well each label fits; 0.5 where another class is as likely.
+        quality: float64 (rows,) in [0, 1]: how well each label fits: its own probability.
         suggested: int64 (rows,): the class each row likely belongs to; mostly the given one.
         suspects: int64: rows whose label is likely wrong, the least fitting first; ties in row order.
         confident_joint: int64 (classes, classes): rows counted with confidence, by given and likely class.
@@ -70,7 +70,7 @@ def rank_label_errors(probabilities: NDArray[Any], labels: NDArray[np.int64]) ->
     counted = confident >= 0
     joint = np.zeros((len(counts), len(counts)), dtype=np.int64)
     np.add.at(joint, (labels[counted], confident[counted]), 1)
-    quality = _normalised_margin(scores, labels)
+    quality = scores[np.arange(len(labels)), labels]
     suspects = np.flatnonzero(counted & (confident != labels))
     return LabelErrors(
         quality=quality,
@@ -92,14 +92,6 @@ def _confident_classes(probabilities: NDArray[np.float64], labels: NDArray[np.in
     # The only class that qualifies need not be the most probable one; of several, the most probable counts.
     best = np.where(qualifies.sum(axis=1) > 1, probabilities.argmax(axis=1), qualifies.argmax(axis=1))
     return np.where(qualifies.any(axis=1), best, -1)
-
-
-def _normalised_margin(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    rows = np.arange(len(labels))
-    others = probabilities.copy()
-    others[rows, labels] = -np.inf
-    margin: NDArray[np.float64] = (probabilities[rows, labels] - others.max(axis=1) + 1) / 2
-    return margin
 
 
 def _calibrated(joint: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -1,0 +1,128 @@
+"""The verb that looks labelled data over: audit."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from newsdesk.cli.shared import (
+    JSON_FLAG,
+    Verb,
+    data_flags,
+    flag,
+    names_of,
+    note,
+    say,
+    shown_fetching,
+    terminal,
+)
+
+# Kept in step with evaluation.audit.changes by a test: importing it here would slow down --help.
+_KINDS = ("label-errors", "duplicates", "near-duplicates", "conflicts", "leaks")
+
+
+@click.command(cls=Verb)
+@flag(
+    "--data", required=True, help="Labelled rows: a named data set, a file, or a folder.", metavar="NAME|PATH"
+)
+@flag("--split", default="train", show_default=True, help="Which split of it is audited.")
+@flag(
+    "--test",
+    help="Rows whose texts must not be among these; default: the other split.",
+    metavar="PATH|SPLIT",
+)
+@flag(
+    "--base",
+    default="all-MiniLM-L6-v2",
+    show_default=True,
+    help="The encoder that embeds the texts, frozen.",
+    metavar="NAME|PATH",
+)
+@flag(
+    "--folds",
+    type=click.IntRange(min=2),
+    default=5,
+    show_default=True,
+    help="Parts that the others' heads judge.",
+)
+@flag("--top", type=click.IntRange(min=0), default=10, show_default=True, help="Suspects to show.")
+@flag(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder for the findings.",
+    metavar="FOLDER",
+)
+@flag(
+    "--apply",
+    "target",
+    type=click.Path(path_type=Path),
+    help="Write a cleaned copy of the data there.",
+    metavar="FILE",
+)
+@flag(
+    "--decisions",
+    type=click.Path(path_type=Path),
+    help="A copy of label-errors.csv with its column 'decision' filled.",
+    metavar="FILE",
+)
+@flag("--drop", multiple=True, type=click.Choice(_KINDS), help="Findings that the copy leaves out unseen.")
+@data_flags("text", "label", "template", "normaliser", "header")
+@JSON_FLAG
+def audit(
+    data: str,
+    split: str,
+    test: str | None,
+    base: str,
+    folds: int,
+    top: int,
+    out: Path,
+    target: Path | None,
+    decisions: Path | None,
+    drop: tuple[str, ...],
+    text: str | None,
+    label: str | None,
+    template: str | None,
+    normaliser: str | None,
+    header: bool | None,
+    as_json: bool,
+) -> None:
+    """Find likely label errors, duplicates and leakage; on request, write a cleaned copy."""
+    from newsdesk.display import RowCounter
+    from newsdesk.evaluation.audit.audit import audit as auditing
+    from newsdesk.evaluation.audit.changes import kinds_of
+    from newsdesk.evaluation.audit.report_lines import render_audit, render_changes
+
+    console = terminal()
+    with shown_fetching(console) as progress, RowCounter(console, "embedding") as rows:
+        outcome = auditing(
+            data,
+            out=out,
+            split=split,
+            test=test,
+            base=base,
+            folds=folds,
+            apply=target,
+            decisions=decisions,
+            drop=kinds_of(drop),
+            text=names_of(text),
+            label=label,
+            template=template,
+            normaliser=normaliser or "none",
+            header=header,
+            command=shlex.join(["newsdesk", *sys.argv[1:]]),
+            count=rows.count,
+            start=rows.start,
+            progress=progress,
+        )
+    changes = outcome.changes
+    if as_json:
+        cleaned = None if changes is None else {"path": str(target), **changes.to_dict()}
+        say({**outcome.report.to_dict(), "cleaned": cleaned})
+        return
+    applied = [] if changes is None else ["", *render_changes(changes, outcome.report.rows, str(target))]
+    say([*render_audit(outcome.report, top=top), *applied])
+    note(console, f"the findings lie in {out}")

@@ -1,0 +1,142 @@
+"""The audit: embed once, judge every row by heads that did not learn from it, look for copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from newsdesk.errors import UserError, missing_package
+from newsdesk.evaluation.audit.audited_data import AuditedData, load_audited
+from newsdesk.evaluation.audit.changes import Changes, Kind, decide, label_cells, read_decisions
+from newsdesk.evaluation.audit.cleaned_copy import require_free_target, write_cleaned
+from newsdesk.evaluation.audit.embedding_store import Embedder, embed_stored
+from newsdesk.evaluation.audit.examine import Timer, examine
+from newsdesk.evaluation.audit.findings import AuditReport, write_findings
+from newsdesk.model.catalog import ResolvedBase, resolve_base
+from newsdesk.sources.source import Progress
+from newsdesk.training.provenance import software_and_base
+
+LONGEST_TEXT = 128
+"""Tokens a text is cut to: what a news text is about stands in its beginning."""
+
+_SEED = 0
+_EMBEDDINGS = "embeddings"
+_Count = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class AuditOutcome:
+    """What was found, and what was done to a cleaned copy, if one was asked for."""
+
+    report: AuditReport
+    changes: Changes | None
+
+
+def audit(
+    data: str,
+    *,
+    out: str | Path,
+    split: str = "train",
+    test: str | None = None,
+    base: str = "all-MiniLM-L6-v2",
+    folds: int = 5,
+    apply: str | Path | None = None,
+    decisions: str | Path | None = None,
+    drop: Sequence[Kind] = (),
+    text: Sequence[str] | None = None,
+    label: str | None = None,
+    template: str | None = None,
+    normaliser: str = "none",
+    header: bool | None = None,
+    command: str | None = None,
+    count: _Count | None = None,
+    start: _Count = lambda _rows: None,
+    progress: Progress | None = None,
+) -> AuditOutcome:
+    """Look labelled rows over for wrong labels, copies, conflicts and leakage; write the findings to ``out``.
+
+    ``newsdesk.audit("wire.csv", out="audits/wire").report.suspects[:20]``
+
+    Args:
+        data: named data set, folder or file; nothing of it is ever changed.
+        out: folder for label-errors.csv, duplicates.csv, leakage.csv, audit.json and the embeddings.
+        split: which split of the data is audited.
+        test: a file, or a split of the data, whose texts must not be among these; None: the other split of a
+            named data set or folder, if it has one.
+        base: the encoder that embeds the texts, frozen.
+        folds: of the cross-validation.
+        apply: where to write a cleaned copy of the data, in its own format; None: nowhere.
+        decisions: a filled copy of label-errors.csv that says what becomes of the suspects.
+        drop: kinds of findings whose rows the cleaned copy leaves out unseen.
+        text, label, template, normaliser, header: how rows become texts and classes, as in training.
+        command: what was typed, for audit.json.
+        count, start: called with numbers of embedded rows, and before the first with that of all.
+        progress: called while base and data are fetched.
+
+    Raises:
+        UserError: when data, base or packages do not allow it, or the cleaned copy cannot go where it should.
+    """
+    if apply is None and (decisions is not None or drop):
+        raise UserError(
+            "--decisions and --drop say what a cleaned copy leaves out",
+            found="no --apply, which says where it goes",
+            mend="add --apply FILE; the data itself is never changed",
+        )
+    rows = load_audited(
+        data,
+        split=split,
+        test=test,
+        text=text,
+        label=label,
+        template=template,
+        normaliser=normaliser,
+        header=header,
+        progress=progress,
+    )
+    if apply is not None:
+        require_free_target(rows.table, Path(apply))
+    resolved = resolve_base(base, progress=progress)
+    timer = Timer()
+    with timer.step("embedding"):
+        embeddings = _embeddings(rows.examples.texts, resolved, Path(out) / _EMBEDDINGS, start, count)
+    report = examine(rows, embeddings, folds=folds, seed=_SEED, timer=timer)
+    write_findings(report, Path(out), _provenance(resolved, command, folds))
+    if apply is None:
+        return AuditOutcome(report, None)
+    decided = None if decisions is None else read_decisions(Path(decisions), report)
+    changes = decide(report, drop, decided)
+    _write_copy(rows, changes, Path(apply))
+    return AuditOutcome(report, changes)
+
+
+def _embeddings(
+    texts: Sequence[str], base: ResolvedBase, folder: Path, start: _Count, count: _Count | None
+) -> NDArray[np.float32]:
+    def embedder() -> Embedder:
+        try:
+            from newsdesk.model.embedding import TextEmbedder
+        except ImportError:
+            raise missing_package("torch", "train", "an audit") from None
+        return TextEmbedder(base.path, max_length=LONGEST_TEXT)
+
+    start(len(texts))
+    identity = f"{base.sha256 or base.path}, mean of {LONGEST_TEXT} tokens"
+    return embed_stored(texts, folder, embedder, identity=identity, progress=count)
+
+
+def _provenance(base: ResolvedBase, command: str | None, folds: int) -> dict[str, Any]:
+    made_by = software_and_base(base)
+    made_by["versions"]["scikit-learn"] = version("scikit-learn")
+    return {"command": command, "folds": folds, "seed": _SEED, **made_by}
+
+
+def _write_copy(rows: AuditedData, changes: Changes, target: Path) -> None:
+    cells = label_cells(rows.table, rows.labels, rows.label_column)
+    relabel = {row: cells[label] for row, label in changes.relabel.items()}
+    write_cleaned(rows.table, target, drop=changes.drop, relabel=relabel, column=rows.label_column)

@@ -1,0 +1,144 @@
+"""What is done to the rows of a cleaned copy: as an editor decided, and as was asked for by name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from newsdesk.data.readers import read_table
+from newsdesk.data.table import Cell, Table
+from newsdesk.errors import UserError
+from newsdesk.evaluation.audit.findings import DECISION, LABEL_ERRORS, AuditReport, Suspect, Twin
+
+Kind = Literal["label-errors", "duplicates", "near-duplicates", "conflicts", "leaks"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""What can be dropped without anyone having looked at it."""
+
+_RELABEL = "relabel"
+_RELABEL_TO = "relabel to "
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What happens to rows, by 0-based position.
+
+    Attributes:
+        drop: rows to leave out, and why.
+        relabel: rows to give another label, and which.
+        keep: rows an editor decided to keep as they are; nothing drops them.
+    """
+
+    drop: dict[int, str]
+    relabel: dict[int, str]
+    keep: frozenset[int] = frozenset()
+
+    def to_dict(self) -> dict[str, Any]:
+        """How many rows were dropped for which reason, and how many given another label, as JSON values."""
+        return {"dropped": dict(Counter(self.drop.values())), "relabelled": len(self.relabel)}
+
+
+def kinds_of(names: Iterable[str]) -> tuple[Kind, ...]:
+    """The kinds of findings with these names, in the order of ``KINDS``."""
+    wanted = set(names)
+    return tuple(kind for kind in KINDS if kind in wanted)
+
+
+def decide(report: AuditReport, kinds: Collection[Kind], decisions: Changes | None) -> Changes:
+    """The editor's decisions, and beyond them the rows of the ``kinds`` of findings to drop.
+
+    A decision on a row stands whatever else was found of it. Of duplicates the first row is kept, and those
+    of conflicting ones are no plain duplicates. Raises UserError when neither says anything: nothing is
+    dropped unasked.
+    """
+    if not kinds and decisions is None:
+        raise UserError(
+            "what should the cleaned copy leave out?",
+            found="--apply without --decisions and without --drop",
+            mend=f"fill the column {DECISION!r} of {LABEL_ERRORS} and name it with --decisions, "
+            f"or name what to drop: {', '.join(f'--drop {kind}' for kind in KINDS)}",
+        )
+    decided = decisions or Changes({}, {})
+    drop = dict(decided.drop)
+    for kind in KINDS:
+        for row in _rows_of(report, kind) if kind in kinds else ():
+            if row not in decided.relabel and row not in decided.keep:
+                drop.setdefault(row, kind)
+    return Changes(drop, dict(decided.relabel), decided.keep)
+
+
+def _rows_of(report: AuditReport, kind: Kind) -> list[int]:
+    if kind == "label-errors":
+        return [suspect.row for suspect in report.suspects]
+    if kind == "conflicts":
+        return list(report.conflicting_rows)
+    twins: Sequence[Twin] = report.leaks if kind == "leaks" else report.duplicates
+    agreeing = [twin for twin in twins if kind == "leaks" or not twin.conflict]
+    return [twin.row for twin in agreeing if kind == "leaks" or twin.exact == (kind == "duplicates")]
+
+
+def read_decisions(path: Path, report: AuditReport) -> Changes:
+    """The decisions in a copy of label-errors.csv: keep, drop, relabel (as suggested), relabel to LABEL.
+
+    Rows without a decision stay as they are. Raises UserError, by line, for a decision that is none of these,
+    a label that the data does not have, and rows that are not suspects of this audit.
+    """
+    table = read_table(path, header=True)
+    missing = {"row", "line", "given", DECISION} - set(table.columns)
+    if missing:
+        raise UserError(
+            f"{path.name} is no list of decisions",
+            found=f"columns {', '.join(table.columns)}; missing: {', '.join(sorted(missing))}",
+            mend=f"give --decisions a filled copy of {LABEL_ERRORS}",
+        )
+    suspects = {(str(s.row), str(s.line), s.given): s for s in report.suspects}
+    drop: dict[int, str] = {}
+    relabel: dict[int, str] = {}
+    keep: set[int] = set()
+    for line, record in zip(table.lines, table.records(), strict=True):
+        decision = str(record[DECISION] or "").strip()
+        if not decision:
+            continue
+        suspect = suspects.get((str(record["row"]), str(record["line"]), str(record["given"])))
+        if suspect is None:
+            raise _not_a_suspect(path, line)
+        if decision.lower() == "drop":
+            drop[suspect.row] = "decided"
+        elif decision.lower() == "keep":
+            keep.add(suspect.row)
+        else:
+            relabel[suspect.row] = _new_label(path, line, decision, suspect, list(report.label_counts))
+    return Changes(drop, relabel, frozenset(keep))
+
+
+def _new_label(path: Path, line: int, decision: str, suspect: Suspect, labels: Sequence[str]) -> str:
+    """The label that a decision to relabel names."""
+    if decision.lower() == _RELABEL:
+        return suspect.suggested
+    label = decision[len(_RELABEL_TO) :].strip() if decision.lower().startswith(_RELABEL_TO) else None
+    if label in labels:
+        return str(label)
+    raise UserError(
+        f"{path.name}, line {line}: "
+        + (f"{decision!r} is no decision" if label is None else f"no row is labelled {label!r}"),
+        found=None if label is None else f"labels of the data: {', '.join(labels)}",
+        mend="write keep, drop, relabel (to what was suggested), or relabel to LABEL",
+    )
+
+
+def _not_a_suspect(path: Path, line: int) -> UserError:
+    return UserError(
+        f"{path.name}, line {line}: the row is no suspect of this audit",
+        found="its row, line and given label are not those of one",
+        mend=f"decide in the {LABEL_ERRORS} that an audit of this very data left",
+    )
+
+
+def label_cells(table: Table, labels: Sequence[str], column: str) -> dict[str, Cell]:
+    """How the file writes each label, taken from the first row that carries it."""
+    cells: dict[str, Cell] = {}
+    for label, cell in zip(labels, table.column(column), strict=True):
+        cells.setdefault(label, cell)
+    return cells

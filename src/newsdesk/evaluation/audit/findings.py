@@ -1,0 +1,169 @@
+"""What an audit found, and the files it leaves for an editor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from newsdesk.evaluation.csv_lines import delimited_lines
+from newsdesk.files import write_bytes, write_json
+
+LABEL_ERRORS, DUPLICATES, LEAKAGE, REPORT = "label-errors.csv", "duplicates.csv", "leakage.csv", "audit.json"
+"""The files of an audit, beside the embeddings."""
+
+DECISION = "decision"
+"""The column of label-errors.csv that an editor fills: keep, drop, relabel, or relabel to LABEL."""
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A row whose label is likely wrong.
+
+    Attributes:
+        row: 0-based position among the audited rows.
+        line: where it begins in the file, from 1 (parquet: the row's number).
+        given: its label.
+        suggested: the label it likely should have.
+        probability: of the suggested label, by a classifier that did not learn from the row.
+        quality: how well the given label fits, 0 to 1; see ``LabelErrors``.
+        text: as the classifier read it.
+    """
+
+    row: int
+    line: int
+    given: str
+    suggested: str
+    probability: float
+    quality: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A row whose text stands elsewhere too: in an earlier row (a duplicate), or in the other split (a leak).
+
+    Attributes:
+        row, line, label, text: of this row, as in ``Suspect``.
+        other_row, other_line, other_label: of the row it is a copy of; the label is empty where unknown.
+        similarity: 1.0 for exact copies (but for case and white space), else Jaccard's of word shingles.
+        exact: whether it is an exact copy.
+        conflict: whether the copies do not all carry the same label.
+    """
+
+    row: int
+    line: int
+    label: str
+    other_row: int
+    other_line: int
+    other_label: str
+    similarity: float
+    exact: bool
+    conflict: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How many rows of a given label are estimated to belong to another one."""
+
+    given: str
+    likely: str
+    rows: float
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """The figures of an audit.
+
+    Attributes:
+        source: the audited file.
+        rows: how many it has.
+        label_counts: rows of each label, in the order of the classes.
+        unjudged: rows whose label has too few texts of its own for anyone to learn it from the others.
+        accuracy: share of the judged rows where the held-out prediction is the given label.
+        noise: estimated share of wrong labels among the judged rows (confident joint).
+        confusions: between which labels, the most rows first.
+        suspects: rows whose label is likely wrong, the least fitting first.
+        duplicates: rows whose text is (nearly) that of an earlier row.
+        conflicting_rows: rows of all exact copies that do not agree on their label.
+        against: the other split, searched for the same texts; None if there is none.
+        leaks: rows whose text is (nearly) in the other split.
+        seconds: wall time of each step.
+    """
+
+    source: str
+    rows: int
+    label_counts: dict[str, int]
+    unjudged: int
+    accuracy: float
+    noise: float
+    confusions: tuple[Confusion, ...]
+    suspects: tuple[Suspect, ...]
+    duplicates: tuple[Twin, ...]
+    conflicting_rows: tuple[int, ...]
+    against: str | None
+    leaks: tuple[Twin, ...]
+    seconds: dict[str, float]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many rows of each kind of finding."""
+        return {
+            "label errors": len(self.suspects),
+            "exact duplicates": sum(twin.exact for twin in self.duplicates),
+            "near-duplicates": sum(not twin.exact for twin in self.duplicates),
+            "conflicting duplicates": len(self.conflicting_rows),
+            "leaked exactly": sum(twin.exact for twin in self.leaks),
+            "leaked nearly": sum(not twin.exact for twin in self.leaks),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as JSON values; the single rows are in the csv files."""
+        return {
+            "source": self.source,
+            "rows": self.rows,
+            "label_counts": self.label_counts,
+            "unjudged": self.unjudged,
+            "accuracy": round(self.accuracy, 6),
+            "noise": round(self.noise, 6),
+            "confusions": [{**asdict(one), "rows": round(one.rows, 1)} for one in self.confusions],
+            "counts": self.counts,
+            "against": self.against,
+            "seconds": {step: round(taken, 1) for step, taken in self.seconds.items()},
+        }
+
+
+def write_findings(report: AuditReport, folder: Path, provenance: dict[str, Any]) -> None:
+    """Write the three csv files and audit.json, each atomically; audit.json last."""
+    suspect_columns = ("row", "line", "given", "suggested", "probability", "quality", DECISION, "text")
+    _write_csv(
+        folder / LABEL_ERRORS,
+        suspect_columns,
+        (
+            (s.row, s.line, s.given, s.suggested, round(s.probability, 6), round(s.quality, 6), "", s.text)
+            for s in report.suspects
+        ),
+    )
+    _write_csv(folder / DUPLICATES, *_twin_table(report.duplicates))
+    _write_csv(folder / LEAKAGE, *_twin_table(report.leaks))
+    write_json(folder / REPORT, {**report.to_dict(), **provenance})
+
+
+def _twin_table(twins: Iterable[Twin]) -> tuple[Sequence[str], Iterable[Sequence[object]]]:
+    columns = ("kind", "row", "line", "label", "other_row", "other_line", "other_label")
+    return (*columns, "similarity", "conflict", "text"), (
+        (
+            "exact" if twin.exact else "near",
+            *(twin.row, twin.line, twin.label, twin.other_row, twin.other_line, twin.other_label),
+            round(twin.similarity, 4),
+            "yes" if twin.conflict else "no",
+            twin.text,
+        )
+        for twin in twins
+    )
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    write_bytes(path, b"".join(delimited_lines([columns, *rows])))

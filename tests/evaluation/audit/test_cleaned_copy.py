@@ -1,0 +1,91 @@
+"""A cleaned copy differs from its original where it was told to, and nowhere else."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+
+from newsdesk.data.readers import read_table
+from newsdesk.errors import UserError
+from newsdesk.evaluation.audit.cleaned_copy import require_free_target, write_cleaned
+
+CSV = b'\xef\xbb\xbflabel,text\r\nA,"two\r\nlines"\r\nB, plain \r\n\r\nA,"say ""hi"""\r\nB,last'
+JSONL = (
+    b'{"text": "one", "label": 1, "extra": 2}\n{"label": 0, "text": "\\u00e9 two"}\n{"text":"3","label":1}'
+)
+TAB = b"Category\tText\nd\ts\nclass\tmeta\nearn\tone\ntrade\ttwo\nearn\tthree\n"
+
+
+def cleaned(tmp_path, name, content, *, drop=(), relabel=None, column="label", target=None):
+    source = tmp_path / name
+    source.write_bytes(content)
+    written = tmp_path / (target or f"cleaned-{name}")
+    write_cleaned(read_table(source), written, drop=drop, relabel=relabel or {}, column=column)
+    assert source.read_bytes() == content
+    return written.read_bytes()
+
+
+def test_without_changes_every_byte_is_kept(tmp_path):
+    assert cleaned(tmp_path, "rows.csv", CSV) == CSV
+    assert cleaned(tmp_path, "rows.jsonl", JSONL) == JSONL
+    assert cleaned(tmp_path, "rows.tab", TAB, column="Category") == TAB
+
+
+def test_rows_go_with_all_their_lines_and_a_relabelled_one_keeps_its_cells(tmp_path):
+    expected = b"\xef\xbb\xbflabel,text\r\nA, plain \r\n\r\nB,last".replace(b"\r\n\r\n", b"\r\n")
+    assert cleaned(tmp_path, "rows.csv", CSV, drop={0, 2}, relabel={1: "A"}) == expected
+
+
+def test_json_keeps_its_keys_and_their_types(tmp_path):
+    lines = cleaned(tmp_path, "rows.jsonl", JSONL, drop={2}, relabel={0: 0}).splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"text": "one", "label": 0, "extra": 2},
+        {"label": 0, "text": "\u00e9 two"},
+    ]
+
+
+def test_orange_headers_stay(tmp_path):
+    written = cleaned(tmp_path, "rows.tab", TAB, drop={1}, relabel={2: "trade"}, column="Category")
+    assert written == b"Category\tText\nd\ts\nclass\tmeta\nearn\tone\ntrade\tthree\n"
+
+
+def test_packed_files_stay_packed_by_their_name(tmp_path):
+    packed = cleaned(tmp_path, "rows.csv.gz", gzip.compress(CSV), drop={0})
+    assert gzip.decompress(packed) == CSV.replace(b'A,"two\r\nlines"\r\n', b"")
+
+
+def test_parquet_keeps_columns_types_and_metadata(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from pyarrow import parquet
+
+    schema = pyarrow.schema(
+        [("text", pyarrow.string()), ("label", pyarrow.int8())], metadata={"huggingface": "{}"}
+    )
+    table = pyarrow.table({"text": ["a", "b", "c"], "label": [0, 1, None]}, schema=schema)
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    target = tmp_path / "cleaned.parquet"
+    source = read_table(tmp_path / "rows.parquet")
+    write_cleaned(source, target, drop={1}, relabel={0: 1}, column="label")
+    found = parquet.read_table(target)
+    assert found.to_pydict() == {"text": ["a", "c"], "label": [1, None]}
+    assert found.schema.equals(schema, check_metadata=True)
+
+
+def test_odd_targets_are_refused(tmp_path):
+    (tmp_path / "rows.csv").write_bytes(CSV)
+    (tmp_path / "there.csv").write_bytes(b"x")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "rows.csv")
+    table = read_table(tmp_path / "rows.csv")
+    for name, message in {
+        "rows.csv": "never changed",
+        "link.csv": "never changed",
+        "there.csv": "something at",
+        "other.jsonl": "has the format of the data, csv",
+        "rows.xlsx": "not known",
+        "": "something at",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            require_free_target(table, tmp_path / name)
+    assert (tmp_path / "rows.csv").read_bytes() == CSV

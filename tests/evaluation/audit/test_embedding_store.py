@@ -1,0 +1,76 @@
+"""What was embedded once is read back; what is missing, damaged or of another base is computed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from newsdesk.evaluation.audit import embedding_store
+from newsdesk.evaluation.audit.embedding_store import embed_stored
+
+
+class Counting:
+    """An embedder whose vectors tell the text's length; it fails after ``dies_after`` calls."""
+
+    dimensions = 2
+
+    def __init__(self, dies_after=99):
+        self.embedded: list[str] = []
+        self.calls, self.dies_after = 0, dies_after
+
+    def embed(self, texts, *, progress=None):
+        if self.calls == self.dies_after:
+            raise KeyboardInterrupt
+        self.calls += 1
+        self.embedded += texts
+        if progress:
+            progress(len(texts))
+        return np.array([[len(text), 1] for text in texts], dtype=np.float32)
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    monkeypatch.setattr(embedding_store, "PIECE_ROWS", 4)
+
+
+TEXTS = ["x" * length for length in range(10)]
+
+
+def stored(folder, embedder, texts=TEXTS, identity="base"):
+    done: list[int] = []
+    vectors = embed_stored(texts, folder, lambda: embedder, identity=identity, progress=done.append)
+    assert sum(done) == len(texts)
+    assert vectors[:, 0].tolist() == [len(text) for text in texts]
+    return embedder
+
+
+def test_a_second_time_nothing_is_computed(tmp_path):
+    assert stored(tmp_path, Counting()).calls == 3
+    assert stored(tmp_path, Counting()).calls == 0
+
+
+def test_a_kill_loses_one_piece(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        embed_stored(TEXTS, tmp_path, lambda: Counting(dies_after=2), identity="base")
+    assert len(list(tmp_path.iterdir())) == 2
+    assert stored(tmp_path, Counting()).embedded == TEXTS[8:]
+
+
+def test_a_changed_text_costs_its_piece_and_the_old_one_goes(tmp_path):
+    stored(tmp_path, Counting())
+    changed = [*TEXTS[:5], "another", *TEXTS[6:]]
+    assert stored(tmp_path, Counting(), changed).embedded == changed[4:8]
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_another_base_shares_nothing(tmp_path):
+    stored(tmp_path, Counting())
+    assert stored(tmp_path, Counting(), identity="another").calls == 3
+
+
+def test_a_damaged_piece_is_computed_anew(tmp_path):
+    stored(tmp_path, Counting())
+    first, second, _ = sorted(tmp_path.iterdir())
+    first.write_bytes(first.read_bytes()[:-5])
+    second.write_bytes(b"")
+    assert stored(tmp_path, Counting()).calls == 2

@@ -1,0 +1,34 @@
+"""A frozen encoder's vectors are what transformers computes, whatever the batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from newsdesk.model.embedding import TextEmbedder
+
+TEXTS = ["goal", "bank profit market said", "orbit telescope in the robot climate laser", "goal"]
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "mpnet"])
+def test_a_vector_is_the_mean_over_the_tokens_scaled_to_length_1(tiny_base, family):
+    from transformers import AutoModel, AutoTokenizer
+
+    base = tiny_base(family)
+    found = TextEmbedder(base, max_length=32).embed(TEXTS)
+    model, tokenizer = AutoModel.from_pretrained(base).eval(), AutoTokenizer.from_pretrained(base)
+    for text, vector in zip(TEXTS, found, strict=True):
+        with torch.inference_mode():
+            hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        mean = hidden.mean(dim=0).numpy()
+        assert vector == pytest.approx(mean / np.linalg.norm(mean), abs=1e-5)
+
+
+def test_texts_longer_than_the_positions_are_cut_and_rows_are_counted(tiny_base):
+    done: list[int] = []
+    embedder = TextEmbedder(tiny_base("roberta"), max_length=128)
+    vectors = embedder.embed(["goal " * 500, "goal"], progress=done.append)
+    assert vectors.shape == (2, embedder.dimensions)
+    assert np.isfinite(vectors).all()
+    assert sum(done) == 2
