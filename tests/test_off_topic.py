@@ -12,6 +12,7 @@ from newsdesk.off_topic import (
     cut_short,
     feature_layer,
     fit_off_topic,
+    off_topic_score,
     stratified_rows,
 )
 
@@ -111,3 +112,28 @@ def test_a_cut_text_is_its_beginning_and_its_closing_token():
     assert all(cut == [*range(len(cut) - 1), 19] for cut in cuts)
     assert {len(cut) for cut in cuts} == set(range(5, 20))
     assert cut_short(sequence[:5], generator).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_classifier_s_score_comes_from_a_sample_of_its_rows_some_of_them_cut_short():
+    asked = []
+
+    def features_of(sequences):
+        asked.append(sequences)
+        return np.array(
+            [[sequence.mean(), sequence.std(), len(sequence)] for sequence in sequences], np.float32
+        )
+
+    generator = np.random.default_rng(0)
+    train = [generator.integers(1, 50, length) for length in generator.integers(12, 40, 5000)]
+    held_out = [generator.integers(1, 50, length) for length in generator.integers(12, 40, 300)]
+    found = off_topic_score(features_of, train, np.arange(5000) % 2, held_out)
+    assert found is not None
+    assert [len(sequences) for sequences in asked] == [3000, 300]
+    assert min(len(sequence) for sequence in asked[0][:2000]) == 12
+    assert min(len(sequence) for sequence in asked[0][2000:]) == 5
+    assert found.facts == {"fitted_rows": "3000", "held_out_rows": "300"}
+    np.testing.assert_array_equal(
+        found.reference,
+        np.sort(found.distances(features_of(held_out), np.array([len(row) for row in held_out]))),
+    )
+    assert off_topic_score(features_of, train, np.arange(5000) % 2, []) is None

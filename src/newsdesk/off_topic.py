@@ -8,7 +8,7 @@ knows the length of the text: an average of few tokens lies far from everything 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from newsdesk.files import damaged, write_bytes
 
 OFF_TOPIC = "off_topic.safetensors"
-MOST_FIT_ROWS = 2000
-MOST_CUT_ROWS = 1000
-MOST_REFERENCE_ROWS = 2000
+MOST_ROWS = 2000
+"""Training rows that a score is fitted on, and held-out rows that it is compared with."""
+
 SHORTEST_CUT = 4  # tokens kept of a text that is cut, its closing one not counted
 
 _RIDGE = 0.01  # share of the mean variance that is added to every direction: rows may be fewer than features
@@ -31,6 +31,7 @@ _MEND = "fit it again with newsdesk calibrate"
 
 Values = NDArray[np.floating]
 Floats = NDArray[np.float32]
+TokenIds = NDArray[np.int64]
 
 
 def feature_layer(layers: int) -> int:
@@ -118,6 +119,41 @@ class OffTopicScore:
 _TENSORS = ("projection", "centres", "by_length", "reference")
 
 
+def off_topic_score(
+    features_of: Callable[[Sequence[TokenIds]], Floats],
+    train: Sequence[TokenIds],
+    labels: NDArray[np.integer],
+    held_out: Sequence[TokenIds],
+) -> OffTopicScore | None:
+    """A classifier's score from rows it learned from and rows it did not; None where none were held out.
+
+    Up to `MOST_ROWS` of each are taken, and every second training row once more, cut short: so the fit sees
+    how features depend on length where all rows are long.
+
+    Args:
+        features_of: what computes features (rows, features) of token ids, the classifier itself.
+        train: token ids of the training rows.
+        labels: their class ids, (rows,).
+        held_out: token ids of rows of the same kind.
+    """
+    if not held_out:
+        return None
+    rows = stratified_rows(labels, MOST_ROWS)
+    whole = [train[row] for row in rows]
+    generator = np.random.Generator(np.random.PCG64(0))
+    sequences = whole + [cut_short(sequence, generator) for sequence in whole[::2]]
+    of_class = np.concatenate([labels[rows], labels[rows][::2]])
+    fitted = fit_off_topic(features_of(sequences), lengths_of(sequences), of_class)
+    own = [held_out[row] for row in stratified_rows(np.zeros(len(held_out), np.int64), MOST_ROWS)]
+    facts = {"fitted_rows": str(len(sequences)), "held_out_rows": str(len(own))}
+    return replace(fitted, facts=facts).with_reference(features_of(own), lengths_of(own))
+
+
+def lengths_of(sequences: Sequence[TokenIds]) -> NDArray[np.int64]:
+    """Tokens of each text, (rows,)."""
+    return np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+
+
 def fit_off_topic(
     features: Values, tokens: NDArray[np.integer], labels: NDArray[np.integer]
 ) -> OffTopicScore:
@@ -176,7 +212,7 @@ def stratified_rows(labels: NDArray[np.integer], most: int, *, seed: int = 0) ->
     return np.sort(by_class[places])
 
 
-def cut_short(sequence: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
+def cut_short(sequence: TokenIds, generator: np.random.Generator) -> TokenIds:
     """The beginning of a text's token ids, of random length, and its closing token; the shortest stay."""
     if len(sequence) <= SHORTEST_CUT + 1:
         return sequence
