@@ -11,6 +11,7 @@ from pathlib import Path
 from newsdesk.training.run_folder import open_run
 
 RUN_FILES = {
+    "README.md",
     "adapter/adapter_config.json",
     "adapter/adapter_model.safetensors",
     "labels.json",
