@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,18 +80,29 @@ def linear_baseline(train: Examples, test: Examples, *, seed: int) -> BaselineRe
 def _fit_and_predict(
     texts: Sequence[str], labels: NDArray[np.int64], test_texts: Sequence[str], seed: int
 ) -> NDArray[np.int64]:
-    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.svm import LinearSVC
 
-    vectorizer = TfidfVectorizer(
+    vectorizer = word_vectorizer(len(texts))
+    classifier = LinearSVC(C=1.0, random_state=seed).fit(vectorizer.fit_transform(texts), labels)
+    return np.asarray(classifier.predict(vectorizer.transform(test_texts)), dtype=np.int64)
+
+
+def word_vectorizer(rows: int) -> Any:
+    """scikit-learn's TF-IDF over words and word pairs, not yet fitted, for so many texts to learn from."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(
         ngram_range=(1, 2),
         sublinear_tf=True,
         token_pattern=_WORD,
-        min_df=2 if len(texts) > _RARE_WORDS_DROPPED_FROM_ROWS else 1,
+        min_df=2 if rows > _RARE_WORDS_DROPPED_FROM_ROWS else 1,
         dtype=np.float32,
     )
-    classifier = LinearSVC(C=1.0, random_state=seed).fit(vectorizer.fit_transform(texts), labels)
-    return np.asarray(classifier.predict(vectorizer.transform(test_texts)), dtype=np.int64)
+
+
+def has_words(texts: Iterable[str]) -> bool:
+    """Whether ``word_vectorizer`` finds anything in these texts."""
+    return any(re.search(_WORD, text) for text in texts)
 
 
 def _check_learnable(train: Examples, labels: NDArray[np.int64]) -> None:
@@ -100,7 +111,7 @@ def _check_learnable(train: Examples, labels: NDArray[np.int64]) -> None:
             "the linear baseline needs training rows of at least two classes",
             found=f"{len(train)} rows of {train.label_names[labels[0]]!r} in {train.source}",
         )
-    if not any(re.search(_WORD, text) for text in train.texts):
+    if not has_words(train.texts):
         raise UserError(
             "the linear baseline found no words in the training texts",
             found=f"{len(train)} texts in {train.source}",

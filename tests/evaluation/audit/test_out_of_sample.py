@@ -23,26 +23,50 @@ def test_copies_share_a_fold_and_classes_are_spread_evenly():
     assert (folds != assign_folds(labels, clusters, 5, seed=4)).any()
 
 
-def test_a_row_has_no_say_in_its_own_probabilities():
+WORDLESS = "..."
+
+
+def probabilities_of(vectors, labels, clusters=None, *, texts=None, folds=3):
+    clusters = np.arange(len(labels)) if clusters is None else clusters
+    texts = [WORDLESS] * len(labels) if texts is None else texts
+    classes = int(labels.max()) + 1
+    vectors = vectors.astype(np.float32)
+    return out_of_sample_probabilities(texts, vectors, labels, clusters, classes=classes, folds=folds, seed=0)
+
+
+@pytest.mark.parametrize("sees", ["vectors", "words"])
+def test_a_row_has_no_say_in_its_own_probabilities(sees):
     generator = np.random.default_rng(0)
-    labels = np.arange(60) % 2
-    vectors = (np.eye(2)[labels] + 0.1 * generator.normal(size=(60, 2))).astype(np.float32)
+    topics = np.arange(60) % 2
+    labels = topics.copy()
     labels[7] = 1 - labels[7]
-    alone = out_of_sample_probabilities(vectors, labels, np.arange(60), classes=2, folds=3, seed=0)
+    vectors, texts = np.ones((60, 2)), [WORDLESS] * 60
+    if sees == "vectors":
+        vectors = np.eye(2)[topics] + 0.1 * generator.normal(size=(60, 2))
+    else:
+        texts = [f"{('goal', 'bank')[topic]} w{row}" for row, topic in enumerate(topics)]
+    alone = probabilities_of(vectors, labels, texts=texts)
     assert alone.sum(axis=1) == pytest.approx(1)
     assert alone[7, labels[7]] < 0.5
-    assert (alone.argmax(axis=1) == labels).sum() == 59
+    if sees == "vectors":
+        assert (alone.argmax(axis=1) == topics).all()
+
+
+def test_copies_do_not_vouch_for_each_other():
+    directions = np.array([[1, 0, 0], [0, 1, 0], [0.9, 0, 0.4]])
+    vectors, labels = directions[np.repeat([0, 1, 2], [20, 20, 4])], np.repeat([0, 1, 1], [20, 20, 4])
+    strangers = probabilities_of(vectors, labels)
+    copies = probabilities_of(vectors, labels, np.minimum(np.arange(44), 40))
+    assert (copies[40:, 1] < strangers[40:, 1]).all()
+    assert copies[40:, 1] == pytest.approx(0)
 
 
 def test_a_class_that_a_fold_does_not_know_has_probability_0_there():
-    vectors = np.eye(3, dtype=np.float32)[[0, 0, 1, 1, 2]]
-    labels = np.array([0, 0, 1, 1, 2])
-    found = out_of_sample_probabilities(vectors, labels, np.arange(5), classes=3, folds=2, seed=0)
+    found = probabilities_of(np.eye(3)[[0, 0, 1, 1, 2]], np.array([0, 0, 1, 1, 2]), folds=2)
     assert found[4, 2] == 0
     assert found.sum(axis=1) == pytest.approx(1)
 
 
 def test_where_only_one_class_is_known_it_is_certain():
-    vectors, labels = np.eye(2, dtype=np.float32), np.array([0, 1])
-    found = out_of_sample_probabilities(vectors, labels, np.arange(2), classes=2, folds=3, seed=0)
+    found = probabilities_of(np.eye(2), np.array([0, 1]))
     assert found.tolist() == [[0.0, 1.0], [1.0, 0.0]]

@@ -57,6 +57,7 @@ def examine(
     judged = _judged(labels, clusters, rows.table.path.name)
     with timer.step("heads"):
         probabilities = out_of_sample_probabilities(
+            texts,
             embeddings,
             labels,
             clusters,

@@ -1,0 +1,116 @@
+"""newsdesk audit, from rows with known faults to a cleaned copy."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from newsdesk.cli.audit_verb import _KINDS
+from newsdesk.evaluation.audit.changes import KINDS
+
+WRONG = {8: "Science", 30: "Science", 61: "Business"}
+"""Rows of the topical ones, and the label of another topic that they get."""
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory, topical_csv):
+    """232 rows and 11 test rows: three wrong labels, a copy under another label, a copy, a leak."""
+    folder = tmp_path_factory.mktemp("faulty")
+    with topical_csv.open(newline="", encoding="utf-8") as stream:
+        header, *rows = csv.reader(stream)
+    topics = [label for label, _ in rows]
+    for row, label in WRONG.items():
+        assert topics[row] != label
+        rows[row][0] = label
+    test = [*rows[200:210], rows[12]]
+    rows = [*rows[:200], *rows[210:], [topics[0], rows[0][1].upper()], ["Sports", rows[3][1]]]
+    for name, part in (("train.csv", rows), ("test.csv", test)):
+        with (folder / name).open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream).writerows([header, *part])
+    return folder
+
+
+@pytest.fixture
+def flags(faulty, tiny_base, tmp_path):
+    return ["audit", "--data", faulty, "--base", tiny_base("bert"), "--out", tmp_path / "out"]
+
+
+def rows_of(path):
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_the_flag_knows_every_kind():
+    assert _KINDS == KINDS
+
+
+def test_planted_faults_are_found_written_and_shown(newsdesk, flags, tmp_path):
+    done = newsdesk(*flags, "--top", "2")
+    assert done.code == 0, done.err
+    suspects = rows_of(tmp_path / "out" / "label-errors.csv")
+    assert set(WRONG) <= {int(row["row"]) for row in suspects[:5]}
+    assert all(int(row["line"]) == int(row["row"]) + 2 and row["decision"] == "" for row in suspects)
+    copies = rows_of(tmp_path / "out" / "duplicates.csv")
+    assert [(row["row"], row["other_row"], row["conflict"]) for row in copies if row["kind"] == "exact"] == [
+        ("230", "0", "no"),
+        ("231", "3", "yes"),
+    ]
+    (leak,) = [row for row in rows_of(tmp_path / "out" / "leakage.csv") if row["kind"] == "exact"]
+    assert (leak["row"], leak["other_row"]) == ("12", "10")
+    figures = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert figures["rows"] == 232
+    assert figures["counts"]["conflicting duplicates"] == 2
+    assert figures["command"].startswith("newsdesk audit --data")
+    assert {"torch", "scikit-learn"} <= set(figures["versions"])
+    assert done.out.count("(probability") == 2
+    assert max(map(len, done.lines)) <= 80 or str(tmp_path.parent) in done.out
+
+
+def test_an_editors_decisions_make_a_cleaned_copy_and_the_data_stays(newsdesk, flags, faulty, tmp_path):
+    before = (faulty / "train.csv").read_bytes()
+    assert newsdesk(*flags).code == 0
+    suspects = rows_of(tmp_path / "out" / "label-errors.csv")
+    (wrong,) = [row for row in suspects if row["row"] == "8"]
+    wrong["decision"] = "relabel"
+    with (tmp_path / "decisions.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(wrong))
+        writer.writeheader()
+        writer.writerows(suspects)
+    target = tmp_path / "clean.csv"
+    done = newsdesk(
+        *flags, "--decisions", tmp_path / "decisions.csv", "--drop", "leaks", "--apply", target, "--json"
+    )
+    assert done.code == 0, done.err
+    assert done.json["cleaned"] == {"path": str(target), "dropped": {"leaks": 1}, "relabelled": 1}
+    expected = rows_of(faulty / "train.csv")
+    expected[8]["label"] = wrong["suggested"]
+    del expected[12]
+    assert rows_of(target) == expected
+    assert (faulty / "train.csv").read_bytes() == before
+    again = newsdesk(*flags, "--drop", "leaks", "--apply", faulty / "train.csv")
+    assert again.code == 1
+    assert "never changed" in again.err
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--drop", "leaks"], "no --apply"),
+        (["--apply", "new.csv"], "--drop label-errors"),
+        (["--test", "none.csv"], "there is no file none.csv"),
+        (["--label", "text", "--text", "text", "--split", "nightly"], "no split 'nightly'"),
+    ],
+)
+def test_what_cannot_be_done_is_said(newsdesk, flags, extra, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    done = newsdesk(*flags, *extra)
+    assert done.code == 1
+    assert message in done.err
+    assert not (tmp_path / "new.csv").exists()
+
+
+def test_data_against_itself_is_refused(newsdesk, flags, faulty):
+    done = newsdesk(*flags, "--test", faulty / "train.csv")
+    assert (done.code, "same file" in done.err) == (1, True)
