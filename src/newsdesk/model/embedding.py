@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 
 from newsdesk.model.classifier import quiet_transformers
 from newsdesk.model.device import choose_device
-from newsdesk.model.tokenizer import TextTokenizer, batches_by_tokens, pad
+from newsdesk.model.tokenizer import TextTokenizer, TokenIds, batches_by_tokens, pad
 
-_BATCH_TOKENS = 2048
+Rows = NDArray[np.int64]
+
+_BATCH_TOKENS = 512  # fit into a core's cache; more take longer a token
 _POSITIONS_FOR_PADDING = 2  # RoBERTa and MPNet number the tokens of a text from there
 
 
@@ -56,13 +59,36 @@ class TextEmbedder:
         sequences = self._tokenizer.encode(texts)
         vectors = np.zeros((len(texts), self.dimensions), dtype=np.float32)
         lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
-        with torch.inference_mode():
-            for rows in batches_by_tokens(lengths, _BATCH_TOKENS):
-                batch = pad([sequences[row] for row in rows], self._pad_id)
-                input_ids, mask = (torch.from_numpy(array).to(self._device) for array in batch)
-                hidden = self._model(input_ids=input_ids, attention_mask=mask).last_hidden_state
-                total = (mask.unsqueeze(1).float() @ hidden).squeeze(1)  # the mean but for its length
-                vectors[rows] = F.normalize(total, dim=1).cpu().numpy()
-                if progress is not None:
-                    progress(len(rows))
+        for rows, means in self._computed(sequences, batches_by_tokens(lengths, _BATCH_TOKENS)):
+            vectors[rows] = means
+            if progress is not None:
+                progress(len(rows))
+        return vectors
+
+    def _computed(
+        self, sequences: Sequence[TokenIds], batches: Sequence[Rows]
+    ) -> Iterator[tuple[Rows, NDArray[np.float32]]]:
+        """Each batch's rows and vectors; on a CPU every core computes batches of its own."""
+
+        def vectors_of(rows: Rows) -> tuple[Rows, NDArray[np.float32]]:
+            return rows, self._vectors([sequences[row] for row in rows])
+
+        if self._device.type != "cpu":
+            yield from map(vectors_of, batches)
+            return
+        cores = torch.get_num_threads()
+        torch.set_num_threads(1)  # cores that share a small batch's products wait for each other
+        try:
+            with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                yield from pool.map(vectors_of, batches)
+        finally:
+            torch.set_num_threads(cores)
+
+    @torch.inference_mode()
+    def _vectors(self, sequences: Sequence[TokenIds]) -> NDArray[np.float32]:
+        """One batch, (rows, dimensions)."""
+        input_ids, mask = (torch.from_numpy(array).to(self._device) for array in pad(sequences, self._pad_id))
+        hidden = self._model(input_ids=input_ids, attention_mask=mask).last_hidden_state
+        total = (mask.unsqueeze(1).float() @ hidden).squeeze(1)  # the mean but for its length
+        vectors: NDArray[np.float32] = F.normalize(total, dim=1).cpu().numpy()
         return vectors
