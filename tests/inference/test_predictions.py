@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from newsdesk.calibration import softmax
 from newsdesk.errors import UserError
-from newsdesk.inference.predictions import Prediction, Predictions, Predictor, softmax
+from newsdesk.inference.predictions import Prediction, Predictions, Predictor
 
 NAMES = ("World", "Sports", "Business")
 ROWS = np.array([[0.2, 0.5, 0.3], [0.4, 0.2, 0.4], [0.0, 0.0, 1.0]], dtype=np.float32)

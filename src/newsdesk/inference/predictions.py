@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from newsdesk.calibration import softmax
 from newsdesk.errors import UserError
 from newsdesk.evaluation.csv_lines import rounded
+from newsdesk.inference.decision import CANDIDATES, REASON, DecisionRule
 
 
 class Predictor(Protocol):
@@ -26,29 +29,23 @@ class Predictor(Protocol):
         ...
 
 
-def softmax(logits: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Probabilities over the last axis, in the logits' shape.
-
-    Subtracts each row's maximum, so that no exponential overflows, and computes in float64.
-    """
-    exact = np.asarray(logits, dtype=np.float64)
-    exponentials = np.exp(exact - exact.max(axis=-1, keepdims=True))
-    return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True), dtype=np.float32)
-
-
 @dataclass(frozen=True)
 class Prediction:
     """What a classifier says of one text.
 
     Attributes:
-        label: the most probable class; of equals, the one with the lowest id.
-        probability: its probability, 0 to 1.
+        label: the most probable class; of equals, the one with the lowest id. None: it is not sure enough.
+        probability: the highest probability, 0 to 1, whether or not it was enough.
         probabilities: the probability of every class by name, in id order.
+        candidates: the classes in question, the most probable first; None where nobody asked for any.
+        reason: why there is no label; None where there is one.
     """
 
-    label: str
+    label: str | None
     probability: float
     probabilities: dict[str, float]
+    candidates: tuple[str, ...] | None = None
+    reason: str | None = None
 
     def top_k(self, k: int) -> tuple[tuple[str, float], ...]:
         """The ``k`` most probable classes with their probabilities; all of them where there are fewer.
@@ -63,9 +60,12 @@ class Prediction:
         """JSON types, rounded to six decimals: ``label``, ``probability``, and the other classes.
 
         Without ``top_k`` these are an object ``probabilities`` of all classes in id order; with it, a list
-        ``top_k`` of objects with ``label`` and ``probability``, the most probable first.
+        ``top_k`` of objects with ``label`` and ``probability``, the most probable first. Where candidates
+        were asked for, ``candidates`` and ``reason`` stand before them.
         """
         content: dict[str, Any] = {"label": self.label, "probability": rounded(self.probability)}
+        if self.candidates is not None:
+            content |= {CANDIDATES: list(self.candidates), REASON: self.reason}
         if top_k is None:
             return content | {"probabilities": {name: rounded(p) for name, p in self.probabilities.items()}}
         ranked = [{"label": name, "probability": rounded(p)} for name, p in self.top_k(top_k)]
@@ -79,12 +79,15 @@ class Predictions:
     Attributes:
         probabilities: float32 of shape (rows, classes).
         label_names: class names in id order.
+        rule: what is answered, and which classes are named otherwise; None: every row gets its best class.
 
-    Raises ValueError when the two do not fit, and UserError when the classifier gave anything but numbers.
+    Raises ValueError when the first two do not fit, and UserError when the classifier gave anything but
+    numbers.
     """
 
     probabilities: NDArray[np.float32]
     label_names: tuple[str, ...]
+    rule: DecisionRule | None = None
 
     def __post_init__(self) -> None:
         """Bring the probabilities to float32 and refuse what cannot be a prediction."""
@@ -112,9 +115,10 @@ class Predictions:
     def __getitem__(self, row: int) -> Prediction:
         """The prediction for one row."""
         distribution = self.probabilities[row].tolist()
-        best = int(np.argmax(distribution))
         by_name = dict(zip(self.label_names, distribution, strict=True))
-        return Prediction(self.label_names[best], distribution[best], by_name)
+        return Prediction(
+            self.labels[row], max(distribution), by_name, self.candidates_of(row), self.reasons[row]
+        )
 
     def __iter__(self) -> Iterator[Prediction]:
         """The predictions in row order."""
@@ -122,13 +126,40 @@ class Predictions:
 
     @property
     def class_ids(self) -> NDArray[np.int64]:
-        """The most probable class of each row, (rows,); of equals, the lowest id."""
+        """The most probable class of each row, answered or not, (rows,); of equals, the lowest id."""
         return np.asarray(self.probabilities.argmax(axis=1), dtype=np.int64)
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The most probable class of each row, by name."""
-        return tuple(self.label_names[i] for i in self.class_ids)
+    @cached_property
+    def answered(self) -> NDArray[np.bool_]:
+        """Which rows are given a label, (rows,)."""
+        if self.rule is None:
+            return np.ones(len(self), dtype=np.bool_)
+        return self.rule.answered(self.probabilities)
+
+    @cached_property
+    def labels(self) -> tuple[str | None, ...]:
+        """The most probable class of each row, by name; None where it is not answered."""
+        pairs = zip(self.class_ids, self.answered, strict=True)
+        return tuple(self.label_names[i] if answered else None for i, answered in pairs)
+
+    @cached_property
+    def reasons(self) -> tuple[str | None, ...]:
+        """Why each row is not answered; None where it is."""
+        if self.rule is None or self.answered.all():
+            return (None,) * len(self)
+        reason = self.rule.reason()
+        return tuple(None if answered else reason for answered in self.answered)
+
+    def candidates_of(self, row: int) -> tuple[str, ...] | None:
+        """The classes in question for a row, the most probable first; None where no rule names any."""
+        if self._in_question is None:
+            return None
+        ranked = np.argsort(-self.probabilities[row], kind="stable")
+        return tuple(self.label_names[i] for i in ranked if self._in_question[row, i])
+
+    @cached_property
+    def _in_question(self) -> NDArray[np.bool_] | None:
+        return None if self.rule is None else self.rule.in_question(self.probabilities)
 
     def top_k(self, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Class ids and probabilities of each row's ``k`` most probable classes, both (rows, k).

@@ -11,13 +11,25 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from newsdesk.calibration import (
+    CALIBRATION_ROWS,
+    Calibration,
+    read_calibration,
+    read_held_out_rows,
+    softmax,
+)
 from newsdesk.data.layout import TextLayout
 from newsdesk.data.normalise import normalise
+from newsdesk.errors import UserError
 from newsdesk.inference.artefact import ArtefactFolder
-from newsdesk.inference.predictions import Predictions, softmax
+from newsdesk.inference.decision import DecisionRule, decision_rule
+from newsdesk.inference.onnx_graph import FEATURES, LOGITS
+from newsdesk.inference.predictions import Predictions
 from newsdesk.model.tokenizer import TextTokenizer, TokenIds, batches_by_tokens, pad
+from newsdesk.off_topic import OffTopicScore
 from newsdesk.training.run_folder import Labels
 
+Outputs = Sequence[NDArray[np.float32]]
 TOKENS_PER_BATCH = 2048
 """Rows of a batch times its longest row: beyond it a processor gains nothing."""
 
@@ -34,6 +46,8 @@ class TextClassifier(ABC):
         label_names: class names in id order.
         layout: how rows of a file become texts.
         engine: what computes it, in a few words.
+        off_topic: how foreign a text is to it; None: it cannot say.
+        calibration: the temperature it predicts with, and how that was found; None: it predicts with 1.
     """
 
     def __init__(self, path: Path, labels: Labels, tokenizer: TextTokenizer, engine: str) -> None:
@@ -41,6 +55,8 @@ class TextClassifier(ABC):
         self.label_names = labels.names
         self.layout: TextLayout = labels.layout
         self.engine = engine
+        self.calibration: Calibration | None = read_calibration(path)
+        self.off_topic = OffTopicScore.of_folder(path)
         self._tokenizer = tokenizer
 
     @property
@@ -49,13 +65,19 @@ class TextClassifier(ABC):
         """The sha256 of each of its files, as its manifest has them."""
 
     @abstractmethod
+    def outputs(
+        self, sequences: Sequence[TokenIds], *, progress: Callable[[int], None] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Logits (rows, classes) of token ids, in their order, and distances (rows,) by ``off_topic``.
+
+        The latter are None where that is. ``progress`` is called with the number of rows of every batch done.
+        """
+
     def logits(
         self, sequences: Sequence[TokenIds], *, progress: Callable[[int], None] | None = None
     ) -> NDArray[np.float32]:
-        """Logits of shape (rows, classes) of token ids, in their order.
-
-        ``progress`` is called with the number of rows of every batch done.
-        """
+        """Logits of shape (rows, classes) of token ids, as ``outputs`` gives them."""
+        return self.outputs(sequences, progress=progress)[0]
 
     @property
     def fingerprint(self) -> str:
@@ -63,22 +85,63 @@ class TextClassifier(ABC):
         deciding = sorted(item for item in self.files.items() if not item[0].startswith(_DECIDES_NOTHING))
         return hashlib.sha256(repr((self.engine, deciding)).encode()).hexdigest()
 
-    def predict(self, texts: Sequence[str]) -> Predictions:
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by before they become probabilities."""
+        return 1.0 if self.calibration is None else self.calibration.temperature
+
+    def decision_rule(
+        self, *, abstain: float | None = None, confidence: float = 0.95, sets: float | None = None
+    ) -> DecisionRule | None:
+        """What it may answer so that at most the share ``abstain`` of the answered is wrong.
+
+        See :func:`newsdesk.inference.decision.decision_rule`. Raises UserError where its calibration rows
+        cannot promise as much, or it has none.
+        """
+        if abstain is None and sets is None:
+            return None
+        rows = read_held_out_rows(self.path)
+        if rows is None:
+            raise UserError(
+                f"{self.path} has no calibration rows, by which errors could be foreseen",
+                found=f"no {CALIBRATION_ROWS} in it",
+                mend=f"newsdesk calibrate {self.path}, with labelled rows by --data if its own are not known",
+            )
+        return decision_rule(rows, self.temperature, abstain=abstain, confidence=confidence, sets=sets)
+
+    def predict(
+        self,
+        texts: Sequence[str],
+        *,
+        abstain: float | None = None,
+        confidence: float = 0.95,
+        sets: float | None = None,
+    ) -> Predictions:
         """Classify raw texts: a sequence of predictions in their order, each with all probabilities.
 
-        Texts pass through the run's normaliser first, as the rows of its training file did. Raises TypeError
-        for a single str, which would be taken for a sequence of letters.
+        Texts pass through the run's normaliser first, as the rows of its training file did.
+
+        Args:
+            texts: as they are; any number.
+            abstain: answer only so much that, of the answered, at most this share is wrong ...
+            confidence: ... with this probability over the draw of the calibration rows.
+            sets: name for each text the classes that hold the true one with this probability.
+
+        Raises:
+            TypeError: for a single str, which would be taken for a sequence of letters.
+            UserError: when the calibration rows cannot promise what is asked.
         """
         if isinstance(texts, str):
             raise TypeError("predict takes a sequence of texts; for one text write predict([text])")
+        rule = self.decision_rule(abstain=abstain, confidence=confidence, sets=sets)
         cleaned = [normalise(text, self.layout.normaliser) for text in texts]
-        return Predictions(self.predict_probabilities(cleaned), self.label_names)
+        return Predictions(self.predict_probabilities(cleaned), self.label_names, rule)
 
     def predict_probabilities(
         self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None
     ) -> NDArray[np.float32]:
-        """Probabilities of shape (texts, classes), each row summing to one; ``texts`` as for the logits."""
-        return softmax(self.predict_logits(texts, progress=progress))
+        """Calibrated probabilities, (texts, classes), rows summing to one; ``texts`` as for the logits."""
+        return softmax(self.predict_logits(texts, progress=progress), self.temperature)
 
     def predict_logits(
         self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None
@@ -112,24 +175,32 @@ class ArtefactPredictor(TextClassifier):
         files: Mapping[str, str] = self.artefact.manifest["files"]
         return files
 
-    def logits(
+    def outputs(
         self, sequences: Sequence[TokenIds], *, progress: Callable[[int], None] | None = None
-    ) -> NDArray[np.float32]:
-        """Logits of shape (rows, classes) of token ids, in their order; rows of like length share a batch."""
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """See TextClassifier; rows of like length share a batch."""
         logits = np.zeros((len(sequences), len(self.label_names)), dtype=np.float32)
+        distances = None if self.off_topic is None else np.zeros(len(sequences), dtype=np.float32)
         lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
         batches = batches_by_tokens(lengths, self.tokens_per_batch)
         inputs = [pad([sequences[row] for row in rows], self._pad_id) for rows in batches]
-        for rows, computed in zip(batches, self._compute_all(inputs), strict=True):
+        for rows, (computed, *features) in zip(batches, self._compute_all(inputs), strict=True):
             logits[rows] = computed
+            if self.off_topic is not None and distances is not None:
+                distances[rows] = self.off_topic.distances(*features, lengths[rows])
             if progress is not None:
                 progress(len(rows))
-        return logits
+        return logits, distances
 
-    def _compute_all(self, batches: Sequence[tuple[TokenIds, TokenIds]]) -> Iterable[NDArray[np.float32]]:
-        """Logits of each batch in turn; an engine that computes several at once may override this."""
+    @property
+    def _wanted(self) -> tuple[str, ...]:
+        """The outputs that a batch is computed for, by their names in a graph."""
+        return (LOGITS,) if self.off_topic is None else (LOGITS, FEATURES)
+
+    def _compute_all(self, batches: Sequence[tuple[TokenIds, TokenIds]]) -> Iterable[Outputs]:
+        """Outputs of each batch in turn; an engine that computes several at once may override this."""
         return starmap(self._compute, batches)
 
     @abstractmethod
-    def _compute(self, input_ids: TokenIds, attention_mask: TokenIds) -> NDArray[np.float32]:
-        """Logits (rows, classes) of one batch; both inputs int64 of shape (rows, longest row)."""
+    def _compute(self, input_ids: TokenIds, attention_mask: TokenIds) -> Outputs:
+        """What is wanted of one batch, each (rows, ...); both inputs int64 of shape (rows, longest row)."""

@@ -1,0 +1,129 @@
+"""What a classifier answers, and which classes come into question where it does not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from newsdesk.calibration import HeldOutRows, softmax
+from newsdesk.errors import UserError
+from newsdesk.evaluation.conformal import highest_coverage, prediction_sets, set_threshold
+from newsdesk.evaluation.selective import Promise, lowest_promise, promised_threshold
+
+CANDIDATES, REASON = "candidates", "reason"
+_MORE_ROWS = "calibrate on more labelled rows with newsdesk calibrate --data FILE"
+
+
+@dataclass(frozen=True)
+class DecisionRule:
+    """How probabilities become answers.
+
+    Attributes:
+        promise: the least confidence that is answered, and what it promises; None: every text is answered.
+        coverage: the share of texts whose set of classes holds the true one, where sets were asked for.
+        set_threshold: the least probability of a class that comes into question.
+        rows: how many calibration rows both stand on.
+    """
+
+    promise: Promise | None
+    coverage: float | None
+    set_threshold: float
+    rows: int
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What an output says of each text besides its classes."""
+        return (CANDIDATES,) if self.promise is None else (CANDIDATES, REASON)
+
+    def answered(self, probabilities: NDArray[np.floating]) -> NDArray[np.bool_]:
+        """Which rows are answered, (rows,), by their probabilities (rows, classes)."""
+        if self.promise is None:
+            return np.ones(len(probabilities), dtype=np.bool_)
+        # As float64, which is what the threshold was found on: float32 would round the threshold too.
+        sure = probabilities.max(axis=1, initial=0.0).astype(np.float64) >= self.promise.threshold
+        return np.asarray(sure, dtype=np.bool_)
+
+    def in_question(self, probabilities: NDArray[np.floating]) -> NDArray[np.bool_]:
+        """Which classes are named beside the answer or instead of it, (rows, classes).
+
+        With ``coverage`` the set of every row; else of those that are not answered, with two classes or more.
+        """
+        sets = prediction_sets(probabilities, self.set_threshold)
+        if self.promise is None:
+            return sets
+        left = ~self.answered(probabilities)
+        second = np.sort(probabilities, axis=1)[:, -2:].min(axis=1, keepdims=True)
+        sets |= left[:, None] & (probabilities >= second)
+        return sets if self.coverage is not None else sets & left[:, None]
+
+    def reason(self) -> str:
+        """Why a text is not answered. Call it only where there is a promise."""
+        assert self.promise is not None
+        return f"confidence below {self.promise.threshold:.4f}"
+
+    def describe(self) -> list[str]:
+        """What is promised, a line each."""
+        lines = []
+        if self.promise is not None:
+            lines.append(
+                f"at most {self.promise.error_rate:.4g} of the answered are wrong, with "
+                f"{self.promise.confidence:.4g} confidence: threshold {self.promise.threshold:.4f}, which "
+                f"answers {self.promise.coverage:.1%} of {self.rows:,} calibration rows"
+            )
+        if self.coverage is not None:
+            lines.append(f"the candidates hold the true class with probability {self.coverage:.4g}")
+        return lines
+
+
+def decision_rule(
+    rows: HeldOutRows,
+    temperature: float,
+    *,
+    abstain: float | None = None,
+    confidence: float = 0.95,
+    sets: float | None = None,
+) -> DecisionRule | None:
+    """The rule for a wanted error rate among the answered, or sets of a wanted coverage; None for neither.
+
+    Where only ``abstain`` is given, the candidates of an unanswered text are its set of coverage 1 - abstain.
+    Raises UserError when a share does not lie between 0 and 1, or the rows cannot promise as much.
+    """
+    if abstain is None and sets is None:
+        return None
+    for flag, share in (("--abstain", abstain), ("--confidence", confidence), ("--sets", sets)):
+        if share is not None and not 0 < share < 1:
+            raise UserError(
+                f"{flag} takes a share between 0 and 1", found=str(share), mend=f"for example {flag} 0.05"
+            )
+    probabilities = softmax(rows.logits, temperature)
+    promise = None if abstain is None else _promise(probabilities, rows.labels, abstain, confidence)
+    most = highest_coverage(len(rows.labels))
+    if sets is not None and sets > most:
+        raise UserError(
+            f"sets of coverage {sets:g} would hold every class",
+            found=f"{len(rows.labels):,} calibration rows, which can promise {most:.4f} at most",
+            mend=f"lower --sets, or {_MORE_ROWS}",
+        )
+    coverage = sets if sets is not None else min(most, 1 - (abstain or 0.0))
+    threshold = set_threshold(probabilities, rows.labels, coverage)
+    return DecisionRule(promise, sets, threshold, len(rows.labels))
+
+
+def _promise(
+    probabilities: NDArray[np.float32], labels: NDArray[np.int64], error_rate: float, confidence: float
+) -> Promise:
+    score = probabilities.max(axis=1).astype(np.float64)
+    correct = np.asarray(probabilities.argmax(axis=1) == labels, dtype=np.bool_)
+    promise = promised_threshold(score, correct, error_rate, confidence)
+    if promise is not None:
+        return promise
+    lowest = lowest_promise(score, correct, confidence)
+    can = "none below 0.5" if lowest is None else f"{lowest:g}"
+    raise UserError(
+        f"no threshold promises an error rate of {error_rate:g} with {confidence:g} confidence",
+        found=f"{len(labels):,} calibration rows, {correct.mean():.1%} of them right; the lowest error rate "
+        f"that they can promise: {can}",
+        mend=("" if lowest is None else f"ask for --abstain {lowest:g}, ") + _MORE_ROWS,
+    )
