@@ -25,8 +25,10 @@ from newsdesk.training.provenance import software_and_base
 LONGEST_TEXT = 128
 """Tokens a text is cut to: what a news text is about stands in its beginning."""
 
+EMBEDDINGS = "embeddings"
+"""The folder of the embeddings among the findings."""
+
 _SEED = 0
-_EMBEDDINGS = "embeddings"
 _Count = Callable[[int], None]
 
 
@@ -104,7 +106,8 @@ def audit(
     resolved = resolve_base(base, progress=progress)
     timer = Timer()
     with timer.step("embedding"):
-        embeddings = _embeddings(rows.examples.texts, resolved, Path(out) / _EMBEDDINGS, start, count)
+        start(len(rows.examples))
+        embeddings = embed(rows.examples.texts, resolved, Path(out) / EMBEDDINGS, count=count)
     report = examine(rows, embeddings, folds=folds, seed=_SEED, timer=timer)
     write_findings(report, Path(out), _provenance(resolved, command, folds))
     if apply is None:
@@ -115,9 +118,14 @@ def audit(
     return AuditOutcome(report, changes)
 
 
-def _embeddings(
-    texts: Sequence[str], base: ResolvedBase, folder: Path, start: _Count, count: _Count | None
+def embed(
+    texts: Sequence[str], base: ResolvedBase, folder: Path, *, count: _Count | None = None
 ) -> NDArray[np.float32]:
+    """The texts' embeddings by the frozen base, float32 (rows, dimensions), kept in ``folder``.
+
+    ``count`` is called with numbers of rows done. Raises UserError where torch is missing.
+    """
+
     def embedder() -> Embedder:
         try:
             from newsdesk.model.embedding import TextEmbedder
@@ -125,7 +133,6 @@ def _embeddings(
             raise missing_package("torch", "train", "an audit") from None
         return TextEmbedder(base.path, max_length=LONGEST_TEXT)
 
-    start(len(texts))
     identity = f"{base.sha256 or base.path}, mean of {LONGEST_TEXT} tokens"
     return embed_stored(texts, folder, embedder, identity=identity, progress=count)
 
