@@ -81,15 +81,15 @@ class OffTopicScore:
         at_least = rows - np.searchsorted(self.reference, distances, side="left")
         return np.asarray((1 + at_least) / (1 + rows), dtype=np.float32)
 
-    def with_reference(self, features: Values, tokens: NDArray[np.integer], **facts: str) -> Self:
-        """The same distance, held against the run's own texts: features (rows, features), tokens (rows,).
+    def with_reference(self, distances: Values) -> Self:
+        """The same score, held against these distances of texts of the run's own, (rows,).
 
         Raises ValueError without rows.
         """
-        if not len(features):
+        if not len(distances):
             raise ValueError("a p-value needs at least one row to compare with")
-        reference = np.sort(self.distances(features, tokens))
-        return replace(self, reference=reference, facts={**self.facts, **facts})
+        facts = {**self.facts, "held_out_rows": str(len(distances))}
+        return replace(self, reference=np.sort(distances).astype(np.float32), facts=facts)
 
     def save(self, file: Path) -> None:
         """Write it as safetensors, atomically."""
@@ -98,6 +98,12 @@ class OffTopicScore:
         tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in _TENSORS}
         tensors["usual_inverse_length"] = np.array([self.usual_inverse_length], dtype=np.float64)
         write_bytes(file, save(tensors, metadata={"format": _FORMAT, **self.facts}))
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Self | None:
+        """The score that a run or an artefact carries; None where it has none. Raises as ``load``."""
+        file = folder / OFF_TOPIC
+        return cls.load(file) if file.is_file() else None
 
     @classmethod
     def load(cls, file: Path) -> Self:
@@ -145,8 +151,8 @@ def off_topic_score(
     of_class = np.concatenate([labels[rows], labels[rows][::2]])
     fitted = fit_off_topic(features_of(sequences), lengths_of(sequences), of_class)
     own = [held_out[row] for row in stratified_rows(np.zeros(len(held_out), np.int64), MOST_ROWS)]
-    facts = {"fitted_rows": str(len(sequences)), "held_out_rows": str(len(own))}
-    return replace(fitted, facts=facts).with_reference(features_of(own), lengths_of(own))
+    own_distances = fitted.distances(features_of(own), lengths_of(own))
+    return replace(fitted, facts={"fitted_rows": str(len(sequences))}).with_reference(own_distances)
 
 
 def lengths_of(sequences: Sequence[TokenIds]) -> NDArray[np.int64]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
 from newsdesk.errors import UserError
 from newsdesk.inference.artefact import PREFERRED, ArtefactFolder
-from newsdesk.inference.text_classifier import ArtefactPredictor
+from newsdesk.inference.text_classifier import ArtefactPredictor, Outputs
 from newsdesk.model.tokenizer import TextTokenizer, TokenIds
 
 
@@ -39,13 +36,12 @@ class MergedPredictor(ArtefactPredictor):
         tokenizer = TextTokenizer.from_folder(artefact.path, artefact.labels.max_length)
         super().__init__(artefact, tokenizer, "transformers")
 
-    def _compute(self, input_ids: TokenIds, attention_mask: TokenIds) -> NDArray[np.float32]:
+    def _compute(self, input_ids: TokenIds, attention_mask: TokenIds) -> Outputs:
         import torch
 
+        from newsdesk.model.network import logits_and_features
+
+        ids, mask = (torch.from_numpy(array).to(self._device) for array in (input_ids, attention_mask))
         with torch.inference_mode():
-            output = self._model(
-                input_ids=torch.from_numpy(input_ids).to(self._device),
-                attention_mask=torch.from_numpy(attention_mask).to(self._device),
-            )
-        logits: NDArray[np.float32] = output.logits.float().cpu().numpy()
-        return logits
+            computed = logits_and_features(self._model, ids, mask)
+        return [tensor.cpu().numpy() for tensor in computed[: len(self._wanted)]]

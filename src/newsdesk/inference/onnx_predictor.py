@@ -9,12 +9,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from newsdesk.errors import UserError
 from newsdesk.inference.artefact import ArtefactFolder
-from newsdesk.inference.text_classifier import ArtefactPredictor
+from newsdesk.inference.text_classifier import ArtefactPredictor, Outputs
 from newsdesk.model.tokenizer import TextTokenizer, TokenIds
 
 if TYPE_CHECKING:
@@ -51,10 +48,10 @@ class OnnxPredictor(ArtefactPredictor):
             verified.result()
         super().__init__(artefact, tokenizer, "onnxruntime")
 
-    def _compute(self, input_ids: TokenIds, attention_mask: TokenIds) -> NDArray[np.float32]:
-        return _run(self._session, input_ids, attention_mask)
+    def _compute(self, input_ids: TokenIds, attention_mask: TokenIds) -> Outputs:
+        return _run(self._session, self._wanted, input_ids, attention_mask)
 
-    def _compute_all(self, batches: Sequence[tuple[TokenIds, TokenIds]]) -> Iterable[NDArray[np.float32]]:
+    def _compute_all(self, batches: Sequence[tuple[TokenIds, TokenIds]]) -> Iterable[Outputs]:
         """Many batches go through a session of one thread, several at a time.
 
         Threads that share a batch wait for each other after every operator, and for those that use one
@@ -64,10 +61,8 @@ class OnnxPredictor(ArtefactPredictor):
             return super()._compute_all(batches)
         return self._computed_at_once(batches)
 
-    def _computed_at_once(
-        self, batches: Sequence[tuple[TokenIds, TokenIds]]
-    ) -> Iterator[NDArray[np.float32]]:
-        run = partial(_run, self._bulk_session)
+    def _computed_at_once(self, batches: Sequence[tuple[TokenIds, TokenIds]]) -> Iterator[Outputs]:
+        run = partial(_run, self._bulk_session, self._wanted)
         with ThreadPoolExecutor(self._threads) as pool:
             yield from pool.map(run, *zip(*batches, strict=True))
 
@@ -90,10 +85,12 @@ def default_threads() -> int:
     return len({path.read_text() if path.is_file() else str(path) for path in siblings})
 
 
-def _run(session: InferenceSession, input_ids: TokenIds, attention_mask: TokenIds) -> NDArray[np.float32]:
+def _run(
+    session: InferenceSession, wanted: Sequence[str], input_ids: TokenIds, attention_mask: TokenIds
+) -> Outputs:
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-    logits: NDArray[np.float32] = session.run(["logits"], inputs)[0]
-    return logits
+    outputs: Outputs = session.run(list(wanted), inputs)
+    return outputs
 
 
 def _open_session(model: Path, threads: int) -> InferenceSession:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from newsdesk.errors import UserError, missing_package
 from newsdesk.inference.text_classifier import TextClassifier
 from newsdesk.model.tokenizer import TextTokenizer, TokenIds
+from newsdesk.off_topic import lengths_of
 from newsdesk.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -50,13 +51,22 @@ class RunPredictor(TextClassifier):
         files: Mapping[str, str] = self.run.manifest["files"]
         return files
 
-    def logits(
+    def outputs(
         self, sequences: Sequence[TokenIds], *, progress: Callable[[int], None] | None = None
-    ) -> NDArray[np.float32]:
-        """Logits of shape (rows, classes) of token ids, in their order."""
-        from newsdesk.model.network import predict_logits
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """See TextClassifier."""
+        from newsdesk.model.network import predict_logits, predict_with_features
 
-        return predict_logits(self._network, sequences, progress=progress)
+        if self.off_topic is None:
+            return predict_logits(self._network, sequences, progress=progress), None
+        logits, features = predict_with_features(self._network, sequences, progress=progress)
+        return logits, self.off_topic.distances(features, lengths_of(sequences))
+
+    def features(self, sequences: Sequence[TokenIds]) -> NDArray[np.float32]:
+        """What ``off_topic`` is fitted on: (rows, features) of token ids."""
+        from newsdesk.model.network import predict_with_features
+
+        return predict_with_features(self._network, sequences)[1]
 
 
 @contextmanager
