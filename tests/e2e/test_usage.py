@@ -33,6 +33,11 @@ FLAGS = {
         *("--data", "--split", "--baseline", "--with-text"),
         *("--text", "--label", "--template", "--header", "--no-header", "--json"),
     },
+    "compare": {
+        *("--split", "--data", "--csv", "--text", "--label", "--template"),
+        *("--header", "--no-header", "--json"),
+    },
+    "explain": {"--top", "--target", "--json"},
     "predict": {
         *("--input", "--output", "--format", "--top-k", "--probabilities"),
         *("--engine", "--rejects", "--strict", "--ray-address", "--ray-workers", "--ray-cores"),

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from newsdesk.evaluation.comparison import compare_paired
+from newsdesk.evaluation.comparison import compare_paired, holm, rows_needed
 
 
 def pair(both_right=0, both_wrong=0, only_model_wrong=0, only_baseline_wrong=0):
@@ -46,3 +46,24 @@ def test_two_wrong_answers_need_not_agree_to_count_as_both_wrong():
 def test_predictions_on_other_rows_are_refused():
     with pytest.raises(ValueError, match="shapes differ"):
         compare_paired(np.array([0, 1]), np.array([0, 1]), np.array([0]))
+
+
+def test_p_values_of_several_tests_are_adjusted_by_holms_steps():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx((0.03, 0.06, 0.06, 0.02))
+    assert holm([0.9, 0.8]) == (1.0, 1.0)
+    assert holm([0.02]) == (0.02,)
+    assert holm([]) == ()
+
+
+def test_so_many_rows_find_the_difference_four_times_in_five():
+    measured = pair(900, 70, only_model_wrong=10, only_baseline_wrong=20)
+    rows = rows_needed(measured)
+    assert rows == 2353  # Connor (1987): (1.96 sqrt(0.03) + 0.8416 sqrt(0.03 - 0.01 ** 2)) ** 2 / 0.01 ** 2
+    drawn = np.random.default_rng(5).multinomial(rows, [0.01, 0.02, 0.97], size=400)
+    found = [pair(rest, 0, model, baseline).p_value < 0.05 for model, baseline, rest in drawn.tolist()]
+    assert 0.73 < np.mean(found) < 0.87
+    assert rows_needed(measured, level=0.025) > rows
+
+
+def test_no_number_of_rows_tells_apart_what_errs_equally_often():
+    assert rows_needed(pair(90, 0, 5, 5)) is None

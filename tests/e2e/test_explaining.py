@@ -1,0 +1,61 @@
+"""``newsdesk explain`` on a trained run: what it names is what the decision stands on."""
+
+from __future__ import annotations
+
+import csv
+import random
+
+import numpy as np
+import pytest
+
+import newsdesk as package
+from newsdesk.inference.words import without, word_spans
+
+TEXT = "the goal of a coach, said the bank"
+
+
+@pytest.fixture(scope="module")
+def classifier(trained):
+    return package.load(trained, device="cpu")
+
+
+def lost_without(classifier, text, spans):
+    """What the predicted class's probability loses when these words are deleted (DeYoung et al., 2020)."""
+    before, after = classifier.predict_probabilities([text, without(text, spans)])
+    return before.max() - after[before.argmax()]
+
+
+def test_deleting_the_top_words_changes_the_decision_more_than_deleting_others(classifier, desk):
+    generator = random.Random(4)
+    with desk.test.open(newline="") as stream:
+        texts = [row["words"] for row in csv.DictReader(stream)][:20]
+    by_top, by_chance = [], []
+    for text in texts:
+        ranked = sorted(package.explain(classifier, text).words, key=lambda word: -word.weight)
+        by_top.append(lost_without(classifier, text, [(word.start, word.end) for word in ranked[:3]]))
+        by_chance.append(lost_without(classifier, text, generator.sample(word_spans(text), 3)))
+    assert np.mean(by_top) > 2 * max(0.02, np.mean(by_chance))
+
+
+def test_the_text_and_its_words_are_shown_with_signed_numbers(newsdesk, trained):
+    outcome = newsdesk("explain", trained, TEXT, "--top", "2", "--target", "Sports")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert TEXT in outcome.lines
+    listed = [line.split() for line in outcome.lines if line.startswith("  ")]
+    assert len(listed) == 2
+    assert all(number[0] in "+-" and word in TEXT for number, word in listed)
+    assert "\x1b" not in outcome.out
+
+
+def test_json_gives_every_word_with_its_place(newsdesk, trained):
+    outcome = newsdesk("explain", trained, TEXT, "goal", "--json")
+    first, second = outcome.json["explanations"]
+    assert [TEXT[word["start"] : word["end"]] for word in first["words"]] == TEXT.replace(",", "").split()
+    assert [word["text"] for word in second["words"]] == ["goal"]
+    assert first["label"] == first["target"]
+
+
+def test_a_class_that_is_not_known_is_refused_with_those_that_are(newsdesk, trained):
+    outcome = newsdesk("explain", trained, TEXT, "--target", "Weather")
+    assert outcome.code == 1
+    assert "Business, Science, Sports" in outcome.err
