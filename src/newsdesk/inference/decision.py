@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,11 @@ from newsdesk.calibration import HeldOutRows, softmax
 from newsdesk.errors import UserError
 from newsdesk.evaluation.conformal import highest_coverage, prediction_sets, set_threshold
 from newsdesk.evaluation.selective import Promise, lowest_promise, promised_threshold
+from newsdesk.off_topic import OffTopicScore
 
 CANDIDATES, REASON = "candidates", "reason"
+OFF_TOPIC = "off_topic"
+FOREIGN = "off topic"  # the reason that goes before others
 _MORE_ROWS = "calibrate on more labelled rows with newsdesk calibrate --data FILE"
 
 
@@ -25,20 +28,39 @@ class DecisionRule:
         coverage: the share of texts whose set of classes holds the true one, where sets were asked for.
         set_threshold: the least probability of a class that comes into question.
         rows: how many calibration rows both stand on.
+        off_topic: texts are not answered where so small a share of the classifier's own looks as foreign;
+            None: foreign ones are answered, too.
     """
 
     promise: Promise | None
     coverage: float | None
     set_threshold: float
     rows: int
+    off_topic: float | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
         """What an output says of each text besides its classes."""
-        return (CANDIDATES,) if self.promise is None else (CANDIDATES, REASON)
+        wanted = {
+            CANDIDATES: self.names_candidates,
+            REASON: self.promise is not None or self.off_topic is not None,
+            OFF_TOPIC: self.off_topic is not None,
+        }
+        return tuple(name for name, is_wanted in wanted.items() if is_wanted)
 
-    def answered(self, probabilities: NDArray[np.floating]) -> NDArray[np.bool_]:
-        """Which rows are answered, (rows,), by their probabilities (rows, classes)."""
+    @property
+    def names_candidates(self) -> bool:
+        """Whether classes are named beside the answer or instead of it."""
+        return self.promise is not None or self.coverage is not None
+
+    def foreign(self, off_topic: NDArray[np.floating] | None, rows: int) -> NDArray[np.bool_]:
+        """Which rows look too foreign to be answered, (rows,), by their p-values (rows,)."""
+        if self.off_topic is None or off_topic is None:
+            return np.zeros(rows, dtype=np.bool_)
+        return np.asarray(off_topic <= self.off_topic, dtype=np.bool_)
+
+    def confident(self, probabilities: NDArray[np.floating]) -> NDArray[np.bool_]:
+        """Which rows are sure enough, (rows,), by their probabilities (rows, classes)."""
         if self.promise is None:
             return np.ones(len(probabilities), dtype=np.bool_)
         # As float64, which is what the threshold was found on: float32 would round the threshold too.
@@ -53,7 +75,7 @@ class DecisionRule:
         sets = prediction_sets(probabilities, self.set_threshold)
         if self.promise is None:
             return sets
-        left = ~self.answered(probabilities)
+        left = ~self.confident(probabilities)
         second = np.sort(probabilities, axis=1)[:, -2:].min(axis=1, keepdims=True)
         sets |= left[:, None] & (probabilities >= second)
         return sets if self.coverage is not None else sets & left[:, None]
@@ -74,6 +96,11 @@ class DecisionRule:
             )
         if self.coverage is not None:
             lines.append(f"the candidates hold the true class with probability {self.coverage:.4g}")
+        if self.off_topic is not None:
+            lines.append(
+                f"texts that look more foreign than {1 - self.off_topic:.4g} of the classifier's own are not "
+                "answered"
+            )
         return lines
 
 
@@ -93,10 +120,8 @@ def decision_rule(
     if abstain is None and sets is None:
         return None
     for flag, share in (("--abstain", abstain), ("--confidence", confidence), ("--sets", sets)):
-        if share is not None and not 0 < share < 1:
-            raise UserError(
-                f"{flag} takes a share between 0 and 1", found=str(share), mend=f"for example {flag} 0.05"
-            )
+        if share is not None:
+            _require_share(flag, share)
     probabilities = softmax(rows.logits, temperature)
     promise = None if abstain is None else _promise(probabilities, rows.labels, abstain, confidence)
     most = highest_coverage(len(rows.labels))
@@ -109,6 +134,30 @@ def decision_rule(
     coverage = sets if sets is not None else min(most, 1 - (abstain or 0.0))
     threshold = set_threshold(probabilities, rows.labels, coverage)
     return DecisionRule(promise, sets, threshold, len(rows.labels))
+
+
+def with_off_topic(rule: DecisionRule | None, level: float, score: OffTopicScore) -> DecisionRule:
+    """The rule, and besides: texts with a p-value of ``level`` or less are off topic.
+
+    Raises UserError when the level is no share, or so small that no text could reach it.
+    """
+    _require_share("--off-topic", level)
+    rows = len(score.reference)
+    if level * (rows + 1) < 1:
+        raise UserError(
+            f"no text can look more foreign than {1 - level:g} of the classifier's own",
+            found=f"{rows:,} held-out rows to compare with, which tell shares from {1 / (rows + 1):.2g} on",
+            mend=f"ask for --off-topic {max(0.01, 1 / (rows + 1)):.2g}, or {_MORE_ROWS}",
+        )
+    rule = rule or DecisionRule(promise=None, coverage=None, set_threshold=np.inf, rows=0)
+    return replace(rule, off_topic=level)
+
+
+def _require_share(flag: str, share: float) -> None:
+    if not 0 < share < 1:
+        raise UserError(
+            f"{flag} takes a share between 0 and 1", found=str(share), mend=f"for example {flag} 0.05"
+        )
 
 
 def _promise(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from newsdesk.calibration import softmax
 from newsdesk.errors import UserError
 from newsdesk.evaluation.csv_lines import rounded
-from newsdesk.inference.decision import CANDIDATES, REASON, DecisionRule
+from newsdesk.inference.decision import CANDIDATES, FOREIGN, OFF_TOPIC, REASON, DecisionRule
 
 
 class Predictor(Protocol):
@@ -39,6 +39,7 @@ class Prediction:
         probabilities: the probability of every class by name, in id order.
         candidates: the classes in question, the most probable first; None where nobody asked for any.
         reason: why there is no label; None where there is one.
+        off_topic: share of the classifier's own texts that look at least as foreign, 0 to 1; None: not known.
     """
 
     label: str | None
@@ -46,6 +47,7 @@ class Prediction:
     probabilities: dict[str, float]
     candidates: tuple[str, ...] | None = None
     reason: str | None = None
+    off_topic: float | None = None
 
     def top_k(self, k: int) -> tuple[tuple[str, float], ...]:
         """The ``k`` most probable classes with their probabilities; all of them where there are fewer.
@@ -61,11 +63,15 @@ class Prediction:
 
         Without ``top_k`` these are an object ``probabilities`` of all classes in id order; with it, a list
         ``top_k`` of objects with ``label`` and ``probability``, the most probable first. Where candidates
-        were asked for, ``candidates`` and ``reason`` stand before them.
+        were asked for, ``candidates`` and ``reason`` stand before them; ``off_topic`` where it is known.
         """
         content: dict[str, Any] = {"label": self.label, "probability": rounded(self.probability)}
         if self.candidates is not None:
-            content |= {CANDIDATES: list(self.candidates), REASON: self.reason}
+            content[CANDIDATES] = list(self.candidates)
+        if self.candidates is not None or self.reason is not None:
+            content[REASON] = self.reason
+        if self.off_topic is not None:
+            content[OFF_TOPIC] = rounded(self.off_topic)
         if top_k is None:
             return content | {"probabilities": {name: rounded(p) for name, p in self.probabilities.items()}}
         ranked = [{"label": name, "probability": rounded(p)} for name, p in self.top_k(top_k)]
@@ -80,6 +86,8 @@ class Predictions:
         probabilities: float32 of shape (rows, classes).
         label_names: class names in id order.
         rule: what is answered, and which classes are named otherwise; None: every row gets its best class.
+        off_topic: p-values, (rows,): the share of the classifier's own texts that look at least as foreign;
+            None: not known.
 
     Raises ValueError when the first two do not fit, and UserError when the classifier gave anything but
     numbers.
@@ -88,6 +96,7 @@ class Predictions:
     probabilities: NDArray[np.float32]
     label_names: tuple[str, ...]
     rule: DecisionRule | None = None
+    off_topic: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         """Bring the probabilities to float32 and refuse what cannot be a prediction."""
@@ -117,7 +126,12 @@ class Predictions:
         distribution = self.probabilities[row].tolist()
         by_name = dict(zip(self.label_names, distribution, strict=True))
         return Prediction(
-            self.labels[row], max(distribution), by_name, self.candidates_of(row), self.reasons[row]
+            self.labels[row],
+            max(distribution),
+            by_name,
+            self.candidates_of(row),
+            self.reasons[row],
+            None if self.off_topic is None else float(self.off_topic[row]),
         )
 
     def __iter__(self) -> Iterator[Prediction]:
@@ -134,7 +148,14 @@ class Predictions:
         """Which rows are given a label, (rows,)."""
         if self.rule is None:
             return np.ones(len(self), dtype=np.bool_)
-        return self.rule.answered(self.probabilities)
+        return self.rule.confident(self.probabilities) & ~self.foreign
+
+    @cached_property
+    def foreign(self) -> NDArray[np.bool_]:
+        """Which rows are not answered for being off topic, (rows,)."""
+        if self.rule is None:
+            return np.zeros(len(self), dtype=np.bool_)
+        return self.rule.foreign(self.off_topic, len(self))
 
     @cached_property
     def labels(self) -> tuple[str | None, ...]:
@@ -147,8 +168,9 @@ class Predictions:
         """Why each row is not answered; None where it is."""
         if self.rule is None or self.answered.all():
             return (None,) * len(self)
-        reason = self.rule.reason()
-        return tuple(None if answered else reason for answered in self.answered)
+        unsure = self.rule.reason() if self.rule.promise is not None else None
+        pairs = zip(self.answered, self.foreign, strict=True)
+        return tuple(None if answered else FOREIGN if foreign else unsure for answered, foreign in pairs)
 
     def candidates_of(self, row: int) -> tuple[str, ...] | None:
         """The classes in question for a row, the most probable first; None where no rule names any."""
@@ -159,7 +181,9 @@ class Predictions:
 
     @cached_property
     def _in_question(self) -> NDArray[np.bool_] | None:
-        return None if self.rule is None else self.rule.in_question(self.probabilities)
+        if self.rule is None or not self.rule.names_candidates:
+            return None
+        return self.rule.in_question(self.probabilities) & ~self.foreign[:, None]
 
     def top_k(self, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Class ids and probabilities of each row's ``k`` most probable classes, both (rows, k).
