@@ -114,3 +114,23 @@ def test_what_cannot_be_done_is_said(newsdesk, flags, extra, message, monkeypatc
 def test_data_against_itself_is_refused(newsdesk, flags, faulty):
     done = newsdesk(*flags, "--test", faulty / "train.csv")
     assert (done.code, "same file" in done.err) == (1, True)
+
+
+def test_a_folder_is_compared_with_its_other_split_and_a_lonely_label_is_not_judged(
+    newsdesk, faulty, tiny_base, tmp_path
+):
+    rows = [["", "text"], *([label, text] for label, text in csv.reader((faulty / "train.csv").open()))][2:]
+    with (tmp_path / "train.csv").open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([("label", "text"), *rows, ("Weather", "rain said over the orbit")])
+    texts = [[text] for _, text in csv.reader((faulty / "test.csv").open())]
+    with (tmp_path / "test.csv").open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows(texts)
+    base, target = tiny_base("bert"), tmp_path / "clean.csv"
+    data = ["audit", "--data", tmp_path, "--base", base, "--out", tmp_path / "out"]
+    done = newsdesk(*data, "--drop", "duplicates", "--drop", "leaks", "--apply", target)
+    assert done.code == 0, done.err
+    assert "not judged" in done.out
+    assert f"{target}: 231 of 233 rows" in done.out
+    assert "1 dropped: leaks" in done.out
+    assert "Weather" not in {row["given"] for row in rows_of(tmp_path / "out" / "label-errors.csv")}
+    assert {row["other_label"] for row in rows_of(tmp_path / "out" / "leakage.csv")} == {""}

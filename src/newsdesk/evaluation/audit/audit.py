@@ -84,23 +84,15 @@ def audit(
     Raises:
         UserError: when data, base or packages do not allow it, or the cleaned copy cannot go where it should.
     """
-    if apply is None and (decisions is not None or drop):
-        raise UserError(
-            "--decisions and --drop say what a cleaned copy leaves out",
-            found="no --apply, which says where it goes",
-            mend="add --apply FILE; the data itself is never changed",
-        )
-    rows = load_audited(
-        data,
-        split=split,
-        test=test,
-        text=text,
-        label=label,
-        template=template,
-        normaliser=normaliser,
-        header=header,
-        progress=progress,
-    )
+    _require_somewhere_to_go(apply, decisions, drop)
+    layout: dict[str, Any] = {
+        "text": text,
+        "label": label,
+        "template": template,
+        "normaliser": normaliser,
+        "header": header,
+    }
+    rows = load_audited(data, split=split, test=test, progress=progress, **layout)
     if apply is not None:
         require_free_target(rows.table, Path(apply))
     resolved = resolve_base(base, progress=progress)
@@ -112,10 +104,30 @@ def audit(
     write_findings(report, Path(out), _provenance(resolved, command, folds))
     if apply is None:
         return AuditOutcome(report, None)
+    return AuditOutcome(report, _apply(rows, report, Path(apply), decisions, drop))
+
+
+def _apply(
+    rows: AuditedData, report: AuditReport, target: Path, decisions: str | Path | None, drop: Sequence[Kind]
+) -> Changes:
+    """Write the cleaned copy; what was done to which rows."""
     decided = None if decisions is None else read_decisions(Path(decisions), report)
     changes = decide(report, drop, decided)
-    _write_copy(rows, changes, Path(apply))
-    return AuditOutcome(report, changes)
+    cells = label_cells(rows.table, rows.labels, rows.label_column)
+    relabel = {row: cells[label] for row, label in changes.relabel.items()}
+    write_cleaned(rows.table, target, drop=changes.drop, relabel=relabel, column=rows.label_column)
+    return changes
+
+
+def _require_somewhere_to_go(
+    apply: str | Path | None, decisions: str | Path | None, drop: Sequence[Kind]
+) -> None:
+    if apply is None and (decisions is not None or drop):
+        raise UserError(
+            "--decisions and --drop say what a cleaned copy leaves out",
+            found="no --apply, which says where it goes",
+            mend="add --apply FILE; the data itself is never changed",
+        )
 
 
 def embed(
@@ -141,9 +153,3 @@ def _provenance(base: ResolvedBase, command: str | None, folds: int) -> dict[str
     made_by = software_and_base(base)
     made_by["versions"]["scikit-learn"] = version("scikit-learn")
     return {"command": command, "folds": folds, "seed": _SEED, **made_by}
-
-
-def _write_copy(rows: AuditedData, changes: Changes, target: Path) -> None:
-    cells = label_cells(rows.table, rows.labels, rows.label_column)
-    relabel = {row: cells[label] for row, label in changes.relabel.items()}
-    write_cleaned(rows.table, target, drop=changes.drop, relabel=relabel, column=rows.label_column)
