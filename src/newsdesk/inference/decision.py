@@ -149,7 +149,7 @@ def with_off_topic(rule: DecisionRule | None, level: float, score: OffTopicScore
             found=f"{rows:,} held-out rows to compare with, which tell shares from {1 / (rows + 1):.2g} on",
             mend=f"ask for --off-topic {max(0.01, 1 / (rows + 1)):.2g}, or {_MORE_ROWS}",
         )
-    rule = rule or DecisionRule(promise=None, coverage=None, set_threshold=np.inf, rows=0)
+    rule = rule or DecisionRule(promise=None, coverage=None, set_threshold=1.0, rows=0)
     return replace(rule, off_topic=level)
 
 
