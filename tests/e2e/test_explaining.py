@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import csv
-import random
 
-import numpy as np
 import pytest
 
 import newsdesk as package
-from newsdesk.inference.words import without, word_spans
+from deletion import lost_by_deletion
 
 TEXT = "the goal of a coach, said the bank"
 
@@ -19,22 +17,11 @@ def classifier(trained):
     return package.load(trained, device="cpu")
 
 
-def lost_without(classifier, text, spans):
-    """What the predicted class's probability loses when these words are deleted (DeYoung et al., 2020)."""
-    before, after = classifier.predict_probabilities([text, without(text, spans)])
-    return before.max() - after[before.argmax()]
-
-
 def test_deleting_the_top_words_changes_the_decision_more_than_deleting_others(classifier, desk):
-    generator = random.Random(4)
     with desk.test.open(newline="") as stream:
         texts = [row["words"] for row in csv.DictReader(stream)][:20]
-    by_top, by_chance = [], []
-    for text in texts:
-        ranked = sorted(package.explain(classifier, text).words, key=lambda word: -word.weight)
-        by_top.append(lost_without(classifier, text, [(word.start, word.end) for word in ranked[:3]]))
-        by_chance.append(lost_without(classifier, text, generator.sample(word_spans(text), 3)))
-    assert np.mean(by_top) > 2 * max(0.02, np.mean(by_chance))
+    by_top, by_chance = lost_by_deletion(classifier, texts, 3)
+    assert by_top > 2 * max(0.02, by_chance)
 
 
 def test_the_text_and_its_words_are_shown_with_signed_numbers(newsdesk, trained):

@@ -7,6 +7,8 @@ import json
 
 import pytest
 
+import newsdesk
+from deletion import lost_by_deletion
 from newsdesk.data.datasets import dataset_files
 from newsdesk.data.readers import read_table
 
@@ -15,7 +17,9 @@ LEAST_ACCURACY = 0.85
 
 
 @pytest.mark.real
-def test_minilm_learns_reuters_and_plain_peft_loads_what_it_learned(start, tmp_path):
+def test_minilm_learns_reuters_plain_peft_loads_what_it_learned_and_explanations_are_faithful(
+    start, tmp_path
+):
     def call(*arguments: object) -> str:
         process = start(*arguments)
         out, err = process.communicate(timeout=600)
@@ -37,6 +41,11 @@ def test_minilm_learns_reuters_and_plain_peft_loads_what_it_learned(start, tmp_p
     evaluation = json.loads(call("evaluate", run, "--data", test_rows, "--json"))
     assert evaluation["metrics"]["rows"] == 313
     assert evaluation["metrics"]["accuracy"] > LEAST_ACCURACY
+
+    classifier = newsdesk.load(run, device="cpu")
+    texts = [" ".join(row[-1].split()[:40]) for row in read_table(test_rows).rows[:40:4]]
+    by_top, by_chance = lost_by_deletion(classifier, texts, 3)
+    assert by_top > max(0.05, 2 * by_chance)
 
     text = "Oil prices rose after OPEC ministers agreed to cut crude output, traders said."
     (prediction,) = json.loads(call("predict", run, text, "--probabilities", "--json"))["predictions"]
