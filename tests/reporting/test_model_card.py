@@ -234,7 +234,9 @@ def test_what_was_trained_otherwise_than_usual_is_told(run):
         "accuracy_interval": [0.4, 0.6],
         "description": "TF-IDF",
     }
-    content["seen"]["metrics"]["risk_coverage"] = {"coverage_at": [{"error_rate": 0.02, "coverage": 0.793}]}
+    content["seen"]["risk_coverage"] = {"coverage_at": [{"error_rate": 0.02, "coverage": 0.793}]}
+    content["seen"]["calibration"] = {"expected_calibration_error": {"before": 0.5, "after": 0.25}}
+    content["seen"]["metrics"]["expected_calibration_error"] = 0.25
     write_json(run.metrics, content)
     text = card_text(CardFacts.of(RunFolder(run.path)))
     told = {

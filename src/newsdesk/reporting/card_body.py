@@ -217,7 +217,7 @@ def _figures(facts: CardFacts) -> list[str]:
                 f"{figures['rows']:,}",
                 _accuracy(figures),
                 f"{figures['macro_f1']:.4f}",
-                f"{figures['expected_calibration_error']:.4f}",
+                _calibration_error(entry),
                 f"{figures['negative_log_likelihood']:.4f}",
             ]
         )
@@ -230,6 +230,13 @@ def _figures(facts: CardFacts) -> list[str]:
     for split, entry in facts.splits.items():
         lines += [f"### By class: {plain(split)}", "", *_by_class(entry["metrics"]["per_class"])]
     return lines
+
+
+def _calibration_error(entry: Mapping[str, Any]) -> str:
+    """That of the probabilities as they are told, and what it was before the temperature, if there is one."""
+    error = entry["metrics"]["expected_calibration_error"]
+    before = entry.get("calibration", {}).get("expected_calibration_error", {}).get("before", error)
+    return f"{error:.4f}" + (f" ({before:.4f} without the temperature)" if before != error else "")
 
 
 def _confidence(facts: CardFacts) -> list[str]:
@@ -246,7 +253,7 @@ def _confidence(facts: CardFacts) -> list[str]:
     rows = [
         [plain(split), f"{100 * point['error_rate']:g} %", f"{100 * point['coverage']:.2f} %"]
         for split, entry in facts.splits.items()
-        for point in (entry["metrics"].get("risk_coverage") or {}).get("coverage_at", ())
+        for point in entry.get("risk_coverage", {}).get("coverage_at", ())
     ]
     return lines + (table(["split", "wrong among the answered", "answered"], rows) if rows else [])
 
