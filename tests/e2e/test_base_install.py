@@ -35,13 +35,18 @@ def call(*command: object) -> str:
 
 @pytest.fixture(scope="module")
 def fresh_python(tmp_path_factory):
-    """A new environment with newsdesk and what it always needs; skipped where no packages can be had."""
-    folder = tmp_path_factory.mktemp("fresh") / "venv"
-    call(sys.executable, "-m", "venv", folder)
-    python = folder / "bin" / "python"
-    constraints = REPOSITORY / "constraints.txt"
-    flags = ["--quiet", "--no-compile", "--disable-pip-version-check", "-c", constraints]
-    command = list(map(str, [python, "-m", "pip", "install", *flags, REPOSITORY]))
+    """A new environment with newsdesk and what it always needs; skipped where no packages can be had.
+
+    This environment's own pip and hatchling do the work: neither has to be installed for it.
+    """
+    pytest.importorskip("hatchling")
+    folder = tmp_path_factory.mktemp("fresh")
+    python = folder / "venv" / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    call(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
+    call(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, REPOSITORY)
+    flags = ["--python", python, "install", "--no-compile", "-c", REPOSITORY / "constraints.txt"]
+    command = list(map(str, [*pip, *flags, *folder.glob("newsdesk-*.whl")]))
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         pytest.skip(f"packages cannot be installed here: {result.stderr.strip().splitlines()[-1]}")
