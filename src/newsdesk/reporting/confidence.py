@@ -15,15 +15,15 @@ from newsdesk.reporting.content import Calibration, Missing, Reliability, Reliab
 from newsdesk.reporting.evaluated_rows import EvaluatedRows
 
 
-def calibration_of(rows: EvaluatedRows, temperature: float | None, command: str) -> Calibration:
+def calibration_of(rows: EvaluatedRows, temperature: float, command: str) -> Calibration:
     """What the temperature that the rows were predicted with did for them.
 
-    ``temperature`` is None where they were predicted without one; ``command`` then says how to fit it. What
+    ``temperature`` is 1 where they were predicted without one; ``command`` then says how to fit it. What
     was there before follows from the probabilities: raised to the power of the temperature, they are
     proportional to those of the undivided logits.
     """
     after = _reliability("as predicted", rows.probabilities, rows)
-    if temperature is None:
+    if temperature == 1.0:
         reason = "these probabilities are the model's own, without a temperature fitted on held-out rows"
         return Calibration(after, Missing(reason, command), 1.0)
     powers = np.clip(rows.probabilities, SMALLEST_PROBABILITY, 1.0) ** temperature

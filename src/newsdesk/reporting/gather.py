@@ -5,7 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import sqrt
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from newsdesk.data.datasets import DATA_SETS
 from newsdesk.errors import UserError
 from newsdesk.evaluation.audit.label_errors import rank_label_errors
-from newsdesk.evaluation.evaluate import predictions_path
+from newsdesk.evaluation.bootstrap import accuracy_and_macro_f1
 from newsdesk.evaluation.selective import risk_coverage
 from newsdesk.files import damaged
 from newsdesk.inference.explanation import explain
@@ -37,7 +39,6 @@ from newsdesk.reporting.content import (
 )
 from newsdesk.reporting.evaluated_rows import EvaluatedRows, read_evaluated_rows
 from newsdesk.reporting.training_story import training_story
-from newsdesk.reporting.uncertainty import measured_macro_f1, measured_mean
 from newsdesk.training.run_folder import RunFolder
 
 QUOTED = 10
@@ -107,7 +108,7 @@ def _evaluation(
     quote: bool,
 ) -> EvaluationContent:
     metrics = _metrics_of(evaluated, run.metrics)
-    rows = read_evaluated_rows(predictions_path(run.path, split), metrics)
+    rows = read_evaluated_rows(run.path, split, metrics)
     texts = find_texts(evaluated["source"], evaluated["fingerprint"])
     if isinstance(texts, Missing) and rows.texts is not None:
         texts = rows.texts
@@ -115,18 +116,17 @@ def _evaluation(
     errors, suspects = _rows_to_look_at(rows, metrics.label_names, shown)
     errors, words = _with_words(errors, classifier)
     source = Source.of(evaluated["source"])
+    temperature = evaluated.get("calibration", {}).get("temperature", 1.0)
     return EvaluationContent(
         source=source,
         licence=DATA_SETS[source.name].licence if source.name else None,
         fingerprint=evaluated["fingerprint"],
         metrics=metrics,
-        macro_f1=measured_macro_f1(metrics.macro_f1, np.array(metrics.confusion)),
+        macro_f1=_measured_macro_f1(rows, metrics),
         negative_log_likelihood=_measured_likelihood(rows),
         brier_score=_measured_brier(rows),
         baseline=_baseline(evaluated.get("baseline")),
-        calibration=calibration_of(
-            rows, evaluated.get("temperature"), shlex.join(["newsdesk", "calibrate", str(run.path)])
-        ),
+        calibration=calibration_of(rows, temperature, shlex.join(["newsdesk", "calibrate", str(run.path)])),
         risk_coverage=risk_coverage(rows.confidence, rows.correct),
         lengths=texts if isinstance(texts, Missing) else lengths_of(rows, texts, run),
         errors=errors,
@@ -144,14 +144,31 @@ def _metrics_of(evaluated: Mapping[str, Any], path: Path) -> Metrics:
         raise damaged(path, f"no usable {error}", mend="move it away and evaluate again") from None
 
 
+def _measured_macro_f1(rows: EvaluatedRows, metrics: Metrics) -> Measured:
+    """Macro F1, its interval from its distance to a classifier that is always right, whose macro F1 is 1."""
+    classes = len(metrics.label_names)
+    _, below_perfect = accuracy_and_macro_f1(rows.labels, rows.labels, rows.predicted, classes)
+    low, high = below_perfect.interval
+    return Measured(metrics.macro_f1, (1 + low, 1 + high))
+
+
+def _measured_mean(values: NDArray[np.float64]) -> Measured:
+    """The mean of one value a row, with its normal 95 % interval; none for a single row."""
+    mean, rows = float(values.mean()), len(values)
+    if rows < 2:
+        return Measured(mean)
+    half = NormalDist().inv_cdf(0.975) * float(values.std(ddof=1)) / sqrt(rows)
+    return Measured(mean, (mean - half, mean + half))
+
+
 def _measured_likelihood(rows: EvaluatedRows) -> Measured:
     of_true = rows.probabilities[np.arange(len(rows.labels)), rows.labels]
-    return measured_mean(-np.log(np.clip(of_true, SMALLEST_PROBABILITY, 1.0)))
+    return _measured_mean(-np.log(np.clip(of_true, SMALLEST_PROBABILITY, 1.0)))
 
 
 def _measured_brier(rows: EvaluatedRows) -> Measured:
     truth = np.eye(rows.probabilities.shape[1])[rows.labels]
-    return measured_mean(((rows.probabilities - truth) ** 2).sum(axis=1))
+    return _measured_mean(((rows.probabilities - truth) ** 2).sum(axis=1))
 
 
 def _baseline(content: Mapping[str, Any] | None) -> Baseline | None:
@@ -227,9 +244,12 @@ def _with_words(
     try:
         opened = classifier()
     except UserError as error:
-        return errors, Missing(f"the words that decided are not shown: {error.wrong}", error.mend)
+        why = "; ".join(filter(None, (error.wrong, error.mend)))
+        return errors, Missing(f"the words that decided are not shown: {why}")
     explained = [explain(opened, error.text or "", target=error.predicted_label) for error in errors]
-    return tuple(replace(error, words=why.words) for error, why in zip(errors, explained, strict=True)), None
+    return tuple(
+        replace(error, words=found.words) for error, found in zip(errors, explained, strict=True)
+    ), None
 
 
 def _commands(

@@ -40,7 +40,7 @@ def render_page(content: ReportContent, charts: Sequence[Chart]) -> str:
     style = _resource("report.css")
     evaluation = content.evaluation if isinstance(content.evaluation, EvaluationContent) else None
     page = _environment().get_template("report.html")
-    return page.render(
+    rendered = page.render(
         content=content,
         facts=content.facts,
         settings=settings(content.facts),
@@ -53,6 +53,7 @@ def render_page(content: ReportContent, charts: Sequence[Chart]) -> str:
         version=__version__,
         fits_matrix=evaluation is not None and fits_matrix(evaluation.metrics),
     )
+    return rendered.lstrip()  # the macros before the document leave their line ends
 
 
 def settings(facts: CardFacts) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from newsdesk.errors import missing_package
 
@@ -79,18 +79,20 @@ def as_svg(figure: Figure) -> bytes:
     """The drawing as a file of its own, in the colours of paper; text stays text."""
     import matplotlib
 
-    stream = io.BytesIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "newsdesk"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    return stream.getvalue()
+        return _saved(figure, format="svg", metadata={"Date": None, "Creator": None})
 
 
 def as_png(figure: Figure) -> bytes:
     """The drawing in pixels, 220 to the inch."""
+    return _saved(figure, format="png", dpi=PIXELS_AN_INCH, metadata={"Software": None})
+
+
+def _saved(figure: Figure, **settings: Any) -> bytes:
     stream = io.BytesIO()
     with warnings.catch_warnings():  # a class's name may have letters that matplotlib's own font lacks
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(stream, format="png", dpi=PIXELS_AN_INCH, metadata={"Software": None})
+        figure.savefig(stream, **settings)
     return stream.getvalue()
 
 

@@ -1,0 +1,229 @@
+"""The report in a real browser: on a phone and on a desk, by day and by night, on paper and by keyboard."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from newsdesk.inference.explanation import WordWeight
+from newsdesk.reporting import gather as gathering
+from newsdesk.reporting.report import write_report
+from report_runs import build_run
+
+selenium = pytest.importorskip("selenium", reason="selenium drives the browser: pip install newsdesk[dev]")
+CHROMEDRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    CHROMEDRIVER is None, reason="no chromium here: apt-get install chromium chromium-driver"
+)
+
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+PHONE, DESK = 360, 1440
+LONG = "Donaudampfschifffahrtsgesellschaftskapitaensmuetzenabzeichenpolitur"
+NAMES = ("World", "Sports & Games", LONG, "</section><script>document.title = 'broken'</script>")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of a full report: errors quoted with words, one text a single word of 900 letters."""
+    folder = tmp_path_factory.mktemp("report")
+    made = build_run(folder / "a-run-with-a-name-of-some-length", names=NAMES, texts=["w" * 900] * 40)
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr(gathering, "explain", lambda _classifier, text, target: Explained(text))
+    try:
+        report = write_report(
+            made.run,
+            "test",
+            texts=lambda *_: made.rows.texts,
+            classifier=lambda: None,  # type: ignore[arg-type, return-value]
+            out=folder / "report.html",
+            plots=None,
+            quote=True,
+        )
+    finally:
+        monkeypatch.undo()
+    return report.path.as_uri()
+
+
+class Explained:
+    """What stands in for an explanation: the first word spoke for the class, the second against it."""
+
+    def __init__(self, text: str) -> None:
+        found = list(re.finditer(r"\S+", text))[:2]
+        weights = (1.0, -0.5)
+        self.words = tuple(
+            WordWeight(word[0], word.start(), word.end(), weight)
+            for word, weight in zip(found, weights, strict=False)
+        )
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A browser that keeps what its console says and what it asks of any network."""
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
+    yield driver
+    driver.quit()
+
+
+def look(browser: Any, page: str, width: int, theme: str = "light") -> None:
+    """Open the page so wide, in that theme."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width == PHONE}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    features = [{"name": "prefers-color-scheme", "value": theme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    browser.get(page)
+
+
+def fits(browser: Any) -> bool:
+    """Whether the page needs no scrolling sideways."""
+    return bool(
+        browser.execute_script("const e = document.documentElement; return e.scrollWidth <= e.clientWidth")
+    )
+
+
+@pytest.mark.parametrize("width", [PHONE, DESK])
+def test_it_opens_without_an_error_or_a_request_and_fits_the_screen(browser, page, width):
+    browser.get_log("performance")
+    look(browser, page, width)
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
+    assert set(asked) == {page}
+    assert browser.get_log("browser") == []
+    assert browser.title == "a-run-with-a-name-of-some-length on test: newsdesk report"
+    assert fits(browser)
+    shown = browser.execute_script(
+        "return [...document.querySelectorAll('section, figure svg, .quote, .matrix')]"
+        ".map(e => e.getBoundingClientRect()).map(r => [r.width, r.height])"
+    )
+    assert len(shown) > 8 + 6 + 10
+    assert all(wide > 100 and high > 40 for wide, high in shown)
+
+
+def test_the_type_of_charts_can_be_read_on_a_phone(browser, page):
+    look(browser, page, PHONE)
+    heights = browser.execute_script(
+        "return [...document.querySelectorAll('figure svg text')].map(t => t.getBoundingClientRect().height)"
+    )
+    assert len(heights) > 50
+    assert min(heights) > 8
+
+
+CONTRASTS = """
+const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+const rgb = colour => {
+  canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+  return [...canvas.getImageData(0, 0, 1, 1).data];
+};
+const over = (top, below) => {
+  const a = top[3] / 255; return [0, 1, 2].map(i => top[i] * a + below[i] * (1 - a)).concat(255);
+};
+const ground = e => {
+  const layers = [];
+  for (; e; e = e.parentElement) layers.unshift(rgb(getComputedStyle(e).backgroundColor));
+  return layers.reduce((below, top) => over(top, below), [255, 255, 255, 255]);
+};
+const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+const light = colour => colour.slice(0, 3).map(v => linear(v / 255))
+  .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+const found = [];
+while (walker.nextNode()) {
+  const e = walker.currentNode.parentElement;
+  if (!walker.currentNode.data.trim() || !e.getClientRects().length) continue;
+  if (e.closest('.skip, title, desc')) continue;
+  const style = getComputedStyle(e);
+  const ink = light(rgb(e.closest('svg') ? style.fill : style.color)), paper = light(ground(e));
+  const ratio = (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
+  found.push([ratio, e.className.baseVal ?? e.className, walker.currentNode.data.slice(0, 30)]);
+}
+return found.sort((a, b) => a[0] - b[0]);
+"""
+
+
+@pytest.mark.parametrize(("theme", "dark"), [("light", False), ("dark", True)])
+def test_both_themes_can_be_read(browser, page, theme, dark):
+    look(browser, page, DESK, theme)
+    background = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    brightness = sum(map(int, re.findall(r"\d+", background)[:3])) / 3
+    assert (brightness < 60) if dark else (brightness > 200)
+    contrasts = browser.execute_script(CONTRASTS)
+    assert len(contrasts) > 300
+    assert contrasts[0][0] >= 4.5, contrasts[0]  # WCAG 2.2, 1.4.3
+
+
+def test_the_keyboard_reaches_every_part(browser, page):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    look(browser, page, DESK)
+    seen = []
+    for _ in range(40):
+        ActionChains(browser).send_keys(Keys.TAB).perform()
+        seen.append(
+            browser.execute_script(
+                "const e = document.activeElement, style = getComputedStyle(e);"
+                "return [e.tagName, e.getAttribute('href') || e.getAttribute('aria-labelledby')"
+                "        || e.textContent, style.outlineStyle, parseFloat(style.outlineWidth)]"
+            )
+        )
+    assert seen[0][:2] == ["A", "#content"]
+    assert [name for tag, name, *_ in seen[1:9]] == [
+        *("#figures", "#classes", "#confidence", "#errors"),
+        *("#labels", "#training", "#origin", "#repeat"),
+    ]
+    assert {"by-class", "confused", "The numbers", "data"} <= {name for _, name, *_ in seen}
+    ends = next(number for number, (tag, *_) in enumerate(seen) if tag == "PRE")
+    assert all(style == "solid" and width >= 2 for _, _, style, width in seen[: ends + 1])
+
+
+def test_the_numbers_behind_a_chart_open_by_the_space_bar(browser, page):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    look(browser, page, PHONE)
+    details = browser.find_element(By.CSS_SELECTOR, "figure details")
+    details.find_element(By.TAG_NAME, "summary").send_keys(Keys.SPACE)
+    assert details.find_element(By.TAG_NAME, "table").is_displayed()
+    assert fits(browser)
+
+
+def test_it_prints_on_light_pages_with_no_chart_cut(browser, page):
+    look(browser, page, DESK, "dark")
+    printed = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"]
+    pdf = base64.b64decode(printed)
+    assert pdf.startswith(b"%PDF")
+    assert 3 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 20
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == (
+        "rgb(255, 255, 255)"
+    )
+    kept_whole = browser.execute_script(
+        "return [...document.querySelectorAll('figure, .quote, .tile')]"
+        ".map(e => getComputedStyle(e).breakInside)"
+    )
+    assert set(kept_whole) == {"avoid"}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def test_the_file_is_small(page):
+    assert Path(page.removeprefix("file://")).stat().st_size < 2_000_000

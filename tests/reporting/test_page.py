@@ -1,0 +1,185 @@
+"""The page: whole in itself, safe whatever the data hold, and readable by machines that read aloud."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+
+from newsdesk.errors import UserError
+from newsdesk.inference.explanation import WordWeight
+from newsdesk.reporting.content import Missing, QuotedRow
+from newsdesk.reporting.gather import gather
+from newsdesk.reporting.page import EXCERPT, pieces, render_page, ruler
+from newsdesk.reporting.plots import draw_charts
+from report_runs import build_run
+
+HOSTILE = (
+    "</title></style></svg><script>alert(1)</script>",
+    '" onmouseover="alert(2)" x="',
+    "{{ 7 * 7 }}$x^2$",
+    "日本 #0b6570 & co",
+)
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Outline(HTMLParser):
+    """Elements of a page in order, with their attributes, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def no_classifier():
+    raise UserError("no classifier here")
+
+
+def content_of(folder, **settings):
+    made = build_run(folder, **settings)
+    return gather(made.run, "test", texts=lambda *_: made.rows.texts, classifier=no_classifier, quote=True)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> str:
+    """Class names and texts, each of which tries to break out."""
+    texts = [f"{text} {number}" for number in range(100) for text in HOSTILE]
+    content = content_of(tmp_path_factory.mktemp("run") / "<i>run", names=HOSTILE, texts=texts)
+    return render_page(content, draw_charts(content))
+
+
+@pytest.fixture(scope="module")
+def outline(page) -> Outline:
+    return Outline(page)
+
+
+def test_nothing_from_the_data_breaks_out(outline):
+    assert outline.open == []
+    assert outline.named("script") == []
+    assert outline.named("i") == []
+    assert not [name for _, attributes in outline.elements for name in attributes if name.startswith("on")]
+    text = "".join(outline.words)
+    for name in HOSTILE:
+        assert name in text
+
+
+def test_the_page_asks_nothing_of_anyone(page, outline):
+    (policy,) = [
+        meta["content"]
+        for meta in outline.named("meta")
+        if meta.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert policy.startswith("default-src 'none'; style-src-elem 'sha256-")
+    style = re.search(r"<style>(.*?)</style>", page, re.DOTALL)[1]
+    assert base64.b64encode(hashlib.sha256(style.encode()).digest()).decode() in policy
+    assert not {"link", "img", "iframe", "object", "script", "base", "form"} & {
+        tag for tag, _ in outline.elements
+    }
+    assert not re.search(r"url\((?!#)|@import|https?://(?!www\.w3\.org)", page)
+    targets = [
+        value for _, a in outline.elements for key, value in a.items() if "href" in key or key == "src"
+    ]
+    assert targets
+    assert all(target.startswith("#") for target in targets)
+
+
+def test_headings_nest_and_ids_are_unique(outline):
+    levels = [int(tag[1]) for tag, _ in outline.elements if re.fullmatch(r"h\d", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    ids = [attributes["id"] for _, attributes in outline.elements if "id" in attributes]
+    assert [name for name, times in Counter(ids).items() if times > 1] == []
+    named = " ".join(
+        str(a[key]) for _, a in outline.elements for key in a if key == "aria-labelledby"
+    ).split()
+    jumps = [a["href"][1:] for a in outline.named("a")]
+    assert set(named) | set(jumps) <= set(ids)
+
+
+def test_every_chart_has_a_name_words_and_a_table_of_its_numbers(page, outline):
+    charts = outline.named("svg")
+    assert len(charts) == 6
+    assert all(chart["role"] == "img" for chart in charts)
+    figures = re.findall(r"<figure.*?</figure>", page, re.DOTALL)
+    assert len(figures) == 6
+    for figure in figures:
+        assert re.search(r"<title id=[^>]*>\S", figure)
+        assert re.search(r"<desc id=[^>]*>\S", figure)
+        assert figure.count("<tr>") > 2
+
+
+def test_charts_follow_the_pages_theme(page):
+    drawings = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
+    tags = "".join(re.findall(r"<[^>]*>", drawings))
+    assert "var(--accent)" in tags
+    assert not re.search(r"#[0-9a-f]{6}\b|font-family|<style|<metadata", tags)
+
+
+def test_many_classes_are_told_by_a_picture_and_the_largest_confusions(tmp_path):
+    content = content_of(tmp_path / "run", names=[f"class {n}" for n in range(20)])
+    page = render_page(content, draw_charts(content))
+    outline = Outline(page)
+    assert outline.open == []
+    assert len(outline.named("svg")) == 7
+    assert "Largest confusions" in page
+
+
+def test_a_bare_run_has_no_blank_charts_and_says_what_to_run(tmp_path):
+    made = build_run(tmp_path / "wire")
+    made.run.metrics.unlink()
+    made.run.log.unlink()
+    content = gather(made.run, "test", texts=lambda *_: Missing("none"), classifier=no_classifier, quote=True)
+    outline = Outline(render_page(content, draw_charts(content)))
+    assert outline.open == []
+    assert outline.named("svg") == []
+    assert "newsdesk report" in "".join(outline.words)
+
+
+def test_a_text_is_cut_and_its_weighty_words_stand_apart():
+    text = "goal by the coach " + "x" * EXCERPT
+    weights = ((0, 4, 2.0), (5, 7, 0.1), (12, 17, -1.0), (18, 18 + EXCERPT, 2.0))
+    words = tuple(WordWeight(text[start:end], start, end, weight) for start, end, weight in weights)
+    shown = list(pieces(QuotedRow(0, "a", "b", 0.1, 0.9, text, words)))
+    assert "".join(piece.text for piece in shown) == text[:EXCERPT] + "…"
+    marked = [(piece.text, piece.side, piece.strength) for piece in shown if piece.side != "plain"]
+    assert marked == [("goal", "for", 3), ("coach", "against", 2)]
+
+
+def test_the_ruler_holds_the_interval_and_begins_below_it(tmp_path):
+    content = content_of(tmp_path / "run")
+    scale = ruler(content.evaluation)
+    assert scale.start % 5 == 0
+    assert 0 < scale.low < scale.accuracy < scale.high <= 100
+    share = scale.start / 100 + scale.accuracy / 100 * (1 - scale.start / 100)
+    assert share == pytest.approx(content.evaluation.metrics.accuracy)
+
+
+def test_the_same_run_gives_the_same_page(tmp_path):
+    content = content_of(tmp_path / "run")
+    assert render_page(content, draw_charts(content)) == render_page(content, draw_charts(content))
