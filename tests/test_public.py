@@ -15,7 +15,19 @@ from newsdesk.errors import UserError
 
 
 def test_the_public_names_are_all_there():
-    verbs = {"audit", "compare", "evaluate", "explain", "export", "load", "predict_file", "push", "report", "train"}
+    verbs = {
+        "audit",
+        "calibrate",
+        "compare",
+        "evaluate",
+        "explain",
+        "export",
+        "load",
+        "predict_file",
+        "push",
+        "report",
+        "train",
+    }
     assert set(newsdesk.__all__) == {"UserError", "__version__", *verbs}
     assert newsdesk.predict_file.__module__ == "newsdesk.inference.bulk"
     assert newsdesk.UserError is UserError

@@ -10,6 +10,7 @@ __all__ = [
     "UserError",
     "__version__",
     "audit",
+    "calibrate",
     "compare",
     "evaluate",
     "explain",
@@ -22,7 +23,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from newsdesk.api import evaluate, export, load, report, train
+    from newsdesk.api import calibrate, evaluate, export, load, report, train
     from newsdesk.errors import UserError
     from newsdesk.evaluation.audit.audit import audit
     from newsdesk.evaluation.compare_runs import compare
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "UserError": "newsdesk.errors",
     "audit": "newsdesk.evaluation.audit.audit",
+    "calibrate": "newsdesk.api",
     "compare": "newsdesk.evaluation.compare_runs",
     "evaluate": "newsdesk.api",
     "explain": "newsdesk.inference.explanation",

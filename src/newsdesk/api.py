@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from newsdesk.data.layout import to_examples
-from newsdesk.errors import UserError
-from newsdesk.inference.artefact import ArtefactFolder, find_artefact
+from newsdesk.calibration import softmax
+from newsdesk.inference.artefact import find_artefact
+from newsdesk.inference.labelled_rows import evaluation_rows, rows_known_of, training_rows
 from newsdesk.inference.load import load
 from newsdesk.inference.predictions import Predictions
 from newsdesk.inference.run_predictor import needing_train_extra
@@ -16,11 +16,12 @@ from newsdesk.training.run_folder import RunFolder, open_run
 
 # Predicting one text must not wait for what trains and evaluates: that is imported where it is used.
 if TYPE_CHECKING:
+    from newsdesk.calibration import Calibration
     from newsdesk.config import ResolvedRecipe
-    from newsdesk.data.examples import Examples
     from newsdesk.data.table import Table
     from newsdesk.evaluation.evaluate import Evaluation
     from newsdesk.inference.artefact import Kind
+    from newsdesk.inference.decision import DecisionRule
     from newsdesk.inference.export import Export
     from newsdesk.inference.gate import Quality
     from newsdesk.inference.text_classifier import TextClassifier
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from newsdesk.training.events import Event
 
 __all__ = [
+    "calibrate",
     "evaluate",
     "evaluation_rows",
     "export",
@@ -123,40 +125,6 @@ def train_resolved(
     return run
 
 
-def evaluation_rows(
-    run: RunFolder | ArtefactFolder,
-    data: str,
-    split: str,
-    *,
-    text: Sequence[str] | None = None,
-    label: str | None = None,
-    template: str | None = None,
-    header: bool | None = None,
-    progress: Progress | None = None,
-) -> Examples:
-    """The rows of a named data set, folder or file, with the run's text layout and class ids.
-
-    Columns are those that ``text``, ``template`` and ``label`` name, else the ones the run was trained on,
-    else those with usual names. Raises UserError when there are no rows, or they carry labels that the run
-    does not know.
-    """
-    from newsdesk.config import load_recipe
-    from newsdesk.data.load import load_split
-
-    table = load_split(data, split, header=header, progress=progress).table
-    layout = run.labels.layout.for_table(table, text=text, template=template)
-    trained_on = load_recipe(str(run.recipe)).recipe.data.label if isinstance(run, RunFolder) else None
-    return to_examples(
-        table,
-        text=layout.text_columns,
-        label=label or (trained_on if trained_on in table.columns else None),
-        template=layout.template,
-        normaliser=layout.normaliser,
-        label_names=run.labels.names,
-        labelled=True,
-    )
-
-
 def evaluate(
     run_path: str | Path,
     data: str,
@@ -178,10 +146,7 @@ def evaluate(
         run_path: a finished run, which is computed with PyTorch, or an artefact.
         data: named data set, folder or file.
         split: which of its splits; the key in metrics.json.
-        text: columns that make the text; None: as the run was trained, else those with usual names.
-        label: the column that holds the class; None: likewise.
-        template: how columns make one text; None: likewise.
-        header: whether csv files have a header; None: detected.
+        text, label, template, header: how columns are read, as for :func:`evaluation_rows`.
         baseline: also fit TF-IDF + linear SVM on the run's own training rows, and compare.
         with_text: put the texts into the predictions file.
         count: called with the number of rows of every batch done.
@@ -192,28 +157,31 @@ def evaluate(
         UserError: when run, base model or rows cannot be used together.
     """
     from newsdesk.evaluation.baseline import linear_baseline
-    from newsdesk.evaluation.evaluate import (
-        evaluate_examples,
-        predictions_path,
-        write_evaluated_rows,
-        write_metrics,
-    )
+    from newsdesk.evaluation.evaluate import evaluate_examples, keep_evaluation, predictions_path
+    from newsdesk.inference.recalibration import load_as_named
 
     run = find_artefact(Path(run_path)) or open_run(Path(run_path))
     target = predictions_path(run.path, split)
     rows = evaluation_rows(
         run, data, split, text=text, label=label, template=template, header=header, progress=progress
     )
-    learned_from = _training_rows(run, progress) if baseline else None
-    predictor = _named_by_its_path(run, progress)
+    learned_from = training_rows(run, progress) if baseline else None
+    predictor = load_as_named(run, progress)
     start(len(rows))
-    probabilities = predictor.predict_probabilities(rows.texts, progress=count)
+    logits = predictor.predict_logits(rows.texts, progress=count)
+    probabilities = softmax(logits, predictor.temperature)
     reference = None if learned_from is None else linear_baseline(learned_from, rows, seed=0)
     evaluation = evaluate_examples(
-        probabilities, rows, run.labels.names, split=split, model=str(run.path), baseline=reference
+        probabilities,
+        rows,
+        run.labels.names,
+        split=split,
+        model=str(run.path),
+        temperature=predictor.temperature,
+        uncalibrated=softmax(logits),
+        baseline=reference,
     )
-    write_evaluated_rows(probabilities, rows, run.labels.names, target, with_text=with_text)
-    write_metrics(evaluation, run.metrics)
+    keep_evaluation(evaluation, probabilities, rows, run.metrics, target, with_text=with_text)
     if isinstance(run, RunFolder):
         _seal_with_card(run)
     return evaluation
@@ -226,13 +194,69 @@ def predict_table(
     text: Sequence[str] | None = None,
     template: str | None = None,
     count: Counter | None = None,
+    rule: DecisionRule | None = None,
 ) -> Predictions:
     """Classify every row of a table, its texts made as the run's training texts were.
 
-    ``text`` and ``template`` say which columns they are made of, where these differ from the run's.
+    ``text`` and ``template`` say which columns they are made of, where these differ from the run's;
+    ``rule``, from the predictor's ``decision_rule``, what is answered.
     """
     texts = predictor.layout.for_table(table, text=text, template=template).texts(table)
-    return Predictions(predictor.predict_probabilities(texts, progress=count), predictor.label_names)
+    return predictor.classify(texts, rule, progress=count)
+
+
+def calibrate(
+    path: str | Path,
+    data: Sequence[str] = (),
+    *,
+    text: Sequence[str] | None = None,
+    label: str | None = None,
+    template: str | None = None,
+    header: bool | None = None,
+    count: Counter | None = None,
+    progress: Progress | None = None,
+    start: Counter = lambda _rows: None,
+) -> dict[Path, Calibration]:
+    """Fit the temperature of a run or artefact anew, and keep it with the rows that promises stand on.
+
+    ``newsdesk.calibrate("runs/wire", ["january.csv"])``
+
+    Of a run the exports in its folder are calibrated too, each by its own logits. A promise holds for texts
+    like these rows, of which none may have been learned from.
+
+    Args:
+        path: a finished run or an artefact.
+        data: labelled rows: named data sets (their test splits), folders or files. None: a run's own
+            validation rows.
+        text, label, template, header: how columns are read, as for :func:`evaluation_rows`.
+        count: called with the number of rows of every batch done.
+        progress: called while things are fetched.
+        start: called with the number of rows to compute before the first batch.
+
+    Returns:
+        The new calibration of each folder.
+
+    Raises:
+        UserError: when there are no rows, or run, base model or rows cannot be used together.
+    """
+    from newsdesk.data.examples import joined
+    from newsdesk.inference.recalibration import calibrate_on, folders_of, give_off_topic_score
+
+    found = find_artefact(Path(path)) or open_run(Path(path))
+    columns: dict[str, Any] = {"text": text, "label": label, "template": template, "header": header}
+    if data:
+        rows = joined([evaluation_rows(found, name, "test", **columns, progress=progress) for name in data])
+    else:
+        known = rows_known_of(found, "a calibration", "give labelled rows with --data", progress)
+        rows = known.validation
+        if isinstance(found, RunFolder) and not found.off_topic.is_file():
+            give_off_topic_score(found, known, progress)
+    folders = folders_of(found)
+    start(len(rows) * len(folders))
+    made = calibrate_on(rows, folders, count=count, progress=progress)
+    if isinstance(found, RunFolder):
+        _seal_with_card(found)
+    return made
 
 
 def export(
@@ -333,40 +357,9 @@ def report(
     )
 
 
-def _named_by_its_path(run: RunFolder | ArtefactFolder, progress: Progress | None) -> TextClassifier:
-    """The classifier to measure: of a run the run itself, not the export that it predicts with."""
-    if isinstance(run, RunFolder):
-        return load(run.path, engine="torch", progress=progress)
-    run.verify()
-    return load(run.path)
-
-
 def _seal_with_card(run: RunFolder) -> None:
     """Seal a run after new figures, then tell them in its card: a kill in between leaves it sealed."""
     from newsdesk.reporting.model_card import refresh_card
 
     run.reseal()
     refresh_card(run)
-
-
-def _training_rows(run: RunFolder | ArtefactFolder, progress: Progress | None) -> Examples:
-    """The rows the run learned from and was validated on: a baseline, not validated, may use both."""
-    if isinstance(run, ArtefactFolder):
-        raise UserError(
-            "a baseline learns from the rows of a run",
-            found=f"{run.path} is an artefact, which does not know them",
-            mend="evaluate the run, or leave out --baseline",
-        )
-    import numpy as np
-
-    from newsdesk.data.examples import Examples
-    from newsdesk.evaluation.known_rows import known_rows
-
-    data = known_rows(
-        run, purpose="a baseline learns from", otherwise="evaluate without --baseline", progress=progress
-    )
-    train, validation = data.train, data.validation
-    assert train.labels is not None  # or their fingerprint would differ
-    assert validation.labels is not None
-    labels = np.concatenate([train.labels, validation.labels])
-    return Examples(train.texts + validation.texts, labels, train.label_names, train.source)

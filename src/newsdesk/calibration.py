@@ -118,7 +118,8 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -
             low = middle
         else:
             high = middle
-    return float(np.exp((low + high) / 2))
+    # exp(log(x)) may miss x by a last digit, which must not leave the bounds.
+    return float(np.clip(np.exp((low + high) / 2), LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE))
 
 
 def negative_log_likelihood(

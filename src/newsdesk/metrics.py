@@ -110,6 +110,23 @@ class Metrics:
         )
 
 
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Rows of like confidence, and how often they are right; a calibrated classifier's two shares agree.
+
+    Attributes:
+        rows: how many.
+        mean_confidence: of them, 0 to 1.
+        accuracy: share of them that is right.
+        accuracy_interval: its 95 % Wilson interval.
+    """
+
+    rows: int
+    mean_confidence: float
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+
+
 def evaluate_probabilities(
     probabilities: NDArray[np.floating], labels: NDArray[np.integer], label_names: Sequence[str]
 ) -> Metrics:
@@ -170,15 +187,27 @@ def expected_calibration_error(
     confidence share a bin, so that the figure does not depend on the order of the rows.
     Returns a number in [0, 1]. Raises ValueError without rows.
     """
-    if len(confidence) == 0:
-        raise ValueError("calibration needs at least one row")
-    first_of_bin = np.arange(1, bins) * len(confidence) // bins
-    edges = np.sort(confidence)[first_of_bin]
     gaps = np.bincount(
-        np.searchsorted(edges, confidence, side="right"),
-        weights=np.asarray(correct, dtype=np.float64) - confidence,
+        _bins_of_equal_mass(confidence, bins), weights=np.asarray(correct, dtype=np.float64) - confidence
     )
     return float(np.abs(gaps).sum() / len(confidence))
+
+
+def reliability(
+    confidence: NDArray[np.floating], correct: NDArray[np.bool_], bins: int = CALIBRATION_BINS
+) -> tuple[ReliabilityBin, ...]:
+    """The bins of ``expected_calibration_error``, from unsure to sure; ties may leave fewer than ``bins``.
+
+    Both arguments are (rows,). Raises ValueError without rows.
+    """
+    of_rows = _bins_of_equal_mass(confidence, bins)
+    found = []
+    for number in np.unique(of_rows):
+        members = of_rows == number
+        rows, right = int(members.sum()), int(correct[members].sum())
+        mean = float(np.asarray(confidence, dtype=np.float64)[members].mean())
+        found.append(ReliabilityBin(rows, mean, right / rows, wilson_interval(right, rows)))
+    return tuple(found)
 
 
 def confusion_matrix(
@@ -206,6 +235,15 @@ def _check(
     if not (distribution := (probabilities >= 0).all(axis=1) & sums_to_one).all():
         row = int(np.argmin(distribution))
         raise ValueError(f"row {row} is not a probability distribution: {probabilities[row].tolist()}")
+
+
+def _bins_of_equal_mass(confidence: NDArray[np.floating], bins: int) -> NDArray[np.int64]:
+    """The bin of each row, (rows,); rows of equal confidence share one."""
+    if len(confidence) == 0:
+        raise ValueError("calibration needs at least one row")
+    first_of_bin = np.arange(1, bins) * len(confidence) // bins
+    edges = np.sort(confidence)[first_of_bin]
+    return np.searchsorted(edges, confidence, side="right")
 
 
 def _per_class(confusion: NDArray[np.int64], label_names: Sequence[str]) -> tuple[ClassMetrics, ...]:

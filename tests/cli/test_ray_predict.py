@@ -62,7 +62,7 @@ def test_progress_says_where_it_goes_on_and_how_far_it_is(monkeypatch, capsys):
     progress.show(JobBegun(5, 2))
     for done in (3, 4):
         now[0] += 10
-        progress.show(ShardDone("a.csv", 1000, 0, done, 5))
+        progress.show(ShardDone("a.csv", 1000, 0, 0, done, 5))
     assert capsys.readouterr().err.splitlines() == [
         "going on: 2 of 5 files are done",
         "4 of 5 files, 100 rows/s",

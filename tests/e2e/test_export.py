@@ -11,9 +11,12 @@ import pytest
 pytest.importorskip("onnx")
 
 COMMON = {
+    "calibration.json",
+    "calibration.safetensors",
     "config.json",
     "labels.json",
     "manifest.json",
+    "off_topic.safetensors",
     "quality.json",
     "tokenizer.json",
     "tokenizer_config.json",

@@ -33,6 +33,7 @@ FLAGS = {
         *("--data", "--split", "--baseline", "--with-text"),
         *("--text", "--label", "--template", "--header", "--no-header", "--json"),
     },
+    "calibrate": {"--data", "--text", "--label", "--template", "--header", "--no-header", "--json"},
     "compare": {
         *("--split", "--data", "--csv", "--text", "--label", "--template"),
         *("--header", "--no-header", "--json"),
@@ -40,6 +41,7 @@ FLAGS = {
     "explain": {"--top", "--target", "--json"},
     "predict": {
         *("--input", "--output", "--format", "--top-k", "--probabilities"),
+        *("--abstain", "--confidence", "--sets", "--off-topic"),
         *("--engine", "--rejects", "--strict", "--ray-address", "--ray-workers", "--ray-cores"),
         *("--text", "--template", "--header", "--no-header", "--json"),
     },

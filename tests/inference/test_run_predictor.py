@@ -43,7 +43,7 @@ def test_probabilities_are_those_of_the_logits_and_sum_to_one(predictor):
     assert probabilities.shape == logits.shape == (5, 3)
     assert probabilities.dtype == np.float32
     assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-6)
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    exponentials = np.exp((logits - logits.max(axis=1, keepdims=True)) / predictor.temperature)
     assert np.allclose(probabilities, exponentials / exponentials.sum(axis=1, keepdims=True), atol=1e-6)
 
 

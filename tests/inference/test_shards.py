@@ -11,6 +11,7 @@ from pyarrow import fs
 
 from newsdesk.errors import UserError
 from newsdesk.inference.shards import (
+    Counts,
     Shard,
     Storage,
     begin_job,
@@ -131,11 +132,11 @@ def test_a_finished_shard_is_known_by_its_note(tmp_path, kind, object_store):
     written.write_text("rows")
     rejects.write_text("bad")
     assert done_before(output, [SHARD]) == {}
-    finish_shard(output, SHARD, written, rejects, (9, 2))
-    assert done_before(output, [SHARD]) == {"a.csv": (9, 2)}
+    finish_shard(output, SHARD, written, rejects, Counts(9, 2, 4))
+    assert done_before(output, [SHARD]) == {"a.csv": Counts(9, 2, 4)}
     assert (output.read("a.csv"), output.read("_rejects/a.csv.jsonl")) == (b"rows", b"bad")
     rejects.unlink()
-    finish_shard(output, SHARD, written, rejects, (9, 0))
+    finish_shard(output, SHARD, written, rejects, Counts(9, 0))
     assert output.read("_rejects/a.csv.jsonl") is None
     assert done_before(output, [Shard("a.csv", "a.csv", "csv", 2, 5)]) == {}  # the input grew
     assert output.notes() == ["a.csv"]

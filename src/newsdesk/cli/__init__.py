@@ -10,6 +10,7 @@ import click
 
 from newsdesk import __version__
 from newsdesk.cli.audit_verb import audit
+from newsdesk.cli.calibrate_verb import calibrate
 from newsdesk.cli.compare_verb import compare
 from newsdesk.cli.explain_verb import explain
 from newsdesk.cli.export_verb import export
@@ -37,6 +38,7 @@ def cli() -> None:
 for verb in (
     train,
     evaluate,
+    calibrate,
     compare,
     report,
     predict,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from newsdesk.cli.promises import note_promise, promise_flags
 from newsdesk.cli.ray_predict import predict_with_ray, ray_flags, refuse_ray_flags
 from newsdesk.cli.shared import (
     JSON_FLAG,
@@ -24,7 +25,8 @@ from newsdesk.cli.shared import (
 
 if TYPE_CHECKING:
     from newsdesk.data.table import Table
-    from newsdesk.inference.predictions import Predictions
+    from newsdesk.inference.decision import DecisionRule
+    from newsdesk.inference.predictions import Prediction, Predictions
     from newsdesk.inference.text_classifier import TextClassifier
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet", "submission")
@@ -50,6 +52,7 @@ ENGINES = ("auto", "onnx", "torch", "ray")
 )
 @flag("--rejects", help="The file for rows that cannot be classified; default: beside the output.")
 @flag("--strict", is_flag=True, help="Stop at the first row that cannot be classified.")
+@promise_flags
 @ray_flags
 @data_flags("text", "template", "header")
 @JSON_FLAG
@@ -68,6 +71,7 @@ def predict(
     template: str | None,
     header: bool | None,
     as_json: bool,
+    promise: Mapping[str, Any],
     **ray: Any,
 ) -> None:
     """Classify texts given as arguments, on standard input, or in a file of any size.
@@ -82,30 +86,30 @@ def predict(
     columns = {"text": names_of(text), "template": template}
     layout = {"top_k": top_k, "all_probabilities": probabilities, "format": form, "header": header, **columns}
     if engine == "ray":
-        one_machine_only = bool(texts or as_json or rejects)
-        predict_with_ray(
-            run, source, output, **ray, one_machine_only=one_machine_only, strict=strict, **layout
-        )
+        settings = {"one_machine_only": bool(texts or as_json or rejects), "strict": strict, **layout}
+        predict_with_ray(run, source, output, promise=promise, **ray, **settings)
         return
     refuse_ray_flags(ray)
     target = _path_of(output)
     if target is not None:
         _check_output(target, _path_of(source), form)
-    if texts or as_json:
-        table = _table_in_memory(texts, _path_of(source), header)
-        predictor = _load(run, engine)
-        predictions = _classified(predictor, table, columns)
-        if as_json:
-            say({"predictions": predictions.to_dicts(None if probabilities else top_k)})
-        elif output is None and form is None:
-            say(
-                render_predictions(texts, predictions, len(predictor.label_names) if probabilities else top_k)
-            )
-        else:
-            _write_in_one(table, predictions, target, form, top_k, probabilities)
+    if not (texts or as_json):
+        given = _path_of(source) or _piped()
+        place = Path(rejects) if rejects else None
+        _stream(_load(run, engine), given, target, place, {"strict": strict, **layout}, promise)
         return
-    given = _path_of(source) or _piped()
-    _stream(_load(run, engine), given, target, Path(rejects) if rejects else None, strict, layout)
+    table = _table_in_memory(texts, _path_of(source), header)
+    predictor = _load(run, engine)
+    rule = predictor.decision_rule(**promise)
+    predictions = _classified(predictor, table, columns, rule)
+    if as_json:
+        say(_document(predictions, None if probabilities else top_k))
+    elif output is None and form is None:
+        say(render_predictions(texts, predictions, len(predictor.label_names) if probabilities else top_k))
+    else:
+        _write_in_one(table, predictions, target, form, top_k, probabilities)
+    if not as_json:
+        _tell_promise(rule, int((~predictions.answered).sum()), len(predictions))
 
 
 def _load(run: Path, engine: Any) -> TextClassifier:
@@ -118,10 +122,25 @@ def _load(run: Path, engine: Any) -> TextClassifier:
     return predictor
 
 
-def _classified(predictor: TextClassifier, table: Table, columns: Mapping[str, Any]) -> Predictions:
+def _classified(
+    predictor: TextClassifier, table: Table, columns: Mapping[str, Any], rule: DecisionRule | None
+) -> Predictions:
     from newsdesk import api
 
-    return api.predict_table(predictor, table, **columns)
+    return api.predict_table(predictor, table, **columns, rule=rule)
+
+
+def _document(predictions: Predictions, top_k: int | None) -> dict[str, Any]:
+    """What --json prints: the predictions and, where something was promised, by which rule."""
+    from dataclasses import asdict
+
+    content: dict[str, Any] = {"predictions": predictions.to_dicts(top_k)}
+    return content if predictions.rule is None else content | {"rule": asdict(predictions.rule)}
+
+
+def _tell_promise(rule: DecisionRule | None, unanswered: int, rows: int) -> None:
+    if rule is not None:
+        note_promise(terminal(), rule, unanswered, rows)
 
 
 def _write_in_one(
@@ -151,8 +170,8 @@ def _stream(
     source: Path | BinaryIO,
     target: Path | None,
     rejects: Path | None,
-    strict: bool,
-    layout: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    promise: Mapping[str, Any],
 ) -> None:
     """Classify a file or pipe of any size, and say what became of its rows."""
     from newsdesk.cli.bulk_display import BulkDisplay
@@ -164,12 +183,13 @@ def _stream(
             predictor,
             source,
             target or stream,
-            **layout,
+            **settings,
+            **promise,
             rejects=rejects,
-            strict=strict,
             observe=display.show,
         )
         display.finish(done, target, rejects)
+    _tell_promise(predictor.decision_rule(**promise), done.unanswered, done.rows_written)
 
 
 def _path_of(name: str | None) -> Path | None:
@@ -202,8 +222,22 @@ def _piped() -> BinaryIO:
 
 
 def render_predictions(texts: Sequence[str], predictions: Predictions, top_k: int) -> list[str]:
-    """A line a text: its most probable classes with their probabilities, then the text."""
-    ranked = [prediction.top_k(top_k) for prediction in predictions]
-    cells = [", ".join(f"{label} {probability:.1%}" for label, probability in row) for row in ranked]
+    """A line a text: its most probable classes with their probabilities, then the text.
+
+    What is not answered begins with a question mark and names the classes in question.
+    """
+    cells = [_shown(prediction, top_k) for prediction in predictions]
     width = max(map(len, cells))
     return [f"{cell:<{width}}  {text}" for cell, text in zip(cells, texts, strict=True)]
+
+
+def _shown(prediction: Prediction, top_k: int) -> str:
+    if prediction.label is None:
+        in_question = _with_probability(prediction, prediction.candidates or ())
+        return f"? {' or '.join(in_question) or prediction.reason}"
+    ranked = ", ".join(f"{label} {probability:.1%}" for label, probability in prediction.top_k(top_k))
+    return f"{ranked} of {{{', '.join(prediction.candidates)}}}" if prediction.candidates else ranked
+
+
+def _with_probability(prediction: Prediction, labels: Sequence[str]) -> list[str]:
+    return [f"{label} {prediction.probabilities[label]:.1%}" for label in labels]

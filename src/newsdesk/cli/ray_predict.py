@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from newsdesk.cli.promises import note_promise
 from newsdesk.cli.shared import AnyCallable, flag, note, terminal
 
 if TYPE_CHECKING:
@@ -57,9 +58,12 @@ def predict_with_ray(
     ray_workers: int | None,
     ray_cores: int | None,
     one_machine_only: bool,
+    promise: Mapping[str, Any],
     **settings: Any,
 ) -> None:
     """Classify files on a Ray cluster, and say what became of them; settings as for ``predict_on_ray``.
+
+    ``promise`` are those that ``TextClassifier.decision_rule`` takes.
 
     ``one_machine_only`` says whether texts, --json or --rejects were given. Raises click.UsageError for
     them, and where files do not come from and go to folders.
@@ -73,8 +77,9 @@ def predict_with_ray(
     from newsdesk.inference.ray_bulk import predict_on_ray
 
     console = terminal()
+    predictor = load(run, engine="onnx")
     totals = predict_on_ray(
-        load(run, engine="onnx"),
+        predictor,
         str(source),
         str(output),
         address=ray_address,
@@ -82,9 +87,13 @@ def predict_with_ray(
         cores=ray_cores or 1,
         observe=_Progress(console).show,
         **settings,
+        **promise,
     )
     rejected = f"; {totals.rejected:,} rejected, see {output}/_rejects" if totals.rejected else ""
     note(console, f"{totals.shards:,} files, {totals.rows:,} rows{rejected}")
+    if promise:
+        rule = predictor.decision_rule(**promise)
+        note_promise(console, rule, totals.unanswered, totals.rows - totals.rejected)
 
 
 class _Progress:

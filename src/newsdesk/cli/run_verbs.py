@@ -173,7 +173,7 @@ def evaluate(
     if as_json:
         say(result.to_dict())
     else:
-        table = render_metrics(result.metrics, result.baseline, result.comparison)
+        table = render_metrics(result.metrics, result.baseline, result.comparison, result.trust)
         say([*table, *render_errors(result.errors)])
         note(console, f"every row's probabilities lie in {predictions_path(run, split)}")
 

@@ -50,3 +50,17 @@ class Examples:
             digest.update(encoded)
         digest.update(b"unlabelled" if self.labels is None else self.labels.astype("<i8").tobytes())
         return digest.hexdigest()
+
+
+def joined(parts: Sequence[Examples]) -> Examples:
+    """The labelled rows of several parts, in turn. Raises ValueError unless they have the same classes."""
+    first = parts[0]
+    labels = [part.labels for part in parts if part.labels is not None]
+    if len(labels) < len(parts) or any(part.label_names != first.label_names for part in parts):
+        raise ValueError("rows to be joined carry labels of the same classes")
+    return Examples(
+        tuple(text for part in parts for text in part.texts),
+        np.concatenate(labels),
+        first.label_names,
+        ", ".join(dict.fromkeys(part.source for part in parts)),
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from newsdesk.calibration import Change
 from newsdesk.data.examples import Examples
 from newsdesk.errors import UserError
 from newsdesk.evaluation.alignment import aligned_labels
 from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.evaluation.comparison import PairedComparison, compare_paired
 from newsdesk.evaluation.csv_lines import delimited_lines, probability_column, rounded
+from newsdesk.evaluation.selective import RiskCoverage, risk_coverage
 from newsdesk.files import atomic_writer, write_json
-from newsdesk.metrics import Metrics, evaluate_probabilities
+from newsdesk.metrics import Metrics, ReliabilityBin, evaluate_probabilities, reliability
 
 _ERRORS_NAMED = 5
 
@@ -45,6 +47,38 @@ class RowError:
 
 
 @dataclass(frozen=True)
+class Trust:
+    """How far the confidence can be believed on the evaluated rows.
+
+    Attributes:
+        temperature: what the logits were divided by; 1 where the model was never calibrated.
+        expected_calibration_error: of the same rows without and with it, 0 to 1.
+        negative_log_likelihood: likewise, nats per row.
+        reliability: bins of equally many rows, from unsure to sure.
+        risk_coverage: what answering only the sure rows would gain.
+    """
+
+    temperature: float
+    expected_calibration_error: Change
+    negative_log_likelihood: Change
+    reliability: tuple[ReliabilityBin, ...]
+    risk_coverage: RiskCoverage
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entries ``calibration`` and ``risk_coverage`` of metrics.json."""
+        calibration = asdict(self)
+        del calibration["risk_coverage"]
+        bins = [
+            entry | {"accuracy_interval": list(entry["accuracy_interval"])}
+            for entry in calibration["reliability"]
+        ]
+        return {
+            "calibration": calibration | {"reliability": bins},
+            "risk_coverage": self.risk_coverage.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """One model on one split, with all that is needed to know what was measured.
 
@@ -54,6 +88,7 @@ class Evaluation:
         fingerprint: ``Examples.fingerprint()`` of the rows.
         model: the run or artefact that gave the probabilities.
         metrics: its figures.
+        trust: how far its confidence can be believed.
         baseline: a yardstick on the same rows, where one was asked for.
         comparison: the model and that baseline row by row.
         errors: the most confident errors with their texts; not part of ``to_dict``, since many corpora
@@ -65,6 +100,7 @@ class Evaluation:
     fingerprint: str
     model: str
     metrics: Metrics
+    trust: Trust
     baseline: BaselineResult | None = None
     comparison: PairedComparison | None = None
     errors: tuple[RowError, ...] = ()
@@ -77,6 +113,7 @@ class Evaluation:
             "fingerprint": self.fingerprint,
             "model": self.model,
             "metrics": self.metrics.to_dict(),
+            **self.trust.to_dict(),
         }
         if self.baseline is not None:
             content["baseline"] = self.baseline.to_dict()
@@ -92,15 +129,21 @@ def evaluate_examples(
     *,
     split: str,
     model: str,
+    temperature: float = 1.0,
+    uncalibrated: NDArray[np.floating] | None = None,
     baseline: BaselineResult | None = None,
 ) -> Evaluation:
     """Measure probabilities (rows, classes) whose columns are ``label_names`` on labelled examples.
 
-    The examples may name the same classes in another order. Raises UserError for rows without labels or of
-    a class outside ``label_names``, ValueError where ``evaluate_probabilities`` does.
+    The examples may name the same classes in another order. ``temperature`` is what the probabilities were
+    made with, ``uncalibrated`` what they would be without it; None: the same. Raises UserError for rows
+    without labels or of a class outside ``label_names``, ValueError where ``evaluate_probabilities`` does.
     """
     labels = aligned_labels(examples, label_names)
     metrics = evaluate_probabilities(probabilities, labels, label_names)
+    before = metrics
+    if uncalibrated is not None:
+        before = evaluate_probabilities(uncalibrated, labels, label_names)
     comparison = None
     if baseline is not None:
         ids = {name: i for i, name in enumerate(label_names)}
@@ -112,6 +155,7 @@ def evaluate_examples(
         fingerprint=examples.fingerprint(),
         model=model,
         metrics=metrics,
+        trust=_trust(probabilities, labels, temperature, before, metrics),
         baseline=baseline,
         comparison=comparison,
         errors=tuple(
@@ -125,6 +169,42 @@ def evaluate_examples(
             for row in metrics.most_confident_errors[:_ERRORS_NAMED]
         ),
     )
+
+
+def _trust(
+    probabilities: NDArray[np.floating],
+    labels: NDArray[np.int64],
+    temperature: float,
+    before: Metrics,
+    after: Metrics,
+) -> Trust:
+    confidence = np.max(probabilities, axis=1).astype(np.float64)
+    correct = np.asarray(np.argmax(probabilities, axis=1) == labels, dtype=np.bool_)
+    return Trust(
+        temperature,
+        Change(before.expected_calibration_error, after.expected_calibration_error),
+        Change(before.negative_log_likelihood, after.negative_log_likelihood),
+        reliability(confidence, correct),
+        risk_coverage(confidence, correct),
+    )
+
+
+def keep_evaluation(
+    evaluation: Evaluation,
+    probabilities: NDArray[np.floating],
+    examples: Examples,
+    metrics: Path,
+    predictions: Path,
+    *,
+    with_text: bool = False,
+) -> None:
+    """Write an evaluation into the file ``metrics``, and every row of it to ``predictions``.
+
+    Raises UserError as ``write_metrics`` and ``write_evaluated_rows`` do.
+    """
+    names = evaluation.metrics.label_names
+    write_evaluated_rows(probabilities, examples, names, predictions, with_text=with_text)
+    write_metrics(evaluation, metrics)
 
 
 def write_metrics(evaluation: Evaluation, path: Path) -> None:

@@ -8,7 +8,7 @@ from rich.cells import cell_len, set_cell_size
 
 from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.evaluation.comparison import PairedComparison
-from newsdesk.evaluation.evaluate import RowError
+from newsdesk.evaluation.evaluate import RowError, Trust
 from newsdesk.metrics import Metrics
 
 WIDTH = 80
@@ -24,7 +24,10 @@ _SMALLEST_P_SHOWN = 0.0001
 
 
 def render_metrics(
-    metrics: Metrics, baseline: BaselineResult | None = None, comparison: PairedComparison | None = None
+    metrics: Metrics,
+    baseline: BaselineResult | None = None,
+    comparison: PairedComparison | None = None,
+    trust: Trust | None = None,
 ) -> list[str]:
     """The lines of a report: headline figures, the baseline beside them, classes, confusions.
 
@@ -32,6 +35,8 @@ def render_metrics(
     Lines are at most 80 cells wide, wide characters counted as two.
     """
     lines = _headline(metrics)
+    if trust is not None:
+        lines += _trust(trust)
     if baseline is not None:
         lines += ["", *_beside_baseline(metrics, baseline, comparison)]
     lines += ["", *_class_table(metrics)]
@@ -56,6 +61,18 @@ def _headline(metrics: Metrics) -> list[str]:
         _figure("negative log-likelihood", f"{metrics.negative_log_likelihood:.4f} nats a row"),
         _figure("Brier score", f"{metrics.brier_score:.4f}"),
         _figure("expected calibration error", f"{100 * metrics.expected_calibration_error:.2f} points"),
+    ]
+
+
+def _trust(trust: Trust) -> list[str]:
+    coverages = ", ".join(
+        f"{share:.1%} at {100 * rate:g} %" for rate, share in trust.risk_coverage.coverage_at.items()
+    )
+    before = 100 * trust.expected_calibration_error.before
+    effect = f"temperature {trust.temperature:.3f}; without it {before:.2f} points"
+    return [
+        _figure("calibration", "none yet: newsdesk calibrate" if trust.temperature == 1 else effect),
+        _figure("answered at an error of", coverages),
     ]
 
 

@@ -8,7 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from newsdesk.files import damaged, read_json, sha256_of
+from newsdesk.calibration import CALIBRATION, CALIBRATION_ROWS
+from newsdesk.files import damaged, read_json, sha256_of, write_json
+from newsdesk.off_topic import OFF_TOPIC
 from newsdesk.training.run_folder import MANIFEST, Labels, RunFolder
 
 Kind = Literal["merged", "onnx-fp32", "onnx-int8"]
@@ -25,6 +27,9 @@ MODEL_FILES: dict[Kind, str] = {
 
 _MEND = "copy the artefact anew from where it is whole, or export it again with newsdesk export"
 
+_FITTED = (CALIBRATION, CALIBRATION_ROWS, OFF_TOPIC)
+"""What is fitted on held-out rows, and may be again after the export."""
+
 
 @dataclass(frozen=True)
 class ArtefactFolder:
@@ -32,7 +37,8 @@ class ArtefactFolder:
 
     The folder holds ``config.json`` and the tokenizer as transformers writes them, ``labels.json`` as a run
     has it, the model under the name that ``MODEL_FILES`` gives its kind, ``quality.json`` with what the
-    export was found to be worth, and ``manifest.json``, written last, with the sha256 of every file.
+    export was found to be worth, the two files of a calibration by its own logits where rows were held out,
+    and ``manifest.json``, written last, with the sha256 of every file.
     """
 
     path: Path
@@ -84,6 +90,18 @@ class ArtefactFolder:
     def verify_model(self) -> None:
         """Check the file of the weights against the manifest. Raises UserError as ``verify`` does."""
         self.verify(MODEL_FILES[self.kind])
+
+    def verify_calibration(self) -> None:
+        """Check what was fitted on held-out rows, where it has it. Raises UserError as ``verify`` does."""
+        for name in _FITTED:
+            if name in self.manifest["files"] or (self.path / name).exists():
+                self.verify(name)
+
+    def seal_calibration(self) -> None:
+        """Write the manifest anew with the sha256 of a calibration that was made since."""
+        hashes = {name: sha256_of(self.path / name) for name in _FITTED if (self.path / name).is_file()}
+        write_json(self.path / MANIFEST, {**self.manifest, "files": {**self.manifest["files"], **hashes}})
+        self.__dict__.pop("manifest", None)  # read before, it is out of date now
 
     def _read(self, name: str) -> dict[str, Any]:
         return read_json(self.path / name, mend=_MEND)

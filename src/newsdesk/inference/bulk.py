@@ -6,7 +6,7 @@ import gzip
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeAlias
 
@@ -14,6 +14,7 @@ from newsdesk import __version__
 from newsdesk.data.stream import open_rows, rows_of
 from newsdesk.data.table import RowStream
 from newsdesk.errors import UserError
+from newsdesk.inference.decision import DecisionRule
 from newsdesk.inference.direct_output import direct_output
 from newsdesk.inference.output_table import Format, OutputTable, Piece, Refused, output_table
 from newsdesk.inference.part_file import Checkpoint, PartFile, fingerprint
@@ -78,6 +79,10 @@ def predict_file(
     header: bool | None = None,
     top_k: int = 1,
     all_probabilities: bool = False,
+    abstain: float | None = None,
+    confidence: float = 0.95,
+    sets: float | None = None,
+    off_topic: float | None = None,
     rejects: Path | None = None,
     strict: bool = False,
     observe: Observer = lambda _event: None,
@@ -99,6 +104,7 @@ def predict_file(
         header: whether csv files have a header; None: detected.
         top_k: how many classes to name.
         all_probabilities: append a column for each class.
+        abstain, confidence, sets, off_topic: what is promised, as for ``TextClassifier.predict``.
         rejects: the file for bad rows; None: ``OUTPUT.rejects.jsonl``, and for a stream ``observe`` alone.
         strict: stop at the first bad row; what was written stays, and the call without ``strict`` goes on.
         observe: called with every event.
@@ -112,7 +118,10 @@ def predict_file(
         format = check_destination(
             destination, source=source if isinstance(source, Path) else None, format=format
         )
-    job = _Job(predictor, format or "csv", text, template, header, top_k, all_probabilities, strict, observe)
+    rule = predictor.decision_rule(abstain=abstain, confidence=confidence, sets=sets, off_topic=off_topic)
+    job = _Job(
+        predictor, format or "csv", text, template, header, top_k, all_probabilities, rule, strict, observe
+    )
     with _opened(source, header) as stream:
         if direct:
             return _into_stream(job, stream, destination, rejects)
@@ -129,6 +138,7 @@ class _Job:
     header: bool | None
     top_k: int
     all_probabilities: bool
+    rule: DecisionRule | None
     strict: bool
     observe: Observer
 
@@ -139,6 +149,7 @@ class _Job:
             self.predictor.label_names,
             top_k=self.top_k,
             all_probabilities=self.all_probabilities,
+            remarks=() if self.rule is None else self.rule.columns,
             arrow_schema=stream.arrow_schema,
         )
 
@@ -154,6 +165,7 @@ class _Job:
             "header": self.header,
             "top_k": self.top_k,
             "all_probabilities": self.all_probabilities,
+            "rule": None if self.rule is None else asdict(self.rule),
         }
 
 
@@ -163,7 +175,9 @@ class _Output(Protocol):
     @property
     def checkpoint(self) -> Checkpoint: ...
 
-    def append(self, output: bytes, rejects: bytes, *, rows_read: int, rejected: int) -> None: ...
+    def append(
+        self, output: bytes, rejects: bytes, *, rows_read: int, rejected: int, unanswered: int = 0
+    ) -> None: ...
 
 
 @contextmanager
@@ -216,10 +230,9 @@ def _classify(job: _Job, stream: RowStream, table: OutputTable, output: _Output,
     skip = output.checkpoint.rows_read
     coming = windows(stream, layout, skip=skip, strict=job.strict, size=ROWS_PER_WINDOW)
     for window in ahead(coming):
-        probabilities = job.predictor.predict_probabilities(
-            window.texts, progress=lambda rows: job.observe(Classified(rows))
+        predictions = job.predictor.classify(
+            window.texts, job.rule, progress=lambda rows: job.observe(Classified(rows))
         )
-        predictions = Predictions(probabilities, job.predictor.label_names)
         written, refused = table.write(Piece(window.rows, predictions, window.numbers))
         rejected = _with_refused(window, refused, stream, strict=job.strict)
         output.append(
@@ -227,8 +240,16 @@ def _classify(job: _Job, stream: RowStream, table: OutputTable, output: _Output,
             b"".join(reject.to_json() for reject in rejected),
             rows_read=window.end - window.start,
             rejected=len(rejected),
+            unanswered=_unanswered(predictions, refused),
         )
         job.observe(WindowWritten(output.checkpoint, window.share, tuple(rejected)))
+
+
+def _unanswered(predictions: Predictions, refused: Refused) -> int:
+    """How many of the rows that the output holds have no label."""
+    left = ~predictions.answered
+    left[[position for position, _ in refused]] = False
+    return int(left.sum())
 
 
 def _with_refused(window: Window, refused: Refused, stream: RowStream, *, strict: bool) -> list[Reject]:

@@ -16,6 +16,9 @@ from newsdesk.off_topic import OffTopicScore
 CANDIDATES, REASON = "candidates", "reason"
 OFF_TOPIC = "off_topic"
 FOREIGN = "off topic"  # the reason that goes before others
+PROMISES = ("abstain", "confidence", "sets", "off_topic")
+"""What may be asked of a classifier's ``decision_rule``, by name."""
+
 _MORE_ROWS = "calibrate on more labelled rows with newsdesk calibrate --data FILE"
 
 

@@ -23,14 +23,18 @@ class DirectOutput:
         self._sink = sink
         self._rejects = rejects
 
-    def append(self, output: bytes, rejects: bytes, *, rows_read: int, rejected: int) -> None:
+    def append(
+        self, output: bytes, rejects: bytes, *, rows_read: int, rejected: int, unanswered: int = 0
+    ) -> None:
         """Write both at once."""
         self._sink.write(output)
         self._sink.flush()
         if self._rejects is not None:
             self._rejects.write(rejects)
         now = self.checkpoint
-        self.checkpoint = Checkpoint(now.rows_read + rows_read, now.rejected + rejected)
+        self.checkpoint = Checkpoint(
+            now.rows_read + rows_read, now.rejected + rejected, unanswered=now.unanswered + unanswered
+        )
 
 
 @contextmanager

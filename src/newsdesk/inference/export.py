@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from newsdesk import __version__
+from newsdesk.calibration import store_calibration
 from newsdesk.errors import UserError, missing_package
 from newsdesk.files import read_json, sha256_of, write_json
 from newsdesk.inference.artefact import MODEL_FILES, Kind
@@ -20,6 +21,7 @@ from newsdesk.inference.load import load
 from newsdesk.inference.onnx_conversion import to_onnx, write_onnx
 from newsdesk.inference.run_predictor import RunPredictor, base_of, needing_train_extra
 from newsdesk.model.tokenizer import TextTokenizer
+from newsdesk.off_topic import OFF_TOPIC
 from newsdesk.sources.source import Progress
 from newsdesk.training.run_folder import MANIFEST, RunFolder
 
@@ -116,9 +118,16 @@ class Candidate:
     def measure(self, setting: str) -> Quality:
         """Compare what lies in the folder with the run, by the code that will predict with it."""
         _seal(self.run, self.kind, self.folder)
-        logits = load(self.folder, device="cpu").predict_logits(self.evidence.examples.texts)
+        classifier = load(self.folder, device="cpu")
+        logits, distances = classifier.outputs(classifier.token_ids(self.evidence.examples.texts))
         megabytes = self.model.stat().st_size / 1e6
         quality = compare(setting, self.reference, logits, self.evidence.labels, megabytes)
+        held_out = self.evidence.held_out(logits)
+        if held_out is not None:  # the last to be measured is the one that is taken
+            store_calibration(self.folder, held_out, self.evidence.held_out_source)
+        if classifier.off_topic is not None and distances is not None and self.evidence.validation_rows:
+            own = distances[: self.evidence.validation_rows]
+            classifier.off_topic.with_reference(own).save(self.folder / OFF_TOPIC)
         self.observe(quality)
         return quality
 
@@ -188,6 +197,8 @@ def _write_common(run: RunFolder, model: PreTrainedModel, folder: Path) -> None:
         content["model_max_length"] = run.labels.max_length  # where other programs cut texts
         write_json(settings, _for_transformers_4(content, folder / "tokenizer.json"))
     write_json(folder / "labels.json", run.labels.to_dict())
+    if run.off_topic.is_file():  # its own texts are measured again, by what the artefact computes of them
+        shutil.copyfile(run.off_topic, folder / OFF_TOPIC)
 
 
 def _for_transformers_4(settings: dict[str, Any], tokenizer: Path) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.data.examples import Examples
+from newsdesk.calibration import HeldOutRows
+from newsdesk.data.examples import Examples, joined
 from newsdesk.data.load import TrainingData
 from newsdesk.errors import UserError
 from newsdesk.inference.artefact import Kind
@@ -50,6 +51,19 @@ class Evidence:
         assert self.examples.labels is not None  # every way to make one wants labelled rows
         return self.examples.labels
 
+    @property
+    def held_out_source(self) -> str:
+        """Where the rows came from that nothing was learned from."""
+        return f"{self.validation_rows:,} rows held out from {self.examples.source}"
+
+    def held_out(self, logits: Logits) -> HeldOutRows | None:
+        """Of logits of all rows, those that nothing was learned from; None without any, or for no numbers."""
+        count = self.validation_rows
+        if not count or not np.isfinite(logits[:count]).all():
+            return None
+        rows = self.examples.select(range(count))
+        return HeldOutRows(logits[:count], self.labels[:count], rows.fingerprint())
+
     def to_dict(self) -> dict[str, Any]:
         """What quality.json says of the rows."""
         note = "training rows besides: too few rows were held out" if self.training_rows else None
@@ -64,11 +78,7 @@ def evidence_of(data: TrainingData, seed: int = 0) -> Evidence:
     if len(held_out) >= FEW_ROWS:
         return Evidence(held_out, len(held_out), 0, calibration)
     seen = _sample(data.train, MOST_ROWS - len(held_out), seed)
-    assert held_out.labels is not None
-    assert seen.labels is not None
-    labels = np.concatenate([held_out.labels, seen.labels])
-    rows = Examples(held_out.texts + seen.texts, labels, data.train.label_names, data.train.source)
-    return Evidence(rows, len(held_out), len(seen), calibration)
+    return Evidence(joined([held_out, seen]), len(held_out), len(seen), calibration)
 
 
 def evidence_from(rows: Examples, seed: int = 0) -> Evidence:

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Literal, get_args
 from newsdesk.data.table import Fault, Row
 from newsdesk.errors import UserError
 from newsdesk.evaluation.csv_lines import delimited_lines, probability_column, rounded
+from newsdesk.inference.decision import CANDIDATES, OFF_TOPIC, REASON
 from newsdesk.inference.predictions import Predictions
 
 Format = Literal["csv", "tsv", "jsonl", "parquet", "submission"]
@@ -54,12 +55,18 @@ class OutputTable(ABC):
     """
 
     def __init__(
-        self, columns: Sequence[str], label_names: Sequence[str], top_k: int, all_probabilities: bool
+        self,
+        columns: Sequence[str],
+        label_names: Sequence[str],
+        top_k: int,
+        all_probabilities: bool,
+        remarks: Sequence[str] = (),
     ) -> None:
         self.columns = tuple(columns)
         self._top_k = top_k
         self._every_class = all_probabilities
-        self._wanted = _names_of_classes(label_names, top_k, all_probabilities)
+        self._remarks = tuple(remarks)
+        self._wanted = [*_names_of_classes(label_names, top_k, all_probabilities), *remarks]
         self.names = output_names(self._wanted, columns)
         self._begun = False
 
@@ -84,21 +91,35 @@ class OutputTable(ABC):
     def _write(self, piece: Piece) -> tuple[bytes, Refused]: ...
 
     def _classes(self, predictions: Predictions) -> list[list[object]]:
-        """The cells under ``names`` of each row: the ranked classes, then all of them where asked for."""
+        """The cells under ``names`` of each row: ranked classes, all of them where asked for, remarks.
+
+        The first class of a row that is not answered is None.
+        """
         ids, probabilities = predictions.top_k(self._top_k)
-        cells = []
-        for row in range(len(predictions)):
+        cells: list[list[object]] = []
+        for row, label in enumerate(predictions.labels):
             pairs = zip(ids[row], probabilities[row], strict=True)
-            ranked = chain.from_iterable((predictions.label_names[i], rounded(p)) for i, p in pairs)
+            _, *ranked = chain.from_iterable((predictions.label_names[i], rounded(p)) for i, p in pairs)
             others = map(rounded, predictions.probabilities[row]) if self._every_class else ()
-            cells.append([*ranked, *others])
+            said: dict[str, object] = {REASON: predictions.reasons[row]}
+            said[CANDIDATES] = predictions.candidates_of(row)
+            if predictions.off_topic is not None:
+                said[OFF_TOPIC] = rounded(predictions.off_topic[row])
+            cells.append([label, *ranked, *others, *(self._remark(said[name]) for name in self._remarks)])
         return cells
+
+    def _remark(self, said: object) -> object:
+        """A remark as the format holds it; several labels come as a tuple."""
+        return list(said) if isinstance(said, tuple) else said
 
 
 class DelimitedTable(OutputTable):
     """csv, or with another delimiter tsv. A row with a key that no column bears is refused."""
 
     delimiter = ","
+
+    def _remark(self, said: object) -> object:
+        return " | ".join(said) if isinstance(said, tuple) else said
 
     def _write(self, piece: Piece) -> tuple[bytes, Refused]:
         refused = list(unknown_keys(piece.rows, self.columns))
@@ -120,7 +141,8 @@ class SubmissionTable(OutputTable):
     """``ID,Label`` alone: the 0-based number of the row in the input, and the class id."""
 
     def _write(self, piece: Piece) -> tuple[bytes, Refused]:
-        pairs = zip(piece.numbers, piece.predictions.class_ids.tolist(), strict=True)
+        sure = zip(piece.predictions.class_ids.tolist(), piece.predictions.answered, strict=True)
+        pairs = zip(piece.numbers, (label if answered else None for label, answered in sure), strict=True)
         header: list[Sequence[object]] = [] if self._begun else [("ID", "Label")]
         return b"".join(delimited_lines(chain(header, pairs))), []
 
@@ -129,9 +151,14 @@ class JsonLinesTable(OutputTable):
     """One object a line; a row from jsonl keeps its own keys in their order."""
 
     def __init__(
-        self, columns: Sequence[str], label_names: Sequence[str], top_k: int, all_probabilities: bool
+        self,
+        columns: Sequence[str],
+        label_names: Sequence[str],
+        top_k: int,
+        all_probabilities: bool,
+        remarks: Sequence[str] = (),
     ) -> None:
-        super().__init__(columns, label_names, top_k, all_probabilities)
+        super().__init__(columns, label_names, top_k, all_probabilities, remarks)
         refuse_twin_columns([*columns, *self.names], "jsonl")
 
     def _write(self, piece: Piece) -> tuple[bytes, Refused]:
@@ -156,10 +183,12 @@ def output_table(
     *,
     top_k: int = 1,
     all_probabilities: bool = False,
+    remarks: Sequence[str] = (),
     arrow_schema: Any = None,
 ) -> OutputTable:
     """The table of a format for an input with these columns.
 
+    ``remarks`` are the columns that a decision rule adds, behind those of the classes.
     ``arrow_schema``, the pyarrow.Schema of an input that has one, gives its columns their types in parquet.
     Raises UserError when jsonl or parquet would need two columns of one name, and for parquet without
     pyarrow.
@@ -167,14 +196,14 @@ def output_table(
     if format == "parquet":
         from newsdesk.inference.parquet_table import ParquetTable
 
-        return ParquetTable(columns, label_names, top_k, all_probabilities, arrow_schema)
+        return ParquetTable(columns, label_names, top_k, all_probabilities, remarks, arrow_schema)
     kinds: dict[Format, type[OutputTable]] = {
         "csv": DelimitedTable,
         "tsv": TabDelimitedTable,
         "jsonl": JsonLinesTable,
         "submission": SubmissionTable,
     }
-    return kinds[format](columns, label_names, top_k, all_probabilities)
+    return kinds[format](columns, label_names, top_k, all_probabilities, remarks)
 
 
 def output_names(names: Sequence[str], taken: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 
 from newsdesk.data.table import Fault
 from newsdesk.errors import missing_package
+from newsdesk.inference.decision import CANDIDATES
 from newsdesk.inference.output_table import (
     OutputTable,
     Piece,
@@ -33,9 +34,10 @@ class ParquetTable(OutputTable):
         label_names: Sequence[str],
         top_k: int,
         all_probabilities: bool,
+        remarks: Sequence[str] = (),
         input_schema: Any = None,
     ) -> None:
-        super().__init__(columns, label_names, top_k, all_probabilities)
+        super().__init__(columns, label_names, top_k, all_probabilities, remarks)
         try:
             import pyarrow.parquet
         except ImportError as error:
@@ -97,6 +99,8 @@ class ParquetTable(OutputTable):
                 arrow_type = self._input_schema.field(i).type
                 if self._pyarrow.types.is_dictionary(arrow_type):
                     arrow_type = arrow_type.value_type
+            elif i >= len(self.columns) and self._wanted[i - len(self.columns)] == CANDIDATES:
+                arrow_type = self._pyarrow.list_(self._pyarrow.string())  # the first rows may have none
             else:
                 arrow_type = self._type_of([cells[i] for cells in table])
             fields.append((name, arrow_type))

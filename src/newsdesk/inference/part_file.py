@@ -31,6 +31,7 @@ class Checkpoint:
         output_bytes: length of the output so far.
         rejects_bytes: length of the rejects so far.
         complete: whether nothing is left but to put the files in their places.
+        unanswered: rows in the output that were left without a label.
     """
 
     rows_read: int = 0
@@ -38,6 +39,7 @@ class Checkpoint:
     output_bytes: int = 0
     rejects_bytes: int = 0
     complete: bool = False
+    unanswered: int = 0
 
     @property
     def rows_written(self) -> int:
@@ -85,7 +87,9 @@ class PartFile:
             ) from None
         Path(lock.lock_file).unlink(missing_ok=True)
 
-    def append(self, output: bytes, rejects: bytes, *, rows_read: int, rejected: int) -> None:
+    def append(
+        self, output: bytes, rejects: bytes, *, rows_read: int, rejected: int, unanswered: int = 0
+    ) -> None:
         """Add bytes to both files and make them last. Raises UserError where they cannot be written."""
         now = self.checkpoint
         _append(self.part, now.output_bytes, output)
@@ -97,6 +101,7 @@ class PartFile:
                 now.rejected + rejected,
                 now.output_bytes + len(output),
                 now.rejects_bytes + len(rejects),
+                unanswered=now.unanswered + unanswered,
             )
         )
 

@@ -19,6 +19,7 @@ from newsdesk import __version__
 from newsdesk.errors import UserError, missing_package
 from newsdesk.inference.artefact import ArtefactFolder
 from newsdesk.inference.bulk import predict_file
+from newsdesk.inference.decision import PROMISES
 from newsdesk.inference.onnx_predictor import OnnxPredictor
 from newsdesk.inference.output_table import Format
 from newsdesk.inference.shards import (
@@ -52,6 +53,7 @@ class ShardDone:
         output: its output's path below the output folder.
         rows: rows of its input, bad ones included.
         rejected: how many of them were bad.
+        unanswered: how many were left without a label.
         done: how many shards are finished, this one included.
         of: how many there are.
     """
@@ -59,17 +61,26 @@ class ShardDone:
     output: str
     rows: int
     rejected: int
+    unanswered: int
     done: int
     of: int
 
 
 @dataclass(frozen=True)
 class Totals:
-    """What lies in the output folder in the end: files, the rows read for them, and how many were bad."""
+    """What lies in the output folder in the end.
+
+    Attributes:
+        shards: files.
+        rows: rows read for them, bad ones included.
+        rejected: how many of these were bad.
+        unanswered: how many were left without a label.
+    """
 
     shards: int
     rows: int
     rejected: int
+    unanswered: int = 0
 
 
 RayEvent: TypeAlias = JobBegun | ShardDone
@@ -105,7 +116,7 @@ def predict_on_ray(
         format: of all outputs; None: each file keeps its own.
         strict: stop at the first file with a bad row.
         observe: called for every finished file.
-        settings: ``text``, ``template``, ``header``, ``top_k`` and ``all_probabilities`` of ``predict_file``.
+        settings: those of ``predict_file`` that say what is read, named and promised.
 
     Raises:
         UserError: when predictor, paths or cluster cannot be used, when the output folder holds anything
@@ -117,6 +128,7 @@ def predict_on_ray(
             found=predictor.engine,
             mend="newsdesk export RUN --to onnx-int8, and predict with that",
         )
+    predictor.decision_rule(**{name: settings[name] for name in PROMISES if name in settings})  # or refuse
     inputs, outputs = Storage(source), Storage(destination)
     refuse_nested(inputs, outputs)
     shards = shards_of(inputs, format)
@@ -159,11 +171,11 @@ class ShardWorker:
         shard = Shard(**row)
         try:
             # Ray asks again for what was finished on a machine that is lost since.
-            rows, rejected = noted_counts(self._outputs, shard) or self._classify(shard)
+            counts = noted_counts(self._outputs, shard) or self._classify(shard)
         except UserError as error:
             found = f" ({error.found})" if error.found else ""
-            return {"output": shard.output, "rows": 0, "rejected": 0, "failure": f"{error.wrong}{found}"}
-        return {"output": shard.output, "rows": rows, "rejected": rejected, "failure": ""}
+            return {"output": shard.output, **Counts(0, 0)._asdict(), "failure": f"{error.wrong}{found}"}
+        return {"output": shard.output, **counts._asdict(), "failure": ""}
 
     def _classify(self, shard: Shard) -> Counts:
         with TemporaryDirectory(prefix="newsdesk-") as folder:
@@ -176,7 +188,7 @@ class ShardWorker:
                 rejects=rejects,
                 **self._settings,
             )
-            counts = (done.rows_read, done.rejected)
+            counts = Counts(done.rows_read, done.rejected, done.unanswered)
             finish_shard(self._outputs, shard, written, rejects, counts)
             return counts
 
@@ -238,7 +250,7 @@ def _follow(
             if strict:
                 break
         else:
-            done[report["output"]] = counts = report["rows"], report["rejected"]
+            done[report["output"]] = counts = Counts(*(report[name] for name in Counts._fields))
             observe(ShardDone(report["output"], *counts, len(done), of))
     return failures
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 from newsdesk.data.stream import format_of
 from newsdesk.errors import UserError, missing_package
@@ -30,8 +30,12 @@ _SAME_FORMAT = {"csv": "csv", "tsv": "tsv", "jsonl": "jsonl", "ndjson": "jsonl",
 _STREAM_CHUNK = 1 << 22
 
 
-Counts: TypeAlias = tuple[int, int]
-"""Rows of a shard that were read, and how many of them were rejected."""
+class Counts(NamedTuple):
+    """Rows of a shard that were read, how many of them were rejected, and how many left without a label."""
+
+    rows: int
+    rejected: int
+    unanswered: int = 0
 
 
 @dataclass(frozen=True)
@@ -251,7 +255,7 @@ def noted_counts(output: Storage, shard: Shard) -> Counts | None:
         return None
     note = json.loads(noted)
     same_input = (note["size"], note["changed"]) == (shard.size, shard.changed)
-    return (note["rows"], note["rejected"]) if same_input else None
+    return Counts(note["rows"], note["rejected"], note.get("unanswered", 0)) if same_input else None
 
 
 def finish_shard(output: Storage, shard: Shard, written: Path, rejects: Path, counts: Counts) -> None:
@@ -266,8 +270,7 @@ def finish_shard(output: Storage, shard: Shard, written: Path, rejects: Path, co
     else:
         output.remove(rejects_name)
     output.publish(written, shard.output)
-    rows, rejected = counts
-    note = {"rows": rows, "rejected": rejected, "size": shard.size, "changed": shard.changed}
+    note = {**counts._asdict(), "size": shard.size, "changed": shard.changed}
     _publish_json(output, note, _note_of(shard), written.parent)
 
 

@@ -22,11 +22,11 @@ from newsdesk.data.layout import TextLayout
 from newsdesk.data.normalise import normalise
 from newsdesk.errors import UserError
 from newsdesk.inference.artefact import ArtefactFolder
-from newsdesk.inference.decision import DecisionRule, decision_rule
+from newsdesk.inference.decision import DecisionRule, decision_rule, with_off_topic
 from newsdesk.inference.onnx_graph import FEATURES, LOGITS
 from newsdesk.inference.predictions import Predictions
 from newsdesk.model.tokenizer import TextTokenizer, TokenIds, batches_by_tokens, pad
-from newsdesk.off_topic import OffTopicScore
+from newsdesk.off_topic import OFF_TOPIC, OffTopicScore
 from newsdesk.training.run_folder import Labels
 
 Outputs = Sequence[NDArray[np.float32]]
@@ -91,13 +91,33 @@ class TextClassifier(ABC):
         return 1.0 if self.calibration is None else self.calibration.temperature
 
     def decision_rule(
-        self, *, abstain: float | None = None, confidence: float = 0.95, sets: float | None = None
+        self,
+        *,
+        abstain: float | None = None,
+        confidence: float = 0.95,
+        sets: float | None = None,
+        off_topic: float | None = None,
     ) -> DecisionRule | None:
-        """What it may answer so that at most the share ``abstain`` of the answered is wrong.
+        """What it may answer so that at most the share ``abstain`` of the answered is wrong, and what not
+        because it is ``off_topic``.
 
-        See :func:`newsdesk.inference.decision.decision_rule`. Raises UserError where its calibration rows
-        cannot promise as much, or it has none.
+        See the functions of :mod:`newsdesk.inference.decision`. Raises UserError where its calibration rows
+        cannot promise as much, or it has none, or no off-topic score.
         """
+        rule = self._rule_of_calibration(abstain, confidence, sets)
+        if off_topic is None:
+            return rule
+        if self.off_topic is None:
+            raise UserError(
+                f"{self.path} cannot say how foreign a text is",
+                found=f"no {OFF_TOPIC} in it",
+                mend="newsdesk calibrate RUN makes one from a run's own rows; exports get it from their run",
+            )
+        return with_off_topic(rule, off_topic, self.off_topic)
+
+    def _rule_of_calibration(
+        self, abstain: float | None, confidence: float, sets: float | None
+    ) -> DecisionRule | None:
         if abstain is None and sets is None:
             return None
         rows = read_held_out_rows(self.path)
@@ -116,6 +136,7 @@ class TextClassifier(ABC):
         abstain: float | None = None,
         confidence: float = 0.95,
         sets: float | None = None,
+        off_topic: float | None = None,
     ) -> Predictions:
         """Classify raw texts: a sequence of predictions in their order, each with all probabilities.
 
@@ -126,16 +147,28 @@ class TextClassifier(ABC):
             abstain: answer only so much that, of the answered, at most this share is wrong ...
             confidence: ... with this probability over the draw of the calibration rows.
             sets: name for each text the classes that hold the true one with this probability.
+            off_topic: do not answer texts where at most this share of its own looks as foreign.
 
         Raises:
             TypeError: for a single str, which would be taken for a sequence of letters.
-            UserError: when the calibration rows cannot promise what is asked.
+            UserError: when the calibration rows cannot promise what is asked, or there is no off-topic score.
         """
         if isinstance(texts, str):
             raise TypeError("predict takes a sequence of texts; for one text write predict([text])")
-        rule = self.decision_rule(abstain=abstain, confidence=confidence, sets=sets)
-        cleaned = [normalise(text, self.layout.normaliser) for text in texts]
-        return Predictions(self.predict_probabilities(cleaned), self.label_names, rule)
+        rule = self.decision_rule(abstain=abstain, confidence=confidence, sets=sets, off_topic=off_topic)
+        return self.classify([normalise(text, self.layout.normaliser) for text in texts], rule)
+
+    def classify(
+        self,
+        texts: Sequence[str],
+        rule: DecisionRule | None = None,
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> Predictions:
+        """What it says of texts that ``layout`` has normalised already, by a rule from `decision_rule`."""
+        logits, distances = self.outputs(self.token_ids(texts), progress=progress)
+        foreign = None if distances is None or not self.off_topic else self.off_topic.p_values(distances)
+        return Predictions(softmax(logits, self.temperature), self.label_names, rule, foreign)
 
     def predict_probabilities(
         self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None
@@ -165,6 +198,7 @@ class ArtefactPredictor(TextClassifier):
     tokens_per_batch = TOKENS_PER_BATCH
 
     def __init__(self, artefact: ArtefactFolder, tokenizer: TextTokenizer, engine: str) -> None:
+        artefact.verify_calibration()
         super().__init__(artefact.path, artefact.labels, tokenizer, f"{engine}, {artefact.kind}")
         self.artefact = artefact
         self._pad_id = artefact.pad_id

@@ -42,7 +42,8 @@ def write_predictions(
     or more there follow ``label_2``, ``probability_2`` and so on; with ``all_probabilities`` a column
     ``p(<label>)`` for each class. An input column is never overwritten: where it bears the name of an
     output column, the latter is called ``predicted_<name>``. The format ``submission`` writes ``ID,Label``
-    alone, the 0-based row number and class id.
+    alone, the 0-based row number and class id. What a rule leaves unanswered has no label; ``candidates`` and
+    ``reason`` follow where predictions were made by one.
 
     The format follows the file's ending (see ``output_format``); a stream without one gets csv. A file is
     written atomically, and gzip-compressed if its name ends in .gz; a pipe or device is written directly.
@@ -55,7 +56,12 @@ def write_predictions(
     else:
         chosen = format or "csv"
     table = output_table(
-        chosen, columns, predictions.label_names, top_k=top_k, all_probabilities=all_probabilities
+        chosen,
+        columns,
+        predictions.label_names,
+        top_k=top_k,
+        all_probabilities=all_probabilities,
+        remarks=() if predictions.rule is None else predictions.rule.columns,
     )
     numbered = [Row(number, tuple(cells)) for number, cells in enumerate(rows)]
     pieces, _ = table.write(Piece(numbered, predictions, range(len(rows))))

@@ -78,6 +78,9 @@ class TrainingLoop:
     and put into a fresh loop by ``restore``, which then goes on bit for bit as this one would have (on a CPU,
     with the same number of threads). Every step seeds what is random in it from the recipe's seed, its own
     number and the process's rank, so no random state has to be carried along.
+
+    Attributes:
+        best_logits: of the validation rows by the best state so far, (rows, classes); None before any.
     """
 
     def __init__(
@@ -115,6 +118,7 @@ class TrainingLoop:
         self.step = self.validated_step = self.best_step = 0
         self.best_score = -math.inf
         self.best_state: dict[str, Tensor] = {}
+        self.best_logits: NDArray[np.float32] | None = None
         self.validations_without_gain = 0
         self.tokens = self.padded_tokens = 0
         network.train()
@@ -158,11 +162,19 @@ class TrainingLoop:
         counters = {name: getattr(self, name) for name in _COUNTERS}
         counters["recent_losses"] = self.watch.recent
         counters["scaler"] = self.arithmetic.scaler.state_dict()
-        return Snapshot(gather_state(self.network.model, self.optimiser, self.best_state), counters)
+        tensors = gather_state(self.network.model, self.optimiser, self.best_state)
+        if self.best_logits is not None:
+            tensors[_BEST_LOGITS] = torch.from_numpy(self.best_logits)
+        return Snapshot(tensors, counters)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Take up where ``snapshot`` was taken. Raises ValueError when it is of another model."""
-        self.best_state = hand_out_state(snapshot, self.network.model, self.optimiser)
+        tensors = dict(snapshot.tensors)
+        logits = tensors.pop(_BEST_LOGITS, None)  # missing in checkpoints of earlier versions
+        self.best_logits = None if logits is None else logits.numpy()
+        self.best_state = hand_out_state(
+            replace(snapshot, tensors=tensors), self.network.model, self.optimiser
+        )
         for name in _COUNTERS:
             setattr(self, name, snapshot.counters[name])
         self.watch.recent = list(snapshot.counters["recent_losses"])
@@ -283,7 +295,7 @@ class TrainingLoop:
         best = scores[self.training.metric] > self.best_score
         if best:
             self.best_score, self.best_step = scores[self.training.metric], self.step
-            self.best_state = trainable_state(self.network.model)
+            self.best_state, self.best_logits = trainable_state(self.network.model), logits
         self.validations_without_gain = 0 if best else self.validations_without_gain + 1
         self.validated_step = self.step
         return Validation(
@@ -318,6 +330,7 @@ class TrainingLoop:
         return patience is not None and self.validations_without_gain >= patience
 
 
+_BEST_LOGITS = "best_logits"
 _COUNTERS = (
     "step",
     "validated_step",

@@ -6,7 +6,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from newsdesk.calibration import HeldOutRows, store_calibration
 from newsdesk.config import ResolvedRecipe, TrainingSection, load_recipe
 from newsdesk.data.examples import Examples
 from newsdesk.data.load import TrainingData, load_training_data
@@ -24,8 +26,9 @@ from newsdesk.model.classifier import AdapterStore, build_classifier, copy_token
 from newsdesk.model.compiled import COMPILE_FROM_STEPS
 from newsdesk.model.device import choose_precision
 from newsdesk.model.encoder import keep_freed_memory
-from newsdesk.model.network import Network
-from newsdesk.model.tokenizer import TextTokenizer
+from newsdesk.model.network import Network, predict_with_features
+from newsdesk.model.tokenizer import TextTokenizer, TokenIds
+from newsdesk.off_topic import off_topic_score
 from newsdesk.sources.source import Progress
 from newsdesk.training.checkpoints import Checkpoints, decode
 from newsdesk.training.events import Event, Finished, Interrupted, Resumed, Step, Validation
@@ -91,6 +94,7 @@ def run_training(
             return run
         with EventLog(run.log, keep=log_bytes) as log:
             finished = _lead(run, prepared, checkpoints, log, observe, resumed)
+        _keep_calibration(run, prepared)
         run.seal(_facts(resolved, prepared, finished, team))
         if finished.reason != "interrupted":
             checkpoints.clear()
@@ -201,6 +205,8 @@ def _lead(
         for event in loop.events(stopped):
             if (isinstance(event, Validation) and event.best) or isinstance(event, Finished):
                 prepared.store.save(run.adapter)
+            if isinstance(event, Finished) and event.reason != "interrupted":  # who interrupts will not wait
+                _keep_off_topic_score(run, loop)
             tell(event)
             if resumed is not None:
                 tell(resumed)
@@ -210,6 +216,28 @@ def _lead(
                 last_checkpoint = time.monotonic()
     assert isinstance(event, Finished)
     return event
+
+
+def _keep_off_topic_score(run: RunFolder, loop: TrainingLoop) -> None:
+    """Fit on the kept state how foreign a text is to it; needs validation rows."""
+
+    def features_of(sequences: Sequence[TokenIds]) -> NDArray[np.float32]:
+        batch_size = 2 * loop.training.batch_size
+        return predict_with_features(loop.network, sequences, batch_size=batch_size)[1]
+
+    with explaining_memory(loop.training):
+        score = off_topic_score(features_of, loop.rows.token_ids, loop.rows.labels, loop.validation.token_ids)
+    if score is not None:
+        score.save(run.off_topic)
+
+
+def _keep_calibration(run: RunFolder, prepared: _Prepared) -> None:
+    """Fit a temperature on what the kept state says of the validation rows, where there are any."""
+    rows, loop = prepared.data.validation, prepared.loop
+    if loop.best_logits is None or rows.labels is None:
+        return
+    source = f"{len(rows):,} validation rows of {rows.source}, computed in {loop.network.precision}"
+    store_calibration(run.path, HeldOutRows(loop.best_logits, rows.labels, rows.fingerprint()), source)
 
 
 def _follow(loop: TrainingLoop) -> None:

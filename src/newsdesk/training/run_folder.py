@@ -13,6 +13,7 @@ from typing import Any
 from newsdesk.data.layout import TextLayout
 from newsdesk.errors import UserError
 from newsdesk.files import damaged, read_json, sha256_of, write_json, write_text
+from newsdesk.off_topic import OFF_TOPIC
 
 MANIFEST = "manifest.json"
 _STAGING, _LOCK = ".staging", ".lock"
@@ -75,6 +76,11 @@ class RunFolder:
     def metrics(self) -> Path:
         """Evaluation results by split."""
         return self.path / "metrics.json"
+
+    @property
+    def off_topic(self) -> Path:
+        """By which it says how foreign a text is; missing where no rows were held out."""
+        return self.path / OFF_TOPIC
 
     @cached_property
     def labels(self) -> Labels:

@@ -1,0 +1,72 @@
+"""The verb calibrate: a temperature fitted anew, and kept with the rows that promises stand on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from newsdesk.cli.shared import (
+    JSON_FLAG,
+    Verb,
+    data_flags,
+    flag,
+    names_of,
+    say,
+    shown_fetching,
+    terminal,
+)
+
+
+@click.command(cls=Verb)
+@click.argument("run", type=click.Path(path_type=Path))
+@flag(
+    "--data",
+    multiple=True,
+    help="Labelled rows that it did not learn from; may be given again. Default: a run's validation rows.",
+    metavar="NAME|PATH",
+)
+@data_flags("text", "label", "template", "header")
+@JSON_FLAG
+def calibrate(
+    run: Path,
+    data: tuple[str, ...],
+    text: str | None,
+    label: str | None,
+    template: str | None,
+    header: bool | None,
+    as_json: bool,
+) -> None:
+    """Fit the temperature of a run and its exports, or of one export, on labelled rows.
+
+    Promises of predict --abstain and --sets stand on these rows, and hold for texts like them.
+    """
+    from newsdesk import api
+    from newsdesk.display import RowCounter
+
+    console = terminal()
+    with shown_fetching(console) as progress, RowCounter(console, "calibrating") as rows:
+        made = api.calibrate(
+            run,
+            data,
+            text=names_of(text),
+            label=label,
+            template=template,
+            header=header,
+            count=rows.count,
+            start=rows.start,
+            progress=progress,
+        )
+    if as_json:
+        say({str(folder): asdict(found) for folder, found in made.items()})
+        return
+    for folder, found in made.items():
+        error, loss = found.expected_calibration_error, found.negative_log_likelihood
+        say(
+            [
+                f"{folder}: temperature {found.temperature:.4f} by {found.source}",
+                f"  calibration error {100 * error.before:.2f} points before, {100 * error.after:.2f} after",
+                f"  negative log-likelihood {loss.before:.4f} nats a row before, {loss.after:.4f} after",
+            ]
+        )

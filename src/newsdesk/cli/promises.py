@@ -1,0 +1,53 @@
+"""What predict can promise of its answers: the flags that ask for it, and what is said in the end."""
+
+from __future__ import annotations
+
+from functools import wraps
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from newsdesk.cli.shared import AnyCallable, flag, note
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from newsdesk.inference.decision import DecisionRule
+
+_SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
+_PROMISES = {
+    "abstain": "Leave texts unanswered, so that at most this share of the answered is wrong.",
+    "confidence": "How surely --abstain keeps that, over the draw of the calibration rows; default: 0.95.",
+    "sets": "Name for each text the classes that hold the true one with this probability.",
+    "off_topic": "Leave texts unanswered where at most this share of the run's own looks as foreign.",
+}
+
+
+def promise_flags(function: AnyCallable) -> AnyCallable:
+    """Add the flags that ask for a promise; they come as ``promise``, the arguments of ``decision_rule``.
+
+    Those not given are left out. --confidence alone raises click.UsageError.
+    """
+
+    @wraps(function)
+    def with_promise(*arguments: Any, **others: Any) -> Any:
+        given = {name: share for name in _PROMISES if (share := others.pop(name)) is not None}
+        if "confidence" in given and "abstain" not in given:
+            raise click.UsageError("--confidence goes with --abstain.")
+        return function(*arguments, **others, promise=given)
+
+    wrapped = cast(AnyCallable, with_promise)
+    for name in reversed(_PROMISES):
+        add = flag(f"--{name.replace('_', '-')}", type=_SHARE, metavar="SHARE", help=_PROMISES[name])
+        wrapped = add(wrapped)
+    return wrapped
+
+
+def note_promise(console: Console, rule: DecisionRule | None, unanswered: int, rows: int) -> None:
+    """Say how many rows were left unanswered, and what was promised of the others; nothing without a rule."""
+    if rule is None:
+        return
+    if rule.promise is not None:
+        note(console, f"{unanswered:,} of {rows:,} left unanswered")
+    for line in rule.describe():
+        note(console, line)

@@ -1,0 +1,75 @@
+"""A run or artefact is calibrated anew, each folder by the logits that it computes itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from newsdesk.calibration import Calibration, HeldOutRows, store_calibration
+from newsdesk.data.examples import Examples
+from newsdesk.evaluation.alignment import aligned_labels
+from newsdesk.inference.artefact import KINDS, ArtefactFolder, find_artefact
+from newsdesk.inference.load import load
+from newsdesk.inference.text_classifier import TextClassifier
+from newsdesk.off_topic import MOST_ROWS, OFF_TOPIC, off_topic_score, stratified_rows
+from newsdesk.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from newsdesk.data.load import TrainingData
+    from newsdesk.sources.source import Progress
+
+
+def folders_of(found: RunFolder | ArtefactFolder) -> list[RunFolder | ArtefactFolder]:
+    """An artefact alone; a run with the exports in its folder, by which it may predict."""
+    if isinstance(found, ArtefactFolder):
+        return [found]
+    return [found, *filter(None, (find_artefact(found.path / "export" / kind) for kind in KINDS))]
+
+
+def load_as_named(folder: RunFolder | ArtefactFolder, progress: Progress | None) -> TextClassifier:
+    """What is to be measured: of a run the run itself, not the export that it predicts with."""
+    if isinstance(folder, RunFolder):
+        return load(folder.path, engine="torch", progress=progress)
+    folder.verify()
+    return load(folder.path)
+
+
+def calibrate_on(
+    rows: Examples,
+    folders: Sequence[RunFolder | ArtefactFolder],
+    *,
+    count: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
+) -> dict[Path, Calibration]:
+    """Fit and keep the calibration of each folder on labelled rows that nothing was learned from.
+
+    Artefacts are sealed again, runs are left to the caller. ``count`` is called with the rows of every batch
+    done. Raises UserError for rows without labels or of classes that are not known, and for damaged folders.
+    """
+    made = {}
+    for folder in folders:
+        labels = aligned_labels(rows, folder.labels.names)
+        classifier = load_as_named(folder, progress)
+        logits, distances = classifier.outputs(classifier.token_ids(rows.texts), progress=count)
+        held_out = HeldOutRows(logits, labels, rows.fingerprint())
+        made[folder.path] = store_calibration(folder.path, held_out, f"{len(rows):,} rows of {rows.source}")
+        if classifier.off_topic is not None and distances is not None:
+            classifier.off_topic.with_reference(distances).save(folder.path / OFF_TOPIC)
+        if isinstance(folder, ArtefactFolder):
+            folder.seal_calibration()
+    return made
+
+
+def give_off_topic_score(run: RunFolder, data: TrainingData, progress: Progress | None = None) -> None:
+    """Fit the off-topic score of a run that was made without one, on its own rows."""
+    from newsdesk.inference.run_predictor import RunPredictor
+
+    classifier = RunPredictor(run, progress=progress)
+    assert data.train.labels is not None  # or it could not have learned from them
+    train = data.train.select(stratified_rows(data.train.labels, MOST_ROWS))
+    assert train.labels is not None
+    held_out = classifier.token_ids(data.validation.texts)
+    score = off_topic_score(classifier.features, classifier.token_ids(train.texts), train.labels, held_out)
+    if score is not None:
+        score.save(run.off_topic)
