@@ -43,9 +43,12 @@ from newsdesk.training.run_folder import RunFolder, open_run  # noqa: E402
 FILES = {
     "adapter/adapter_config.json",
     "adapter/adapter_model.safetensors",
+    "calibration.json",
+    "calibration.safetensors",
     "labels.json",
     "log.jsonl",
     "manifest.json",
+    "off_topic.safetensors",
     "recipe.toml",
     "tokenizer/tokenizer.json",
     "tokenizer/tokenizer_config.json",
@@ -106,7 +109,8 @@ def test_the_manifest_is_written_after_everything_else(tiny_recipe, tmp_path):
     out = tmp_path / "run"
     seen: list[set[str]] = []
     run_training(tiny_recipe(), out, observe=lambda _event: seen.append(files_of(out)))
-    assert seen[0] == FILES - {"manifest.json"} - {f"adapter/{name}" for name in _adapter_names()}
+    of_the_end = {"manifest.json", "off_topic.safetensors"}
+    assert seen[0] == FILES - of_the_end - {f"adapter/{name}" for name in _adapter_names()}
     assert seen[-1] == FILES - {"manifest.json"}
 
 
@@ -124,6 +128,21 @@ def test_every_best_state_is_on_disk_before_it_is_told(tiny_recipe, tmp_path):
     assert {best for best, _ in seen} == {True, False}
     for (_, before), (best, content) in itertools.pairwise(seen):
         assert (content != before) is best
+
+
+def test_a_run_knows_its_own_texts_from_foreign_ones(tiny_recipe, topical_csv, tmp_path):
+    from newsdesk.inference.run_predictor import RunPredictor
+
+    predictor = RunPredictor(run_training(tiny_recipe("training.epochs=3"), tmp_path / "run"), device="cpu")
+    score = predictor.off_topic
+    assert score is not None
+    assert (len(score.reference), score.facts["held_out_rows"]) == (48, "48")
+    own = [line.partition(",")[2] for line in topical_csv.read_text().splitlines()[1:]]
+    foreign = ["qwzx qwzx qwzx qwzx", "7 8 9 7 8 9 7 8"]
+    distances = [predictor.outputs(predictor.token_ids(texts))[1] for texts in (own, foreign)]
+    own_values, foreign_values = map(score.p_values, distances)
+    assert (own_values <= 0.1).mean() < 0.25
+    assert foreign_values.max() <= 0.05
 
 
 def _adapter_names() -> tuple[str, str]:
@@ -300,7 +319,7 @@ def test_ctrl_c_leaves_a_usable_finished_run(tiny_recipe, tiny_base, tmp_path):
         _, errors = process.communicate()
     assert process.returncode == 0, errors
     run = open_run(tmp_path / "run")
-    assert files_of(run.path) == FILES
+    assert files_of(run.path) == FILES - {"off_topic.safetensors"}
     assert run.manifest["training"]["finished"] == "interrupted"
     assert run.manifest["training"]["best_step"] >= 4
     assert load_classifier(tiny_base(), run.adapter, run.labels.names)
