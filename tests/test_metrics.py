@@ -13,6 +13,7 @@ from newsdesk.metrics import (
     Metrics,
     evaluate_probabilities,
     expected_calibration_error,
+    reliability,
     wilson_interval,
 )
 
@@ -124,6 +125,20 @@ def test_the_calibration_error_does_not_depend_on_the_order_of_equally_confident
     correct = np.array([True] * 81 + [False] * 9)
     assert expected_calibration_error(confidence, correct) == pytest.approx(0)
     assert expected_calibration_error(confidence, correct[::-1]) == pytest.approx(0)
+
+
+def test_reliability_bins_are_those_of_the_calibration_error():
+    generator = np.random.default_rng(2)
+    confidence = generator.random(1000)
+    correct = generator.random(1000) < confidence**2
+    bins = reliability(confidence, correct)
+    assert sum(entry.rows for entry in bins) == 1000
+    assert len(bins) == 15
+    gaps = [entry.rows * abs(entry.accuracy - entry.mean_confidence) for entry in bins]
+    assert sum(gaps) / 1000 == pytest.approx(expected_calibration_error(confidence, correct))
+    assert all(one.mean_confidence < other.mean_confidence for one, other in pairwise(bins))
+    first = bins[0]
+    assert first.accuracy_interval == wilson_interval(round(first.accuracy * first.rows), first.rows)
 
 
 def test_calibration_without_rows_is_refused():

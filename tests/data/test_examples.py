@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from newsdesk.data.examples import Examples
+from newsdesk.data.examples import Examples, joined
 
 
 def examples(texts=("a", "b", "c"), labels=(0, 1, 0), names=("x", "y"), source="here") -> Examples:
@@ -57,3 +59,15 @@ def test_a_label_name_is_not_mistaken_for_a_text():
     one = examples(texts=("y", "a", "b"), names=("x",))
     other = examples(texts=("a", "b"), labels=(0, 0), names=("x", "y"))
     assert one.fingerprint() != other.fingerprint()
+
+
+def test_parts_are_joined_in_turn_if_they_know_the_same_classes():
+    one = Examples(("a", "b"), np.array([0, 1]), ("x", "y"), "one.csv")
+    other = Examples(("c",), np.array([1]), ("x", "y"), "other.csv")
+    both = joined([one, other, one])
+    assert both.texts == ("a", "b", "c", "a", "b")
+    assert both.labels.tolist() == [0, 1, 1, 0, 1]
+    assert both.source == "one.csv, other.csv"
+    for stranger in (replace(other, label_names=("y", "x")), replace(other, labels=None)):
+        with pytest.raises(ValueError, match="same classes"):
+            joined([one, stranger])

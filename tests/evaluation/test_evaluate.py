@@ -16,7 +16,7 @@ from newsdesk.evaluation.evaluate import (
     write_evaluated_rows,
     write_metrics,
 )
-from newsdesk.metrics import Metrics
+from newsdesk.metrics import Metrics, evaluate_probabilities
 
 NAMES = ("Sports", 'Sci,"Tech"')
 ROWS = Examples(("one, two", 'three\n"four"', "five"), np.array([0, 1, 0]), NAMES, "wire.csv")
@@ -38,6 +38,19 @@ def test_an_evaluation_says_what_was_measured_on_what():
     assert content["metrics"]["accuracy"] == pytest.approx(2 / 3)
     assert content["metrics"]["most_confident_errors"] == [2]
     assert "baseline" not in content
+
+
+def test_calibration_is_told_without_and_with_the_temperature():
+    flatter = np.array([[0.6, 0.4], [0.4, 0.6], [0.5, 0.5]])
+    content = evaluation(temperature=1.7, uncalibrated=flatter).to_dict()
+    assert content["calibration"]["temperature"] == 1.7
+    expected = evaluate_probabilities(flatter, ROWS.labels, NAMES)
+    loss = content["calibration"]["negative_log_likelihood"]
+    assert loss["before"] == expected.negative_log_likelihood
+    assert loss["after"] == content["metrics"]["negative_log_likelihood"] != loss["before"]
+    assert [entry["rows"] for entry in content["calibration"]["reliability"]] == [1, 1, 1]
+    assert content["risk_coverage"]["curve"][-1] == [1.0, pytest.approx(1 / 3)]
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
 
 
 def test_data_may_name_the_classes_in_another_order_than_the_model():

@@ -156,5 +156,5 @@ def test_fitting_the_temperature_on_the_same_rows_does_not_break_it():
         if promise is not None:
             answered += 1
             broken += (~correct)[confidence >= promise.threshold].mean() > 0.05
-    assert answered > 0.9 * DRAWS / 2  # else the promise is kept by silence
+    assert answered > 0.8 * DRAWS / 2  # else the promise is kept by silence
     assert broken <= MOST_BROKEN / 2 + 5

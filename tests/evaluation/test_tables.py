@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from rich.cells import cell_len
 
+from newsdesk.calibration import Change
 from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.evaluation.comparison import PairedComparison
-from newsdesk.evaluation.evaluate import RowError
+from newsdesk.evaluation.evaluate import RowError, Trust
+from newsdesk.evaluation.selective import RiskCoverage
 from newsdesk.evaluation.tables import WIDTH, render_errors, render_metrics
 from newsdesk.metrics import evaluate_probabilities, wilson_interval
 
@@ -163,3 +165,14 @@ def test_errors_are_shown_with_verdict_and_text_cut_to_the_terminal():
     assert lines[3].startswith("    word word")
     assert all(cell_len(line) <= WIDTH for line in lines)
     assert render_errors([]) == []
+
+
+def test_calibration_and_coverage_get_a_line_each():
+    trust = Trust(
+        1.25, Change(0.04, 0.01), Change(0.3, 0.2), (), RiskCoverage((), 0, 0, {0.01: 0.5, 0.02: 1})
+    )
+    lines = render_metrics(metrics([[95, 5], [4, 96]], ("a", "b")), trust=trust)
+    assert "calibration                 temperature 1.250; without it 4.00 points" in lines
+    assert "answered at an error of     50.0% at 1 %, 100.0% at 2 %" in lines
+    plain = render_metrics(metrics([[95, 5], [4, 96]], ("a", "b")), trust=replace(trust, temperature=1))
+    assert "calibration                 none yet: newsdesk calibrate" in plain

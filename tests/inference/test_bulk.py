@@ -7,11 +7,15 @@ import gzip
 import io
 import json
 
+import numpy as np
 import pytest
 
 pytest.importorskip("onnx")
+
+from newsdesk.calibration import HeldOutRows, store_calibration
 from newsdesk.errors import UserError
 from newsdesk.inference import bulk
+from newsdesk.inference.artefact import ArtefactFolder
 from newsdesk.inference.bulk import Begun, Classified, WindowWritten, predict_file
 from newsdesk.inference.load import load
 from newsdesk.inference.part_file import PartFile
@@ -41,6 +45,34 @@ def write_csv(path, rows=10):
 
 def rows_of(path):
     return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
+def test_another_threshold_is_another_job(tmp_path):
+    folder = build_artefact(tmp_path / "artefact")
+    logits = (
+        np.eye(3, dtype=np.float32)[np.arange(300) % 3] * np.linspace(1, 3, 300, dtype=np.float32)[:, None]
+    )
+    labels = np.where(np.arange(300) < 60, 0, np.arange(300) % 3)
+    store_calibration(folder, HeldOutRows(logits, labels, "abc"), "rows of a test")
+    ArtefactFolder(folder).seal_calibration()
+    predictor, source, output = load(folder), write_csv(tmp_path / "in.csv"), tmp_path / "out.csv"
+
+    def stopped_in_the_middle(**promise):
+        def stop(event):
+            if isinstance(event, WindowWritten):
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            predict_file(predictor, source, output, observe=stop, **promise)
+
+    begun = []
+    see = lambda event: begun.append(event) if isinstance(event, Begun) else None  # noqa: E731
+    stopped_in_the_middle(abstain=0.2)
+    predict_file(predictor, source, output, abstain=0.3, observe=see)
+    stopped_in_the_middle(abstain=0.2)
+    done = predict_file(predictor, source, output, abstain=0.2, observe=see)
+    assert begun == [Begun(0, left_over=True), Begun(4, left_over=False)]
+    assert done.unanswered == sum(not row["label"] for row in rows_of(output))
 
 
 def test_bad_rows_are_set_aside_with_line_reason_and_bytes_and_the_rest_goes_on(predictor, tmp_path):

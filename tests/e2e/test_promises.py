@@ -1,0 +1,216 @@
+"""What predict promises, through the real command line: thresholds, sets, and what runs keep for them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+
+import newsdesk as package
+from newsdesk.calibration import CALIBRATION, CALIBRATION_ROWS, softmax
+from newsdesk.files import write_json
+
+pytest.importorskip("onnx")
+
+CLEAR, DIM = "goal coach league striker", "the of a"
+WORDS = {"Business": "bank profit market", "Science": "orbit genome laser", "Sports": "goal coach league"}
+
+
+@pytest.fixture(scope="module")
+def more_rows(tmp_path_factory):
+    """400 texts whose words tell the class, and 200 that any class may claim."""
+    generator = random.Random(4)
+    rows = []
+    for number in range(600):
+        label = generator.choice(list(WORDS))
+        words = WORDS[label].split() if number % 3 else ["the", "of", "a"]
+        rows.append((number, " ".join(generator.choices(words, k=4)), label))
+    path = tmp_path_factory.mktemp("more") / "more.csv"
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows([("number", "words", "desk"), *rows])
+    return path
+
+
+@pytest.fixture(scope="module")
+def judged(trained, more_rows, tmp_path_factory):
+    """A run with an int8 export, both calibrated on those rows; nobody may change it."""
+    run = shutil.copytree(trained, tmp_path_factory.mktemp("judged") / "run")
+    package.export(run, "onnx-fp32")
+    package.calibrate(run, [str(more_rows)])
+    return run
+
+
+def without_calibration(run):
+    """The run as an earlier version left it."""
+    manifest = json.loads((run / "manifest.json").read_text())
+    for name in (CALIBRATION, CALIBRATION_ROWS):
+        (run / name).unlink()
+        del manifest["files"][name]
+    write_json(run / "manifest.json", manifest)
+    return run
+
+
+def rows_of(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_a_run_predicts_by_the_temperature_its_training_found(trained):
+    predictor = package.load(trained)
+    kept = json.loads((trained / CALIBRATION).read_text())
+    assert kept["rows"] == json.loads((trained / "manifest.json").read_text())["data"]["validation"]["rows"]
+    assert predictor.temperature == kept["temperature"] != 1
+    logits = predictor.predict_logits([CLEAR, DIM])
+    assert np.array_equal(predictor.predict_probabilities([CLEAR, DIM]), softmax(logits, kept["temperature"]))
+
+
+def test_a_run_without_calibration_predicts_and_says_how_to_get_one(newsdesk, desk, run):
+    old = without_calibration(run)
+    predictor = package.load(old)
+    assert predictor.temperature == 1
+    assert newsdesk("predict", old, CLEAR).lines[0].startswith("Sports")
+    refused = newsdesk("predict", old, CLEAR, "--abstain", "0.1")
+    assert refused.code == 1
+    assert f"newsdesk calibrate {old}" in refused.err
+    assert "newsdesk calibrate" in newsdesk("evaluate", old, "--data", desk.test).out
+    assert newsdesk("calibrate", old).code == 0
+    assert package.load(old).fingerprint != predictor.fingerprint
+    assert json.loads((old / CALIBRATION).read_text())["sha256"] in (old / "manifest.json").read_text()
+
+
+def test_calibrating_again_by_its_own_rows_finds_what_training_found(newsdesk, run):
+    before = json.loads((run / CALIBRATION).read_text())
+    (after,) = newsdesk("calibrate", run, "--json").json.values()
+    assert after["temperature"] == pytest.approx(before["temperature"], rel=1e-3)
+    assert after["sha256"] == before["sha256"]
+
+
+def test_rows_too_few_for_the_promise_are_told_with_what_they_can_promise(newsdesk, trained):
+    refused = newsdesk("predict", trained, CLEAR, "--abstain", "0.001")
+    assert (refused.code, refused.out) == (1, "")
+    assert "no threshold promises an error rate of 0.001 with 0.95 confidence" in refused.err
+    assert "the lowest error rate that they can promise" in refused.err
+    assert "--data FILE" in refused.err
+    assert "would hold every class" in newsdesk("predict", trained, CLEAR, "--sets", "0.9999").err
+
+
+@pytest.mark.parametrize("engine", ["onnx", "torch"])
+def test_unsure_texts_get_a_question_mark_and_their_candidates(newsdesk, judged, engine):
+    outcome = newsdesk("predict", judged, CLEAR, DIM, "--abstain", "0.05", "--engine", engine)
+    sure, unsure = outcome.lines
+    assert sure.startswith("Sports ")
+    assert unsure.startswith("? ")
+    assert unsure.count(" or ") >= 1
+    assert "1 of 2 left unanswered" in outcome.err
+    assert "at most 0.05 of the answered are wrong, with 0.95 confidence" in outcome.err
+    assert "600 calibration rows" in outcome.err
+
+
+def test_json_says_null_with_candidates_reason_and_rule(newsdesk, judged):
+    content = newsdesk(
+        "predict", judged, CLEAR, DIM, "--abstain", "0.05", "--confidence", "0.9", "--json"
+    ).json
+    sure, unsure = content["predictions"]
+    assert (sure["label"], sure["candidates"], sure["reason"]) == ("Sports", [], None)
+    assert unsure["label"] is None
+    assert len(unsure["candidates"]) >= 2
+    assert unsure["reason"] == f"confidence below {content['rule']['promise']['threshold']:.4f}"
+    assert content["rule"]["promise"]["confidence"] == 0.9
+
+
+def test_sets_name_the_classes_in_question_beside_the_answer(newsdesk, judged):
+    clear, dim = newsdesk("predict", judged, CLEAR, DIM, "--sets", "0.8", "--json").json["predictions"]
+    assert (clear["label"], clear["candidates"]) == ("Sports", ["Sports"])
+    assert dim["label"] == dim["candidates"][0]
+    (line, _) = newsdesk("predict", judged, CLEAR, DIM, "--sets", "0.8").lines
+    assert "of {Sports}" in line
+
+
+def test_the_promise_is_kept_on_rows_drawn_alike_and_the_library_says_the_same(judged, more_rows):
+    rows = rows_of(more_rows.read_text())
+    predictions = package.load(judged).predict([row["words"] for row in rows], abstain=0.05)
+    pairs = list(zip(predictions.labels, rows, strict=True))
+    answered = [label == row["desk"] for label, row in pairs if label is not None]
+    assert 150 < len(answered) < 420  # all others are dim
+    assert np.mean(answered) >= 0.95
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_files_leave_unanswered_cells_empty_and_carry_candidates(newsdesk, judged, tmp_path, form):
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
+    output = tmp_path / f"out.{form}"
+    (tmp_path / "in.csv").write_text(f"n,words\n0,{CLEAR}\n1,{DIM}\n")
+    flags = ["--input", tmp_path / "in.csv", "--output", output, "--abstain", "0.05"]
+    outcome = newsdesk("predict", judged, *flags)
+    assert outcome.code == 0
+    assert "1 of 2 left unanswered" in outcome.err
+    if form == "csv":
+        sure, unsure = rows_of(output.read_text())
+        assert (sure["label"], sure["candidates"], sure["reason"], unsure["label"]) == ("Sports", "", "", "")
+        assert " | " in unsure["candidates"]
+    else:
+        if form == "jsonl":
+            sure, unsure = map(json.loads, output.read_text().splitlines())
+        else:
+            import pyarrow.parquet
+
+            sure, unsure = pyarrow.parquet.read_table(output).to_pylist()
+        assert (sure["label"], sure["candidates"], sure["reason"]) == ("Sports", [], None)
+        assert unsure["label"] is None
+        assert len(unsure["candidates"]) >= 2
+    assert unsure["reason"].startswith("confidence below")
+
+
+def test_standard_input_is_answered_by_the_same_rule(newsdesk, judged):
+    outcome = newsdesk("predict", judged, "--abstain", "0.05", stdin=f"{CLEAR}\n{DIM}\n".encode())
+    assert [row["label"] for row in rows_of(outcome.out)] == ["Sports", ""]
+    submission = newsdesk("predict", judged, CLEAR, DIM, "--abstain", "0.05", "--format", "submission")
+    assert submission.lines == ["ID,Label", "0,2", "1,"]
+
+
+def test_an_export_is_calibrated_by_its_own_logits_and_notices_other_hands(newsdesk, judged, run):
+    package.export(run, "onnx-int8")
+    export = run / "export" / "onnx-int8"
+    of_export, of_run = (json.loads((folder / CALIBRATION).read_text()) for folder in (export, run))
+    assert of_export["rows"] == of_run["rows"]
+    assert of_export["temperature"] != of_run["temperature"]
+    assert package.load(export).temperature == of_export["temperature"]
+    refused = newsdesk("calibrate", export)
+    assert refused.code == 1
+    assert "--data" in refused.err
+    write_json(export / CALIBRATION, of_export | {"temperature": 0.5})
+    assert f"{CALIBRATION} is missing or damaged" in newsdesk("predict", export, CLEAR).err
+
+
+def test_an_export_is_calibrated_anew_on_given_rows(newsdesk, judged, more_rows, tmp_path):
+    export = shutil.copytree(judged / "export" / "onnx-fp32", tmp_path / "artefact")
+    outcome = newsdesk("calibrate", export, "--data", more_rows, "--data", more_rows, "--label", "desk")
+    assert outcome.code == 0
+    assert "by 1,200 rows" in outcome.lines[0]
+    assert newsdesk("predict", export, DIM, "--abstain", "0.05").lines[0].startswith("? ")
+
+
+def test_evaluate_tells_calibration_and_coverage(newsdesk, more_rows, judged, tmp_path):
+    run = shutil.copytree(judged, tmp_path / "run")
+    lines = newsdesk("evaluate", run, "--data", more_rows).lines
+    content = json.loads((run / "metrics.json").read_text())["test"]
+    assert any(line.startswith("calibration") and "temperature" in line for line in lines)
+    assert any(line.startswith("answered at an error of") for line in lines)
+    calibration = content["calibration"]
+    assert calibration["temperature"] == package.load(run, engine="torch").temperature
+    loss = calibration["negative_log_likelihood"]
+    assert loss["after"] == content["metrics"]["negative_log_likelihood"] <= loss["before"]
+    assert sum(entry["rows"] for entry in calibration["reliability"]) == 600
+    assert [entry["error_rate"] for entry in content["risk_coverage"]["coverage_at"]] == [0.01, 0.02, 0.05]
+
+
+@pytest.mark.parametrize(
+    "flags", [["--confidence", "0.9"], ["--abstain", "0"], ["--sets", "1"], ["--abstain", "x"]]
+)
+def test_what_makes_no_promise_is_wrong_usage(newsdesk, trained, flags):
+    assert newsdesk("predict", trained, CLEAR, *flags).code == 2
