@@ -69,8 +69,7 @@ def audit(
         data: named data set, folder or file; nothing of it is ever changed.
         out: folder for label-errors.csv, duplicates.csv, leakage.csv, audit.json and the embeddings.
         split: which split of the data is audited.
-        test: a file, or a split of the data, whose texts must not be among these; None: the other split of a
-            named data set or folder, if it has one.
+        test: a file or split whose texts must not be among these; None: the other split, if there is one.
         base: the encoder that embeds the texts, frozen.
         folds: of the cross-validation.
         apply: where to write a cleaned copy of the data, in its own format; None: nowhere.
@@ -78,11 +77,9 @@ def audit(
         drop: kinds of findings whose rows the cleaned copy leaves out unseen.
         text, label, template, normaliser, header: how rows become texts and classes, as in training.
         command: what was typed, for audit.json.
-        count, start: called with numbers of embedded rows, and before the first with that of all.
-        progress: called while base and data are fetched.
+        count, start, progress: called with rows embedded, before that with all, and while things are fetched.
 
-    Raises:
-        UserError: when data, base or packages do not allow it, or the cleaned copy cannot go where it should.
+    Raises UserError when data, base or packages do not allow it, or the copy cannot go where it should.
     """
     _require_somewhere_to_go(apply, decisions, drop)
     layout: dict[str, Any] = {
@@ -93,18 +90,16 @@ def audit(
         "header": header,
     }
     rows = load_audited(data, split=split, test=test, progress=progress, **layout)
-    if apply is not None:
-        require_free_target(rows.table, Path(apply))
-    resolved = resolve_base(base, progress=progress)
-    timer = Timer()
+    target = None if apply is None else Path(apply)
+    if target is not None:
+        require_free_target(rows.table, target)
+    resolved, timer = resolve_base(base, progress=progress), Timer()
     with timer.step("embedding"):
         start(len(rows.examples))
         embeddings = embed(rows.examples.texts, resolved, Path(out) / EMBEDDINGS, count=count)
     report = examine(rows, embeddings, folds=folds, seed=_SEED, timer=timer)
     write_findings(report, Path(out), _provenance(resolved, command, folds))
-    if apply is None:
-        return AuditOutcome(report, None)
-    return AuditOutcome(report, _apply(rows, report, Path(apply), decisions, drop))
+    return AuditOutcome(report, None if target is None else _apply(rows, report, target, decisions, drop))
 
 
 def _apply(
