@@ -181,5 +181,5 @@ def test_the_ruler_holds_the_interval_and_begins_below_it(tmp_path):
 
 
 def test_the_same_run_gives_the_same_page(tmp_path):
-    content = content_of(tmp_path / "run")
+    content = content_of(tmp_path / "run", count=100)
     assert render_page(content, draw_charts(content)) == render_page(content, draw_charts(content))

@@ -5,13 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.metrics import (
-    CALIBRATION_BINS,
-    SMALLEST_PROBABILITY,
-    expected_calibration_error,
-    wilson_interval,
-)
-from newsdesk.reporting.content import Calibration, Missing, Reliability, ReliabilityBin
+from newsdesk.metrics import SMALLEST_PROBABILITY, expected_calibration_error, reliability
+from newsdesk.reporting.content import Calibration, Missing, Reliability
 from newsdesk.reporting.evaluated_rows import EvaluatedRows
 
 
@@ -39,18 +34,5 @@ def _reliability(name: str, probabilities: NDArray[np.float64], rows: EvaluatedR
         name=name,
         expected_calibration_error=expected_calibration_error(confidence, rows.correct),
         negative_log_likelihood=float(-np.log(np.clip(of_true, SMALLEST_PROBABILITY, 1.0)).mean()),
-        bins=_bins(confidence, rows.correct),
+        bins=reliability(confidence, rows.correct),
     )
-
-
-def _bins(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> tuple[ReliabilityBin, ...]:
-    """Bins of equally many rows, the same as those of the expected calibration error."""
-    firsts = np.arange(1, CALIBRATION_BINS) * len(confidence) // CALIBRATION_BINS
-    bin_of_row = np.searchsorted(np.sort(confidence)[firsts], confidence, side="right")
-    found = []
-    for number in np.unique(bin_of_row):
-        members = bin_of_row == number
-        rows, right = int(members.sum()), int(correct[members].sum())
-        mean = float(confidence[members].mean())
-        found.append(ReliabilityBin(rows, mean, right / rows, wilson_interval(right, rows)))
-    return tuple(found)

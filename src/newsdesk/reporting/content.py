@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from newsdesk.evaluation.selective import RiskCoverage
 from newsdesk.inference.explanation import WordWeight
-from newsdesk.metrics import Metrics
+from newsdesk.metrics import Metrics, ReliabilityBin
 from newsdesk.reporting.card_facts import CardFacts, Source
 
 
@@ -39,16 +39,6 @@ class Baseline:
 
     accuracy: Measured
     description: str
-
-
-@dataclass(frozen=True)
-class ReliabilityBin:
-    """Rows of like confidence: their mean confidence, and how many of them are right (all 0 to 1)."""
-
-    rows: int
-    confidence: float
-    accuracy: float
-    interval: tuple[float, float]
 
 
 @dataclass(frozen=True)

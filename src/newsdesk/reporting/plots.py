@@ -125,14 +125,14 @@ def _reliability(calibration: Calibration) -> Chart:
     figure, axes = _canvas(xlabel="confidence", ylabel="accuracy")
     after, before = calibration.after, calibration.before
     drawn = [after] if isinstance(before, Missing) else [after, before]
-    low = min(min(one.confidence, one.accuracy) for curve in drawn for one in curve.bins)
+    low = min(min(one.mean_confidence, one.accuracy) for curve in drawn for one in curve.bins)
     low = floor(low * 10) / 10
     axes.plot([low, 1], [low, 1], color=_MUTED, linewidth=1, dashes=(4, 3))
     if not isinstance(before, Missing):
-        points = [(one.confidence, one.accuracy) for one in before.bins]
+        points = [(one.mean_confidence, one.accuracy) for one in before.bins]
         axes.plot(*np.transpose(points), "s", color=_SECOND, markerfacecolor="none", label=before.name)
-    middle, spread = _dots([(one.accuracy, one.interval) for one in after.bins])
-    confidence = [one.confidence for one in after.bins]
+    middle, spread = _dots([(one.accuracy, one.accuracy_interval) for one in after.bins])
+    confidence = [one.mean_confidence for one in after.bins]
     axes.errorbar(confidence, middle, spread, fmt="o", color=_ACCENT, elinewidth=1.2, label=after.name)
     axes.set(xlim=(low - 0.02, 1.02), ylim=(low - 0.02, 1.02))
     _in_percent(axes.xaxis, axes.yaxis)
@@ -147,9 +147,9 @@ def _reliability(calibration: Calibration) -> Chart:
             (
                 curve.name,
                 f"{one.rows:,}",
-                _percent(one.confidence),
+                _percent(one.mean_confidence),
                 _percent(one.accuracy),
-                _range(one.interval),
+                _range(one.accuracy_interval),
             )
             for curve in drawn
             for one in curve.bins
