@@ -16,6 +16,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
+from newsdesk.calibration import CALIBRATION_ROWS  # noqa: E402
 from newsdesk.config import load_recipe  # noqa: E402
 from newsdesk.errors import UserError  # noqa: E402
 from newsdesk.training.events import Event, Resumed, Step, Validation  # noqa: E402
@@ -45,6 +46,11 @@ def uninterrupted(recipe, tmp_path) -> RunFolder:
 
 def adapter_bytes(run: RunFolder) -> bytes:
     return (run.path / ADAPTER).read_bytes()
+
+
+def held_out_logits(run: RunFolder) -> bytes:
+    """What the kept state says of the validation rows, though an earlier process may have computed it."""
+    return (run.path / CALIBRATION_ROWS).read_bytes()
 
 
 def figures(run: RunFolder) -> dict[str, Any]:
@@ -134,6 +140,7 @@ def test_a_run_killed_at_any_of_twenty_moments_ends_bit_for_bit_as_if_it_had_not
             open_run(out)
         run = run_training(recipe, out, resume=True)
         assert adapter_bytes(run) == adapter_bytes(uninterrupted), moment
+        assert held_out_logits(run) == held_out_logits(uninterrupted), moment
         assert figures(run) == figures(uninterrupted), moment
         assert told(run) == told(uninterrupted), moment
         assert not run.checkpoints.exists()
