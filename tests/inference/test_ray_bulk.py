@@ -261,7 +261,7 @@ def test_strict_stops_at_the_first_bad_row(artefact, source, tmp_path, one_proce
 
 
 def test_workers_that_write_elsewhere_are_noticed(artefact, source, tmp_path, one_process, monkeypatch):
-    monkeypatch.setattr(ray_bulk.ShardWorker, "_classify", lambda self, shard: (1, 0))
+    monkeypatch.setattr(ray_bulk.ShardWorker, "_classify", lambda self, shard: ray_bulk.Counts(1, 0))
     with pytest.raises(UserError, match="not the one here"):
         predict_on_ray(load(artefact), str(source), str(tmp_path / "out"))
 

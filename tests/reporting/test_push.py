@@ -28,6 +28,7 @@ OF_A_RUN = {
     *("README.md", "labels.json", "log.jsonl", "manifest.json", "metrics.json", "recipe.toml"),
     *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
     *("adapter_config.json", "adapter_model.safetensors"),
+    *("calibration.json", "calibration.safetensors", "off_topic.safetensors"),
     *("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "predictions-seen.csv"),
 }
 
@@ -280,7 +281,7 @@ def test_the_command_lists_what_it_would_send_and_asks_nobody(hub, run):
     shown = CliRunner().invoke(cli, ["push", str(run), REPO, "--dry-run"]).output
     size = (run / "adapter" / "adapter_model.safetensors").stat().st_size
     assert f"{size:,}  adapter/adapter_model.safetensors\n" in shown
-    assert re.search(rf"^13 files, 0\.\d MB for {REPO}$", shown, re.MULTILINE)
+    assert re.search(rf"^16 files, 0\.\d MB for {REPO}$", shown, re.MULTILINE)
     assert "note: the base model" in shown
     (run / "notes.txt").write_text("")
     document = json.loads(CliRunner().invoke(cli, ["push", str(run), REPO, "--dry-run", "--json"]).stdout)

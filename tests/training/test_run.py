@@ -109,7 +109,7 @@ def test_the_manifest_is_written_after_everything_else(tiny_recipe, tmp_path):
     out = tmp_path / "run"
     seen: list[set[str]] = []
     run_training(tiny_recipe(), out, observe=lambda _event: seen.append(files_of(out)))
-    of_the_end = {"manifest.json", "off_topic.safetensors"}
+    of_the_end = {"manifest.json", "off_topic.safetensors", "calibration.json", "calibration.safetensors"}
     assert seen[0] == FILES - of_the_end - {f"adapter/{name}" for name in _adapter_names()}
     assert seen[-1] == FILES - {"manifest.json"}
 
@@ -275,7 +275,9 @@ def test_an_interrupt_finishes_the_run_and_gives_the_handler_back(tiny_recipe, t
     before = signal.getsignal(signal.SIGINT)
     run = run_training(tiny_recipe("training.epochs=99"), tmp_path / "run", observe=interrupting(3))
     assert signal.getsignal(signal.SIGINT) is before
-    assert files_of(run.path) == FILES == set(run.manifest["files"]) | {"manifest.json"}
+    # Nothing was validated yet, and who interrupts will not wait for an off-topic score.
+    kept = FILES - {"off_topic.safetensors", "calibration.json", "calibration.safetensors"}
+    assert files_of(run.path) == kept == set(run.manifest["files"]) | {"manifest.json"}
     assert run.manifest["training"]["finished"] == "interrupted"
     assert run.manifest["training"]["steps"] == 3
     assert [path.name[:13] for path in run.checkpoints.iterdir()] == ["step-00000003"]

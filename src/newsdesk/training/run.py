@@ -94,7 +94,6 @@ def run_training(
             return run
         with EventLog(run.log, keep=log_bytes) as log:
             finished = _lead(run, prepared, checkpoints, log, observe, resumed)
-        _keep_calibration(run, prepared)
         run.seal(_facts(resolved, prepared, finished, team))
         if finished.reason != "interrupted":
             checkpoints.clear()
@@ -205,6 +204,8 @@ def _lead(
         for event in loop.events(stopped):
             if (isinstance(event, Validation) and event.best) or isinstance(event, Finished):
                 prepared.store.save(run.adapter)
+            if isinstance(event, Finished):
+                _keep_calibration(run, prepared)
             if isinstance(event, Finished) and event.reason != "interrupted":  # who interrupts will not wait
                 _keep_off_topic_score(run, loop)
             tell(event)
