@@ -218,10 +218,10 @@ class ArtefactPredictor(TextClassifier):
         lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
         batches = batches_by_tokens(lengths, self.tokens_per_batch)
         inputs = [pad([sequences[row] for row in rows], self._pad_id) for rows in batches]
-        for rows, (computed, *features) in zip(batches, self._compute_all(inputs), strict=True):
-            logits[rows] = computed
+        for rows, outputs in zip(batches, self._compute_all(inputs), strict=True):
+            logits[rows] = outputs[0]
             if self.off_topic is not None and distances is not None:
-                distances[rows] = self.off_topic.distances(*features, lengths[rows])
+                distances[rows] = self.off_topic.distances(outputs[1], lengths[rows])
             if progress is not None:
                 progress(len(rows))
         return logits, distances
