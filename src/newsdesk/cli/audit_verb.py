@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,7 +15,6 @@ from newsdesk.cli.shared import (
     Verb,
     data_flags,
     flag,
-    names_of,
     note,
     say,
     shown_fetching,
@@ -83,12 +84,8 @@ def audit(
     target: Path | None,
     decisions: Path | None,
     drop: tuple[str, ...],
-    text: str | None,
-    label: str | None,
-    template: str | None,
-    normaliser: str | None,
-    header: bool | None,
     as_json: bool,
+    columns: Mapping[str, Any],
 ) -> None:
     """Find likely label errors, duplicates and leakage; on request, write a cleaned copy."""
     from newsdesk.display import RowCounter
@@ -108,11 +105,7 @@ def audit(
             apply=target,
             decisions=decisions,
             drop=kinds_of(drop),
-            text=names_of(text),
-            label=label,
-            template=template,
-            normaliser=normaliser or "none",
-            header=header,
+            **{**columns, "normaliser": columns["normaliser"] or "none"},
             command=shlex.join(["newsdesk", *sys.argv[1:]]),
             count=rows.count,
             start=rows.start,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,7 +14,6 @@ from newsdesk.cli.shared import (
     Verb,
     data_flags,
     flag,
-    names_of,
     say,
     shown_fetching,
     terminal,
@@ -32,11 +33,8 @@ from newsdesk.cli.shared import (
 def calibrate(
     run: Path,
     data: tuple[str, ...],
-    text: str | None,
-    label: str | None,
-    template: str | None,
-    header: bool | None,
     as_json: bool,
+    columns: Mapping[str, Any],
 ) -> None:
     """Fit the temperature of a run and its exports, or of one export, on labelled rows.
 
@@ -50,10 +48,7 @@ def calibrate(
         made = api.calibrate(
             run,
             data,
-            text=names_of(text),
-            label=label,
-            template=template,
-            header=header,
+            **columns,
             count=rows.count,
             start=rows.start,
             progress=progress,

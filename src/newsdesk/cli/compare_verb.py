@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from newsdesk.cli.shared import JSON_FLAG, Verb, data_flags, flag, names_of, say, shown_fetching, terminal
+from newsdesk.cli.shared import JSON_FLAG, Verb, data_flags, flag, say, shown_fetching, terminal
 
 if TYPE_CHECKING:
     from newsdesk.evaluation.bootstrap import Difference
@@ -42,11 +42,8 @@ def compare(
     split: str,
     data: str | None,
     changed: Path | None,
-    text: str | None,
-    label: str | None,
-    template: str | None,
-    header: bool | None,
     as_json: bool,
+    columns: Mapping[str, Any],
 ) -> None:
     """Say which run is better on the same rows, by how much, or that it is noise.
 
@@ -60,7 +57,6 @@ def compare(
     if data is None:
         comparisons = compare_evaluated(runs[0], runs[1:], split=split)
     else:
-        columns = {"text": names_of(text), "label": label, "template": template, "header": header}
         first, *others = (_evaluated_on(run, data, split, columns) for run in runs)
         comparisons = compare_rows(first, others)
     if changed is not None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
-from newsdesk.cli.shared import JSON_FLAG, Verbs, data_flags, flag, names_of, say, shown_fetching, terminal
+from newsdesk.cli.shared import JSON_FLAG, Verbs, data_flags, flag, say, shown_fetching, terminal
 
 
 @click.group(cls=Verbs)
@@ -93,14 +95,10 @@ def pull_data(name: str) -> None:
 def check_data(
     path: Path,
     against: Path | None,
-    text: str | None,
-    label: str | None,
-    template: str | None,
-    normaliser: str | None,
-    header: bool | None,
     base: str | None,
     max_length: int | None,
     as_json: bool,
+    columns: Mapping[str, Any],
 ) -> None:
     """Look a file over: faults by line, labels, duplicates, leakage. Exit code 1 if it needs mending."""
     from newsdesk.data.check import check
@@ -115,11 +113,7 @@ def check_data(
     report = check(
         path,
         against=against,
-        header=header,
-        text=names_of(text),
-        label=label,
-        template=template,
-        normaliser=normaliser or "none",
+        **{**columns, "normaliser": columns["normaliser"] or "none"},
         tokenizer=tokenizer,
         max_length=max_length,
     )

@@ -16,7 +16,6 @@ from newsdesk.cli.shared import (
     Verb,
     data_flags,
     flag,
-    names_of,
     say,
     shown_once_fetching,
     standard_output,
@@ -67,10 +66,8 @@ def predict(
     engine: Any,
     rejects: str | None,
     strict: bool,
-    text: str | None,
-    template: str | None,
-    header: bool | None,
     as_json: bool,
+    columns: Mapping[str, Any],
     promise: Mapping[str, Any],
     **ray: Any,
 ) -> None:
@@ -83,8 +80,7 @@ def predict(
         raise click.UsageError("--json goes to standard output: give it, or --output and --format.")
     if texts and source:
         raise click.UsageError("Give texts or --input, not both.")
-    columns = {"text": names_of(text), "template": template}
-    layout = {"top_k": top_k, "all_probabilities": probabilities, "format": form, "header": header, **columns}
+    layout = {"top_k": top_k, "all_probabilities": probabilities, "format": form, **columns}
     if engine == "ray":
         settings = {"one_machine_only": bool(texts or as_json or rejects), "strict": strict, **layout}
         predict_with_ray(run, source, output, promise=promise, **ray, **settings)
@@ -98,7 +94,7 @@ def predict(
         place = Path(rejects) if rejects else None
         _stream(_load(run, engine), given, target, place, {"strict": strict, **layout}, promise)
         return
-    table = _table_in_memory(texts, _path_of(source), header)
+    table = _table_in_memory(texts, _path_of(source), columns["header"])
     predictor = _load(run, engine)
     rule = predictor.decision_rule(**promise)
     predictions = _classified(predictor, table, columns, rule)
@@ -127,7 +123,7 @@ def _classified(
 ) -> Predictions:
     from newsdesk import api
 
-    return api.predict_table(predictor, table, **columns, rule=rule)
+    return api.predict_table(predictor, table, text=columns["text"], template=columns["template"], rule=rule)
 
 
 def _document(predictions: Predictions, top_k: int | None) -> dict[str, Any]:

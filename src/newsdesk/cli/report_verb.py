@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,7 +13,6 @@ from newsdesk.cli.shared import (
     Verb,
     data_flags,
     flag,
-    names_of,
     note,
     say,
     shown_fetching,
@@ -49,11 +50,8 @@ def report(
     out: Path | None,
     plots: Path | None,
     without_texts: bool,
-    text: str | None,
-    label: str | None,
-    template: str | None,
-    header: bool | None,
     as_json: bool,
+    columns: Mapping[str, Any],
 ) -> None:
     """Write a run's figures, charts and errors as one HTML file."""
     from newsdesk import api
@@ -69,10 +67,7 @@ def report(
             plots=plots,
             with_texts=not without_texts,
             progress=progress,
-            text=names_of(text),
-            label=label,
-            template=template,
-            header=header,
+            **columns,
             count=rows.count,
             start=rows.start,
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -54,17 +55,13 @@ def train(
     valid: str | None,
     base: str | None,
     out: Path | None,
-    text: str | None,
-    label: str | None,
-    template: str | None,
-    normaliser: str | None,
-    header: bool | None,
     epochs: float | None,
     overrides: tuple[str, ...],
     overwrite: bool,
     resume: bool,
     dry_run: bool,
     as_json: bool,
+    columns: Mapping[str, Any],
 ) -> None:
     """Train a classifier and leave a run folder."""
     from newsdesk.api import recipe_for
@@ -74,11 +71,7 @@ def train(
         "data.train": train_data,
         "data.validation": valid,
         "model.base": base,
-        "data.text": names_of(text),
-        "data.label": label,
-        "data.template": template,
-        "data.normaliser": normaliser,
-        "data.header": header,
+        **{f"data.{name}": value for name, value in columns.items()},
         "training.epochs": epochs,
     }
     if overwrite and resume:
@@ -142,11 +135,8 @@ def evaluate(
     split: str,
     baseline: bool,
     with_text: bool,
-    text: str | None,
-    label: str | None,
-    template: str | None,
-    header: bool | None,
     as_json: bool,
+    columns: Mapping[str, Any],
 ) -> None:
     """Measure a run on labelled rows, with intervals."""
     from newsdesk import api
@@ -160,10 +150,7 @@ def evaluate(
             run,
             data,
             split=split,
-            text=names_of(text),
-            label=label,
-            template=template,
-            header=header,
+            **columns,
             baseline=baseline,
             with_text=with_text,
             count=rows.count,
@@ -198,10 +185,8 @@ def import_adapter(
     base: str | None,
     labels: str | None,
     max_length: int,
-    text: str | None,
-    template: str | None,
-    normaliser: str | None,
     overwrite: bool,
+    columns: Mapping[str, Any],
 ) -> None:
     """Make a run of an adapter folder that transformers + peft trained."""
     from newsdesk.data.layout import TextLayout
@@ -216,7 +201,9 @@ def import_adapter(
             out,
             base=base,
             label_names=names_of(labels),
-            layout=TextLayout(names_of(text) or ("text",), template, normaliser or "none"),
+            layout=TextLayout(
+                columns["text"] or ("text",), columns["template"], columns["normaliser"] or "none"
+            ),
             max_length=max_length,
             overwrite=overwrite,
             progress=progress,

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import wraps
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
@@ -86,13 +87,21 @@ class Verbs(click.Group):
         return list(self.commands)
 
 
-def data_flags(*names: str) -> Callable[[AnyCallable], AnyCallable]:
-    """Add the named flags of those that say how a file's columns become texts and classes."""
+def data_flags(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add the named flags of those that say how a file's columns become texts and classes.
 
-    def add(function: AnyCallable) -> AnyCallable:
+    The verb gets them as one mapping by name, ``columns``; the text columns as a tuple.
+    """
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        @wraps(function)
+        def verb(**given: Any) -> None:
+            columns = {name: given.pop(name) for name in names}
+            function(**given, columns=columns | {"text": names_of(columns["text"])})
+
         for name in reversed(names):
-            function = _DATA_FLAGS[name](function)
-        return function
+            verb = _DATA_FLAGS[name](verb)
+        return verb
 
     return add
 
