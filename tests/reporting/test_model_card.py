@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import asdict
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
@@ -34,20 +32,10 @@ HOSTILE = (
 CALIBRATION = Calibration(1.25, 1539, "validation", "0", Change(0.03, 0.01), Change(0.2, 0.19), "")
 
 
-@pytest.fixture(scope="module")
-def trained(tiny_base, topical_csv, tmp_path_factory) -> Path:
-    """A run that was trained and evaluated; nobody may change it."""
-    flags = {"model.base": str(tiny_base("bert")), "data.train": str(topical_csv), "training.epochs": 0.5}
-    settings = ("model.max_length=32", "training.device=cpu", "training.precision=float32")
-    run = newsdesk.train(out=tmp_path_factory.mktemp("run") / "wire", flags=flags, overrides=settings)
-    newsdesk.evaluate(run.path, str(topical_csv), split="seen")
-    return run.path
-
-
 @pytest.fixture
-def run(trained, tmp_path) -> RunFolder:
-    """A copy of it."""
-    return RunFolder(shutil.copytree(trained, tmp_path / "wire"))
+def run(run) -> RunFolder:
+    """The run of its own that every test here may change."""
+    return RunFolder(run)
 
 
 @pytest.fixture
