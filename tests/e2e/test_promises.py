@@ -106,7 +106,7 @@ def test_unsure_texts_get_a_question_mark_and_their_candidates(newsdesk, judged,
     assert unsure.startswith("? ")
     assert unsure.count(" or ") >= 1
     assert "1 of 2 left unanswered" in outcome.err
-    assert "at most 0.05 of the answered are wrong, with 0.95 confidence" in outcome.err
+    assert "at most 5 % of the answered are wrong, with 95 % confidence" in outcome.err
     assert "600 calibration rows" in outcome.err
 
 

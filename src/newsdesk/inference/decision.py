@@ -92,13 +92,16 @@ class DecisionRule:
         """What is promised, a line each."""
         lines = []
         if self.promise is not None:
+            error_rate, confidence = 100 * self.promise.error_rate, 100 * self.promise.confidence
             lines.append(
-                f"at most {self.promise.error_rate:.4g} of the answered are wrong, with "
-                f"{self.promise.confidence:.4g} confidence: threshold {self.promise.threshold:.4f}, which "
-                f"answers {self.promise.coverage:.1%} of {self.rows:,} calibration rows"
+                f"at most {error_rate:.4g} % of the answered are wrong, with {confidence:.4g} % confidence: "
+                f"threshold {self.promise.threshold:.4f}, which answers {self.promise.coverage:.1%} of "
+                f"{self.rows:,} calibration rows"
             )
         if self.coverage is not None:
-            lines.append(f"the candidates hold the true class with probability {self.coverage:.4g}")
+            lines.append(
+                f"the candidates hold the true class with a probability of {100 * self.coverage:.4g} %"
+            )
         if self.off_topic is not None:
             lines.append(
                 f"texts that look more foreign than {1 - self.off_topic:.4g} of the classifier's own are not "
@@ -177,5 +180,5 @@ def _promise(
         f"no threshold promises an error rate of {error_rate:g} with {confidence:g} confidence",
         found=f"{len(labels):,} calibration rows, {correct.mean():.1%} of them right; the lowest error rate "
         f"that they can promise: {can}",
-        mend=("" if lowest is None else f"ask for --abstain {lowest:g}, ") + _MORE_ROWS,
+        mend=("" if lowest is None else f"ask for --abstain {lowest:g}, or ") + _MORE_ROWS,
     )
