@@ -222,6 +222,10 @@ def test_it_prints_on_light_pages_with_no_chart_cut(browser, page):
         ".map(e => getComputedStyle(e).breakInside)"
     )
     assert set(kept_whole) == {"avoid"}
+    headings = browser.execute_script(
+        "return [...document.querySelectorAll('h2, h3')].map(e => getComputedStyle(e).breakAfter)"
+    )
+    assert set(headings) == {"avoid"}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 
