@@ -13,7 +13,15 @@ import pytest
 
 from newsdesk import files
 from newsdesk.errors import UserError
-from newsdesk.files import atomic_writer, disk_full, sha256_of, write_bytes, write_json, write_text
+from newsdesk.files import (
+    atomic_writer,
+    disk_full,
+    remove_leftovers,
+    sha256_of,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 
 def test_what_is_written_is_read_back_and_nothing_else_is_left(tmp_path: Path):
@@ -82,6 +90,14 @@ def test_a_vanished_part_is_no_second_error(tmp_path: Path):
 
     with pytest.raises(KeyError, match="the first"):
         swept_away()
+
+
+def test_what_kills_left_half_written_is_removed_and_nothing_beside_it(tmp_path: Path):
+    kept = {"wire.csv", ".wire.csv.lock", ".other.csv.k3j2.part", "wire.csv.part"}
+    for name in (*kept, ".wire.csv.k3j2.part", ".wire.csv.x_1.part"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path / "wire.csv")
+    assert {entry.name for entry in tmp_path.iterdir()} == kept
 
 
 def test_permissions_follow_the_umask(tmp_path: Path):

@@ -42,6 +42,13 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove what kills left half written on the way to ``path``; for whoever alone writes there."""
+    for entry in path.parent.iterdir():
+        if entry.name.startswith(f".{path.name}.") and entry.name.endswith(".part"):
+            entry.unlink(missing_ok=True)
+
+
 @contextmanager
 def explaining_full_disk(path: Path) -> Iterator[None]:
     """Turn the failure to write to ``path`` for want of space into a UserError."""

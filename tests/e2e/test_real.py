@@ -49,7 +49,8 @@ def test_minilm_learns_reuters_plain_peft_loads_what_it_learned_and_explanations
 
     text = "Oil prices rose after OPEC ministers agreed to cut crude output, traders said."
     (prediction,) = json.loads(call("predict", run, text, "--probabilities", "--json"))["predictions"]
-    assert plain_peft_probabilities(run, text) == pytest.approx(prediction["probabilities"], abs=1e-4)
+    plain = plain_peft_probabilities(run, text, classifier.temperature)
+    assert plain == pytest.approx(prediction["probabilities"], abs=1e-4)
 
 
 def write_every_seventh(source, target):
@@ -60,7 +61,7 @@ def write_every_seventh(source, target):
     return target
 
 
-def plain_peft_probabilities(run, text):
+def plain_peft_probabilities(run, text, temperature):
     """What transformers + peft alone make of the run's adapter and tokenizer, by class."""
     import peft
     import torch
@@ -75,5 +76,5 @@ def plain_peft_probabilities(run, text):
     model = peft.PeftModel.from_pretrained(base, run / "adapter").eval()
     tokens = transformers.AutoTokenizer.from_pretrained(run / "tokenizer")(text, return_tensors="pt")
     with torch.inference_mode():
-        probabilities = model(**tokens).logits.softmax(-1)[0]
+        probabilities = (model(**tokens).logits / temperature).softmax(-1)[0]
     return dict(zip(names, probabilities.tolist(), strict=True))

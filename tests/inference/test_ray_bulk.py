@@ -194,7 +194,7 @@ def test_every_row_comes_once_though_a_machine_is_lost(artefact, source, tmp_pat
     report = json.loads(result.stdout.splitlines()[-1])
     assert report["alive"] == 2  # of three, the head among them
     assert len(list(diary.iterdir())) == 1  # its worker was in the middle of a file
-    assert report["totals"] == {"shards": FILES, "rows": FILES * ROWS, "rejected": len(BAD)}
+    assert report["totals"] == {"shards": FILES, "rows": FILES * ROWS, "rejected": len(BAD), "unanswered": 0}
     assert_all_rows_once(source, output)
 
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 
 from newsdesk.errors import UserError
-from newsdesk.files import atomic_writer, write_json
+from newsdesk.files import atomic_writer, remove_leftovers, write_json
 
 _HEAD = 1 << 16  # bytes by which an input is recognised, besides its size and time of change
 
@@ -127,6 +127,8 @@ class PartFile:
 
     def _restore(self) -> None:
         """Take up what the journal describes, if it is of the same job and the files hold as much."""
+        for path in (self._journal, self.destination):
+            remove_leftovers(path)
         found = self._journal_content()
         if found is not None and found["job"] == self._job:
             checkpoint = Checkpoint(**found["checkpoint"])
