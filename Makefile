@@ -31,7 +31,7 @@ demo: $(VENV)/.train ## fetch a model and real newswire, train, evaluate, classi
 
 define DEMO_ENDS
 
-The run lies in $(RUN): its adapter (PEFT's files), recipe, log and figures.
+Run saved to $(RUN): its adapter (PEFT's files), recipe, log and figures.
 Try next, with headlines and rows of your own:
 
   $(BIN)/newsdesk predict $(RUN) "grain shipments to egypt resume"
@@ -78,5 +78,5 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "error: newsdesk needs Python 3.11 or newer"; \
 	  echo "found: $$($(PYTHON) --version 2>&1)"; \
-	  echo "mend:  name another one, for example  make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; } >&2
+	  echo "fix:   name another one, for example  make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; } >&2
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }

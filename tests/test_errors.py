@@ -1,4 +1,4 @@
-"""Errors say what is wrong, what was found and how to mend it, in that order."""
+"""Errors say what is wrong, what was found and how to fix it, in that order."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from newsdesk.errors import UserError, missing_package
 
 
 def test_the_three_parts_stand_on_lines_of_their_own_and_line_up():
-    error = UserError("column 'x' is not in a.csv", found="title, label", mend="--text title")
+    error = UserError("column 'x' is not in a.csv", found="title, label", fix="--text title")
     assert str(error).splitlines() == [
         "error: column 'x' is not in a.csv",
         "found: title, label",
-        "mend:  --text title",
+        "fix:   --text title",
     ]
-    assert (error.wrong, error.found, error.mend) == (
+    assert (error.wrong, error.found, error.fix) == (
         "column 'x' is not in a.csv",
         "title, label",
         "--text title",
@@ -23,10 +23,10 @@ def test_the_three_parts_stand_on_lines_of_their_own_and_line_up():
 
 def test_a_part_without_content_has_no_line():
     assert str(UserError("no")) == "error: no"
-    assert str(UserError("no", mend="yes")) == "error: no\nmend:  yes"
+    assert str(UserError("no", fix="yes")) == "error: no\nfix:   yes"
 
 
 def test_a_missing_package_names_the_extra_that_installs_it():
     with pytest.raises(UserError, match="training needs the package torch") as raised:
         raise missing_package("torch", "train", "training")
-    assert raised.value.mend == "pip install 'newsdesk[train]'"
+    assert raised.value.fix == "pip install 'newsdesk[train]'"

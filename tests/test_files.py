@@ -119,4 +119,4 @@ def test_the_hash_is_that_of_all_bytes(tmp_path: Path):
 def test_a_full_disk_names_the_folder_and_what_to_do(tmp_path: Path):
     error = disk_full(tmp_path / "a")
     assert str(tmp_path) in (error.found or "")
-    assert "--out" in (error.mend or "")
+    assert "--out" in (error.fix or "")

@@ -17,7 +17,7 @@ CALIBRATION_ROWS = "calibration.safetensors"
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 100.0
 
 _HALVINGS = 60  # of the interval between the bounds: far below what float64 tells apart
-_MEND = "fit it again with newsdesk calibrate"
+_FIX = "fit it again with newsdesk calibrate"
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,12 +173,12 @@ def read_calibration(folder: Path) -> Calibration | None:
     if not path.is_file():
         return None
     try:
-        found = Calibration.from_dict(read_json(path, mend=_MEND))
+        found = Calibration.from_dict(read_json(path, fix=_FIX))
         if LOWEST_TEMPERATURE <= found.temperature <= HIGHEST_TEMPERATURE:
             return found
     except (KeyError, TypeError) as error:
-        raise damaged(path, f"no usable {error}", mend=_MEND) from None
-    raise damaged(path, f"a temperature of {found.temperature}", mend=_MEND)
+        raise damaged(path, f"no usable {error}", fix=_FIX) from None
+    raise damaged(path, f"a temperature of {found.temperature}", fix=_FIX)
 
 
 def read_held_out_rows(folder: Path) -> HeldOutRows | None:
@@ -193,7 +193,7 @@ def read_held_out_rows(folder: Path) -> HeldOutRows | None:
             sha256 = (file.metadata() or {})["sha256"]
             return HeldOutRows(file.get_tensor("logits"), file.get_tensor("labels"), sha256)
     except (SafetensorError, KeyError, ValueError) as error:
-        raise damaged(path, str(error), mend=_MEND) from None
+        raise damaged(path, str(error), fix=_FIX) from None
 
 
 def _error_at(rows: HeldOutRows, temperature: float) -> float:

@@ -192,7 +192,7 @@ def _read_toml(name_or_path: str) -> dict[str, Any]:
     path = Path(name_or_path)
     if path.suffix == ".toml" or path.is_file():
         if not path.is_file():
-            raise UserError(f"there is no recipe file {path}", mend="check the path given to --recipe")
+            raise UserError(f"there is no recipe file {path}", fix="check the path given to --recipe")
         content, shown = path.read_bytes(), str(path)
     elif name_or_path in recipe_names():
         content = (resources.files("newsdesk") / "recipes" / f"{name_or_path}.toml").read_bytes()
@@ -201,7 +201,7 @@ def _read_toml(name_or_path: str) -> dict[str, Any]:
         raise UserError(
             f"there is no recipe called {name_or_path!r}",
             found=f"recipes: {', '.join(recipe_names())}",
-            mend="give one of these names to --recipe, or the path of a .toml file",
+            fix="give one of these names to --recipe, or the path of a .toml file",
         )
     try:
         return tomllib.loads(content.decode())
@@ -216,7 +216,7 @@ def _parse_override(override: str) -> tuple[str, Any]:
         raise UserError(
             "--set takes section.key=value",
             found=f"--set {override!r}",
-            mend="for example --set lora.rank=16; newsdesk train --dry-run shows all keys",
+            fix="for example --set lora.rank=16; newsdesk train --dry-run shows all keys",
         )
     try:
         return key, tomllib.loads(f"value = {text}")["value"]
@@ -230,7 +230,7 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
         raise UserError(
             f"{section} is a section of the recipe, not a value",
             found=f"{section} = {values[section]!r}",
-            mend=f"write it as [{section}] with lines such as {name} = {value!r}",
+            fix=f"write it as [{section}] with lines such as {name} = {value!r}",
         )
     values[section][name] = value
 
@@ -256,7 +256,7 @@ def _faults(error: ValidationError, origins: Mapping[str, str]) -> UserError:
         found="\n       ".join(
             f"{key}: {', or '.join(texts)}{ends.get(key, '')}" for key, texts in found.items()
         ),
-        mend="correct the recipe file, the flag, or the --set named above",
+        fix="correct the recipe file, the flag, or the --set named above",
     )
 
 

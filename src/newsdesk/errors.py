@@ -4,21 +4,21 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """A failure we can explain: what is wrong, what was found, and how to mend it.
+    """A failure we can explain: what is wrong, what was found, and how to fix it.
 
     Rooms raise it; only the command line turns it into text on a terminal and exit code 1. Anything
     else that escapes is a defect of newsdesk and shows its traceback.
     """
 
-    def __init__(self, wrong: str, *, found: str | None = None, mend: str | None = None) -> None:
+    def __init__(self, wrong: str, *, found: str | None = None, fix: str | None = None) -> None:
         self.wrong = wrong
         self.found = found
-        self.mend = mend
+        self.fix = fix
         super().__init__(str(self))
 
     def __str__(self) -> str:
         """The three parts, a line each; lines without content are left out."""
-        parts = (("error", self.wrong), ("found", self.found), ("mend", self.mend))
+        parts = (("error", self.wrong), ("found", self.found), ("fix", self.fix))
         return "\n".join(f"{label + ':':<7}{text}" for label, text in parts if text)
 
 
@@ -27,5 +27,5 @@ def missing_package(package: str, extra: str, purpose: str) -> UserError:
     return UserError(
         f"{purpose} needs the package {package}",
         found="it is not installed in this environment",
-        mend=f"pip install 'newsdesk[{extra}]'",
+        fix=f"pip install 'newsdesk[{extra}]'",
     )

@@ -81,18 +81,18 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path, *, mend: str) -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError with ``mend`` when it is missing or no JSON."""
+def read_json(path: Path, *, fix: str) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError with ``fix`` when it is missing or no JSON."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError) as error:
-        raise damaged(path, str(error), mend=mend) from None
+        raise damaged(path, str(error), fix=fix) from None
     return content
 
 
-def damaged(path: Path, found: str, *, mend: str) -> UserError:
+def damaged(path: Path, found: str, *, fix: str) -> UserError:
     """The error for a file that is not what was written there."""
-    return UserError(f"{path} is missing or damaged", found=found, mend=mend)
+    return UserError(f"{path} is missing or damaged", found=found, fix=fix)
 
 
 def sha256_of(path: Path) -> str:
@@ -109,7 +109,7 @@ def disk_full(path: Path) -> UserError:
     return UserError(
         f"no space left to write {path.name}",
         found=f"the disk or quota that holds {path.parent} is full; nothing half-written was left there",
-        mend="free some space, or choose another place (--out for runs, NEWSDESK_CACHE for the cache)",
+        fix="free some space, or choose another place (--out for runs, NEWSDESK_CACHE for the cache)",
     )
 
 

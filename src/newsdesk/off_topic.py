@@ -27,7 +27,7 @@ SHORTEST_CUT = 4  # tokens kept of a text that is cut, its closing one not count
 _RIDGE = 0.01  # share of the mean variance that is added to every direction: rows may be fewer than features
 _MOST_BY_LENGTH = 0.95  # of a direction's variance: some is left to texts that are endlessly long
 _FORMAT = "1"
-_MEND = "fit it again with newsdesk calibrate"
+_FIX = "fit it again with newsdesk calibrate"
 
 Values = NDArray[np.floating]
 Floats = NDArray[np.float32]
@@ -119,7 +119,7 @@ class OffTopicScore:
             usual = float(tensors.pop("usual_inverse_length")[0])
             return cls(**tensors, usual_inverse_length=usual, facts=facts)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise damaged(file, str(error), mend=_MEND) from None
+            raise damaged(file, str(error), fix=_FIX) from None
 
 
 _TENSORS = ("projection", "centres", "by_length", "reference")

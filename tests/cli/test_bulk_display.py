@@ -14,7 +14,7 @@ from newsdesk.inference.bulk import Begun, Classified, WindowWritten
 from newsdesk.inference.part_file import Checkpoint
 from newsdesk.inference.windows import Reject
 
-BAD = Reject(Fault(7, "not a text", "a number", "mend it"), {"text": 5})
+BAD = Reject(Fault(7, "not a text", "a number", "fix it"), {"text": 5})
 
 
 @pytest.fixture(autouse=True)

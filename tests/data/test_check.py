@@ -23,7 +23,7 @@ def write(tmp_path):
 
 def test_a_sound_file_has_no_findings_and_is_counted(write):
     report = check(write("a.csv", "title,label\nOil is up,b\nRain is down,a\nGold is up,b\n"))
-    assert report.is_sound
+    assert report.is_ok
     assert report.rows == 3
     assert report.columns == ("title", "label")
     assert (report.text_columns, report.label_column) == (("title",), "label")
@@ -48,7 +48,7 @@ def test_every_kind_of_defect_is_found_by_line(write):
         b"gold,b\n"
     )
     report = check(write("a.csv", content))
-    assert not report.is_sound
+    assert not report.is_ok
     assert report.rows == 9
     assert report.label_counts == {"a": 5, "b": 3}
     assert [fault.line for fault in report.malformed] == [5]
@@ -80,7 +80,7 @@ def test_mojibake_is_recognised(write, text):
     ["café, naïve, Ångström", "CAFÉ” — “Ðuro”", "it’s £5…", "Привет", "Chávez ¿qué?", "日本", "tab\there"],
 )
 def test_ordinary_letters_beyond_ascii_are_no_encoding_fault(write, text):
-    assert check(write("a.txt", f"{text}\n")).is_sound
+    assert check(write("a.txt", f"{text}\n")).is_ok
 
 
 def test_texts_shared_with_the_test_file_are_named_exact_and_near(write):
@@ -89,12 +89,12 @@ def test_texts_shared_with_the_test_file_are_named_exact_and_near(write):
     train = write("train.csv", f"text,label\nOil is up today,a\n{' '.join(words)},b\nRain again now,a\n")
     test = write("test.csv", f"text,label\nunrelated words only here,a\n{near},b\noil is UP  today,a\n")
     report = check(train, against=test)
-    assert not report.is_sound
+    assert not report.is_ok
     assert report.leakage is not None
     assert (report.leakage.rows, report.leakage.exact, report.leakage.near) == (3, 1, 1)
     assert report.leakage.leaks[0] == Leak(line=2, other_line=4, similarity=1.0)
     assert report.leakage.leaks[1] == Leak(line=3, other_line=3, similarity=pytest.approx(37 / 39))
-    assert check(test, against=write("other.txt", "nothing in common\n")).is_sound
+    assert check(test, against=write("other.txt", "nothing in common\n")).is_ok
 
 
 def test_a_malformed_second_file_is_an_error(write):
@@ -145,7 +145,7 @@ def test_a_file_without_one_readable_row_is_reported_and_not_raised(write):
     report = check(write("a.jsonl", b"{\n\xff\n"))
     assert report.rows == 0
     assert len(report.malformed) == len(report.encoding) == 1
-    assert not report.is_sound
+    assert not report.is_ok
 
 
 def test_the_report_is_json_and_its_lists_are_bounded(write):

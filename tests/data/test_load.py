@@ -99,7 +99,7 @@ def test_fewer_rows_than_classes_are_refused(file_of):
     section = DataSection(train=file_of("a.csv", a=4, b=4, c=4), validation_share=0.0, train_rows=2)
     with pytest.raises(UserError, match="2 training rows cannot cover 3 classes") as raised:
         load_training_data(section, seed=0)
-    assert raised.value.mend == "use --set data.train_rows=3 or more"
+    assert raised.value.fix == "use --set data.train_rows=3 or more"
 
 
 def test_one_class_is_refused_by_its_name(file_of):

@@ -233,7 +233,7 @@ def test_a_malformed_file_is_refused_by_name_and_line(write, name, content, line
     assert error.wrong.startswith(f"{name}, line {line}: ")
     for phrase in said:
         assert phrase in str(error)
-    assert error.mend
+    assert error.fix
 
 
 def test_all_faults_are_collected_and_the_good_rows_between_them_kept(write):
@@ -320,7 +320,7 @@ class Bomb:
 def test_a_pickle_is_never_loaded_whatever_its_name(write, name, protocol):
     error = error_of(write(name, pickle.dumps(Bomb(), protocol=protocol)))
     assert "never loads pickles" in error.wrong
-    assert "to_csv" in (error.mend or "")
+    assert "to_csv" in (error.fix or "")
 
 
 def test_a_pickle_named_parquet_is_not_loaded_either(write):
@@ -352,8 +352,8 @@ def test_a_missing_file_names_its_nearest_neighbours(write):
     path = write("train.csv", OFFICIAL)
     error = error_of(path.with_name("trian.csv"))
     assert "train.csv" in str(error.found)
-    assert str(path) in str(error.mend)
-    assert "check the path" in str(error_of(path.parent / "nowhere" / "x.csv").mend)
+    assert str(path) in str(error.fix)
+    assert "check the path" in str(error_of(path.parent / "nowhere" / "x.csv").fix)
 
 
 def test_a_folder_an_unreadable_file_and_an_unknown_format_are_explained(tmp_path, write, monkeypatch):
@@ -361,7 +361,7 @@ def test_a_folder_an_unreadable_file_and_an_unknown_format_are_explained(tmp_pat
     (tmp_path / "set.csv" / "train.csv").touch()
     assert "train.csv" in str(error_of(tmp_path / "set.csv").found)
     for name in ("a.xlsx", "noending", "a.gz", "a.parquet.gz"):
-        assert error_of(write(name, "x")).mend
+        assert error_of(write(name, "x")).fix
 
     def refuse(*_):
         raise PermissionError

@@ -40,7 +40,7 @@ def test_every_kind_leaves_exactly_its_files_in_the_run(newsdesk, run, desk, kin
     assert outcome.code == 0, outcome.err
     folder = run / "export" / kind
     assert files_of(folder) == COMMON | {model}
-    assert outcome.lines[-1] == f"the artefact lies in {folder}"
+    assert outcome.lines[-1] == f"export saved to {folder}"
     assert "agreement with the run" in outcome.err
     predicted = newsdesk("predict", folder, "goal coach league", "--json").json["predictions"]
     assert predicted[0]["label"] == "Sports"

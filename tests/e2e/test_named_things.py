@@ -42,9 +42,9 @@ def test_an_unknown_data_set_is_answered_with_the_closest(newsdesk):
 def test_pulling_says_where_the_files_lie(newsdesk, desk, monkeypatch, tmp_path):
     from newsdesk.data import datasets
 
-    assert newsdesk("models", "pull", desk.base).lines == [f"{desk.base} lies in {desk.base} (from: local)"]
+    assert newsdesk("models", "pull", desk.base).lines == [f"{desk.base} is in {desk.base} (from: local)"]
     monkeypatch.setattr(datasets, "pull", lambda _name, **_named: tmp_path)
-    assert newsdesk("data", "pull", "reuters-r8").lines == [f"reuters-r8 lies in {tmp_path}"]
+    assert newsdesk("data", "pull", "reuters-r8").lines == [f"reuters-r8 is in {tmp_path}"]
 
 
 def test_a_sound_file_is_sound_and_a_faulty_one_fails(newsdesk, tmp_path):
@@ -52,9 +52,9 @@ def test_a_sound_file_is_sound_and_a_faulty_one_fails(newsdesk, tmp_path):
     sound.write_text(SOUND)
     faulty.write_text(SOUND + "too,many,cells\n")
     outcome = newsdesk("data", "check", sound)
-    assert (outcome.code, outcome.lines[-1]) == (0, "sound")
+    assert (outcome.code, outcome.lines[-1]) == (0, "OK")
     outcome = newsdesk("data", "check", faulty)
-    assert (outcome.code, outcome.lines[-1]) == (1, "needs mending")
+    assert (outcome.code, outcome.lines[-1]) == (1, "needs fixing")
     assert "line 5" in outcome.out
     assert newsdesk("data", "check", tmp_path / "none.csv").err.startswith("error: there is no file")
 
@@ -97,7 +97,7 @@ def test_an_adapter_of_plain_peft_becomes_a_run_that_predicts(newsdesk, desk, pl
     flags = ["--base", desk.base, "--labels", "bad news, good news", "--max-length", "32"]
     outcome = newsdesk("import-adapter", plain_adapter, "--out", out, *flags)
     assert outcome.code == 0, outcome.err
-    assert outcome.lines == [f"the run lies in {out}; its classes are bad news, good news"]
+    assert outcome.lines == [f"run saved to {out}; its classes are bad news, good news"]
     (prediction,) = newsdesk("predict", out, "goal", "--json").json["predictions"]
     assert prediction["label"] in ("bad news", "good news")
     assert newsdesk("import-adapter", plain_adapter, "--out", out, *flags).code == 1

@@ -32,7 +32,7 @@ def test_ctrl_c_in_the_middle_of_training_leaves_a_usable_run(newsdesk, start, d
     finally:
         process.kill()
     assert process.returncode == 130, stderr
-    assert stdout == f"interrupted; a usable run lies in {out}, and --resume goes on with it\n"
+    assert stdout == f"interrupted; a usable run was saved to {out}; continue it with --resume\n"
     assert "interrupted; what was learned so far is kept" in stderr
     assert "Traceback" not in stderr
     assert json.loads((out / "manifest.json").read_text())["training"]["finished"] == "interrupted"
@@ -60,7 +60,7 @@ def test_a_table_whose_reader_is_gone_ends_quietly(start):
 def test_training_goes_on_when_nobody_reads_its_progress(start, desk, tmp_path):
     process = start("train", *desk.flags, "--out", tmp_path / "run")
     process.stderr.close()
-    assert process.stdout.read() == f"the run lies in {tmp_path / 'run'}\n"
+    assert process.stdout.read() == f"run saved to {tmp_path / 'run'}\n"
     assert process.wait(timeout=PATIENCE) == 0
     process.stdout.close()
     assert (tmp_path / "run" / "manifest.json").is_file()
@@ -122,6 +122,6 @@ def test_what_needs_torch_says_how_to_get_it(desk, trained, tmp_path):
         assert result.stderr.splitlines() == [
             f"error: {purpose} needs the package torch",
             "found: it is not installed in this environment",
-            "mend:  pip install 'newsdesk[train]'",
+            "fix:   pip install 'newsdesk[train]'",
         ]
     assert list(tmp_path.iterdir()) == []

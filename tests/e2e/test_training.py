@@ -34,7 +34,7 @@ def test_a_run_is_exactly_its_files_and_the_manifest_seals_them(newsdesk, desk, 
     out = tmp_path / "runs" / "wire"
     outcome = newsdesk("train", *desk.flags, "--epochs", "2", "--out", out)
     assert outcome.code == 0
-    assert outcome.lines == [f"the run lies in {out}"]
+    assert outcome.lines == [f"run saved to {out}"]
     assert files_in(tmp_path) == {f"runs/wire/{name}" for name in RUN_FILES}
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["files"] == hashes_of(out, RUN_FILES - {"manifest.json"})
@@ -83,7 +83,7 @@ def test_an_interrupted_training_says_where_the_usable_run_lies(newsdesk, desk, 
     outcome = newsdesk("train", *desk.flags, "--out", tmp_path / "run")
     assert outcome.code == 130
     assert outcome.lines == [
-        f"interrupted; a usable run lies in {tmp_path / 'run'}, and --resume goes on with it"
+        f"interrupted; a usable run was saved to {tmp_path / 'run'}; continue it with --resume"
     ]
     assert newsdesk("predict", tmp_path / "run", "goal coach").code == 0
     assert (

@@ -156,15 +156,15 @@ def test_flags_that_do_not_go_together_are_wrong_usage(newsdesk, wrong, said):
     assert said in outcome.err.splitlines()[-1]
 
 
-def test_a_failure_says_what_was_wrong_and_found_and_how_to_mend_it(newsdesk):
+def test_a_failure_says_what_was_wrong_and_found_and_how_to_fix_it(newsdesk):
     outcome = newsdesk("train", "--recipe", "qick", "--out", "x")
     assert (outcome.code, outcome.out) == (1, "")
-    wrong, found, mend = outcome.err.splitlines()
+    wrong, found, fix = outcome.err.splitlines()
     assert wrong == "error: there is no recipe called 'qick'"
     assert found.startswith("found: ")
     assert "quick" in found
-    assert mend.startswith("mend:  ")
-    assert "--recipe" in mend
+    assert fix.startswith("fix:   ")
+    assert "--recipe" in fix
 
 
 @pytest.mark.parametrize(

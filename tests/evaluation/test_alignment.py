@@ -33,7 +33,7 @@ def test_rows_of_an_unknown_class_are_reported_by_name_and_number():
 def test_unlabelled_rows_cannot_be_evaluated():
     with pytest.raises(UserError, match="no labels") as caught:
         aligned_labels(Examples(("x",), None, (), "wire.csv"), ("a",))
-    assert "newsdesk predict" in str(caught.value.mend)
+    assert "newsdesk predict" in str(caught.value.fix)
 
 
 def test_an_empty_split_cannot_be_evaluated():

@@ -98,7 +98,7 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(UserError, match="scikit-learn") as caught:
         linear_baseline(toy(4, 0), toy(4, 0), seed=0)
-    assert caught.value.mend == "pip install 'newsdesk[train]'"
+    assert caught.value.fix == "pip install 'newsdesk[train]'"
 
 
 @pytest.mark.real

@@ -95,7 +95,7 @@ def test_a_file_that_is_not_ours_is_reported_and_left_alone(tmp_path, damaged):
     path.write_bytes(content)
     with pytest.raises(UserError, match="not a metrics file") as caught:
         write_metrics(evaluation(), path)
-    assert "move it away" in str(caught.value.mend)
+    assert "move it away" in str(caught.value.fix)
     assert path.read_bytes() == content
 
 

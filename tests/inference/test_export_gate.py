@@ -74,7 +74,7 @@ def test_a_poisoned_int8_is_refused_with_the_table_and_nothing_is_written(run, p
     for words in ("7-bit weights", "by token", "products in float32", "by calibration", "smoothed", "alone"):
         assert words in table
     assert "at most 0.2 points lost" in table
-    assert "--to onnx-fp32" in refused.value.mend
+    assert "--to onnx-fp32" in refused.value.fix
     assert files_of(run) == before
     assert not (run / "export").exists()
 

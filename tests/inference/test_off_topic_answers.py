@@ -67,5 +67,5 @@ def test_a_level_that_no_text_can_reach_is_refused():
     with pytest.raises(UserError, match=r"more foreign than 0\.99") as refused:
         with_off_topic(None, 0.01, score(rows=49))
     assert "49 held-out rows" in refused.value.found
-    assert "--off-topic 0.02" in refused.value.mend
+    assert "--off-topic 0.02" in refused.value.fix
     assert with_off_topic(None, 0.02, score(rows=49)).off_topic == 0.02

@@ -37,7 +37,7 @@ def test_what_the_tracer_cannot_follow_is_explained(classifier, monkeypatch):
     with pytest.raises(UserError, match="electra classifier cannot be converted") as refused:
         traced(model)
     assert refused.value.found == "unsupported operator"
-    assert "--to merged" in refused.value.mend
+    assert "--to merged" in refused.value.fix
 
 
 def test_a_model_beyond_what_one_file_holds_is_refused(classifier, monkeypatch, tmp_path):

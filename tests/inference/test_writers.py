@@ -178,7 +178,7 @@ def test_the_format_follows_the_files_ending(tmp_path, name, format):
 def test_an_ending_that_names_no_format_needs_the_flag(tmp_path, name):
     with pytest.raises(UserError, match="names no format") as caught:
         write_predictions(ROWS, COLUMNS, SURE, tmp_path / name)
-    assert "--format csv|tsv|jsonl|parquet|submission" in str(caught.value.mend)
+    assert "--format csv|tsv|jsonl|parquet|submission" in str(caught.value.fix)
     assert list(tmp_path.iterdir()) == []
     write_predictions(ROWS, COLUMNS, SURE, tmp_path / name, format="jsonl")
     assert (tmp_path / name).stat().st_size > 0
@@ -211,7 +211,7 @@ def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match="pyarrow") as caught:
         write_predictions(ROWS, COLUMNS, SURE, tmp_path / "out.parquet")
-    assert caught.value.mend == "pip install 'newsdesk[parquet]'"
+    assert caught.value.fix == "pip install 'newsdesk[parquet]'"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -226,7 +226,7 @@ def test_the_input_file_cannot_be_the_output_file_by_any_name(tmp_path, link):
         (output.symlink_to if link == "symlink" else output.hardlink_to)(source)
     with pytest.raises(UserError, match="input file") as caught:
         write_predictions(ROWS, COLUMNS, SURE, output, source=source)
-    assert "--output" in str(caught.value.mend)
+    assert "--output" in str(caught.value.fix)
     assert source.read_text() == "title\nRain\n"
 
 

@@ -132,7 +132,7 @@ def test_a_name_that_is_no_linear_layer_lists_those_that_are():
         with pytest.raises(UserError, match=f"lora.targets names '{wrong}'") as raised:
             outline("bert", ("query", wrong))
         assert raised.value.found == "its linear layers are called query, key, value, dense, classifier"
-        assert "all-linear" in (raised.value.mend or "")
+        assert "all-linear" in (raised.value.fix or "")
 
 
 def test_an_architecture_unknown_by_name_asks_for_module_names():

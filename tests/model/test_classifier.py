@@ -179,14 +179,14 @@ def test_another_base_than_its_own_is_refused(family, settings, reason, tiny_bas
     with pytest.raises(UserError, match="does not fit") as raised:
         load_classifier(tiny_base(family, **settings), saved, NAMES)
     assert reason in (raised.value.found or "")
-    assert "--base" in (raised.value.mend or "")
+    assert "--base" in (raised.value.fix or "")
 
 
 def test_another_number_of_labels_is_refused(tiny_base, saved):
     with pytest.raises(UserError, match="with 2 labels") as raised:
         load_classifier(tiny_base(), saved, NAMES[:2])
     assert "size mismatch for base_model.model.classifier" in (raised.value.found or "")
-    assert "--labels" in (raised.value.mend or "")
+    assert "--labels" in (raised.value.fix or "")
 
 
 @pytest.mark.parametrize("name", ADAPTER_FILES)
@@ -200,7 +200,7 @@ def test_a_pickled_adapter_is_refused_unread(tiny_base, saved):
     (saved / ADAPTER_FILES[1]).replace(saved / "adapter_model.bin")
     with pytest.raises(UserError, match="are a pickle, which newsdesk never loads") as raised:
         load_classifier(tiny_base(), saved, NAMES)
-    assert "safe_serialization=True" in (raised.value.mend or "")
+    assert "safe_serialization=True" in (raised.value.fix or "")
 
 
 def test_a_folder_that_is_no_adapter_says_what_is_missing(tmp_path, saved):

@@ -64,7 +64,7 @@ def test_a_length_without_room_for_text_is_refused(base: Path, length: int):
 def test_a_folder_without_a_tokenizer_says_how_to_get_one(tmp_path: Path):
     with pytest.raises(UserError, match=r"no tokenizer\.json") as raised:
         TextTokenizer.from_folder(tmp_path, 16)
-    assert "save_pretrained" in (raised.value.mend or "")
+    assert "save_pretrained" in (raised.value.fix or "")
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="is not a tokenizer file"):
         TextTokenizer.from_folder(tmp_path, 16)

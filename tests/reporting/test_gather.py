@@ -22,7 +22,7 @@ from report_runs import EvaluatedRun, build_run, softmax
 
 
 def no_classifier():
-    raise UserError("there is no base model here", mend="fetch it")
+    raise UserError("there is no base model here", fix="fetch it")
 
 
 def gathered(made: EvaluatedRun, split: str = "test", *, quote: bool = True) -> ReportContent:
@@ -186,7 +186,7 @@ def test_rows_that_are_not_the_evaluated_ones_are_never_quoted(given):
     if given:
         with pytest.raises(UserError, match="not the rows") as caught:
             texts_of(lambda: others, "0" * 64, split="test", given=True)
-        assert "--data" in str(caught.value.mend)
+        assert "--data" in str(caught.value.fix)
     else:
         found = texts_of(lambda: others, "0" * 64, split="test", given=False)
         assert isinstance(found, Missing)

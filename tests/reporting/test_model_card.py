@@ -188,7 +188,7 @@ def test_a_card_that_is_not_newsdesks_is_left_alone(run, owned):
     assert body_of(run) == owned
 
 
-def test_a_card_that_is_no_text_is_an_error_that_says_how_to_mend_it(run):
+def test_a_card_that_is_no_text_is_an_error_that_says_how_to_fix_it(run):
     (run.path / "README.md").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="save it as UTF-8"):
         refresh_card(run)

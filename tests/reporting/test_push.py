@@ -149,13 +149,13 @@ def test_an_unfinished_run_is_not_sent(hub, run):
 
 @pytest.mark.parametrize("repo_id", ["wire", "a/b/c", "desk/-x-", "desk/wire desk", "../wire"])
 def test_a_name_that_cannot_be_one_is_refused_before_anything_is_asked(hub, run, repo_id):
-    assert "organisation/name" in str(refusal_of(run, repo_id).mend)
+    assert "organisation/name" in str(refusal_of(run, repo_id).fix)
     assert hub.asked == []
 
 
 def test_without_a_token_nothing_is_asked(hub, run, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
-    assert "hf auth login" in str(refusal_of(run).mend)
+    assert "hf auth login" in str(refusal_of(run).fix)
     assert hub.asked == []
 
 
@@ -169,7 +169,7 @@ def test_a_token_that_the_hub_does_not_know_is_told_from_one_that_may_not_write(
     stranger = refusal_of(run, "other/wire")
     assert "does not let this token write to other/wire" in stranger.wrong
     assert "answered 403: You don't have the rights" in str(stranger.found)
-    assert "check that other exists" in str(stranger.mend)
+    assert "check that other exists" in str(stranger.fix)
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     assert "does not know the token" in refusal_of(run).wrong
 
@@ -190,7 +190,7 @@ def test_a_taken_name_and_another_visibility_are_refused_before_any_file_is_sent
     assert "is public" in refusal_of(run).wrong
     assert newsdesk.push(run, REPO, private=False).private is False
     hub.repositories[REPO].private = True
-    assert "say --private" in str(refusal_of(run, private=False).mend)
+    assert "say --private" in str(refusal_of(run, private=False).fix)
     assert hub.repositories["desk/other"].commits == []
 
 
@@ -199,7 +199,7 @@ def test_an_upload_that_broke_off_goes_on_where_it_was(hub, run):
     hub.cuts[size] = 100  # more often than the client tries
     refused = refusal_of(run)
     assert "broke off" in refused.wrong
-    assert "what has arrived is not sent again" in str(refused.mend)
+    assert "what has arrived is not sent again" in str(refused.fix)
     assert hub.repositories[REPO].commits == []
     arrived = set(hub.large)
     assert arrived

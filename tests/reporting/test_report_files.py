@@ -74,5 +74,5 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, packag
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match="needs the package") as caught:
         written(made)
-    assert "newsdesk[report]" in str(caught.value.mend)
+    assert "newsdesk[report]" in str(caught.value.fix)
     assert not report_path(made.run.path, "test").exists()

@@ -133,20 +133,20 @@ def test_whatever_breaks_a_fetch_nothing_half_written_stays(source, failure):
 
 
 def test_the_next_source_starts_from_an_empty_folder(source, tmp_path):
-    source.failure = SourceUnavailableError("no Hub", found="nobody", mend="network")
+    source.failure = SourceUnavailableError("no Hub", found="nobody", fix="network")
     entry, where = fill(source, FakeSource(tmp_path / "log", origin="pypi"))
     assert where == entry.origin == "pypi"
     assert source.log.read_text() == "hub\npypi\n"
 
 
 def test_when_no_source_answers_each_one_is_named_with_its_remedy(source, tmp_path):
-    source.failure = SourceUnavailableError("no Hub", found="refused", mend="mend the Hub")
+    source.failure = SourceUnavailableError("no Hub", found="refused", fix="fix the Hub")
     other = FakeSource(tmp_path / "log", origin="pypi")
-    other.failure = SourceUnavailableError("no PyPI", found="refused too", mend="mend PyPI")
+    other.failure = SourceUnavailableError("no PyPI", found="refused too", fix="fix PyPI")
     with pytest.raises(UserError) as caught:
         fill(source, other)
     assert caught.value.found == "no Hub (refused); no PyPI (refused too)"
-    assert caught.value.mend == "mend the Hub; mend PyPI; or give a local copy with --base PATH"
+    assert caught.value.fix == "fix the Hub; fix PyPI; or give a local copy with --base PATH"
 
 
 def test_wrong_bytes_are_not_answered_by_asking_elsewhere(source, tmp_path):

@@ -29,7 +29,7 @@ def test_a_loss_far_above_guessing_for_long_is_divergence():
     with pytest.raises(UserError, match="the mean loss of the last 25 steps is 9 at step 25") as raised:
         watched.check(25, 9.0, "rows 1, 2")
     assert raised.value.found == "rows 1, 2, learning rate 0.3"
-    assert "training.learning_rate=0.1" in (raised.value.mend or "")
+    assert "training.learning_rate=0.1" in (raised.value.fix or "")
 
 
 @pytest.mark.parametrize("losses", [[50.0, 40.0] + [1.0] * 60, [math.log(4) * 3] * 60])
@@ -65,14 +65,14 @@ def test_running_out_of_memory_suggests_a_batch_size_with_the_same_result(failur
     ):
         raise failure
     assert "batches of 48 rows" in (raised.value.found or "")
-    assert "training.batch_size=24 --set training.accumulation=4" in (raised.value.mend or "")
+    assert "training.batch_size=24 --set training.accumulation=4" in (raised.value.fix or "")
 
 
 def test_a_single_row_that_does_not_fit_needs_something_smaller():
     training = TrainingSection(batch_size=1)
     with pytest.raises(UserError) as raised, explaining_memory(training):
         raise MemoryError
-    assert "smaller base model" in (raised.value.mend or "")
+    assert "smaller base model" in (raised.value.fix or "")
 
 
 def test_other_failures_pass_as_they_are():

@@ -190,7 +190,7 @@ def test_labels_not_given_are_else_those_of_the_base(save_adapter, tiny_base, tm
 def test_labels_that_do_not_fit_the_head_are_refused(adapter, out):
     error = refused(adapter, out, label_names=["a", "b"])
     assert "3 classes apart, not 2" in error.wrong
-    assert "--labels" in (error.mend or "")
+    assert "--labels" in (error.fix or "")
     assert "same name" in refused(adapter, out, label_names=["a", "b", "a"]).wrong
 
 
@@ -217,7 +217,7 @@ def test_a_base_that_moved_is_named_by_flag(save_adapter, tiny_base, tmp_path, o
 
     error = refused(adapter, out)
     assert str(base) in error.wrong
-    assert "--base" in (error.mend or "")
+    assert "--base" in (error.fix or "")
     run = make(adapter, out, base=str(tmp_path / "after"))
     assert run.manifest["base"]["name"] == str(tmp_path / "after")
 
@@ -237,7 +237,7 @@ def test_a_base_that_the_adapter_names_badly_asks_for_the_flag(
     copy_of(tiny_base("bert"), tmp_path / "base-folder")
     amend(adapter, base_model_name_or_path=reference)
     error = refused(adapter, out)
-    assert "--base" in (error.mend or "")
+    assert "--base" in (error.fix or "")
     assert "relative path" in error.wrong if reference else "does not say" in error.wrong
 
 
@@ -263,7 +263,7 @@ def test_a_pickle_is_refused_with_the_way_to_convert_it(adapter, out):
     (adapter / TENSORS).rename(adapter / "adapter_model.bin")
     error = refused(adapter, out)
     assert "pickle" in error.wrong
-    assert "safe_serialization" in (error.mend or "")
+    assert "safe_serialization" in (error.fix or "")
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ def test_a_head_that_nobody_saved_in_part_is_refused(save_adapter, tmp_path, out
 def test_another_base_than_its_own_is_refused(settings, adapter, out, tiny_base):
     error = refused(adapter, out, base=str(tiny_base("bert", **settings)))
     assert f"{adapter} does not fit" in error.wrong
-    assert "--base" in (error.mend or "")
+    assert "--base" in (error.fix or "")
 
 
 def test_more_tokens_than_the_base_can_read_are_refused(adapter, out):

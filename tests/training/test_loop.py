@@ -294,7 +294,7 @@ def test_a_loss_that_is_no_number_names_the_step_and_the_rows(network_of):
         run(network, section(learning_rate=3e-2))
     assert "training rows " in (raised.value.found or "")
     assert "learning rate 0.03" in (raised.value.found or "")
-    assert "training.learning_rate=0.01" in (raised.value.mend or "")
+    assert "training.learning_rate=0.01" in (raised.value.fix or "")
 
 
 def test_a_training_that_explodes_says_at_which_step_it_was_noticed(network_of):

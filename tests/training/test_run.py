@@ -251,7 +251,7 @@ def test_the_longest_text_is_what_the_positions_allow(kind, pad, reads):
     require_length(config, reads)
     with pytest.raises(UserError, match=f"reads at most {reads} tokens") as raised:
         require_length(config, reads + 1)
-    assert raised.value.mend == f"use --set model.max_length={reads} or less"
+    assert raised.value.fix == f"use --set model.max_length={reads} or less"
     require_length(SimpleNamespace(model_type="t5"), 10_000)
 
 

@@ -64,7 +64,7 @@ def test_an_unfinished_run_is_said_to_be_unfinished(run: RunFolder):
     with pytest.raises(UserError, match="is unfinished") as raised:
         open_run(run.path)
     assert "manifest.json, which is written last" in (raised.value.found or "")
-    assert f"--out {run.path} --resume" in (raised.value.mend or "")
+    assert f"--out {run.path} --resume" in (raised.value.fix or "")
 
 
 def test_what_is_no_run_is_said_to_be_none(tmp_path: Path):
@@ -112,7 +112,7 @@ def test_a_place_that_is_taken_is_refused_and_only_a_run_may_be_replaced(tmp_pat
         with pytest.raises(UserError, match="is not empty") as raised:
             require_free(run.path, overwrite=False)
         assert raised.value.found == kind
-        assert "--overwrite" in (raised.value.mend or "")
+        assert "--overwrite" in (raised.value.fix or "")
         require_free(run.path, overwrite=True)
         run.seal({})
     (tmp_path / "thesis").mkdir()
@@ -121,7 +121,7 @@ def test_a_place_that_is_taken_is_refused_and_only_a_run_may_be_replaced(tmp_pat
         with pytest.raises(UserError, match="is not empty") as raised:
             require_free(tmp_path / "thesis", overwrite=overwrite)
         assert raised.value.found == "files"
-        assert "--overwrite" not in (raised.value.mend or "")
+        assert "--overwrite" not in (raised.value.fix or "")
         with pytest.raises(UserError, match="is a file"):
             require_free(tmp_path / "thesis" / "chapter.tex", overwrite=overwrite)
 
@@ -183,7 +183,7 @@ def test_a_place_nothing_can_be_written_to_is_refused_in_a_sentence(tmp_path: Pa
         staged(tmp_path / "file" / "run"),
     ):
         pytest.fail("nothing can be prepared here")
-    assert raised.value.mend == "choose another folder with --out"
+    assert raised.value.fix == "choose another folder with --out"
 
 
 def test_the_files_are_json_that_people_can_read(run: RunFolder):

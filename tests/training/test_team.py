@@ -168,8 +168,8 @@ def test_a_lost_process_is_told_in_a_sentence(monkeypatch):
     with pytest.raises(UserError, match="another process of this training was lost") as raised:
         Team(rank=0, size=2).sum(torch.ones(1))
     assert "Connection closed" in (raised.value.found or "")
-    assert "--max-restarts" in (raised.value.mend or "")
-    assert "--resume" in (raised.value.mend or "")
+    assert "--max-restarts" in (raised.value.fix or "")
+    assert "--resume" in (raised.value.fix or "")
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch, team_of_one):
@@ -178,7 +178,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch, team_of_one):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="finds no GPU of its own") as raised, gathered("cuda"):
         pytest.fail("was let in")
-    assert raised.value.mend == "use torchrun --nproc-per-node 2"
+    assert raised.value.fix == "use torchrun --nproc-per-node 2"
 
 
 def test_several_processes_do_not_share_an_apple_gpu(monkeypatch, team_of_one):

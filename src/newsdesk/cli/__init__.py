@@ -83,5 +83,5 @@ def _refusal_of_the_system(error: OSError) -> UserError | None:
     return UserError(
         f"the system refuses to read or write {error.filename or 'a file or stream'}",
         found=error.strerror,
-        mend="check its permissions and the free space, or choose another place",
+        fix="check its permissions and the free space, or choose another place",
     )

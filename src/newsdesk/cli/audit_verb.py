@@ -118,4 +118,4 @@ def audit(
         return
     applied = [] if changes is None else ["", *render_changes(changes, outcome.report.rows, str(target))]
     say([*render_audit(outcome.report, top=top), *applied])
-    note(console, f"the findings lie in {out}")
+    note(console, f"findings saved to {out}")

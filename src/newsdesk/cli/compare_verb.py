@@ -102,7 +102,7 @@ def _evaluated_on(run: Path, data: str, split: str, columns: Mapping[str, Any]) 
         raise UserError(
             f"{run} was evaluated on other rows under the name {split!r}",
             found=f"{len(evaluated):,} rows of {evaluated.source}",
-            mend=f"newsdesk evaluate {run} --data {data} --split {split}, which replaces that evaluation",
+            fix=f"newsdesk evaluate {run} --data {data} --split {split}, which replaces that evaluation",
         )
     return replace(evaluated, texts=rows.texts)
 

@@ -47,4 +47,4 @@ def export(run: Path, kind: Any, out: Path | None, data: str | None, overwrite: 
     if as_json:
         say({"path": str(made.path), **made.quality})
     else:
-        say([*render_tried(made.tried), f"the artefact lies in {made.path}"])
+        say([*render_tried(made.tried), f"export saved to {made.path}"])

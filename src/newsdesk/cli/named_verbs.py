@@ -45,7 +45,7 @@ def pull_model(name: str) -> None:
 
     with shown_fetching(terminal()) as progress:
         base = resolve_base(name, progress=progress)
-    say([f"{base.name} lies in {base.path} (from: {base.source})"])
+    say([f"{base.name} is in {base.path} (from: {base.source})"])
 
 
 @click.group(cls=Verbs)
@@ -82,7 +82,7 @@ def pull_data(name: str) -> None:
 
     with shown_fetching(terminal()) as progress:
         folder = pull(name, progress=progress)
-    say([f"{name} lies in {folder}"])
+    say([f"{name} is in {folder}"])
 
 
 @data.command("check")
@@ -100,7 +100,7 @@ def check_data(
     as_json: bool,
     columns: Mapping[str, Any],
 ) -> None:
-    """Look a file over: faults by line, labels, duplicates, leakage. Exit code 1 if it needs mending."""
+    """Look a file over: faults by line, labels, duplicates, leakage. Exit code 1 if it needs fixing."""
     from newsdesk.data.check import check
     from newsdesk.data.check_report import render_check
     from newsdesk.model.catalog import resolve_base
@@ -118,5 +118,5 @@ def check_data(
         max_length=max_length,
     )
     say(report.to_dict() if as_json else render_check(report))
-    if not report.is_sound:
+    if not report.is_ok:
         click.get_current_context().exit(1)

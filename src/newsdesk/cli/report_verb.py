@@ -78,4 +78,4 @@ def report(
         return
     for gap in written.gaps:
         note(console, f"note: {gap}")
-    say([f"the report lies in {written.path} ({size / 1e3:,.0f} kB)"])
+    say([f"report saved to {written.path} ({size / 1e3:,.0f} kB)"])

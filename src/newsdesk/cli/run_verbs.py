@@ -111,9 +111,9 @@ def _train_and_tell(
         return
     outcome = run.manifest["training"]
     interrupted = outcome["finished"] == "interrupted"
-    ending = f"the run lies in {out}"
+    ending = f"run saved to {out}"
     if interrupted:
-        ending = f"interrupted; a usable run lies in {out}, and --resume goes on with it"
+        ending = f"interrupted; a usable run was saved to {out}; continue it with --resume"
     say({"run": str(out), **outcome} if as_json else [ending])
     if interrupted:
         click.get_current_context().exit(130)
@@ -162,7 +162,7 @@ def evaluate(
     else:
         table = render_metrics(result.metrics, result.baseline, result.comparison, result.trust)
         say([*table, *render_errors(result.errors)])
-        note(console, f"every row's probabilities lie in {predictions_path(run, split)}")
+        note(console, f"every row's probabilities are in {predictions_path(run, split)}")
 
 
 @click.command("import-adapter", cls=Verb)
@@ -209,4 +209,4 @@ def import_adapter(
             progress=progress,
         )
     refresh_card(run)
-    say([f"the run lies in {out}; its classes are {', '.join(run.labels.names)}"])
+    say([f"run saved to {out}; its classes are {', '.join(run.labels.names)}"])

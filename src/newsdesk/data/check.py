@@ -132,8 +132,8 @@ class CheckReport:
     token_lengths: TokenLengths | None
 
     @property
-    def is_sound(self) -> bool:
-        """Whether nothing was found that someone should mend; duplicates and long texts are no fault."""
+    def is_ok(self) -> bool:
+        """Whether nothing was found that someone should fix; duplicates and long texts are no fault."""
         leaks = self.leakage is not None and bool(self.leakage.leaks)
         faults = (self.malformed, self.encoding, self.unlabelled.count, self.empty.count, self.conflicts.rows)
         return not leaks and not any(faults)
@@ -220,7 +220,7 @@ def _character_faults(table: Table) -> Iterator[Fault]:
         for wrong, pattern in _CHARACTER_FAULTS:
             if match := pattern.search(whole):
                 nearby = whole[max(0, match.start() - 20) : match.end() + 20]
-                yield Fault(line, wrong, f"{match[0]!r} in {nearby!r}", "mend the text", encoding=True)
+                yield Fault(line, wrong, f"{match[0]!r} in {nearby!r}", "fix the text", encoding=True)
 
 
 def _leakage(

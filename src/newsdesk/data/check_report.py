@@ -25,7 +25,7 @@ def render_check(report: CheckReport) -> list[str]:
         *_leakage(report),
         *_labels(report),
         *_lengths(report),
-        "sound" if report.is_sound else "needs mending",
+        "OK" if report.is_ok else "problems found",
     ]
 
 

@@ -164,7 +164,7 @@ def folder_files(path: Path) -> DataSetFiles:
         raise UserError(
             f"{path} holds no training rows",
             found=", ".join(sorted(file.name for file in path.iterdir())[:8]) or "an empty folder",
-            mend=f"name the file train{_KINDS[0]} (or {', '.join(_KINDS[1:])}, each also .gz), "
+            fix=f"name the file train{_KINDS[0]} (or {', '.join(_KINDS[1:])}, each also .gz), "
             f"or give the file itself with {_FLAG}",
         )
     return DataSetFiles(train, _split_file(path, "test"), licence=None, source="local", label_names=None)
@@ -177,7 +177,7 @@ def _named(name: str) -> DataSet:
     raise UserError(
         f"no data set is called {name}",
         found=f"known by name: {', '.join(DATA_SETS)}",
-        mend=f"did you mean {' or '.join(close)}? Data of your own is given with {_FLAG} PATH",
+        fix=f"did you mean {' or '.join(close)}? Data of your own is given with {_FLAG} PATH",
     )
 
 
@@ -199,6 +199,6 @@ def _split_file(folder: Path, split: str) -> Path | None:
         raise UserError(
             f"{folder} holds more than one file of {split} rows",
             found=", ".join(file.name for file in found),
-            mend=f"keep one of them, or give the file itself with {_FLAG}",
+            fix=f"keep one of them, or give the file itself with {_FLAG}",
         )
     return found[0] if found else None

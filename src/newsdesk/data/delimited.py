@@ -126,10 +126,10 @@ def _other_delimiter(first: Row, delimiter: str) -> Fault | None:
     """The fault of a header that is one field only because another delimiter separates its names."""
     if len(first.cells) != 1:
         return None
-    for other, mend in ((";", "save it with commas"), ("\t", "name it .tsv"), (",", "name it .csv")):
+    for other, fix in ((";", "save it with commas"), ("\t", "name it .tsv"), (",", "name it .csv")):
         names = [canonical(name.strip('"')) for name in str(first.cells[0]).split(other)]
         if other != delimiter and len(names) > 1 and set(names) & (LABEL_COLUMNS | TEXT_COLUMNS):
-            return Fault(first.line, f"the columns are separated by {other!r}", str(first.cells[0]), mend)
+            return Fault(first.line, f"the columns are separated by {other!r}", str(first.cells[0]), fix)
     return None
 
 

@@ -47,7 +47,7 @@ def _json_object(number: int, text: str) -> dict[str, Cell] | Fault:
             "write one whole JSON object a line; jq -c . FILE rewrites objects that span lines",
         )
     except ValueError as error:
-        return Fault(number, "JSON that cannot be read unambiguously", str(error), "mend the line")
+        return Fault(number, "JSON that cannot be read unambiguously", str(error), "fix the line")
     except RecursionError:
         return Fault(number, "JSON nested too deeply", None, "keep the text and label at the top level")
     if not isinstance(value, dict):

@@ -132,7 +132,7 @@ def text_layout(
         raise UserError(
             f"which column of {table.path.name} holds the text?",
             found=", ".join(table.columns) or "no columns",
-            mend="name the text columns, for example --text title,description",
+            fix="name the text columns, for example --text title,description",
         )
     return TextLayout(columns, template, normaliser)
 
@@ -154,7 +154,7 @@ def label_column(table: Table, label: str | None = None, text: Sequence[str] = (
         raise UserError(
             f"several columns of {table.path.name} could be the class",
             found=", ".join(usual),
-            mend=f"name the one you mean, for example --label {usual[0]}",
+            fix=f"name the one you mean, for example --label {usual[0]}",
         )
     return next(iter(exact or usual), None)
 
@@ -183,7 +183,7 @@ def to_examples(
         raise UserError(
             f"{table.path.name} holds no rows",
             found="a header and nothing below",
-            mend="check how it was made",
+            fix="check how it was made",
         )
     layout = text_layout(table, text=text, label=label, template=template, normaliser=normaliser)
     column = None if labelled is False else label_column(table, label, layout.text_columns)
@@ -195,7 +195,7 @@ def to_examples(
                 f"{table.path.name} has no labels",
                 found=f"columns {', '.join(table.columns)}"
                 + (f"; every cell of {column} is empty" if column else ""),
-                mend="name the column that holds the class, for example --label topic",
+                fix="name the column that holds the class, for example --label topic",
             )
         return Examples(texts, None, (), str(table.path))
     own = _own_label_names(table, column or "", labels)
@@ -267,7 +267,7 @@ def _label_ids(
             raise UserError(
                 f"{table.path.name}, line {table.lines[row]}: the row has no label",
                 found=f"{sum(not other for other in labels):,} such rows among {len(labels):,}",
-                mend="label these rows, or leave them out",
+                fix="label these rows, or leave them out",
             )
         if label not in known:
             raise _unknown_label(table.lines[row], label, names).error(table.path)
@@ -321,7 +321,7 @@ def _template_parts(template: str, columns: Sequence[str]) -> list[tuple[str, st
         raise UserError(
             f"the template {template!r} cannot be read",
             found=str(error),
-            mend="write it as '{title}. {description}'; a brace of the text itself is doubled: {{",
+            fix="write it as '{title}. {description}'; a brace of the text itself is doubled: {{",
         ) from None
     for _, name, form, conversion in parts:
         if name is not None and (name not in columns or form or conversion):
@@ -329,7 +329,7 @@ def _template_parts(template: str, columns: Sequence[str]) -> list[tuple[str, st
             raise UserError(
                 f"the template names {{{field}}}, which is not a text column",
                 found=", ".join(columns),
-                mend="use only these names in braces, as in --template '{title}. {description}'",
+                fix="use only these names in braces, as in --template '{title}. {description}'",
             )
     return [(literal, name) for literal, name, _, _ in parts]
 
@@ -339,5 +339,5 @@ def _no_such_column(column: str, columns: Sequence[str], flag: str) -> UserError
     return UserError(
         f"there is no column {column!r}",
         found=", ".join(columns),
-        mend=f"name one of these, for example {example}",
+        fix=f"name one of these, for example {example}",
     )

@@ -86,13 +86,13 @@ class LineReader(Iterator[Line]):
                 raise UserError(
                     f"{self.path.name} is not gzip-compressed in spite of its name",
                     found=str(error),
-                    mend="drop .gz from the file's name, or compress it with gzip",
+                    fix="drop .gz from the file's name, or compress it with gzip",
                 ) from None
             self.broken_off = Fault(
                 self._number + 1,
                 "the compressed data breaks off or is damaged here",
                 found=str(error),
-                mend="fetch or compress the file again",
+                fix="fetch or compress the file again",
             )
             return b""
 
@@ -131,12 +131,12 @@ def refuse_foreign(first: bytes, path: Path) -> None:
         raise UserError(
             f"{path.name} is encoded in UTF-16; newsdesk reads UTF-8",
             found="a UTF-16 byte-order mark at its beginning",
-            mend=f"iconv -f UTF-16 -t UTF-8 {path.name} > NEW_FILE",
+            fix=f"iconv -f UTF-16 -t UTF-8 {path.name} > NEW_FILE",
         )
-    for magic, (what, mend) in _FOREIGN_MAGIC.items():
+    for magic, (what, fix) in _FOREIGN_MAGIC.items():
         if first.startswith(magic):
             raise UserError(
-                f"{path.name} is not the text file that its name says", found=f"it is {what}", mend=mend
+                f"{path.name} is not the text file that its name says", found=f"it is {what}", fix=fix
             )
 
 
@@ -145,6 +145,6 @@ def pickle_refused(path: Path) -> UserError:
     return UserError(
         f"{path.name} is a pickle or may hold one; newsdesk never loads pickles, since they can run any code",
         found="the ending or the first bytes of a pickle",
-        mend="open it where you trust it and convert it, for example pandas.read_pickle(FILE)"
+        fix="open it where you trust it and convert it, for example pandas.read_pickle(FILE)"
         ".to_csv('data.csv', index=False)",
     )

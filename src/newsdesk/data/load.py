@@ -72,7 +72,7 @@ def load_split(
         raise UserError(
             f"{name_or_path} has no split {split_name!r}",
             found=f"splits: {there}",
-            mend="name one of these with --split, or give a file with --data",
+            fix="name one of these with --split, or give a file with --data",
         )
     return SplitTable(read_table(chosen, header=header), files.label_names, files.licence)
 
@@ -110,7 +110,7 @@ def require_two_classes(train: Examples) -> None:
         raise UserError(
             "a classifier needs rows of at least two classes",
             found=f"only {''.join(classes) or 'unlabelled rows'} in {train.source}",
-            mend="name the column that holds the class with --label, or give other data with --data",
+            fix="name the column that holds the class with --label, or give other data with --data",
         )
 
 
@@ -140,6 +140,6 @@ def _first_rows(train: Examples, rows: int | None, seed: int) -> Examples:
         raise UserError(
             f"{rows} training rows cannot cover {classes} classes",
             found=f"data.train_rows = {rows}",
-            mend=f"use --set data.train_rows={classes} or more",
+            fix=f"use --set data.train_rows={classes} or more",
         )
     return split(train, validation=len(train) - rows, seed=seed).train

@@ -40,7 +40,7 @@ def normaliser(name: str) -> Callable[[str], str]:
         raise UserError(
             f"there is no text normaliser {name!r}",
             found=f"known are {', '.join(NORMALISERS)}",
-            mend="choose one of them with --normaliser",
+            fix="choose one of them with --normaliser",
         )
     return NORMALISERS[name]
 

@@ -37,7 +37,7 @@ def parquet_rows(stream: BinaryIO, path: Path) -> RowStream:
         raise UserError(
             f"{path.name} is not a whole parquet file",
             found=str(error).splitlines()[0],
-            mend="fetch or write the file again",
+            fix="fetch or write the file again",
         ) from None
     schema = file.schema_arrow
     names = _hub_class_names(schema.metadata or {})

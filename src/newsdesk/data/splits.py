@@ -49,7 +49,7 @@ def split(examples: Examples, *, validation: float | int, test: float | int = 0,
         raise UserError(
             "too few rows would be left for training",
             found=f"{len(examples):,} rows of {classes} classes; {sum(sizes):,} of them set aside",
-            mend="set aside fewer rows for validation and test; each class keeps at least one for training",
+            fix="set aside fewer rows for validation and test; each class keeps at least one for training",
         )
     groups = _groups(examples.texts)
     generator = np.random.Generator(np.random.PCG64(seed))
@@ -73,7 +73,7 @@ def _size(part: float | int, name: str, rows: int) -> int:
     raise UserError(
         f"{part!r} is no size for the {name} rows",
         found="neither a share from 0 up to 1 nor a whole number of rows",
-        mend="give a share, as 0.1, or a number of rows, as 2000",
+        fix="give a share, as 0.1, or a number of rows, as 2000",
     )
 
 

@@ -81,12 +81,12 @@ def format_of(path: Path) -> tuple[str, bool]:
         raise UserError(
             f"the format of {path.name} is not known",
             found=f"the name ending {form!r}" if form else "a name without an ending",
-            mend=f"use one of {', '.join(FORMATS)}, each but parquet also with .gz",
+            fix=f"use one of {', '.join(FORMATS)}, each but parquet also with .gz",
         )
     if compressed and form == "parquet":
         raise UserError(
             f"{path.name} is a compressed parquet file; parquet compresses its own columns",
-            mend=f"gunzip {path.name}",
+            fix=f"gunzip {path.name}",
         )
     return form, compressed
 
@@ -102,10 +102,10 @@ def _open(path: Path) -> BinaryIO:
         raise UserError(
             f"{path} is a folder, not a data file",
             found=", ".join(inside) or "nothing in it",
-            mend="name one file in it",
+            fix="name one file in it",
         ) from None
     except PermissionError:
-        raise UserError(f"{path} may not be read", mend=f"chmod u+r {path}") from None
+        raise UserError(f"{path} may not be read", fix=f"chmod u+r {path}") from None
 
 
 def _missing(path: Path) -> NoReturn:
@@ -115,7 +115,7 @@ def _missing(path: Path) -> NoReturn:
     raise UserError(
         f"there is no file {path}",
         found=f"in its folder: {', '.join(near or names[:8]) or 'nothing'}" if folder.is_dir() else None,
-        mend=f"did you mean {folder / near[0]}?" if near else "check the path",
+        fix=f"did you mean {folder / near[0]}?" if near else "check the path",
     ) from None
 
 
@@ -133,7 +133,7 @@ def _to_the_end(rows: RowStream, lines: LineReader) -> Iterator[Row | BadRow]:
     first = list(islice(rows.rows, 1))
     if not (first or named or rows.faults or lines.broken_off):
         raise UserError(
-            f"{lines.path.name} is empty", found="no row and no header", mend="check how the file was made"
+            f"{lines.path.name} is empty", found="no row and no header", fix="check how the file was made"
         )
     return chain(first, rows.rows, _break(lines))
 

@@ -44,21 +44,21 @@ class Fault:
         line: 1-based line (parquet: row) where it begins.
         wrong: what is wrong, without the file's name.
         found: what stands there.
-        mend: how to put it right.
+        fix: how to put it right.
         encoding: True when the bytes or characters are at fault rather than the row's shape.
     """
 
     line: int
     wrong: str
     found: str | None = None
-    mend: str | None = None
+    fix: str | None = None
     encoding: bool = False
 
     def error(self, path: Path, others: int = 0) -> UserError:
         """The error that reports this fault of ``path`` and the number of ``others`` behind it."""
         more = f"; `newsdesk data check {path}` lists this fault and {others:,} more" if others else ""
         return UserError(
-            f"{path.name}, line {self.line}: {self.wrong}", found=self.found, mend=(self.mend or "") + more
+            f"{path.name}, line {self.line}: {self.wrong}", found=self.found, fix=(self.fix or "") + more
         )
 
 

@@ -20,7 +20,7 @@ def aligned_labels(examples: Examples, label_names: Sequence[str]) -> NDArray[np
         raise UserError(
             "these rows have no labels to compare with",
             found=f"{len(examples)} unlabelled texts in {examples.source}",
-            mend="give labelled rows, or classify these with newsdesk predict",
+            fix="give labelled rows, or classify these with newsdesk predict",
         )
     if len(examples) == 0:
         raise UserError("there are no rows to evaluate", found=f"an empty split in {examples.source}")
@@ -32,6 +32,6 @@ def aligned_labels(examples: Examples, label_names: Sequence[str]) -> NDArray[np
         raise UserError(
             f"{examples.source} has rows of the class {name!r}, which the model does not know",
             found=f"{int(unknown.sum())} rows of unknown classes; the model knows {', '.join(label_names)}",
-            mend="rename the classes or drop those rows; to learn new classes, train on them",
+            fix="rename the classes or drop those rows; to learn new classes, train on them",
         )
     return labels

@@ -267,6 +267,6 @@ def _different_rows(first: PredictedRows, other: PredictedRows, how: str) -> Use
     return UserError(
         f"{first.name} and {other.name} were not evaluated on the same rows",
         found=f"{mine}, and {theirs} {how}",
-        mend="give --data NAME|PATH, which evaluates or checks both on the same rows; runs that read other "
+        fix="give --data NAME|PATH, which evaluates or checks both on the same rows; runs that read other "
         "columns or order their classes otherwise need it even for one file",
     )

@@ -238,7 +238,7 @@ def predictions_path(folder: Path, split: str) -> Path:
         raise UserError(
             "a split's name becomes part of a file's name: letters, digits and . _ + - only",
             found=repr(split),
-            mend="name it otherwise with --split",
+            fix="name it otherwise with --split",
         )
     return folder / f"predictions-{split}.csv"
 
@@ -274,5 +274,5 @@ def _not_metrics(path: Path, found: str) -> UserError:
     return UserError(
         f"{path} is not a metrics file of newsdesk",
         found=found,
-        mend="move it away and evaluate again",
+        fix="move it away and evaluate again",
     )

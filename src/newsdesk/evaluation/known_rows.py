@@ -21,7 +21,7 @@ def known_rows(
         raise UserError(
             f"{purpose} the run's own training rows",
             found=f"{run.path} is an imported adapter, whose training rows are not known",
-            mend=otherwise,
+            fix=otherwise,
         )
     recipe = load_recipe(str(run.recipe)).recipe
     data = load_training_data(recipe.data, seed=recipe.training.seed, progress=progress)
@@ -30,6 +30,6 @@ def known_rows(
             raise UserError(
                 f"the {name} rows are no longer those that {run.path} was trained with",
                 found=f"{len(part):,} rows in {part.source} with another sha256 than the manifest's",
-                mend=f"put the original file back, or {otherwise}",
+                fix=f"put the original file back, or {otherwise}",
             )
     return data

@@ -68,7 +68,7 @@ def read_predicted_rows(path: str | Path, split: str) -> PredictedRows:
         raise UserError(
             f"there is nothing to compare at {path}",
             found="neither a folder nor a file",
-            mend="give runs, artefacts, or the files predictions-SPLIT.csv that newsdesk evaluate wrote",
+            fix="give runs, artefacts, or the files predictions-SPLIT.csv that newsdesk evaluate wrote",
         )
     named = re.fullmatch(r"predictions-(.+)\.csv", given.name)
     facts = read_metrics(given.parent / "metrics.json").get(named[1]) if named else None
@@ -130,7 +130,7 @@ def _not_evaluated(folder: Path, split: str) -> UserError:
     return UserError(
         f"{folder} has no predictions on {split!r}",
         found=f"it was evaluated on {evaluated}" if evaluated else "it was not evaluated, or is no run",
-        mend=f"evaluate all of them on the same rows with --data NAME|PATH, or one by one: "
+        fix=f"evaluate all of them on the same rows with --data NAME|PATH, or one by one: "
         f"newsdesk evaluate {folder} --data NAME|PATH --split {split}",
     )
 
@@ -139,5 +139,5 @@ def _unusable(file: Path, found: str) -> UserError:
     return UserError(
         f"{file} is not a file of predictions as newsdesk evaluate leaves it",
         found=found,
-        mend="evaluate again: newsdesk evaluate RUN --data NAME|PATH",
+        fix="evaluate again: newsdesk evaluate RUN --data NAME|PATH",
     )

@@ -25,7 +25,7 @@ MODEL_FILES: dict[Kind, str] = {
 }
 """Where each kind keeps its weights; the onnx names are those that transformers.js and optimum look for."""
 
-_MEND = "copy the artefact anew from where it is whole, or export it again with newsdesk export"
+_FIX = "copy the artefact anew from where it is whole, or export it again with newsdesk export"
 
 _FITTED = (CALIBRATION, CALIBRATION_ROWS, OFF_TOPIC)
 """What is fitted on held-out rows, and may be again after the export."""
@@ -85,7 +85,7 @@ class ArtefactFolder:
             found = sha256_of(path) if path.is_file() else "no such file"
             if found != recorded.get(file):
                 stated = recorded.get(file, "not named")
-                raise damaged(path, f"{found}, in the manifest {stated}", mend=_MEND)
+                raise damaged(path, f"{found}, in the manifest {stated}", fix=_FIX)
 
     def verify_model(self) -> None:
         """Check the file of the weights against the manifest. Raises UserError as ``verify`` does."""
@@ -104,7 +104,7 @@ class ArtefactFolder:
         self.__dict__.pop("manifest", None)  # read before, it is out of date now
 
     def _read(self, name: str) -> dict[str, Any]:
-        return read_json(self.path / name, mend=_MEND)
+        return read_json(self.path / name, fix=_FIX)
 
 
 def find_artefact(path: Path) -> ArtefactFolder | None:

@@ -267,5 +267,5 @@ def _check_rejects(rejects: Path, source: Path, destination: Path) -> None:
             raise UserError(
                 f"the rejects would overwrite {other}",
                 found=f"{flag} {other} --rejects {rejects}",
-                mend="give --rejects another name",
+                fix="give --rejects another name",
             )

@@ -135,7 +135,7 @@ def decision_rule(
         raise UserError(
             f"sets of coverage {sets:g} would hold every class",
             found=f"{len(rows.labels):,} calibration rows, which can promise {most:.4f} at most",
-            mend=f"lower --sets, or {_MORE_ROWS}",
+            fix=f"lower --sets, or {_MORE_ROWS}",
         )
     coverage = sets if sets is not None else min(most, 1 - (abstain or 0.0))
     threshold = set_threshold(probabilities, rows.labels, coverage)
@@ -153,7 +153,7 @@ def with_off_topic(rule: DecisionRule | None, level: float, score: OffTopicScore
         raise UserError(
             f"no text can look more foreign than {1 - level:g} of the classifier's own",
             found=f"{rows:,} held-out rows to compare with, which tell shares from {1 / (rows + 1):.2g} on",
-            mend=f"ask for --off-topic {max(0.01, 1 / (rows + 1)):.2g}, or {_MORE_ROWS}",
+            fix=f"ask for --off-topic {max(0.01, 1 / (rows + 1)):.2g}, or {_MORE_ROWS}",
         )
     rule = rule or DecisionRule(promise=None, coverage=None, set_threshold=1.0, rows=0)
     return replace(rule, off_topic=level)
@@ -162,7 +162,7 @@ def with_off_topic(rule: DecisionRule | None, level: float, score: OffTopicScore
 def _require_share(flag: str, share: float) -> None:
     if not 0 < share < 1:
         raise UserError(
-            f"{flag} takes a share between 0 and 1", found=str(share), mend=f"for example {flag} 0.05"
+            f"{flag} takes a share between 0 and 1", found=str(share), fix=f"for example {flag} 0.05"
         )
 
 
@@ -180,5 +180,5 @@ def _promise(
         f"no threshold promises an error rate of {error_rate:g} with {confidence:g} confidence",
         found=f"{len(labels):,} calibration rows, {correct.mean():.1%} of them right; the lowest error rate "
         f"that they can promise: {can}",
-        mend=("" if lowest is None else f"ask for --abstain {lowest:g}, or ") + _MORE_ROWS,
+        fix=("" if lowest is None else f"ask for --abstain {lowest:g}, or ") + _MORE_ROWS,
     )

@@ -91,7 +91,7 @@ def explain(classifier: TextClassifier, text: str, *, target: str | None = None)
         raise UserError(
             f"the classifier knows no class {target!r}",
             found=f"it knows {', '.join(classifier.label_names)}",
-            mend="name one of these with --target",
+            fix="name one of these with --target",
         )
     cleaned = normalise(text, classifier.layout.normaliser)
     probabilities = classifier.predict_probabilities([cleaned])[0]

@@ -205,7 +205,7 @@ def _for_transformers_4(settings: dict[str, Any], tokenizer: Path) -> dict[str, 
     """A tokenizer's settings, saying what transformers 4, on which optimum runs, would assume otherwise."""
     if settings.get("tokenizer_class") == "TokenizersBackend":  # it knows the class by another name
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    splitting = read_json(tokenizer, mend="train the run again").get("pre_tokenizer") or {}
+    splitting = read_json(tokenizer, fix="train the run again").get("pre_tokenizer") or {}
     if "add_prefix_space" in splitting:  # without a word on it, it turns the space before a text off
         settings.setdefault("add_prefix_space", splitting["add_prefix_space"])
     return settings
@@ -234,7 +234,7 @@ def require_free_for_artefact(target: Path, *, overwrite: bool) -> None:
         raise UserError(
             f"there is something at {target} already",
             found="an artefact" if is_artefact else "no artefact of newsdesk",
-            mend="replace it with --overwrite" if is_artefact else "choose another folder with --out",
+            fix="replace it with --overwrite" if is_artefact else "choose another folder with --out",
         )
 
 
@@ -254,7 +254,7 @@ def staged_artefact(target: Path) -> Iterator[Path]:
         raise UserError(
             f"no artefact can be written to {target}",
             found=error.strerror,
-            mend="choose another folder with --out",
+            fix="choose another folder with --out",
         ) from error
     try:
         yield staging

@@ -175,7 +175,7 @@ def require_exact(quality: Quality) -> None:
             f"the {quality.setting} export does not compute what the run computes; nothing was written",
             found=f"logits differ by up to {quality.largest_difference:.2g} on {quality.rows:,} rows, "
             f"where {LARGEST_DIFFERENCE:g} is allowed",
-            mend="this is a defect of newsdesk: please report it with the base model's name",
+            fix="this is a defect of newsdesk: please report it with the base model's name",
         )
 
 

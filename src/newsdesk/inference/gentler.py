@@ -80,5 +80,5 @@ def first_that_passes(ladder: Ladder, measure: Measure) -> list[Quality]:
     raise UserError(
         "no way to quantise this model keeps its quality; nothing was written",
         found="\n" + "\n".join(render_tried(tried)),
-        mend="deploy it with --to onnx-fp32",
+        fix="deploy it with --to onnx-fp32",
     )

@@ -66,6 +66,6 @@ def rows_known_of(
         raise UserError(
             f"{what} needs the rows of a run",
             found=f"{run.path} is an artefact, which does not know them",
-            mend=f"give the run, or {otherwise}",
+            fix=f"give the run, or {otherwise}",
         )
     return known_rows(run, purpose=f"{what} needs", otherwise=otherwise, progress=progress)

@@ -42,7 +42,7 @@ def load(
         raise UserError(
             f"the run {folder} has no ONNX export",
             found=f"neither export/{PREFERRED[0]} nor export/{PREFERRED[1]} in it",
-            mend=f"newsdesk export {folder} --to {PREFERRED[0]}",
+            fix=f"newsdesk export {folder} --to {PREFERRED[0]}",
         )
     from newsdesk.inference.run_predictor import RunPredictor
 
@@ -55,7 +55,7 @@ def _from_artefact(artefact: ArtefactFolder, engine: Engine, device: str) -> Tex
         raise UserError(
             f"--engine {engine} cannot compute {artefact.path}",
             found=f"an artefact of kind {artefact.kind}",
-            mend=f"leave --engine out, or make one with newsdesk export RUN --to "
+            fix=f"leave --engine out, or make one with newsdesk export RUN --to "
             f"{'merged' if engine == 'torch' else PREFERRED[0]}",
         )
     if artefact.kind == "merged":

@@ -23,7 +23,7 @@ class MergedPredictor(ArtefactPredictor):
             raise UserError(
                 f"a merged model needs the package {error.name}",
                 found="it is not installed in this environment",
-                mend=f"pip install 'newsdesk[train]', or export what needs neither: --to {PREFERRED[0]}",
+                fix=f"pip install 'newsdesk[train]', or export what needs neither: --to {PREFERRED[0]}",
             ) from None
         from newsdesk.model.device import choose_device
 

@@ -74,7 +74,7 @@ def traced(model: PreTrainedModel) -> ModelProto:
             raise UserError(
                 f"a {model.config.model_type} classifier cannot be converted to onnx",
                 found=next(iter(str(error).splitlines()), type(error).__name__),
-                mend="export it with --to merged, which any architecture can be",
+                fix="export it with --to merged, which any architecture can be",
             ) from error
         return onnx.load(str(file))
 
@@ -85,7 +85,7 @@ def write_onnx(model: ModelProto, file: Path) -> None:
         raise UserError(
             "the model is too large for one onnx file",
             found=f"{size / 1e9:.1f} GB, where 2.1 GB are the most",
-            mend="export it with --to merged",
+            fix="export it with --to merged",
         )
     write_bytes(file, model.SerializeToString())
 

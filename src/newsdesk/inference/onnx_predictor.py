@@ -43,7 +43,7 @@ class OnnxPredictor(ArtefactPredictor):
                 raise UserError(
                     f"onnxruntime cannot run {artefact.model}",
                     found=(str(error).splitlines() or ["no reason given"])[0],
-                    mend="export it again with newsdesk export, and with the versions installed here",
+                    fix="export it again with newsdesk export, and with the versions installed here",
                 ) from error
             verified.result()
         super().__init__(artefact, tokenizer, "onnxruntime")

@@ -248,7 +248,7 @@ def refuse_twin_columns(header: Sequence[str], format: str) -> None:
         raise UserError(
             f"{format} cannot hold two columns of one name",
             found=f"several columns called {', '.join(map(repr, twins))}",
-            mend="rename them in the input, or write csv",
+            fix="rename them in the input, or write csv",
         )
 
 

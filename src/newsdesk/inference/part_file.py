@@ -83,7 +83,7 @@ class PartFile:
             raise UserError(
                 f"another process is writing {self.destination}",
                 found=f"{lock.lock_file} is locked",
-                mend="wait until it is through, or give --output another name",
+                fix="wait until it is through, or give --output another name",
             ) from None
         Path(lock.lock_file).unlink(missing_ok=True)
 
@@ -190,5 +190,5 @@ def _append(path: Path, position: int, content: bytes) -> None:
         raise UserError(
             f"cannot write {path}",
             found=error.strerror or str(error),
-            mend="make room and give the same command again: it goes on where it stopped",
+            fix="make room and give the same command again: it goes on where it stopped",
         ) from error

@@ -108,7 +108,7 @@ class Predictions:
             raise UserError(
                 "the model does not predict numbers; its training diverged, or its file is damaged",
                 found=f"probabilities {probabilities[row].tolist()} for row {row}",
-                mend="train again with a lower learning rate or in float32",
+                fix="train again with a lower learning rate or in float32",
             )
         object.__setattr__(self, "probabilities", probabilities)
 
@@ -202,4 +202,4 @@ class Predictions:
 
 def _check_top_k(k: int) -> None:
     if k < 1:
-        raise UserError("--top-k asks for at least one class", found=str(k), mend="for example --top-k 3")
+        raise UserError("--top-k asks for at least one class", found=str(k), fix="for example --top-k 3")

@@ -126,7 +126,7 @@ def predict_on_ray(
         raise UserError(
             f"workers on Ray compute ONNX exports, not {predictor.path}",
             found=predictor.engine,
-            mend="newsdesk export RUN --to onnx-int8, and predict with that",
+            fix="newsdesk export RUN --to onnx-int8, and predict with that",
         )
     predictor.decision_rule(**{name: settings[name] for name in PROMISES if name in settings})  # or refuse
     inputs, outputs = Storage(source), Storage(destination)
@@ -215,7 +215,7 @@ def _connected(address: str | None) -> Iterator[Any]:
         raise UserError(
             "the job on Ray broke off",
             found=(str(error).strip().splitlines() or [type(error).__name__])[-1],
-            mend="see that all machines have the same newsdesk[ray] and give the same command again: it goes "
+            fix="see that all machines have the same newsdesk[ray] and give the same command again: it goes "
             "on with the files that are not done; --debug shows what Ray says",
         ) from error
     finally:
@@ -262,14 +262,14 @@ def _check_finished(outputs: Storage, done: dict[str, Counts], failures: list[st
         raise UserError(
             "stopped at a file with a bad row" if strict else f"{len(failures):,} files were not classified",
             found="; ".join(failures[:3]) + ("; ..." if len(failures) > 3 else ""),
-            mend=f"mend the files, or leave --strict out; {again}" if strict else f"mend the files; {again}",
+            fix=f"fix the files, or leave --strict out; {again}" if strict else f"fix the files; {again}",
         )
     unseen = set(done) - set(outputs.notes())
     if unseen:
         raise UserError(
             f"the workers wrote to a folder {outputs.location} that is not the one here",
             found=f"{len(unseen):,} files are done and not to be seen, such as {min(unseen)}",
-            mend="give --output a folder that all machines share, or the URI of an object store",
+            fix="give --output a folder that all machines share, or the URI of an object store",
         )
 
 

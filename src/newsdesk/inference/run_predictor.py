@@ -92,6 +92,6 @@ def base_of(run: RunFolder, progress: Progress | None) -> Path:
         raise UserError(
             f"the base model {recorded['name']} is not the one that {run.path} was trained on",
             found=f"sha256 {base.sha256}, trained on {recorded['sha256']}",
-            mend="put the original weights back, or train again on these",
+            fix="put the original weights back, or train again on these",
         )
     return base.path

@@ -83,7 +83,7 @@ class Storage:
             raise UserError(
                 f"{location} cannot be opened",
                 found=str(error).splitlines()[0],
-                mend="give a path, s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or abfs://CONTAINER/FOLDER",
+                fix="give a path, s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or abfs://CONTAINER/FOLDER",
             ) from error
         self.local = self._filesystem.type_name == "local"
         self.name = PurePosixPath(self._base).name
@@ -172,7 +172,7 @@ class Storage:
             raise UserError(
                 f"cannot {verb} {self.location}",
                 found=(str(error).splitlines() or ["no reason given"])[0],
-                mend="check path, rights and credentials on every machine that takes part",
+                fix="check path, rights and credentials on every machine that takes part",
             ) from error
 
 
@@ -191,13 +191,13 @@ def shards_of(source: Storage, format: Format | None) -> list[Shard]:
             raise UserError(
                 f"two input files would share the output file {output}",
                 found=f"{shards[output].source}, {name}",
-                mend="rename one of them",
+                fix="rename one of them",
             )
         shards[output] = Shard(name, output, chosen, size, changed)
     if not shards:
         raise UserError(
             f"there are no data files at {source.location}",
-            mend="give --input a file or a folder of csv, tsv, jsonl, txt or parquet files",
+            fix="give --input a file or a folder of csv, tsv, jsonl, txt or parquet files",
         )
     return list(shards.values())
 
@@ -208,7 +208,7 @@ def refuse_nested(source: Storage, output: Storage) -> None:
         raise UserError(
             "the output folder lies in the input folder",
             found=f"--input {source.location} --output {output.location}",
-            mend="give --output a folder outside",
+            fix="give --output a folder outside",
         )
 
 
@@ -222,12 +222,12 @@ def begin_job(output: Storage, job: dict[str, Any], shards: list[Shard], folder:
     noted = output.read(JOB)
     expected = {shard.output for shard in shards}
     outputs = {name for name, _, _ in output.files() if not name.startswith(_HIDDEN)}
-    mend = f"give --output another folder, or empty {output.location} first"
+    fix = f"give --output another folder, or empty {output.location} first"
     if outputs - expected or (outputs and noted is None):
         raise UserError(
             f"{output.location} holds files that this job does not write",
             found=", ".join(sorted(outputs - expected or outputs)[:5]),
-            mend=mend,
+            fix=fix,
         )
     if noted is not None and json.loads(noted) != identity:
         before = json.loads(noted)
@@ -235,7 +235,7 @@ def begin_job(output: Storage, job: dict[str, Any], shards: list[Shard], folder:
         raise UserError(
             f"{output.location} holds the output of another job",
             found=f"it differs in {', '.join(others)}",
-            mend=mend,
+            fix=fix,
         )
     if noted is None:
         _publish_json(output, identity, JOB, folder)

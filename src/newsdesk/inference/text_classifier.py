@@ -111,7 +111,7 @@ class TextClassifier(ABC):
             raise UserError(
                 f"{self.path} cannot say how foreign a text is",
                 found=f"no {OFF_TOPIC} in it",
-                mend="newsdesk calibrate RUN makes one from a run's own rows; exports get it from their run",
+                fix="newsdesk calibrate RUN makes one from a run's own rows; exports get it from their run",
             )
         return with_off_topic(rule, off_topic, self.off_topic)
 
@@ -125,7 +125,7 @@ class TextClassifier(ABC):
             raise UserError(
                 f"{self.path} has no calibration rows, by which errors could be foreseen",
                 found=f"no {CALIBRATION_ROWS} in it",
-                mend=f"newsdesk calibrate {self.path}, with labelled rows by --data if its own are not known",
+                fix=f"newsdesk calibrate {self.path}, with labelled rows by --data if its own are not known",
             )
         return decision_rule(rows, self.temperature, abstain=abstain, confidence=confidence, sets=sets)
 

@@ -89,13 +89,13 @@ def check_destination(
         raise UserError(
             "the output is a folder, not a file",
             found=str(destination),
-            mend=f"name a file in it, for example --output {destination / 'predictions.csv'}",
+            fix=f"name a file in it, for example --output {destination / 'predictions.csv'}",
         )
     if source is not None and source.exists() and destination.exists() and source.samefile(destination):
         raise UserError(
             "the output file is the input file, which would be lost",
             found=f"--input {source} --output {destination}",
-            mend="give --output another name",
+            fix="give --output another name",
         )
     return format or output_format(destination)
 
@@ -111,7 +111,7 @@ def output_format(path: Path) -> Format:
     raise UserError(
         f"the ending of {path.name} names no format",
         found=suffix or "no ending",
-        mend=f"end it in {', '.join(_ENDINGS)} (each also .gz), or give --format {'|'.join(FORMATS)}",
+        fix=f"end it in {', '.join(_ENDINGS)} (each also .gz), or give --format {'|'.join(FORMATS)}",
     )
 
 
@@ -133,5 +133,5 @@ def _write_file(path: Path, content: bytes) -> None:
         raise UserError(
             f"cannot write {path}",
             found=error.strerror or str(error),
-            mend="choose another place with --output",
+            fix="choose another place with --output",
         ) from error

@@ -85,7 +85,7 @@ def target_modules(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
             raise UserError(
                 f"newsdesk does not know which layers of a {model_type} encoder are {targets[0]!r}",
                 found=f"its linear layers are called {', '.join(_linear_suffixes(model))}",
-                mend='name them, for example --set lora.targets=\'["query", "value"]\'',
+                fix='name them, for example --set lora.targets=\'["query", "value"]\'',
             )
         return list(_PROJECTIONS[model_type].select(targets[0]))
     linear = _linear_names(model)
@@ -94,7 +94,7 @@ def target_modules(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
             raise UserError(
                 f"lora.targets names {target!r}, which is no linear layer of this {model_type} encoder",
                 found=f"its linear layers are called {', '.join(_linear_suffixes(model))}",
-                mend=f"name one of these, or one of the sets {', '.join(TARGET_SETS)}, in lora.targets",
+                fix=f"name one of these, or one of the sets {', '.join(TARGET_SETS)}, in lora.targets",
             )
     return list(targets)
 

@@ -259,14 +259,14 @@ def _hub_id(name: str) -> str:
         raise UserError(
             f"{name} is not a folder",
             found="a file" if Path(name).expanduser().exists() else "nothing at that path",
-            mend=f"give {_FLAG} a folder that holds {CONFIG} and {WEIGHTS}",
+            fix=f"give {_FLAG} a folder that holds {CONFIG} and {WEIGHTS}",
         )
     close = difflib.get_close_matches(name.lower(), {base.lower() for base in BASE_MODELS}, n=2, cutoff=0.5)
     suggested = [base for base in BASE_MODELS if base.lower() in close] or list(BASE_MODELS)
     raise UserError(
         f"no base model is called {name}",
         found=f"known by name: {', '.join(BASE_MODELS)}",
-        mend=f"did you mean {' or '.join(suggested)}? A Hub id is organisation/name, a folder ./name",
+        fix=f"did you mean {' or '.join(suggested)}? A Hub id is organisation/name, a folder ./name",
     )
 
 
@@ -293,5 +293,5 @@ def _not_a_model(name: str, found: str) -> UserError:
     return UserError(
         f"{name} is not a transformers model",
         found=found,
-        mend=f"give {_FLAG} a folder with a whole {CONFIG}",
+        fix=f"give {_FLAG} a folder with a whole {CONFIG}",
     )

@@ -94,13 +94,13 @@ def load_classifier(base: Path, adapter: Path, label_names: Sequence[str]) -> Pe
             raise UserError(
                 f"the adapter {adapter} does not fit {base.name}: it lacks a part that modules_to_save names",
                 found=f"no tensor {error.args[0]}",
-                mend="name the base it was trained on with --base, or save it again with save_pretrained",
+                fix="name the base it was trained on with --base, or save it again with save_pretrained",
             ) from error
         except (RuntimeError, ValueError, TypeError, SafetensorError) as error:
             raise UserError(
                 f"the adapter {adapter} does not fit {base.name} with {len(label_names)} labels",
                 found=_first_fact(error),
-                mend="name the base it was trained on with --base, and all its labels with --labels",
+                fix="name the base it was trained on with --base, and all its labels with --labels",
             ) from error
     return loaded.eval()
 
@@ -114,12 +114,12 @@ def require_adapter_files(adapter: Path) -> None:
         raise UserError(
             f"the weights in {adapter} are a pickle, which newsdesk never loads",
             found="adapter_model.bin",
-            mend="where you trust it, load it with peft and save_pretrained(..., safe_serialization=True)",
+            fix="where you trust it, load it with peft and save_pretrained(..., safe_serialization=True)",
         )
     raise UserError(
         f"{adapter} is not a PEFT adapter folder",
         found=f"missing: {', '.join(missing)}",
-        mend="give the folder that holds adapter_config.json and adapter_model.safetensors",
+        fix="give the folder that holds adapter_config.json and adapter_model.safetensors",
     )
 
 
@@ -223,7 +223,7 @@ def _require_whole_encoder(base: Path, prefix: str, missing: Iterable[str]) -> N
         raise UserError(
             f"the weights in {base} are not a whole encoder",
             found=f"{len(lost)} tensors that its config.json asks for are not there, the first {lost[0]}",
-            mend="give --base the folder as save_pretrained wrote it",
+            fix="give --base the folder as save_pretrained wrote it",
         )
 
 
@@ -306,7 +306,7 @@ def _unusable_base(base: object, error: Exception) -> UserError:
     return UserError(
         f"transformers cannot make a text classifier of {base}",
         found=_first_fact(error),
-        mend="give --base an encoder that AutoModelForSequenceClassification knows, with safetensors weights",
+        fix="give --base an encoder that AutoModelForSequenceClassification knows, with safetensors weights",
     )
 
 
@@ -352,14 +352,14 @@ def copy_tokenizer(base: Path, target: Path) -> None:
         raise UserError(
             f"{base} has no tokenizer that transformers can load",
             found=_first_fact(error),
-            mend="put its tokenizer.json and tokenizer_config.json into that folder",
+            fix="put its tokenizer.json and tokenizer_config.json into that folder",
         ) from error
     with tempfile.TemporaryDirectory(prefix=".tokenizer-", dir=_existing(target.parent)) as temporary:
         tokenizer.save_pretrained(temporary)
         if not (Path(temporary) / "tokenizer.json").is_file():
             raise UserError(
                 f"the tokenizer of {base} has no fast form (tokenizer.json)",
-                mend="choose a base whose tokenizer the tokenizers library knows",
+                fix="choose a base whose tokenizer the tokenizers library knows",
             )
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(temporary, target)

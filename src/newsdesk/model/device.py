@@ -21,7 +21,7 @@ def choose_device(name: str = "auto") -> torch.device:
         raise UserError(
             f"device {name} was asked for and torch sees none",
             found=f"devices here: {there}",
-            mend="use --set training.device=auto, or install a torch built for your card",
+            fix="use --set training.device=auto, or install a torch built for your card",
         )
     return torch.device(name)
 
@@ -36,7 +36,7 @@ def choose_precision(name: str, device: torch.device) -> Precision:
         raise UserError(
             "float16 training needs a GPU",
             found="training.precision = float16 on the CPU",
-            mend="use --set training.precision=auto",
+            fix="use --set training.precision=auto",
         )
     if name in ("float32", "bfloat16", "float16"):
         return name  # type: ignore[return-value]

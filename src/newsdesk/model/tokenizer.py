@@ -28,7 +28,7 @@ class TextTokenizer:
             raise UserError(
                 f"max_length leaves no room for text: {special} tokens of every text are special ones",
                 found=f"model.max_length = {max_length}",
-                mend="use --set model.max_length=128, or another number that your texts fit in",
+                fix="use --set model.max_length=128, or another number that your texts fit in",
             )
         tokenizer.no_padding()
         if max_length is None:
@@ -45,7 +45,7 @@ class TextTokenizer:
         if not path.is_file():
             raise UserError(
                 f"there is no tokenizer.json in {folder}",
-                mend="newsdesk needs a fast tokenizer: load the base with transformers' AutoTokenizer "
+                fix="newsdesk needs a fast tokenizer: load the base with transformers' AutoTokenizer "
                 "and save_pretrained() it into that folder",
             )
         try:

@@ -61,5 +61,5 @@ def read_evaluated_rows(folder: Path, split: str, metrics: Metrics) -> Evaluated
             texts=rows.texts,
         )
     except (KeyError, ValueError) as error:
-        mend = "evaluate the run again: newsdesk evaluate RUN --data NAME|PATH"
-        raise damaged(path, str(error), mend=mend) from None
+        fix = "evaluate the run again: newsdesk evaluate RUN --data NAME|PATH"
+        raise damaged(path, str(error), fix=fix) from None

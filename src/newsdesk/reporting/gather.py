@@ -92,7 +92,7 @@ def _not_evaluated(run: RunFolder, facts: CardFacts, split: str) -> Missing:
         raise UserError(
             f"{run.path} was not evaluated on a split called {split!r}",
             found=f"evaluations of: {', '.join(facts.splits)}",
-            mend="name one of these with --split, or give the rows with --data",
+            fix="name one of these with --split, or give the rows with --data",
         )
     asked = ["newsdesk", "report", str(run.path), "--split", split]
     return Missing("this run was not evaluated yet", f"{shlex.join(asked)} --data NAME|PATH")
@@ -141,7 +141,7 @@ def _metrics_of(evaluated: Mapping[str, Any], path: Path) -> Metrics:
     try:
         return Metrics.from_dict(evaluated["metrics"])
     except (KeyError, TypeError, ValueError) as error:
-        raise damaged(path, f"no usable {error}", mend="move it away and evaluate again") from None
+        raise damaged(path, f"no usable {error}", fix="move it away and evaluate again") from None
 
 
 def _measured_macro_f1(rows: EvaluatedRows, metrics: Metrics) -> Measured:
@@ -244,7 +244,7 @@ def _with_words(
     try:
         opened = classifier()
     except UserError as error:
-        why = "; ".join(filter(None, (error.wrong, error.mend)))
+        why = "; ".join(filter(None, (error.wrong, error.fix)))
         return errors, Missing(f"the words that decided are not shown: {why}")
     explained = [explain(opened, error.text or "", target=error.predicted_label) for error in errors]
     return tuple(

@@ -50,7 +50,7 @@ def existing_card(run: RunFolder) -> str | None:
     try:
         return path.read_text(encoding="utf-8") if path.is_file() else None
     except UnicodeDecodeError as error:
-        raise damaged(path, str(error), mend=f"save it as UTF-8, or delete it: {_WRITTEN_ANEW}") from None
+        raise damaged(path, str(error), fix=f"save it as UTF-8, or delete it: {_WRITTEN_ANEW}") from None
 
 
 def card_text(facts: CardFacts, existing: str | None = None) -> str:
@@ -135,7 +135,7 @@ def require_readable_metadata(card: str) -> None:
         raise UserError(
             f"the metadata at the top of {CARD} cannot be read",
             found="no YAML between two lines of ---, or a model-index that is none",
-            mend=f"correct them, or delete {CARD}: {_WRITTEN_ANEW}",
+            fix=f"correct them, or delete {CARD}: {_WRITTEN_ANEW}",
         )
 
 

@@ -120,13 +120,13 @@ def _require_means(repo_id: str) -> None:
 
     if constants.HF_HUB_OFFLINE:
         raise UserError(
-            f"nothing was sent to {repo_id}", found="HF_HUB_OFFLINE is set", mend="unset HF_HUB_OFFLINE"
+            f"nothing was sent to {repo_id}", found="HF_HUB_OFFLINE is set", fix="unset HF_HUB_OFFLINE"
         )
     if get_token() is None:
         raise UserError(
             "the Hub takes files from those alone whom it knows",
             found="no token: neither HF_TOKEN nor a login",
-            mend="hf auth login, or set HF_TOKEN to a token that may write",
+            fix="hf auth login, or set HF_TOKEN to a token that may write",
         )
 
 
@@ -144,7 +144,7 @@ def _repository(api: HfApi, repo_id: str, *, private: bool, revision: str | None
         raise UserError(
             f"{repo_id} is private, and stays so" if private is False else public,
             found=f"asked for {'--private' if private else '--public'}",
-            mend=f"say {'--public' if private else '--private'}, change it in the repository's settings, "
+            fix=f"say {'--public' if private else '--private'}, change it in the repository's settings, "
             "or choose another name",
         )
     foreign = _names(there) - _OF_NEW_REPOSITORIES
@@ -152,7 +152,7 @@ def _repository(api: HfApi, repo_id: str, *, private: bool, revision: str | None
         raise UserError(
             f"{repo_id} is taken: it holds something else than a run of newsdesk",
             found=", ".join(sorted(foreign)[:5]),
-            mend="choose another name, or empty the repository first",
+            fix="choose another name, or empty the repository first",
         )
     return there
 
@@ -170,7 +170,7 @@ def _earlier_push(api: HfApi, there: ModelInfo) -> tuple[set[str], str | None]:
             Path(api.hf_hub_download(there.id, name, revision=there.sha, local_dir=folder))
             for name in (CARD, MANIFEST)
         )
-        pushed = read_json(manifest, mend="choose another name").get("files", {})
+        pushed = read_json(manifest, fix="choose another name").get("files", {})
         edited = sha256_of(card) != pushed.get(CARD)
         return set(pushed), card.read_text(encoding="utf-8") if edited else None
 
@@ -196,21 +196,21 @@ def _refusal(repo_id: str, error: Exception) -> UserError:
     found = f"{constants.ENDPOINT} answered {status}: {said}"
     owner = repo_id.partition("/")[0]
     if status == 401:
-        wrong, mend = "the Hub does not know the token", "hf auth login once more, or set HF_TOKEN anew"
+        wrong, fix = "the Hub does not know the token", "hf auth login once more, or set HF_TOKEN anew"
     elif status in (403, 404):
         wrong = f"the Hub does not let this token write to {repo_id}"
-        mend = f"check that {owner} exists and that the token may write there (hf auth whoami)"
+        fix = f"check that {owner} exists and that the token may write there (hf auth whoami)"
     elif status in (409, 412):
         wrong = f"{repo_id} changed while the run was being sent: nothing of it was taken"
-        mend = "look at what changed there, and push again"
+        fix = "look at what changed there, and push again"
     elif status is not None or "metadata" in str(error):
         wrong = f"the Hub did not take the run for {repo_id}"
-        mend = "mend what it says, or try again later; what has arrived is not sent again"
+        fix = "fix what it says, or try again later; what has arrived is not sent again"
     else:
         reason = str(error.__cause__ or error).strip().partition("\n")[0] or type(error).__name__
         wrong, found = "the Hub cannot be reached, or the upload broke off", f"{constants.ENDPOINT}: {reason}"
-        mend = "check the network and push again: what has arrived is not sent again"
-    return UserError(wrong, found=found, mend=mend)
+        fix = "check the network and push again: what has arrived is not sent again"
+    return UserError(wrong, found=found, fix=fix)
 
 
 def _answer_in(error: BaseException) -> BaseException:

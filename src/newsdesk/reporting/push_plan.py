@@ -128,7 +128,7 @@ def _require_repo_id(repo_id: str) -> None:
         raise UserError(
             f"{repo_id!r} is not the name of a repository on the Hub",
             found=fault,
-            mend="write organisation/name or user/name: letters, digits and . _ - only",
+            fix="write organisation/name or user/name: letters, digits and . _ - only",
         )
 
 
@@ -152,7 +152,7 @@ def _sealed(run: RunFolder, name: str, sha256: str) -> Upload:
         raise UserError(
             f"{path} is not as the run was sealed with it",
             found=f"{found}, in {MANIFEST} {sha256}",
-            mend="put the original file back, or evaluate the run again, which seals it with what is there",
+            fix="put the original file back, or evaluate the run again, which seals it with what is there",
         )
     return Upload(name, path, sha256)
 

@@ -51,7 +51,7 @@ def texts_of(find: Callable[[], Examples], fingerprint: str, *, split: str, give
 
     ``given`` says whether someone named these rows: then what is wrong with them is a UserError.
     """
-    mend = "name the evaluated rows with --data, or evaluate these under another --split"
+    fix = "name the evaluated rows with --data, or evaluate these under another --split"
     try:
         rows = find()
         if rows.fingerprint() == fingerprint:
@@ -59,7 +59,7 @@ def texts_of(find: Callable[[], Examples], fingerprint: str, *, split: str, give
         raise UserError(
             f"these are not the rows that the run was evaluated on as {split}",
             found=f"{len(rows):,} rows in {rows.source} with another sha256 than metrics.json's",
-            mend=mend,
+            fix=fix,
         )
     except UserError as error:
         if given:

@@ -15,7 +15,7 @@ from newsdesk.reporting.content import Cost, Missing, TrainingContent, TrainingP
 POINTS = 160
 """Points of a curve, at most: more would not be told apart on a page."""
 
-_MEND = "copy the run anew from where it is whole, or train it again"
+_FIX = "copy the run anew from where it is whole, or train it again"
 
 
 def training_story(log: Path, *, processes: int) -> TrainingContent | Missing:
@@ -30,7 +30,7 @@ def training_story(log: Path, *, processes: int) -> TrainingContent | Missing:
     try:
         return _story(events, processes)
     except (KeyError, TypeError) as error:
-        raise damaged(log, f"an event without {error}", mend=_MEND) from None
+        raise damaged(log, f"an event without {error}", fix=_FIX) from None
 
 
 def _events(log: Path) -> Iterator[dict[str, Any]]:
@@ -38,7 +38,7 @@ def _events(log: Path) -> Iterator[dict[str, Any]]:
         try:
             yield json.loads(line)
         except ValueError as error:
-            raise damaged(log, f"line {number}: {error}", mend=_MEND) from None
+            raise damaged(log, f"line {number}: {error}", fix=_FIX) from None
 
 
 def _story(events: Sequence[dict[str, Any]], processes: int) -> TrainingContent | Missing:

@@ -86,7 +86,7 @@ class Slot:
                 raise UserError(
                     f"{file} in the cached copy of {self.name} is damaged",
                     found=f"sha256 {found}, expected {expected}" if found else "it is missing from the cache",
-                    mend="the copy was deleted: run the command again to fetch a fresh one",
+                    fix="the copy was deleted: run the command again to fetch a fresh one",
                 )
         return entry
 
@@ -173,5 +173,5 @@ def _explained(folder: Path) -> Iterator[None]:
         raise UserError(
             f"the cache {cache_folder()} cannot be written",
             found=f"{error.strerror}: {error.filename}",
-            mend="make it writable, or name another folder in the environment variable NEWSDESK_CACHE",
+            fix="make it writable, or name another folder in the environment variable NEWSDESK_CACHE",
         ) from error

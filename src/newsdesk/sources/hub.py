@@ -102,7 +102,7 @@ class HubSource:
                 raise UserError(
                     f"{self.repo_id} on the Hub holds no {pattern}",
                     found=", ".join(sorted(names)[:5]) or "an empty repository",
-                    mend="check the name, or that HF_ENDPOINT points to a complete mirror",
+                    fix="check the name, or that HF_ENDPOINT points to a complete mirror",
                 )
         return chosen
 
@@ -184,28 +184,28 @@ def _unavailable(repo_id: str, kind: str, error: Exception) -> SourceUnavailable
     found = f"{constants.ENDPOINT} answered {status}"
     if constants.HF_HUB_OFFLINE:
         wrong, found = f"the Hub was not asked for {repo_id}", "HF_HUB_OFFLINE is set"
-        mend = "unset HF_HUB_OFFLINE"
+        fix = "unset HF_HUB_OFFLINE"
     elif isinstance(error, errors.GatedRepoError):
         wrong = f"{repo_id} is a gated {kind}"
-        mend = f"accept its terms at {constants.ENDPOINT}/{repo_id} and set HF_TOKEN"
+        fix = f"accept its terms at {constants.ENDPOINT}/{repo_id} and set HF_TOKEN"
     elif isinstance(error, errors.RepositoryNotFoundError):
         wrong = f"the Hub has no {kind} {repo_id}, or it is private"
-        mend = "check the spelling, and for a private one set HF_TOKEN"
+        fix = "check the spelling, and for a private one set HF_TOKEN"
     elif isinstance(error, errors.HFValidationError):
         wrong, found = f"{repo_id} is not a Hub id", str(error)
-        mend = "write organisation/name"
+        fix = "write organisation/name"
     elif status in (401, 403):
         wrong = f"the Hub refuses access to {repo_id}"
-        mend = "check HF_TOKEN, or unset it for a public repository"
+        fix = "check HF_TOKEN, or unset it for a public repository"
     elif status is not None:
         wrong = f"the Hub failed to give {repo_id}"
-        mend = "try again later, or point HF_ENDPOINT to a mirror"
+        fix = "try again later, or point HF_ENDPOINT to a mirror"
     else:
         reason = str(error.__cause__ or error).strip().partition("\n")[0] or type(error).__name__
         wrong = f"the Hub could not be reached for {repo_id}, or the download broke off"
         found = f"{constants.ENDPOINT}: {reason}"
-        mend = "check the network, or point HF_ENDPOINT to a mirror (HF_HUB_OFFLINE=1 skips the Hub)"
-    return SourceUnavailableError(wrong, found=found, mend=mend)
+        fix = "check the network, or point HF_ENDPOINT to a mirror (HF_HUB_OFFLINE=1 skips the Hub)"
+    return SourceUnavailableError(wrong, found=found, fix=fix)
 
 
 def _matches(name: str, pattern: str) -> bool:

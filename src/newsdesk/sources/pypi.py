@@ -114,7 +114,7 @@ class PypiSource:
             raise UserError(
                 f"the package {self._name} arrived damaged",
                 found=f"{error}; nothing of it was kept",
-                mend="run the command again; if it stays so, clear pip's cache: python -m pip cache purge",
+                fix="run the command again; if it stays so, clear pip's cache: python -m pip cache purge",
             ) from error
 
 
@@ -149,7 +149,7 @@ def _pip_failure(requirement: str, stderr: str) -> Exception:
         return SourceUnavailableError(
             f"{requirement} cannot be taken from PyPI without pip",
             found=f"no pip in the environment of {sys.executable}",
-            mend="install it: python -m ensurepip",
+            fix="install it: python -m ensurepip",
         )
     complaints = [line.removeprefix("ERROR: ") for line in stderr.splitlines() if line.startswith("ERROR: ")]
     found = f"pip says: {complaints[0]}" if complaints else f"pip says: {stderr.strip()[-300:]}"
@@ -157,12 +157,12 @@ def _pip_failure(requirement: str, stderr: str) -> Exception:
         return SourceUnavailableError(
             f"PyPI could not be reached for {requirement}",
             found=found,
-            mend="check the network, or name a mirror in pip's own configuration (PIP_INDEX_URL)",
+            fix="check the network, or name a mirror in pip's own configuration (PIP_INDEX_URL)",
         )
     return SourceUnavailableError(
         f"pip could not download {requirement}",
         found=found,
-        mend="check pip's index (pip config list, PIP_INDEX_URL)",
+        fix="check pip's index (pip config list, PIP_INDEX_URL)",
     )
 
 
@@ -170,5 +170,5 @@ def _not_in_package(member: str, package: str) -> UserError:
     return UserError(
         f"{member} is not in the package {package}",
         found="a package of that name and version without it, so it is not the one that was pinned",
-        mend="check that pip's index serves the original package (pip config list)",
+        fix="check that pip's index serves the original package (pip config list)",
     )

@@ -38,7 +38,7 @@ def resolve(
         raise UserError(
             f"{slot.name} is not in the cache",
             found="offline work was asked for, so no source was tried",
-            mend=f"fetch it once while online, or give a local copy with {flag} PATH",
+            fix=f"fetch it once while online, or give a local copy with {flag} PATH",
         )
     report = progress or silent
     with slot.filling(report) as staging:
@@ -60,7 +60,7 @@ def resolve(
 def _no_source_answers(name: str, refusals: Sequence[SourceUnavailableError], flag: str) -> UserError:
     """One error out of each source's own."""
     found = "; ".join(f"{refusal.wrong} ({refusal.found})" for refusal in refusals)
-    mends = "; ".join(refusal.mend for refusal in refusals if refusal.mend)
+    fixes = "; ".join(refusal.fix for refusal in refusals if refusal.fix)
     return UserError(
-        f"{name} could not be fetched", found=found, mend=f"{mends}; or give a local copy with {flag} PATH"
+        f"{name} could not be fetched", found=found, fix=f"{fixes}; or give a local copy with {flag} PATH"
     )

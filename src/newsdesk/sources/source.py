@@ -76,7 +76,7 @@ def wrong_bytes(file: str, *, expected: str, found: str, origin: str) -> UserErr
     return UserError(
         f"{file} from {origin} is not the file it should be",
         found=f"its sha256 or git hash is {found}, expected {expected}; the file was deleted",
-        mend="try again; if it stays so, that source, or a mirror or proxy before it, serves altered files",
+        fix="try again; if it stays so, that source, or a mirror or proxy before it, serves altered files",
     )
 
 

@@ -31,7 +31,7 @@ def check_model_files(where: str, names: Collection[str]) -> None:
         raise UserError(
             f"{where} is not a transformers model",
             found=f"no {CONFIG} in it",
-            mend="give a folder that save_pretrained wrote, or a Hub id such as FacebookAI/roberta-base",
+            fix="give a folder that save_pretrained wrote, or a Hub id such as FacebookAI/roberta-base",
         )
     if WEIGHTS in names or SHARDED_WEIGHTS in names:
         return
@@ -40,12 +40,12 @@ def check_model_files(where: str, names: Collection[str]) -> None:
         raise UserError(
             f"{where} has its weights only as a pickle, which newsdesk never loads",
             found=", ".join(pickles),
-            mend='convert them once where you trust them: python -c "from transformers import AutoModel; '
+            fix='convert them once where you trust them: python -c "from transformers import AutoModel; '
             "AutoModel.from_pretrained('OLD').save_pretrained('NEW', safe_serialization=True)\", save the "
             "tokenizer beside them, and give --base NEW",
         )
     raise UserError(
         f"{where} has no weights",
         found=f"neither {WEIGHTS} nor {SHARDED_WEIGHTS}",
-        mend=f"give a model that holds {WEIGHTS}",
+        fix=f"give a model that holds {WEIGHTS}",
     )

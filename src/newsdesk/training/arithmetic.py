@@ -129,5 +129,5 @@ def _recorded(recorder: Recorder, *arguments: Tensor) -> Tensor:
         raise UserError(
             "this GPU could not record the training step as a CUDA graph",
             found=str(error),
-            mend="use --set training.compile=off, and tell us: it should have worked",
+            fix="use --set training.compile=off, and tell us: it should have worked",
         ) from error

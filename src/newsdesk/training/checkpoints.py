@@ -94,7 +94,7 @@ class Checkpoints:
             raise UserError(
                 f"{self._folder.parent} cannot go on: what it was trained on has changed",
                 found=f"the {' and the '.join(changed)} had another sha256 before",
-                mend="put the original back, or begin anew with --overwrite in place of --resume",
+                fix="put the original back, or begin anew with --overwrite in place of --resume",
             )
 
     def clear(self) -> None:
@@ -136,5 +136,5 @@ def _not_written(error: UserError, newest: Path | None, run: Path) -> UserError:
     return UserError(
         f"no checkpoint could be written: {error.wrong}",
         found=f"{error.found}; {whole}",
-        mend=f"free some space, then continue with  newsdesk train --out {run} --resume",
+        fix=f"free some space, then continue with  newsdesk train --out {run} --resume",
     )

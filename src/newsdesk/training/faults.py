@@ -50,7 +50,7 @@ class DivergenceWatch:
         return UserError(
             f"training diverged: {what} at step {step}",
             found=f"{rows}, learning rate {rate:g}",
-            mend=f"lower it, for example --set training.learning_rate={rate / 3:.1g}, "
+            fix=f"lower it, for example --set training.learning_rate={rate / 3:.1g}, "
             "or use --set training.precision=float32",
         )
 
@@ -73,15 +73,15 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _out_of_memory(error: Exception, training: TrainingSection) -> UserError:
     size, accumulation = training.batch_size, training.accumulation
-    mend = "use a smaller base model, or a machine with more memory"
+    fix = "use a smaller base model, or a machine with more memory"
     if size > 1:
         half = -(-size // 2)
-        mend = (
+        fix = (
             f"use --set training.batch_size={half} --set training.accumulation={2 * accumulation}: "
             "as many rows a step, about half the memory; or a lower --set model.max_length"
         )
     return UserError(
         "out of memory while training",
         found=f"batches of {size} rows; {str(error).strip().splitlines()[0] if str(error) else 'no more'}",
-        mend=mend,
+        fix=fix,
     )

@@ -56,7 +56,7 @@ class SavedAdapter:
         config_file, weights_file = (folder / name for name in ADAPTER_FILES)
         config = _read_json(config_file)
         if config is None:
-            raise UserError(f"{config_file} is damaged", found="no JSON object", mend="copy the folder again")
+            raise UserError(f"{config_file} is damaged", found="no JSON object", fix="copy the folder again")
         _require_lora_classifier(folder, config)
         return cls(folder, config, _tensor_shapes(weights_file))
 
@@ -70,7 +70,7 @@ class SavedAdapter:
         raise UserError(
             f"{self.folder} holds no classification head: predictions would come from a random one",
             found=f"{len(self.shapes)} tensors, none of them {' or '.join(_OUTPUT_LAYERS)}",
-            mend='train it with task_type="SEQ_CLS", or with the head in modules_to_save, and save it again',
+            fix='train it with task_type="SEQ_CLS", or with the head in modules_to_save, and save it again',
         )
 
 
@@ -127,13 +127,13 @@ def _require_lora_classifier(folder: Path, config: Mapping[str, Any]) -> None:
         raise UserError(
             f"{folder} holds no LoRA adapter",
             found=f"peft_type {kind}",
-            mend="newsdesk imports LoRA and its variants (rsLoRA, DoRA, PiSSA ...); train it as one of them",
+            fix="newsdesk imports LoRA and its variants (rsLoRA, DoRA, PiSSA ...); train it as one of them",
         )
     if task not in (None, "SEQ_CLS"):
         raise UserError(
             f"{folder} is not the adapter of a text classifier",
             found=f"task_type {task}",
-            mend="give an adapter that was trained on AutoModelForSequenceClassification (task_type SEQ_CLS)",
+            fix="give an adapter that was trained on AutoModelForSequenceClassification (task_type SEQ_CLS)",
         )
 
 
@@ -146,7 +146,7 @@ def _tensor_shapes(weights: Path) -> dict[str, tuple[int, ...]]:
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"{weights} is no whole safetensors file", found=str(error), mend="copy it again from its source"
+            f"{weights} is no whole safetensors file", found=str(error), fix="copy it again from its source"
         ) from error
 
 
@@ -156,12 +156,12 @@ def _find_base(saved: SavedAdapter, base: str | None, progress: Progress | None)
         return resolve_base(base, progress=progress)
     reference = saved.config.get("base_model_name_or_path")
     if not isinstance(reference, str) or not reference:
-        raise UserError(f"{saved.folder} does not say what its base model is", mend=_NAME_THE_BASE)
+        raise UserError(f"{saved.folder} does not say what its base model is", fix=_NAME_THE_BASE)
     if _is_relative_path(reference):
         raise UserError(
             f"{saved.folder} names its base model by a relative path, which leads nowhere from here",
             found=f"base_model_name_or_path {reference!r}",
-            mend=_NAME_THE_BASE,
+            fix=_NAME_THE_BASE,
         )
     try:
         return resolve_base(reference, progress=progress)
@@ -169,7 +169,7 @@ def _find_base(saved: SavedAdapter, base: str | None, progress: Progress | None)
         raise UserError(
             f"the base model that {saved.folder} names cannot be had: {error.wrong}",
             found=error.found,
-            mend=_NAME_THE_BASE,
+            fix=_NAME_THE_BASE,
         ) from error
 
 
@@ -189,7 +189,7 @@ def _names_of_labels(saved: SavedAdapter, base: Path, given: Sequence[str] | Non
         raise UserError(
             f"the head of {saved.folder} tells {count} classes apart, not {len(given)}",
             found=f"--labels {', '.join(given)}",
-            mend=f"name its {count} classes in the order of their ids, or leave --labels out",
+            fix=f"name its {count} classes in the order of their ids, or leave --labels out",
         )
     twice = [name for name, times in Counter(given).items() if times > 1]
     if twice:
@@ -234,7 +234,7 @@ def _known_recipe(
         raise UserError(
             f"{saved.folder} holds settings that newsdesk cannot read",
             found=f"{'.'.join(map(str, fault['loc']))} = {fault['input']!r}: {fault['msg'].lower()}",
-            mend="correct its adapter_config.json",
+            fix="correct its adapter_config.json",
         ) from error
     origins = {f"{section}.{key}": "imported" for section, values in known.items() for key in values}
     return ResolvedRecipe(recipe, origins | {"data.train": "an adapter folder does not tell"})
@@ -271,12 +271,12 @@ def _require_nothing_random(
     try:
         require_length(one.config, max_length)
     except UserError as error:
-        raise UserError(error.wrong, found=f"--max-length {max_length}", mend="give a smaller one") from error
+        raise UserError(error.wrong, found=f"--max-length {max_length}", fix="give a smaller one") from error
     if undecided := list(_differing_parameters(one, other)):
         raise UserError(
             f"neither {base.name} nor {saved.folder} holds all weights: predictions would be random in part",
             found=f"no values for {', '.join(undecided)}",
-            mend=f"{_NAME_THE_BASE}; or train it again with these modules in modules_to_save",
+            fix=f"{_NAME_THE_BASE}; or train it again with these modules in modules_to_save",
         )
 
 

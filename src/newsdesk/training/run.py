@@ -266,7 +266,7 @@ def _came_to_its_end(run: RunFolder) -> bool:
         raise UserError(
             f"{run.path} was imported, not trained by newsdesk",
             found="a manifest without a training",
-            mend="choose another folder with --out",
+            fix="choose another folder with --out",
         )
     return run.is_complete()
 
@@ -286,7 +286,7 @@ def _require_same_recipe(run: RunFolder, asked: ResolvedRecipe) -> None:
         raise UserError(
             f"{run.path} was started with another recipe, and can only go on as it began",
             found="\n       ".join(changed),
-            mend="leave out all flags but --out and --resume, or begin anew with --overwrite",
+            fix="leave out all flags but --out and --resume, or begin anew with --overwrite",
         )
 
 
@@ -315,7 +315,7 @@ def require_length(config: Any, max_length: int) -> None:
         raise UserError(
             f"the base model reads at most {positions - offset} tokens",
             found=f"model.max_length = {max_length}",
-            mend=f"use --set model.max_length={positions - offset} or less",
+            fix=f"use --set model.max_length={positions - offset} or less",
         )
 
 

@@ -25,7 +25,7 @@ _OF_TRAINING = ("README.md", "adapter", _CHECKPOINTS, "labels.json", "log.jsonl"
 The card may hold its owner's words, and is written anew at the end.
 """
 
-_MEND = "copy the run anew from where it is whole, or train it again"
+_FIX = "copy the run anew from where it is whole, or train it again"
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class RunFolder:
             layout = TextLayout.from_dict(content["text"])
             return Labels(tuple(content["labels"]), layout, content["max_length"])
         except (KeyError, TypeError) as error:
-            raise damaged(self.path / "labels.json", f"no usable {error}", mend=_MEND) from None
+            raise damaged(self.path / "labels.json", f"no usable {error}", fix=_FIX) from None
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -133,13 +133,13 @@ class RunFolder:
         return first not in (MANIFEST, _CHECKPOINTS) and not any(part.startswith(".") for part in parts)
 
     def _read(self, name: str) -> dict[str, Any]:
-        return read_json(self.path / name, mend=_MEND)
+        return read_json(self.path / name, fix=_FIX)
 
 
 def require_free(out: Path, *, overwrite: bool) -> None:
     """Raise UserError unless a run may be written to ``out``: nothing is there, or a run to be replaced."""
     if out.is_file():
-        raise UserError(f"--out {out} is a file", mend="name a folder that does not exist yet")
+        raise UserError(f"--out {out} is a file", fix="name a folder that does not exist yet")
     if not out.is_dir() or all(entry.name in _OURS for entry in out.iterdir()):
         return
     kinds = {MANIFEST: "a finished run", "recipe.toml": "an unfinished run"}
@@ -148,11 +148,11 @@ def require_free(out: Path, *, overwrite: bool) -> None:
         raise UserError(
             f"--out {out} is not empty",
             found=found or "files",
-            mend="choose another folder" + (f", {_MENDS[found]}" if found else ""),
+            fix="choose another folder" + (f", {_FIXES[found]}" if found else ""),
         )
 
 
-_MENDS = {
+_FIXES = {
     "a finished run": "or replace the run with --overwrite",
     "an unfinished run": "continue it with --resume, or replace it with --overwrite",
 }
@@ -176,7 +176,7 @@ def in_use(out: Path) -> Iterator[None]:
         raise UserError(
             f"another process is training into {out}",
             found=f"it holds {out / _LOCK}",
-            mend="wait until it is done, or choose another folder with --out",
+            fix="wait until it is done, or choose another folder with --out",
         ) from None
     except OSError as error:
         raise _unwritable(out, error) from error
@@ -221,7 +221,7 @@ def _remove(entries: list[Path]) -> None:
 
 def _unwritable(out: Path, error: OSError) -> UserError:
     return UserError(
-        f"no run can be written to {out}", found=error.strerror, mend="choose another folder with --out"
+        f"no run can be written to {out}", found=error.strerror, fix="choose another folder with --out"
     )
 
 
@@ -231,7 +231,7 @@ def open_run(path: Path) -> RunFolder:
         raise UserError(
             f"there is no run at {path}",
             found="no such folder" if not path.exists() else "a file, not a folder",
-            mend="give the folder that newsdesk train --out wrote",
+            fix="give the folder that newsdesk train --out wrote",
         )
     run = RunFolder(path)
     if not (path / MANIFEST).is_file():
@@ -239,12 +239,12 @@ def open_run(path: Path) -> RunFolder:
             raise UserError(
                 f"the run {path} is unfinished",
                 found="it has a recipe but no manifest.json, which is written last",
-                mend=f"continue it with newsdesk train --out {path} --resume",
+                fix=f"continue it with newsdesk train --out {path} --resume",
             )
         raise UserError(
             f"{path} is not a run of newsdesk",
             found=", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "an empty folder",
-            mend="give the folder that newsdesk train --out wrote; "
+            fix="give the folder that newsdesk train --out wrote; "
             "an adapter trained elsewhere becomes a run by newsdesk import-adapter",
         )
     return run

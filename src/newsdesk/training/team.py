@@ -108,13 +108,13 @@ def gathered(device_name: str) -> Iterator[tuple[Team, torch.device]]:
             raise UserError(
                 f"process {device.index + 1} of this machine finds no GPU of its own",
                 found=f"{torch.cuda.device_count()} GPUs",
-                mend=f"use torchrun --nproc-per-node {torch.cuda.device_count()}",
+                fix=f"use torchrun --nproc-per-node {torch.cuda.device_count()}",
             )
         torch.cuda.set_device(device)
     elif device.type != "cpu":
         raise UserError(
             f"several processes cannot train on {device.type}",
-            mend="train without torchrun, or with --set training.device=cpu",
+            fix="train without torchrun, or with --set training.device=cpu",
         )
     store, rank, size = next(rendezvous("env://"))
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -147,7 +147,7 @@ def _meet(store: Store, rank: int, size: int) -> Store:
             raise UserError(
                 f"of {size} processes that were to train together not all arrived",
                 found=f"waited {_SECONDS_TO_MEET:.0f} seconds",
-                mend="look at what the others printed; all machines need a torchrun with one --rdzv-endpoint",
+                fix="look at what the others printed; all machines need a torchrun with one --rdzv-endpoint",
             )
         time.sleep(0.05)
     return PrefixStore(own, store)
@@ -166,6 +166,6 @@ def _explaining_loss_of_a_process() -> Iterator[None]:
         raise UserError(
             "another process of this training was lost",
             found=str(error).strip().splitlines()[0],
-            mend="torchrun --max-restarts N starts all anew and goes on from the last checkpoint; "
+            fix="torchrun --max-restarts N starts all anew and goes on from the last checkpoint; "
             "or run the same command again with --resume",
         ) from error

@@ -121,7 +121,7 @@ def _require_somewhere_to_go(
         raise UserError(
             "--decisions and --drop say what a cleaned copy leaves out",
             found="no --apply, which says where it goes",
-            mend="add --apply FILE; the data itself is never changed",
+            fix="add --apply FILE; the data itself is never changed",
         )
 
 

@@ -86,7 +86,7 @@ def load_audited(
         raise UserError(
             "the audited rows and those they are compared with are the same file",
             found=str(other.path),
-            mend="give another file with --test, or leave it out",
+            fix="give another file with --test, or leave it out",
         )
     return AuditedData(found.table, layout, examples, column, other)
 

@@ -57,7 +57,7 @@ def decide(report: AuditReport, kinds: Collection[Kind], decisions: Changes | No
         raise UserError(
             "what should the cleaned copy leave out?",
             found="--apply without --decisions and without --drop",
-            mend=f"fill the column {DECISION!r} of {LABEL_ERRORS} and name it with --decisions, "
+            fix=f"fill the column {DECISION!r} of {LABEL_ERRORS} and name it with --decisions, "
             f"or name what to drop: {', '.join(f'--drop {kind}' for kind in KINDS)}",
         )
     decided = decisions or Changes({}, {})
@@ -91,7 +91,7 @@ def read_decisions(path: Path, report: AuditReport) -> Changes:
         raise UserError(
             f"{path.name} is no list of decisions",
             found=f"columns {', '.join(table.columns)}; missing: {', '.join(sorted(missing))}",
-            mend=f"give --decisions a filled copy of {LABEL_ERRORS}",
+            fix=f"give --decisions a filled copy of {LABEL_ERRORS}",
         )
     suspects = {(str(s.row), str(s.line), s.given): s for s in report.suspects}
     drop: dict[int, str] = {}
@@ -124,7 +124,7 @@ def _new_label(path: Path, line: int, decision: str, suspect: Suspect, labels: S
         f"{path.name}, line {line}: "
         + (f"{decision!r} is no decision" if label is None else f"no row is labelled {label!r}"),
         found=None if label is None else f"labels of the data: {', '.join(labels)}",
-        mend="write keep, drop, relabel (to what was suggested), or relabel to LABEL",
+        fix="write keep, drop, relabel (to what was suggested), or relabel to LABEL",
     )
 
 
@@ -132,7 +132,7 @@ def _not_a_suspect(path: Path, line: int) -> UserError:
     return UserError(
         f"{path.name}, line {line}: the row is no suspect of this audit",
         found="its row, line and given label are not those of one",
-        mend=f"decide in the {LABEL_ERRORS} that an audit of this very data left",
+        fix=f"decide in the {LABEL_ERRORS} that an audit of this very data left",
     )
 
 

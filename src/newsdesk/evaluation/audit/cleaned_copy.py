@@ -22,14 +22,14 @@ def require_free_target(table: Table, target: Path) -> None:
         raise UserError(
             "a cleaned copy is a new file" if own else f"there is something at {target} already",
             found=f"{target} is the data itself, which is never changed" if own else None,
-            mend="give --apply a name that is free",
+            fix="give --apply a name that is free",
         )
     form, _ = format_of(table.path)
     if format_of(target)[0] != form:
         raise UserError(
             f"a cleaned copy has the format of the data, {form}",
             found=target.name,
-            mend=f"name it, for example, --apply {target.with_suffix('').name}.{form}",
+            fix=f"name it, for example, --apply {target.with_suffix('').name}.{form}",
         )
 
 

@@ -95,7 +95,7 @@ def _judged(labels: Rows, clusters: Rows, file: str) -> Rows:
         raise UserError(
             "too few texts to tell which labels are wrong",
             found=f"no label of {file} has two different texts",
-            mend="audit more rows",
+            fix="audit more rows",
         )
     return judged
 
