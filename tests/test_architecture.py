@@ -30,7 +30,7 @@ LIGHT_IN_HEAVY_ROOMS = (
 )
 HEAVY_PACKAGES = ("torch", "transformers", "peft", "sklearn", "pyarrow")
 
-LONGEST_MODULE = 400
+LONGEST_MODULE = 500
 LONGEST_FUNCTION = 60
 TERMINAL = {
     "print",
