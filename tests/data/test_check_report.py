@@ -61,7 +61,7 @@ def test_faults_are_named_by_line_with_what_was_found(kind, title):
     assert lines[at + 1] == "  line 4: 3 cells where 2 belong ('x')"
     assert lines[at + 2] == "  line 5: 3 cells where 2 belong"
     assert lines[at + 11] == "  and 2 more (--json lists them)"
-    assert lines[-1] == "needs fixing"
+    assert lines[-1] == "problems found"
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_groups_are_the_lines_that_belong_together():
     lines = lines_of(conflicts=LineGroups(1, 3, ((2, 5, 9),)))
     at = lines.index("texts under two labels: 1 (3 rows)")
     assert lines[at + 1] == "  lines 2, 5, 9"
-    assert lines[-1] == "needs fixing"
+    assert lines[-1] == "problems found"
     assert lines_of(duplicates=LineGroups(1, 2, ((2, 5),)))[-1] == "OK"
 
 
@@ -101,7 +101,7 @@ def test_leaks_are_named_by_both_lines():
     at = lines.index("rows of test.csv that are here too: 1 exactly, 1 nearly, of 1,000")
     assert lines[at + 1] == "  line 2 here, line 4 there, similarity 1.00"
     assert lines[at + 2] == "  line 3 here, line 9 there, similarity 0.81"
-    assert lines[-1] == "needs fixing"
+    assert lines[-1] == "problems found"
     many = Leakage("test.csv", 1000, 400, 3, tuple(Leak(n, n, 1.0) for n in range(103)))
     assert "  and 393 more (--json lists the first 103)" in lines_of(leakage=many)
 

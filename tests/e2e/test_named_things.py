@@ -54,7 +54,7 @@ def test_a_sound_file_is_sound_and_a_faulty_one_fails(newsdesk, tmp_path):
     outcome = newsdesk("data", "check", sound)
     assert (outcome.code, outcome.lines[-1]) == (0, "OK")
     outcome = newsdesk("data", "check", faulty)
-    assert (outcome.code, outcome.lines[-1]) == (1, "needs fixing")
+    assert (outcome.code, outcome.lines[-1]) == (1, "problems found")
     assert "line 5" in outcome.out
     assert newsdesk("data", "check", tmp_path / "none.csv").err.startswith("error: there is no file")
 

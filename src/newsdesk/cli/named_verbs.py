@@ -100,7 +100,7 @@ def check_data(
     as_json: bool,
     columns: Mapping[str, Any],
 ) -> None:
-    """Look a file over: faults by line, labels, duplicates, leakage. Exit code 1 if it needs fixing."""
+    """Look a file over: faults by line, labels, duplicates, leakage. Exit code 1 if problems are found."""
     from newsdesk.data.check import check
     from newsdesk.data.check_report import render_check
     from newsdesk.model.catalog import resolve_base
