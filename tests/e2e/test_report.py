@@ -41,6 +41,19 @@ def test_a_run_is_evaluated_first_and_its_errors_are_quoted_with_the_words_that_
     assert len(list((tmp_path / "plots").glob("*.png"))) == 7
 
 
+def test_a_baseline_that_was_measured_is_told_in_report_and_card(newsdesk, run, hard):
+    evaluated = newsdesk("evaluate", run, "--data", hard, "--baseline", "--json")
+    outcome = newsdesk("report", run)
+    assert outcome.code == 0, outcome.err
+    page, card = (run / "report-test.html").read_text(), (run / "README.md").read_text()
+    baseline = evaluated.json["baseline"]
+    assert f"{100 * baseline['accuracy']:.2f}\N{NO-BREAK SPACE}%" in page
+    for told in (page, card):
+        assert "linear SVM" in told
+    low, high = (f"{100 * end:.2f}" for end in baseline["accuracy_interval"])
+    assert f"{low} to {high} %" in card
+
+
 def test_rows_that_still_lie_there_are_found_again(newsdesk, run, hard):
     newsdesk("evaluate", run, "--data", hard)
     outcome = newsdesk("report", run, "--json")

@@ -174,7 +174,7 @@ def _measured_brier(rows: EvaluatedRows) -> Measured:
 def _baseline(content: Mapping[str, Any] | None) -> Baseline | None:
     if content is None:
         return None
-    low, high = content["interval"]
+    low, high = content["accuracy_interval"]
     return Baseline(Measured(content["accuracy"], (low, high)), content["description"])
 
 
