@@ -14,6 +14,7 @@ COMMON = {
     "calibration.json",
     "calibration.safetensors",
     "config.json",
+    "known_texts.safetensors",
     "labels.json",
     "manifest.json",
     "off_topic.safetensors",

@@ -16,6 +16,7 @@ RUN_FILES = {
     "adapter/adapter_model.safetensors",
     "calibration.json",
     "calibration.safetensors",
+    "known_texts.safetensors",
     "labels.json",
     "log.jsonl",
     "manifest.json",

@@ -27,7 +27,7 @@ OF_A_RUN = {
     *("README.md", "labels.json", "log.jsonl", "manifest.json", "metrics.json", "recipe.toml"),
     *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
     *("adapter_config.json", "adapter_model.safetensors"),
-    *("calibration.json", "calibration.safetensors", "off_topic.safetensors"),
+    *("calibration.json", "calibration.safetensors", "off_topic.safetensors", "known_texts.safetensors"),
     *("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "predictions-seen.csv"),
 }
 
@@ -264,7 +264,7 @@ def test_the_command_lists_what_it_would_send_and_asks_nobody(hub, run):
     shown = CliRunner().invoke(cli, ["push", str(run), REPO, "--dry-run"]).output
     size = (run / "adapter" / "adapter_model.safetensors").stat().st_size
     assert f"{size:,}  adapter/adapter_model.safetensors\n" in shown
-    assert re.search(rf"^16 files, 0\.\d MB for {REPO}$", shown, re.MULTILINE)
+    assert re.search(rf"^17 files, 0\.\d MB for {REPO}$", shown, re.MULTILINE)
     assert "note: the base model" in shown
     (run / "notes.txt").write_text("")
     document = json.loads(CliRunner().invoke(cli, ["push", str(run), REPO, "--dry-run", "--json"]).stdout)
@@ -285,7 +285,8 @@ def test_the_command_says_where_the_run_lies(hub, run):
 
 
 def test_places_on_this_machine_and_a_base_that_others_lack_are_told_before(run, tiny_base, topical_csv):
-    local, places = plan_push(run, REPO).notes
+    local, recognised, places = plan_push(run, REPO).notes
+    assert recognised.startswith("by known_texts.safetensors, whoever has a text can tell")
     assert f"{tiny_base('bert').name} is not on the Hub" in local
     assert str(topical_csv) in places
     manifest = json.loads((run / "manifest.json").read_text())
@@ -294,4 +295,4 @@ def test_places_on_this_machine_and_a_base_that_others_lack_are_told_before(run,
     (run / "metrics.json").unlink()
     del manifest["files"]["metrics.json"]
     write_json(run / "manifest.json", manifest)
-    assert plan_push(run, REPO).notes == ()
+    assert plan_push(run, REPO).notes == (recognised,)

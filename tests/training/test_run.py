@@ -45,6 +45,7 @@ FILES = {
     "adapter/adapter_model.safetensors",
     "calibration.json",
     "calibration.safetensors",
+    "known_texts.safetensors",
     "labels.json",
     "log.jsonl",
     "manifest.json",
@@ -109,7 +110,8 @@ def test_the_manifest_is_written_after_everything_else(tiny_recipe, tmp_path):
     out = tmp_path / "run"
     seen: list[set[str]] = []
     run_training(tiny_recipe(), out, observe=lambda _event: seen.append(files_of(out)))
-    of_the_end = {"manifest.json", "off_topic.safetensors", "calibration.json", "calibration.safetensors"}
+    of_the_end = {"manifest.json", "known_texts.safetensors", "off_topic.safetensors", "calibration.json"}
+    of_the_end.add("calibration.safetensors")
     assert seen[0] == FILES - of_the_end - {f"adapter/{name}" for name in _adapter_names()}
     assert seen[-1] == FILES - {"manifest.json"}
 

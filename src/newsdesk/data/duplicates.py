@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,8 +35,8 @@ class NearDuplicate:
 
 
 def fold(text: str) -> str:
-    """A text as duplicates are compared: without regard to case and white space."""
-    return " ".join(text.casefold().split())
+    """A text as copies are compared: without regard to case, white space and Unicode composition (NFC)."""
+    return " ".join(unicodedata.normalize("NFC", text.casefold()).split())
 
 
 def duplicate_groups(texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:

@@ -10,11 +10,12 @@ from newsdesk.training.run_folder import RunFolder
 
 
 def known_rows(
-    run: RunFolder, *, purpose: str, otherwise: str, progress: Progress | None = None
+    run: RunFolder, *, purpose: str, otherwise: str, offline: bool = False, progress: Progress | None = None
 ) -> TrainingData:
     """The run's own training and validation rows, by its recipe.
 
     ``purpose`` says in an error who needs them ("a baseline learns from"), ``otherwise`` what to do without.
+    ``offline`` takes named data sets from the cache alone.
     Raises UserError when they are not known, or no longer the same.
     """
     if "data" not in run.manifest:
@@ -24,7 +25,7 @@ def known_rows(
             fix=otherwise,
         )
     recipe = load_recipe(str(run.recipe)).recipe
-    data = load_training_data(recipe.data, seed=recipe.training.seed, progress=progress)
+    data = load_training_data(recipe.data, seed=recipe.training.seed, offline=offline, progress=progress)
     for name, part in (("train", data.train), ("validation", data.validation)):
         if part.fingerprint() != run.manifest["data"][name]["sha256"]:
             raise UserError(

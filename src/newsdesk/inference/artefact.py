@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from newsdesk.calibration import CALIBRATION, CALIBRATION_ROWS
+from newsdesk.data.known_texts import KnownTexts
 from newsdesk.files import damaged, read_json, sha256_of, write_json
 from newsdesk.off_topic import OFF_TOPIC
 from newsdesk.training.run_folder import MANIFEST, Labels, RunFolder
@@ -58,6 +59,10 @@ class ArtefactFolder:
     def metrics(self) -> Path:
         """Evaluation results by split, once there are some."""
         return self.path / "metrics.json"
+
+    def known_texts(self) -> KnownTexts | None:
+        """As ``RunFolder.known_texts``: the export carries a copy."""
+        return KnownTexts.of_folder(self.path)
 
     @cached_property
     def manifest(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from newsdesk import __version__
 from newsdesk.calibration import store_calibration
+from newsdesk.data.known_texts import KNOWN_TEXTS
 from newsdesk.errors import UserError, missing_package
 from newsdesk.files import read_json, sha256_of, write_json
 from newsdesk.inference.artefact import MODEL_FILES, Kind
@@ -199,6 +200,8 @@ def _write_common(run: RunFolder, model: PreTrainedModel, folder: Path) -> None:
     write_json(folder / "labels.json", run.labels.to_dict())
     if run.off_topic.is_file():  # its own texts are measured again, by what the artefact computes of them
         shutil.copyfile(run.off_topic, folder / OFF_TOPIC)
+    if (run.path / KNOWN_TEXTS).is_file():
+        shutil.copyfile(run.path / KNOWN_TEXTS, folder / KNOWN_TEXTS)
 
 
 def _for_transformers_4(settings: dict[str, Any], tokenizer: Path) -> dict[str, Any]:

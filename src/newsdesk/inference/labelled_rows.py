@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from newsdesk.data.examples import Examples, joined
+from newsdesk.data.known_texts import KnownTexts
 from newsdesk.data.layout import to_examples
 from newsdesk.errors import UserError
 from newsdesk.inference.artefact import ArtefactFolder
@@ -54,6 +55,24 @@ def training_rows(run: RunFolder | ArtefactFolder, progress: Progress | None) ->
     """The rows the run learned from and was validated on: a baseline, not validated, may use both."""
     data = rows_known_of(run, "a baseline", "evaluate without --baseline", progress)
     return joined([data.train, data.validation])
+
+
+def known_texts_of(found: RunFolder | ArtefactFolder, progress: Progress | None = None) -> KnownTexts | None:
+    """The texts that a run or artefact learned from, by the file it carries.
+
+    Of a run without that file its rows are read again where they still are, from this disk alone. None
+    where nothing is known. Raises UserError if the file is damaged.
+    """
+    from newsdesk.evaluation.known_rows import known_rows
+
+    known = found.known_texts()
+    if known is not None or isinstance(found, ArtefactFolder):
+        return known
+    try:
+        data = known_rows(found, purpose="", otherwise="", offline=True, progress=progress)
+    except UserError:
+        return None
+    return KnownTexts.of(data.train.texts, data.validation.texts)
 
 
 def rows_known_of(

@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from newsdesk.data.known_texts import KNOWN_TEXTS
 from newsdesk.errors import UserError
 from newsdesk.files import sha256_of
 from newsdesk.inference.artefact import KINDS, find_artefact
@@ -26,7 +27,7 @@ _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _EXPORTS = "export/"
 _PARTS = (
     *("labels.json", "log.jsonl", "metrics.json", "recipe.toml"),
-    *("adapter/*", "tokenizer/*", "calibration.*", "off_topic.*", "predictions-*.csv"),
+    *("adapter/*", "tokenizer/*", "calibration.*", "off_topic.*", "known_texts.*", "predictions-*.csv"),
 )
 """The files that a run is used, explained and compared with; whatever else lies in its folder stays."""
 
@@ -195,6 +196,8 @@ def _notes(run: RunFolder) -> Iterator[str]:
     facts = CardFacts.of(run)
     if facts.base_on_hub is None:
         yield f"the base model {facts.base} is not on the Hub: without it, nobody can use these adapters"
+    if (run.path / KNOWN_TEXTS).is_file():
+        yield f"by {KNOWN_TEXTS}, whoever has a text can tell whether the run was trained on it"
     data = run.manifest.get("data", {})
     named = [
         *(

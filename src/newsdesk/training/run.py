@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from newsdesk.calibration import HeldOutRows, store_calibration
 from newsdesk.config import ResolvedRecipe, TrainingSection, load_recipe
 from newsdesk.data.examples import Examples
+from newsdesk.data.known_texts import KnownTexts
 from newsdesk.data.load import TrainingData, load_training_data
 from newsdesk.errors import UserError
 from newsdesk.model.catalog import ResolvedBase, resolve_base
@@ -206,6 +207,7 @@ def _lead(
                 prepared.store.save(run.adapter)
             if isinstance(event, Finished):
                 _keep_calibration(run, prepared)
+                KnownTexts.of(prepared.data.train.texts, prepared.data.validation.texts).save(run.path)
             if isinstance(event, Finished) and event.reason != "interrupted":  # who interrupts will not wait
                 _keep_off_topic_score(run, loop)
             tell(event)

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from newsdesk.data.known_texts import KnownTexts
 from newsdesk.data.layout import TextLayout
 from newsdesk.errors import UserError
 from newsdesk.files import damaged, read_json, sha256_of, write_json, write_text
@@ -81,6 +82,10 @@ class RunFolder:
     def off_topic(self) -> Path:
         """By which it says how foreign a text is; missing where no rows were held out."""
         return self.path / OFF_TOPIC
+
+    def known_texts(self) -> KnownTexts | None:
+        """Hashes of the texts it learned from; None in a run made without. Raises UserError if damaged."""
+        return KnownTexts.of_folder(self.path)
 
     @cached_property
     def labels(self) -> Labels:
