@@ -25,7 +25,7 @@ from newsdesk.api import evaluation_rows
 from newsdesk.display import render_columns
 from newsdesk.inference.explanation import log_odds
 from newsdesk.inference.run_predictor import RunPredictor
-from newsdesk.inference.words import Span, without, word_spans
+from newsdesk.data.words import Span, without, word_spans
 from newsdesk.training.run_folder import open_run
 
 Weights = NDArray[np.float64]

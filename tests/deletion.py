@@ -9,7 +9,7 @@ import numpy as np
 
 import newsdesk
 from newsdesk.inference.text_classifier import TextClassifier
-from newsdesk.inference.words import Span, without, word_spans
+from newsdesk.data.words import Span, without, word_spans
 
 
 def lost_by_deletion(classifier: TextClassifier, texts: Sequence[str], count: int) -> tuple[float, float]:

@@ -106,3 +106,50 @@ def test_texts_shared_with_another_set_are_exact_or_near_but_never_both():
     exact, nearly = shared_texts(["Oil", " ".join(words)], ["rain", near, "oil"])
     assert [(one.row, one.match, one.similarity) for one in exact] == [(2, 0, 1.0)]
     assert [(one.row, one.match) for one in nearly] == [(1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "nearly", "other"),
+    [
+        (
+            "天鹅湖精装小户型20日开盘均价6000总价18万",
+            "天鹅湖精装小户型20日开盘均价6000总价18万(图)",
+            "工银国际中国建材2011年开局理想",
+        ),
+        (
+            "摩根大通今日宣布下调金融界评级至中性并维持目标价",
+            "摩根大通今日宣布下调金融界评级至中立并维持目标价",
+            "摩根大通买入",
+        ),
+        (
+            "日経平均株価は大幅に上昇して取引を終えた",
+            "日経平均株価は大幅に上昇し取引を終えた",
+            "台風が近づいている",
+        ),
+        (
+            "นายกรัฐมนตรีประกาศยุบสภาและจัดการเลือกตั้งทั่วไป",
+            "นายกรัฐมนตรีประกาศยุบสภาและจัดการเลือกตั้งทั่วไปแล้ว",
+            "ทีมชาติไทยชนะเวียดนามสองประตูต่อศูนย์",
+        ),
+        ("ລັດຖະບານລາວປະກາດນະໂຍບາຍເສດຖະກິດໃໝ່", "ລັດຖະບານລາວປະກາດນະໂຍບາຍເສດຖະກິດໃໝ່ມື້ນີ້", "ຝົນຕົກໜັກໃນນະຄອນຫຼວງ"),
+        ("រដ្ឋាភិបាលកម្ពុជាប្រកាសគោលនយោបាយថ្មី", "រដ្ឋាភិបាលកម្ពុជាប្រកាសគោលនយោបាយថ្មីៗ", "ភ្លៀងធ្លាក់ខ្លាំងនៅភ្នំពេញ"),
+        ("မြန်မာနိုင်ငံတွင်ရွေးကောက်ပွဲကျင်းပမည်ဟုကြေညာသည်", "ယနေ့မြန်မာနိုင်ငံတွင်ရွေးကောက်ပွဲကျင်းပမည်ဟုကြေညာသည်", "မိုးသည်းထန်စွာရွာသွန်းသည်"),
+        (
+            "苹果发布iPhone新品 售价999美元起 今日开放预订",
+            "苹果发布iPhone新品，售价999美元起，今日开放预订了",
+            "苹果树开花",
+        ),
+    ],
+)
+def test_near_copies_are_found_in_scripts_without_spaces(text, nearly, other):
+    assert [(one.row, one.match) for one in near_copies([other, text, nearly])] == [(2, 1)]
+
+
+def test_the_same_letters_encoded_otherwise_are_a_copy():
+    assert duplicate_groups(["Café São", "Cafe\u0301 Sa\u0303o"]) == ((0, 1),)
+    (near,) = near_duplicates(["１２号 トヨタ 発表 する"], ["12号 トヨタ、発表、する"])
+    assert near.similarity == 1.0
+
+
+def test_texts_of_one_subject_in_chinese_are_no_near_copies():
+    assert near_copies(["国安球员庆幸只输0比3", "国安球员庆祝2比1取胜", "国安主场输球"]) == ()

@@ -67,7 +67,7 @@ class Leakage:
         against: the other file.
         rows: number of rows in it.
         exact: its rows whose text is here too, but for case and white space.
-        near: its rows whose text is nearly here (Jaccard similarity of word shingles at least 0.8).
+        near: its rows whose text is nearly here (Jaccard similarity of shingles at least 0.8).
         leaks: both lines of the first hundred of each, exact ones first.
     """
 

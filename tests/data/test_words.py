@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from newsdesk.inference.words import without, word_spans
+from newsdesk.data.words import isolated, language_tag, without, word_spans, words_of
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,44 @@ def test_several_words_are_deleted_in_any_order():
     text = "a b c d"
     assert without(text, [(6, 7), (0, 1), (4, 5)]) == "b "
     assert without(text, []) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Oil's prices ROSE", ["oil", "s", "prices", "rose"]),
+        ("हिन्दी समाचार", ["हिन्दी", "समाचार"]),
+        ("仅卖2759 LG节能", ["仅", "卖", "2759", "lg", "节", "能"]),
+        ("ข่าวกีฬา", ["ข่", "า", "ว", "กี", "ฬ", "า"]),
+        ("cafe\u0301 ＡＢ", ["café", "ab"]),
+        ("... !", []),
+    ],
+)
+def test_words_are_counted_alike_in_any_script(text, words):
+    assert words_of(text) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "tag"),
+    [
+        ("أعلن الرئيس", "ar"),
+        ("رئیس جمهور گفت", "fa"),
+        ("وزیر اعظم نے کہا ہے کہ ٹیم", "ur"),
+        ("ראש הממשלה", "he"),
+        ("32寸LG节能液晶", "zh"),
+        ("株価は上昇", "ja"),
+        ("ข่าวกีฬา", "th"),
+        ("Цены на нефть", "und-Cyrl"),
+        ("Oil prices", None),
+        ("12.5 %", None),
+    ],
+)
+def test_a_language_is_told_by_its_script_where_that_tells_it(text, tag):
+    assert language_tag(text) == tag
+
+
+def test_right_to_left_words_are_set_apart_and_others_left_as_they_are():
+    assert isolated("سياسة") == "\u2068سياسة\u2069"
+    assert isolated("שלום 3") == "\u2068שלום 3\u2069"
+    assert isolated("politics") == "politics"
+    assert isolated("政治 12") == "政治 12"

@@ -1,0 +1,144 @@
+"""A text's words, its script and its direction, in any language."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from functools import cache
+
+Span = tuple[int, int]
+"""A part of a text: ``text[start:end]``, counted in characters."""
+
+# Unicode's word boundaries (Standard Annex 29), as far as telling words apart needs them.
+_JOINS_LETTERS = "'’.\u00ad\u200c\u200d"  # don't, U.S., 3.5; soft hyphen, and what Persian and Hindi join by
+_JOINS_DIGITS = ",'’"
+_ASCII_WORD = re.compile(r"\w+")
+# Thai and Lao, Myanmar, Khmer, hiragana, Han: written without spaces, so every character stands alone.
+_UNSPACED = ((0xE00, 0xEFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3041, 0x309F), (0x3400, 0x4DBF))
+_HAN = ((0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
+
+
+_LANGUAGE_OF_SCRIPT = {
+    "ARABIC": "ar",
+    "ARMENIAN": "hy",
+    "BENGALI": "bn",
+    "CJK": "zh",
+    "CYRILLIC": "und-Cyrl",
+    "DEVANAGARI": "und-Deva",
+    "ETHIOPIC": "und-Ethi",
+    "GEORGIAN": "ka",
+    "GREEK": "el",
+    "GUJARATI": "gu",
+    "GURMUKHI": "pa",
+    "HANGUL": "ko",
+    "HEBREW": "he",
+    "HIRAGANA": "ja",
+    "KANNADA": "kn",
+    "KATAKANA": "ja",
+    "KHMER": "km",
+    "LAO": "lo",
+    "MALAYALAM": "ml",
+    "MYANMAR": "my",
+    "SINHALA": "si",
+    "TAMIL": "ta",
+    "TELUGU": "te",
+    "THAI": "th",
+}
+"""The BCP 47 tag of the language that news in a script is most likely written in, by Unicode's name of it."""
+_URDU, _PERSIAN = set("ٹڈڑںے"), set("پچژگکی")
+_LETTERS_LOOKED_AT = 1000
+
+
+def word_spans(text: str) -> tuple[Span, ...]:
+    """Where the words of a text begin and end, in reading order.
+
+    Words are runs of letters, digits and the marks on them; in scripts written without spaces, single
+    characters. A text without any, such as one of emoji, is taken apart into the characters that show.
+    """
+    spans: list[Span] = []
+    for position, character in enumerate(text):
+        if spans and _continues(text, spans[-1], position):
+            spans[-1] = (spans[-1][0], position + 1)
+        elif unicodedata.category(character)[0] in "LN":
+            spans.append((position, position + 1))
+    return tuple(spans) or tuple((i, i + 1) for i, character in enumerate(text) if not character.isspace())
+
+
+def without(text: str, spans: Iterable[Span]) -> str:
+    """The text with these parts, which do not overlap, deleted; of two spaces that meet, one stays."""
+    for start, end in sorted(spans, reverse=True):
+        before, after = text[:start], text[end:]
+        if after[:1].isspace() and (not before or before[-1].isspace()):
+            after = after[1:]
+        text = before + after
+    return text
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in reading order, without regard to case, punctuation and ways to encode a letter.
+
+    Words are those of ``word_spans``, but that no punctuation joins them: quick enough for millions of texts.
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return (_ASCII_WORD if folded.isascii() else _any_word()).findall(folded)
+
+
+def is_ideograph(word: str) -> bool:
+    """Whether a word is a single Chinese character or hiragana, each of which says about half a word."""
+    return len(word) == 1 and word >= "\u3041" and _stands_alone(word)
+
+
+def language_tag(text: str) -> str | None:
+    """The language of a text by its script, as a BCP 47 tag such as ``ar``, ``zh`` or ``und-Cyrl``.
+
+    None for Latin letters, which too many languages share, and where there are none. Arabic letters count as
+    Persian or Urdu where letters of these languages' own are among them, Han as Japanese beside kana.
+    """
+    letters = [character for character in text if character.isalpha()][:_LETTERS_LOOKED_AT]
+    scripts = Counter(unicodedata.name(letter, "").partition(" ")[0] for letter in letters)
+    if not scripts or "LATIN" in (script := scripts.most_common(1)[0][0]):
+        return None
+    if script == "ARABIC":
+        return "ur" if _URDU & set(letters) else "fa" if _PERSIAN & set(letters) else "ar"
+    if script == "CJK" and any(kana in scripts for kana in ("HIRAGANA", "KATAKANA")):
+        return "ja"
+    return _LANGUAGE_OF_SCRIPT.get(script)
+
+
+def isolated(text: str) -> str:
+    """The text, set apart by Unicode's isolates if it holds right-to-left letters.
+
+    Within a line of left-to-right text, numbers and punctuation around it then keep their places (Unicode
+    Standard Annex 9). Any other text comes back as it is.
+    """
+    if text.isascii() or not any(unicodedata.bidirectional(character) in ("R", "AL") for character in text):
+        return text
+    return f"\N{FIRST STRONG ISOLATE}{text}\N{POP DIRECTIONAL ISOLATE}"
+
+
+def _continues(text: str, word: Span, position: int) -> bool:
+    """Whether the character there belongs to the word before it."""
+    gap, character = text[word[1] : position], text[position]
+    kind = unicodedata.category(character)[0]
+    if kind == "M":
+        return gap == ""
+    if kind not in "LN" or _stands_alone(text[word[0]]) or _stands_alone(character):
+        return False
+    if text[word[1] - 1].isdigit() and character.isdigit() and len(gap) == 1 and gap in _JOINS_DIGITS:
+        return True
+    return gap == "" or (len(gap) == 1 and gap in _JOINS_LETTERS)
+
+
+def _stands_alone(character: str) -> bool:
+    return any(first <= ord(character) <= last for first, last in (*_UNSPACED, *_HAN))
+
+
+@cache
+def _any_word() -> re.Pattern[str]:
+    """A word of ``words_of``: a letter of an unspaced script, or a run of other ones; either with its marks."""
+    alone = "".join(f"{chr(first)}-{chr(last)}" for first, last in (*_UNSPACED, *_HAN))
+    # Python's own word characters leave out marks, and so would take Hindi or vowelled Arabic apart.
+    marks = "".join(chr(code) for code in range(0x300, 0x20000) if unicodedata.category(chr(code))[0] == "M")
+    return re.compile(rf"(?=\w)[{alone}][{marks}]*|(?![{alone}])\w(?:(?![{alone}])[\w{marks}])*")
