@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from newsdesk.errors import UserError
-from newsdesk.model.tokenizer import TextTokenizer, length_sorted_batches, pad
+from newsdesk.model.tokenizer import (
+    EMPTY_TEXT,
+    NO_KNOWN_TOKEN,
+    TextTokenizer,
+    Truncation,
+    length_sorted_batches,
+    pad,
+)
 
 TEXTS = ["Market shares, market profit!", "", "zebra naïve 42", "goal " * 60]
 
@@ -56,9 +63,58 @@ def test_broken_characters_become_question_marks(base: Path):
 
 @pytest.mark.parametrize("length", [1, 2])
 def test_a_length_without_room_for_text_is_refused(base: Path, length: int):
-    with pytest.raises(UserError, match="leaves no room for text: 2 tokens"):
+    with pytest.raises(UserError, match=f"maximum length of {length} leaves no room for text") as refused:
         TextTokenizer.from_folder(base, length)
+    assert "model.max_length must be 3 or more" in refused.value.found
     assert TextTokenizer.from_folder(base, 3).lengths(["market goal"]) == [3]
+
+
+def test_lengths_before_cutting_are_those_of_transformers_without_a_limit(base: Path):
+    from transformers import AutoTokenizer
+
+    reference = [len(ids) for ids in AutoTokenizer.from_pretrained(base)(TEXTS)["input_ids"]]
+    encoded = TextTokenizer.from_folder(base, 16).encode_whole(TEXTS)
+    assert encoded.lengths.tolist() == reference
+    counts = encoded.truncation
+    assert (counts.texts, counts.tokens) == (4, sum(reference))
+    assert counts.cut == sum(length > 16 for length in reference)
+    assert counts.lost == sum(max(0, length - 16) for length in reference)
+    assert counts + counts == Truncation(8, 2 * counts.cut, 2 * counts.tokens, 2 * counts.lost)
+    assert TextTokenizer.from_folder(base, None).encode_whole(TEXTS).truncation.lost == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", EMPTY_TEXT),
+        (" \n\t\u3000", EMPTY_TEXT),
+        ("\u200b\x00\ufeff\x07", EMPTY_TEXT),
+        ("market", None),
+        ("\U0001f600 market", None),
+        ("ox", None),
+    ],
+)
+def test_texts_with_nothing_to_see_are_named(base: Path, text: str, reason: str | None):
+    assert TextTokenizer.from_folder(base, 16).encode_whole([text]).unreadable == (reason,)
+
+
+def test_texts_of_unknown_tokens_alone_are_named(tiny_base: Callable[..., Path]):
+    tokenizer = TextTokenizer.from_folder(tiny_base("bert"), 16)
+    texts = ["\u7b2c\u4e09 \u5b63", "\u7b2c goal", "\U0001f600"]
+    assert tokenizer.encode_whole(texts).unreadable == (NO_KNOWN_TOKEN, None, NO_KNOWN_TOKEN)
+    by_bytes = TextTokenizer.from_folder(tiny_base("roberta"), 16)
+    assert by_bytes.encode_whole(texts).unreadable == (None, None, None)
+
+
+def test_sentencepiece_marks_before_an_unknown_word_say_nothing():
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    pieces = [("<s>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -1.0), ("\u2581goal", -2.0)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 1), ("<s>", 0))
+    read = TextTokenizer(tokenizer, 8).encode_whole(["zzz", "goal zzz", "  "])
+    assert read.unreadable == (NO_KNOWN_TOKEN, None, EMPTY_TEXT)
 
 
 def test_a_folder_without_a_tokenizer_says_how_to_get_one(tmp_path: Path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,84 @@ from newsdesk.errors import UserError
 TokenIds = NDArray[np.int64]
 
 
+EMPTY_TEXT, NO_KNOWN_TOKEN = "empty text", "no known token"
+"""Why a text cannot be classified: the reasons that `TextTokenizer.encode_whole` finds."""
+
+_PROBES = ("a", "0", ".", "\u7684")  # one of them is a token in any vocabulary
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """How many texts were longer than the model reads, and how much of them it did not read.
+
+    Attributes:
+        texts: how many texts there were.
+        cut: how many of them were cut.
+        tokens: tokens of all texts before cutting, special tokens included.
+        lost: how many of these were not read.
+    """
+
+    texts: int = 0
+    cut: int = 0
+    tokens: int = 0
+    lost: int = 0
+
+    def __add__(self, other: Truncation) -> Truncation:
+        """The counts of both."""
+        return Truncation(
+            self.texts + other.texts, self.cut + other.cut, self.tokens + other.tokens, self.lost + other.lost
+        )
+
+    @property
+    def share_cut(self) -> float:
+        """Share of the texts that were cut, 0 to 1."""
+        return self.cut / self.texts if self.texts else 0.0
+
+    @property
+    def share_lost(self) -> float:
+        """Share of the tokens that were not read, 0 to 1."""
+        return self.lost / self.tokens if self.tokens else 0.0
+
+    def describe(self, max_length: int) -> str:
+        """A line for people."""
+        return (
+            f"{self.cut:,} of {self.texts:,} texts ({self.share_cut:.1%}) cut to {max_length:,} tokens; "
+            f"{self.share_lost:.1%} of all tokens not read"
+        )
+
+    def to_dict(self) -> dict[str, float]:
+        """Counts and shares."""
+        return {**asdict(self), "share_cut": self.share_cut, "share_lost": self.share_lost}
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Some texts as token ids, and what became of each.
+
+    Attributes:
+        ids: token ids of each text, special tokens included, cut to what the model reads.
+        lengths: tokens of each text before cutting, (texts,).
+        unreadable: of each text, why there is nothing in it to classify; None where there is something.
+    """
+
+    ids: list[TokenIds]
+    lengths: NDArray[np.int64]
+    unreadable: tuple[str | None, ...]
+
+    @property
+    def truncation(self) -> Truncation:
+        """How much was cut off."""
+        lost = self.lengths - np.array([len(ids) for ids in self.ids], dtype=np.int64)
+        return Truncation(len(lost), int((lost > 0).sum()), int(self.lengths.sum()), int(lost.sum()))
+
+
 class TextTokenizer:
-    """A fast tokenizer with its special tokens, cutting texts to ``max_length`` and never padding."""
+    """A fast tokenizer with its special tokens, cutting texts to ``max_length`` and never padding.
+
+    Attributes:
+        max_length: tokens that are kept of a text, special tokens included; None: all of them.
+        closing_ids: ids of the special tokens that end every text.
+    """
 
     def __init__(self, tokenizer: Tokenizer, max_length: int | None) -> None:
         """Take ``tokenizer`` over; its own truncation and padding settings are replaced.
@@ -26,21 +104,24 @@ class TextTokenizer:
         special = tokenizer.num_special_tokens_to_add(is_pair=False)
         if max_length is not None and max_length <= special:
             raise UserError(
-                f"max_length leaves no room for text: {special} tokens of every text are special ones",
-                found=f"model.max_length = {max_length}",
+                f"a maximum length of {max_length} leaves no room for text",
+                found=f"{special} tokens of every text are this tokenizer's special ones; "
+                f"model.max_length must be {special + 1} or more",
                 fix="use --set model.max_length=128, or another number that your texts fit in",
             )
         tokenizer.no_padding()
-        if max_length is None:
-            tokenizer.no_truncation()
-        else:
-            tokenizer.enable_truncation(max_length)
+        tokenizer.no_truncation()  # `encode_whole` cuts, and so knows how long a text was
         self._tokenizer = tokenizer
+        self._opening, self.closing_ids = _special_tokens_around_text(tokenizer)
+        self._unknown = _ids_that_say_nothing(tokenizer)
         self.max_length = max_length
 
     @classmethod
     def from_folder(cls, folder: Path, max_length: int | None) -> TextTokenizer:
-        """Read ``tokenizer.json`` of a run or base model. Raises UserError when it is missing or broken."""
+        """Read ``tokenizer.json`` of a run or base model.
+
+        Raises UserError when it is missing or broken, or ``max_length`` too small for it.
+        """
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise UserError(
@@ -49,21 +130,59 @@ class TextTokenizer:
                 "and save_pretrained() it into that folder",
             )
         try:
-            return cls(Tokenizer.from_file(str(path)), max_length)
+            tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception for a file it cannot parse
             raise UserError(f"{path} is not a tokenizer file", found=str(error)) from None
+        return cls(tokenizer, max_length)
 
     def encode(self, texts: Sequence[str]) -> list[TokenIds]:
         """Token ids of each text, special tokens included: int64 arrays of at most ``max_length``."""
+        return self.encode_whole(texts).ids
+
+    def encode_whole(self, texts: Sequence[str]) -> Encoded:
+        """Token ids as ``encode`` gives them, with the lengths before cutting and texts that say nothing."""
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         # Lone surrogates (from broken JSON escapes) have no UTF-8 form, which the tokenizer needs.
         cleaned = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
-        encodings = self._tokenizer.encode_batch_fast(cleaned)
-        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+        whole = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(cleaned)]
+        ids = [np.array(self._cut(sequence), dtype=np.int64) for sequence in whole]
+        lengths = np.array([len(sequence) for sequence in whole], dtype=np.int64)
+        return Encoded(ids, lengths, tuple(map(self._reason_unreadable, cleaned, ids)))
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Number of tokens of each text, as many as ``encode`` gives."""
         return [len(ids) for ids in self.encode(texts)]
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        """The beginning of a text that is too long, and the special tokens that end it."""
+        if self.max_length is None or len(ids) <= self.max_length:
+            return ids
+        return ids[: self.max_length - len(self.closing_ids)] + self.closing_ids
+
+    def _reason_unreadable(self, text: str, ids: TokenIds) -> str | None:
+        """Why a text has nothing to classify; None where it has."""
+        if all(unicodedata.category(character)[0] in "ZC" for character in text):
+            return EMPTY_TEXT  # spaces, control characters and the like
+        content = ids[self._opening : len(ids) - len(self.closing_ids)].tolist()
+        return NO_KNOWN_TOKEN if all(token in self._unknown for token in content) else None
+
+
+def _special_tokens_around_text(tokenizer: Tokenizer) -> tuple[int, list[int]]:
+    """How many special tokens stand before every text, and the ids of those behind it."""
+    for probe in _PROBES:
+        encoding = tokenizer.encode(probe)
+        content = [place for place, special in enumerate(encoding.special_tokens_mask) if not special]
+        if content:
+            return content[0], encoding.ids[content[-1] + 1 :]
+    special = tokenizer.num_special_tokens_to_add(is_pair=False)
+    opening = (special + 1) // 2
+    return opening, tokenizer.encode("").ids[opening:]
+
+
+def _ids_that_say_nothing(tokenizer: Tokenizer) -> frozenset[int]:
+    """The ids of the unknown token and of the mark that SentencePiece puts before a word."""
+    names = {getattr(tokenizer.model, "unk_token", None) or "<unk>", "\u2581"}
+    return frozenset(found for name in names if (found := tokenizer.token_to_id(name)) is not None)
 
 
 def pad(
