@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.api import evaluation_rows
+from newsdesk.data.words import Span, without, word_spans
 from newsdesk.display import render_columns
 from newsdesk.inference.explanation import log_odds
 from newsdesk.inference.run_predictor import RunPredictor
-from newsdesk.data.words import Span, without, word_spans
 from newsdesk.training.run_folder import open_run
 
 Weights = NDArray[np.float64]

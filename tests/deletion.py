@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 import newsdesk
-from newsdesk.inference.text_classifier import TextClassifier
 from newsdesk.data.words import Span, without, word_spans
+from newsdesk.inference.text_classifier import TextClassifier
 
 
 def lost_by_deletion(classifier: TextClassifier, texts: Sequence[str], count: int) -> tuple[float, float]:

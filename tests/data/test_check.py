@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from newsdesk.data.check import Leak, LineGroups, Places, check
+from newsdesk.data.check_report import render_check
+from newsdesk.data.words import VocabularyFit
 from newsdesk.errors import UserError
 
 
@@ -154,3 +156,25 @@ def test_the_report_is_json_and_its_lists_are_bounded(write):
     assert values["empty"]["count"] == 500
     assert len(values["empty"]["lines"]) == 100
     assert values["duplicates"] == {"groups": 1, "rows": 2, "lines": [[501, 502]]}
+
+
+def test_the_base_models_vocabulary_is_reported_and_is_no_fault_of_the_file(write):
+    path = write("zh.csv", "text,label\n股基打头阵,a\n国安主场,b\n国安客场,b\n新基金,a\n")
+    report = check(path, vocabulary=lambda texts: VocabularyFit(0.66 if len(texts) == 4 else 0, 1.0, True))
+    assert report.is_ok
+    assert report.to_dict()["vocabulary"]["unknown"] == 0.66
+    lines = render_check(report)
+    assert "unknown tokens: 66.0%; letters a token: 1.0" in lines
+    assert any("--base intfloat/multilingual-e5-small" in line for line in lines)
+    fitting = check(path, vocabulary=lambda _texts: VocabularyFit(0.001, 1.2, True))
+    assert fitting.to_dict()["vocabulary"]["warning"] is None
+
+
+def test_near_copies_between_two_files_are_found_in_chinese(write):
+    train = write(
+        "train.csv", "text,label\n天鹅湖精装小户型20日开盘均价6000总价18万,a\n工银国际建材开局理想,b\n"
+    )
+    test = write("test.csv", "text,label\n高盛将买进名单,b\n天鹅湖精装小户型20日开盘均价6000总价18万(图),a\n")
+    leakage = check(train, against=test).leakage
+    assert (leakage.exact, leakage.near) == (0, 1)
+    assert (leakage.leaks[0].line, leakage.leaks[0].other_line) == (2, 3)

@@ -141,3 +141,45 @@ def test_batches_go_from_long_to_short_and_hold_every_row_once():
     batches = length_sorted_batches(lengths, 2)
     assert [batch.tolist() for batch in batches] == [[1, 3], [4, 0], [2]]
     assert length_sorted_batches(np.array([], dtype=np.int64), 2) == []
+
+
+CHINESE = ["股基打头阵 新基金公司生产线开工", "科比效仿乔丹学高智商篮球"]
+ARABIC = ["أعلن الرئيس اليوم عن خطة اقتصادية جديدة", "فاز الفريق بالمباراة"]
+
+
+def test_texts_that_a_vocabulary_knows_call_for_no_other_base(base: Path):
+    fit = TextTokenizer.from_folder(base, 16).fit(["Market shares market profit", "goal coach striker"] * 40)
+    assert (fit.unknown, fit.syllabic, fit.warning) == (0.0, False, None)
+    assert fit.letters_per_token > 3
+
+
+def test_unknown_tokens_are_counted_without_the_special_ones(tiny_base: Callable[..., Path]):
+    tokenizer = TextTokenizer.from_folder(tiny_base("bert"), 32)
+    fit = tokenizer.fit(["market 股 shares 基"])
+    assert fit.unknown == 0.5
+    assert tokenizer.fit(CHINESE).unknown == 1.0
+    assert tokenizer.fit(CHINESE).warning == (
+        "100% of the tokens are unknown to the base model: use a multilingual base, such as "
+        "--base intfloat/multilingual-e5-small"
+    )
+    assert (tokenizer.fit([]).unknown, tokenizer.fit(["", " "]).warning) == (0.0, None)
+
+
+@pytest.mark.parametrize("texts", [CHINESE, ARABIC])
+def test_a_byte_level_vocabulary_knows_every_token_but_spells_foreign_scripts_out(
+    tiny_base: Callable[..., Path], texts: list[str]
+):
+    fit = TextTokenizer.from_folder(tiny_base("roberta"), 32).fit(texts)
+    assert fit.unknown == 0.0
+    assert fit.letters_per_token < 1
+    assert "letters a token" in str(fit.warning)
+
+
+def test_unknown_pieces_of_a_unigram_vocabulary_are_counted():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    pieces = [("<s>", 0.0), ("<unk>", 0.0), *((piece, -2.0) for piece in ("▁", "股基", "打头阵", "oil"))]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=1))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    assert TextTokenizer(tokenizer, None).fit(["股基打头阵"]).warning is None
+    assert TextTokenizer(tokenizer, None).fit(["oil 体育"]).unknown == pytest.approx(1 / 4)

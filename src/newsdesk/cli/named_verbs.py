@@ -109,12 +109,13 @@ def check_data(
     tokenizer = None
     if base is not None:
         with shown_fetching(terminal()) as progress:
-            tokenizer = TextTokenizer.from_folder(resolve_base(base, progress=progress).path, None).lengths
+            tokenizer = TextTokenizer.from_folder(resolve_base(base, progress=progress).path, None)
     report = check(
         path,
         against=against,
         **{**columns, "normaliser": columns["normaliser"] or "none"},
-        tokenizer=tokenizer,
+        tokenizer=None if tokenizer is None else tokenizer.lengths,
+        vocabulary=None if tokenizer is None else tokenizer.fit,
         max_length=max_length,
     )
     say(report.to_dict() if as_json else render_check(report))

@@ -15,6 +15,7 @@ from newsdesk.data.duplicates import conflicting_groups, duplicate_groups, share
 from newsdesk.data.layout import TextLayout, label_column, labels_with_faults, text_layout
 from newsdesk.data.readers import read_table, read_with_faults
 from newsdesk.data.table import Fault, Table
+from newsdesk.data.words import VocabularyFit
 
 _SHOWN = 100  # places listed of each kind; counts are always complete
 _QUANTILES = (0.5, 0.9, 0.95, 0.99, 1.0)
@@ -114,6 +115,7 @@ class CheckReport:
         conflicts: duplicates that do not all carry the same label.
         leakage: texts shared with a second file; None if none was given.
         token_lengths: None without a tokenizer.
+        vocabulary: how well the base model's vocabulary covers the texts; None without one.
     """
 
     path: str
@@ -130,6 +132,7 @@ class CheckReport:
     conflicts: LineGroups
     leakage: Leakage | None
     token_lengths: TokenLengths | None
+    vocabulary: VocabularyFit | None = None
 
     @property
     def is_ok(self) -> bool:
@@ -140,7 +143,10 @@ class CheckReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
-        return asdict(self)
+        content = asdict(self)
+        if self.vocabulary is not None:
+            content["vocabulary"]["warning"] = self.vocabulary.warning
+        return content
 
 
 def check(
@@ -153,13 +159,15 @@ def check(
     template: str | None = None,
     normaliser: str = "none",
     tokenizer: Callable[[Sequence[str]], Sequence[int]] | None = None,
+    vocabulary: Callable[[Sequence[str]], VocabularyFit] | None = None,
     max_length: int | None = None,
 ) -> CheckReport:
     """Look a data file over, and for texts that it shares with the file ``against`` (its test set, say).
 
     Layout flags mean what they mean to ``read_table`` and ``to_examples``. ``tokenizer`` maps texts to
-    their numbers of tokens, special tokens included and nothing cut off. Raises UserError when the file
-    cannot be read as a table at all, its text column is not known, or ``against`` is malformed.
+    their numbers of tokens, special tokens included and nothing cut off, ``vocabulary`` to how well a base
+    model's covers them. Raises UserError when the file cannot be read as a table at all, its text column is
+    not known, or ``against`` is malformed.
     """
     table, faults = read_with_faults(path, header=header)
     if not table.columns:
@@ -187,6 +195,7 @@ def check(
         conflicts=_line_groups(table, conflicting_groups(texts, labels) if column else ()),
         leakage=None if against is None else _leakage(table, texts, layout, against, header),
         token_lengths=None if tokenizer is None else _token_lengths(tokenizer(texts), max_length),
+        vocabulary=None if vocabulary is None else vocabulary(texts),
     )
 
 

@@ -25,6 +25,7 @@ def render_check(report: CheckReport) -> list[str]:
         *_leakage(report),
         *_labels(report),
         *_lengths(report),
+        *_vocabulary(report),
         "OK" if report.is_ok else "problems found",
     ]
 
@@ -81,6 +82,14 @@ def _lengths(report: CheckReport) -> Iterator[str]:
     yield f"tokens a text: mean {lengths.mean:.1f}; at most: {quantiles}"
     if lengths.truncated is not None:
         yield f"  cut at {lengths.max_length}: {lengths.truncated:.1%} of the texts"
+
+
+def _vocabulary(report: CheckReport) -> Iterator[str]:
+    if (fit := report.vocabulary) is None:
+        return
+    yield f"unknown tokens: {fit.unknown:.1%}; letters a token: {fit.letters_per_token:.1f}"
+    if fit.warning is not None:
+        yield f"  {fit.warning}"
 
 
 def _more(count: int, *, shown: int = _SHOWN, listed: int | None = None) -> Iterator[str]:

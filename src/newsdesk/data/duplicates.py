@@ -68,10 +68,10 @@ def near_duplicates(
 
     Resemblance is the Jaccard similarity of the sets of shingles (Broder, 1997): three words in a row, folded
     to lower case and freed of punctuation. Where a script has no spaces, characters stand for words, and two
-    Chinese characters or hiragana make a shingle, since each says about half a word. Candidates come from MinHash signatures in 25 bands of 5
-    (Leskovec et al., Mining of Massive Datasets, section 3.4) and are then compared exactly, so nothing
-    below ``threshold`` is reported and next to nothing at or above 0.8 is missed. Deterministic. Texts
-    without words resemble nothing.
+    Chinese characters or hiragana make a shingle, since each says about half a word. Candidates
+    come from MinHash signatures in 25 bands of 5 (Leskovec et al., Mining of Massive Datasets, section 3.4)
+    and are then compared exactly, so nothing below ``threshold`` is reported and next to nothing at or above
+    0.8 is missed. Deterministic. Texts without words resemble nothing.
     """
     shingles = _shingle_sets([*first, *second])
     usable = _with_words(shingles)
@@ -124,7 +124,7 @@ def _most_similar(
 
 
 def _shingle_sets(texts: Sequence[str]) -> list[Hashes]:
-    """The distinct shingles of each text as sorted 64-bit hashes; a text too short for one is one as a whole."""
+    """The distinct shingles of each text as sorted 64-bit hashes; a shorter text is one as a whole."""
     vocabulary: dict[str, int] = {}  # odd numbers for ideographs
 
     def number(word: str) -> int:

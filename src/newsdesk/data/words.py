@@ -1,4 +1,4 @@
-"""A text's words, its script and its direction, in any language."""
+"""A text's words, its script and its direction, in any language, and whether a vocabulary covers it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
+
+MULTILINGUAL_BASE = "intfloat/multilingual-e5-small"
+"""What to try where a base model does not know the language of the texts: a Hub id that ``--base`` takes."""
 
 Span = tuple[int, int]
 """A part of a text: ``text[start:end]``, counted in characters."""
@@ -49,6 +53,49 @@ _LANGUAGE_OF_SCRIPT = {
 """The BCP 47 tag of the language that news in a script is most likely written in, by Unicode's name of it."""
 _URDU, _PERSIAN = set("ٹڈڑںے"), set("پچژگکی")
 _LETTERS_LOOKED_AT = 1000
+_UNKNOWN_AT_MOST = 0.05
+_LETTERS_AT_LEAST, _SYLLABLES_AT_LEAST = 1.5, 0.8
+
+
+@dataclass(frozen=True)
+class VocabularyFit:
+    """How well a tokenizer's vocabulary covers texts.
+
+    Attributes:
+        unknown: share of their tokens, special ones not counted, that stand for characters which the
+            vocabulary lacks, in [0, 1]. A byte-level vocabulary lacks none.
+        letters_per_token: letters for each token that holds any; 0 without letters. English news has 3.7
+            with all-MiniLM-L6-v2; Arabic has 1.0 there, since every letter is a token of its own.
+        syllabic: whether most letters are Chinese characters, kana or Korean syllables, of which each says
+            more than a letter.
+    """
+
+    unknown: float
+    letters_per_token: float
+    syllabic: bool
+
+    @property
+    def spelled_out(self) -> bool:
+        """Whether words are taken apart into letters, or letters into bytes: a script hardly ever seen."""
+        least = _SYLLABLES_AT_LEAST if self.syllabic else _LETTERS_AT_LEAST
+        return 0 < self.letters_per_token < least
+
+    @property
+    def warning(self) -> str | None:
+        """What is wrong and what to do, in a line; None where the vocabulary fits the texts.
+
+        It does not where more than 5 % of the tokens are unknown, or words are spelled out: fewer than 1.5
+        letters a token (0.8 in syllabic scripts); the lowest seen where a model knows the script is 1.9.
+        """
+        if self.unknown > _UNKNOWN_AT_MOST:
+            found = f"{self.unknown:.0%} of the tokens are unknown to the base model"
+        elif self.spelled_out:
+            found = (
+                f"the base model spells words letter by letter ({self.letters_per_token:.1f} letters a token)"
+            )
+        else:
+            return None
+        return f"{found}: use a multilingual base, such as --base {MULTILINGUAL_BASE}"
 
 
 def word_spans(text: str) -> tuple[Span, ...]:
@@ -88,6 +135,11 @@ def words_of(text: str) -> list[str]:
 def is_ideograph(word: str) -> bool:
     """Whether a word is a single Chinese character or hiragana, each of which says about half a word."""
     return len(word) == 1 and word >= "\u3041" and _stands_alone(word)
+
+
+def is_syllable(character: str) -> bool:
+    """Whether a character is an ideograph, kana or a Korean syllable."""
+    return "\u3041" <= character <= "\u9fff" or "\uac00" <= character <= "\ud7a3" or character >= "\U00020000"
 
 
 def language_tag(text: str) -> str | None:
@@ -137,7 +189,7 @@ def _stands_alone(character: str) -> bool:
 
 @cache
 def _any_word() -> re.Pattern[str]:
-    """A word of ``words_of``: a letter of an unspaced script, or a run of other ones; either with its marks."""
+    """A word of ``words_of``: one letter of an unspaced script or a run of others, with their marks."""
     alone = "".join(f"{chr(first)}-{chr(last)}" for first, last in (*_UNSPACED, *_HAN))
     # Python's own word characters leave out marks, and so would take Hindi or vowelled Arabic apart.
     marks = "".join(chr(code) for code in range(0x300, 0x20000) if unicodedata.category(chr(code))[0] == "M")

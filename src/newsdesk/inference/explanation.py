@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.data.normalise import normalise
+from newsdesk.data.words import Span, without, word_spans
 from newsdesk.errors import UserError
 from newsdesk.inference.text_classifier import TextClassifier
-from newsdesk.data.words import Span, without, word_spans
 
 PARTS = 128
 """How many parts of a text are left out in turn; a longer text is taken apart into phrases first."""

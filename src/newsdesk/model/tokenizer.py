@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,9 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from newsdesk.data.words import VocabularyFit, is_syllable
 from newsdesk.errors import UserError
 
 TokenIds = NDArray[np.int64]
+
+_TEXTS_MEASURED = 2000
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # what SentencePiece falls back to for characters that it lacks
 
 
 EMPTY_TEXT, NO_KNOWN_TOKEN = "empty text", "no known token"
@@ -142,12 +147,35 @@ class TextTokenizer:
     def encode_whole(self, texts: Sequence[str]) -> Encoded:
         """Token ids as ``encode`` gives them, with the lengths before cutting and texts that say nothing."""
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        # Lone surrogates (from broken JSON escapes) have no UTF-8 form, which the tokenizer needs.
-        cleaned = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+        cleaned = list(map(_encodable, texts))
         whole = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(cleaned)]
         ids = [np.array(self._cut(sequence), dtype=np.int64) for sequence in whole]
         lengths = np.array([len(sequence) for sequence in whole], dtype=np.int64)
         return Encoded(ids, lengths, tuple(map(self._reason_unreadable, cleaned, ids)))
+
+    def fit(self, texts: Sequence[str]) -> VocabularyFit:
+        """How well the vocabulary covers the texts; of more than 2,000, of 2,000 spread evenly over them."""
+        every = max(1, -(-len(texts) // _TEXTS_MEASURED))
+        sample = [_encodable(text) for text in texts[::every]]
+        unknown_id = _unknown_id(self._tokenizer)
+        tokens = unknown = with_letters = letters = syllables = 0
+        for text, encoding in zip(sample, self._tokenizer.encode_batch(sample), strict=True):
+            of_text = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
+            tokens += len(of_text)
+            unknown += sum(
+                encoding.ids[i] == unknown_id or _BYTE.fullmatch(encoding.tokens[i]) is not None
+                for i in of_text
+            )
+            spans = [encoding.offsets[i] for i in of_text]
+            with_letters += sum(any(map(str.isalpha, text[start:end])) for start, end in spans)
+            read = text[: max((end for _start, end in spans), default=0)]
+            letters += sum(map(str.isalpha, read))
+            syllables += sum(map(is_syllable, read))
+        return VocabularyFit(
+            unknown / tokens if tokens else 0.0,
+            letters / with_letters if with_letters else 0.0,
+            2 * syllables > letters,
+        )
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Number of tokens of each text, as many as ``encode`` gives."""
@@ -181,8 +209,19 @@ def _special_tokens_around_text(tokenizer: Tokenizer) -> tuple[int, list[int]]:
 
 def _ids_that_say_nothing(tokenizer: Tokenizer) -> frozenset[int]:
     """The ids of the unknown token and of the mark that SentencePiece puts before a word."""
-    names = {getattr(tokenizer.model, "unk_token", None) or "<unk>", "\u2581"}
-    return frozenset(found for name in names if (found := tokenizer.token_to_id(name)) is not None)
+    found = (_unknown_id(tokenizer), tokenizer.token_to_id("\u2581"))
+    return frozenset(token for token in found if token is not None)
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    """The id of the token for what the vocabulary lacks; a model of unigrams does not tell its name."""
+    found: int | None = tokenizer.token_to_id(getattr(tokenizer.model, "unk_token", None) or "<unk>")
+    return found
+
+
+def _encodable(text: str) -> str:
+    """The text with its lone surrogates (from broken JSON escapes) replaced: they have no UTF-8 form."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def pad(

@@ -47,7 +47,7 @@ class Twin:
     Attributes:
         row, line, label, text: of this row, as in ``Suspect``.
         other_row, other_line, other_label: of the row it is a copy of; the label is empty where unknown.
-        similarity: 1.0 for exact copies (but for case and white space), else the Jaccard similarity of their shingles.
+        similarity: 1.0 for exact copies (but for case and white space), else Jaccard of shingles.
         exact: whether it is an exact copy.
         conflict: whether the copies do not all carry the same label.
     """
