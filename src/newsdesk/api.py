@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from newsdesk.calibration import softmax
+from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.inference.artefact import find_artefact
 from newsdesk.inference.labelled_rows import evaluation_rows, rows_known_of, training_rows
 from newsdesk.inference.load import load
@@ -133,7 +134,7 @@ def evaluate(
     text: Sequence[str] | None = None,
     label: str | None = None,
     template: str | None = None,
-    header: bool | None = None,
+    dialect: Dialect = DETECTED,
     baseline: bool = False,
     with_text: bool = False,
     count: Counter | None = None,
@@ -146,7 +147,7 @@ def evaluate(
         run_path: a finished run, which is computed with PyTorch, or an artefact.
         data: named data set, folder or file.
         split: which of its splits; the key in metrics.json.
-        text, label, template, header: how columns are read, as for :func:`evaluation_rows`.
+        text, label, template, dialect: how columns are read, as for :func:`evaluation_rows`.
         baseline: also fit TF-IDF + linear SVM on the run's own training rows, and compare.
         with_text: put the texts into the predictions file.
         count: called with the number of rows of every batch done.
@@ -163,7 +164,7 @@ def evaluate(
     run = find_artefact(Path(run_path)) or open_run(Path(run_path))
     target = predictions_path(run.path, split)
     rows = evaluation_rows(
-        run, data, split, text=text, label=label, template=template, header=header, progress=progress
+        run, data, split, text=text, label=label, template=template, dialect=dialect, progress=progress
     )
     learned_from = training_rows(run, progress) if baseline else None
     predictor = load_as_named(run, progress)
@@ -212,7 +213,7 @@ def calibrate(
     text: Sequence[str] | None = None,
     label: str | None = None,
     template: str | None = None,
-    header: bool | None = None,
+    dialect: Dialect = DETECTED,
     count: Counter | None = None,
     progress: Progress | None = None,
     start: Counter = lambda _rows: None,
@@ -228,7 +229,7 @@ def calibrate(
         path: a finished run or an artefact.
         data: labelled rows: named data sets (their test splits), folders or files. None: a run's own
             validation rows.
-        text, label, template, header: how columns are read, as for :func:`evaluation_rows`.
+        text, label, template, dialect: how columns are read, as for :func:`evaluation_rows`.
         count: called with the number of rows of every batch done.
         progress: called while things are fetched.
         start: called with the number of rows to compute before the first batch.
@@ -243,7 +244,7 @@ def calibrate(
     from newsdesk.inference.recalibration import calibrate_on, folders_of, give_off_topic_score
 
     found = find_artefact(Path(path)) or open_run(Path(path))
-    columns: dict[str, Any] = {"text": text, "label": label, "template": template, "header": header}
+    columns: dict[str, Any] = {"text": text, "label": label, "template": template, "dialect": dialect}
     if data:
         rows = joined([evaluation_rows(found, name, "test", **columns, progress=progress) for name in data])
     else:
@@ -265,6 +266,10 @@ def export(
     *,
     out: str | Path | None = None,
     data: str | None = None,
+    text: Sequence[str] | None = None,
+    label: str | None = None,
+    template: str | None = None,
+    dialect: Dialect = DETECTED,
     overwrite: bool = False,
     progress: Progress | None = None,
     observe: Callable[[Quality], None] = lambda _quality: None,
@@ -278,6 +283,7 @@ def export(
         kind: ``merged``, ``onnx-fp32`` or ``onnx-int8``.
         out: the folder to write; None: ``RUN/export/KIND``.
         data: labelled rows to hold it against; None: the run's own validation rows.
+        text, label, template, dialect: how their columns are read, as for :func:`evaluation_rows`.
         overwrite: replace an artefact that is there already.
         progress: called while base model and data are fetched.
         observe: called with the figures of each setting tried.
@@ -293,7 +299,18 @@ def export(
     target = target_of(run, kind, None if out is None else Path(out))
     require_free_for_artefact(target, overwrite=overwrite)
     if data is not None:
-        evidence = evidence_from(evaluation_rows(run, data, "test", progress=progress))
+        evidence = evidence_from(
+            evaluation_rows(
+                run,
+                data,
+                "test",
+                text=text,
+                label=label,
+                template=template,
+                dialect=dialect,
+                progress=progress,
+            )
+        )
     else:
         purpose, otherwise = "an export is checked on", "give labelled rows with --data FILE"
         evidence = evidence_of(known_rows(run, purpose=purpose, otherwise=otherwise, progress=progress))
@@ -324,7 +341,7 @@ def report(
         plots: a folder for the charts as SVG and PNG.
         with_texts: quote errors and likely label errors; many corpora may not be copied.
         progress: called while things are fetched.
-        evaluating: ``text``, ``label``, ``template`` and ``header``, and, where the run is evaluated first,
+        evaluating: ``text``, ``label``, ``template`` and ``dialect``, and, where the run is evaluated first,
             ``count`` and ``start``: as for :func:`evaluate`.
 
     Raises:

@@ -45,7 +45,10 @@ class DataSection(Section):
     label: str | None = Field(None, description="label column; absent: recognised by name")
     template: str | None = Field(None, description="how columns make one text, such as '{title}. {body}'")
     normaliser: str = Field("none", description="named text normaliser; ag_news undoes its escapes")
-    header: bool | None = Field(None, description="whether csv files have a header; absent: detected")
+    header: bool | None = Field(None, description="whether the first row names columns; absent: detected")
+    delimiter: str | None = Field(None, description="between two cells, such as ';' or tab; absent: detected")
+    quote: str | None = Field(None, description="around cells, or none; absent: detected")
+    encoding: str | None = Field(None, description="of text files, such as cp1252; absent: detected")
 
 
 class ModelSection(Section):

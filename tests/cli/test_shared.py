@@ -53,11 +53,13 @@ def test_a_variable_that_makes_no_sense_is_wrong_usage(call):
 
 def test_data_flags_keep_their_order_and_number():
     @click.command()
-    @data_flags("text", "header")
-    def verb(text, header):
+    @data_flags("text", "dialect")
+    def verb(columns):
         """Take the flags."""
 
-    assert [parameter.name for parameter in verb.params] == ["text", "header"]
+    assert [parameter.name for parameter in verb.params] == [
+        *("text", "header", "delimiter", "quote", "encoding"),
+    ]
     assert all(isinstance(parameter, Flag) for parameter in verb.params)
 
 

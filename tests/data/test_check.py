@@ -9,6 +9,7 @@ import pytest
 
 from newsdesk.data.check import Leak, LineGroups, Places, check
 from newsdesk.data.check_report import render_check
+from newsdesk.data.dialect import Dialect
 from newsdesk.data.words import VocabularyFit
 from newsdesk.errors import UserError
 
@@ -126,7 +127,7 @@ def test_layout_flags_reach_the_reading(write):
     path = write("a.csv", "Tor #39;s,x y,Sport\nOper,z w,Kultur\n")
     report = check(
         path,
-        header=False,
+        dialect=Dialect(header=False),
         text=["column_1", "column_2"],
         label="column_3",
         template="{column_1}|{column_2}",

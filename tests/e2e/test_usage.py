@@ -14,13 +14,13 @@ import newsdesk as package
 from newsdesk import api
 
 COMMON = {"--debug", "--help"}
+DIALECT = ("--header", "--no-header", "--delimiter", "--quote", "--encoding")
 FLAGS = {
     "train": {
         *("--recipe", "--data", "--valid", "--base", "--out", "--text", "--label", "--template"),
         *(
             "--normaliser",
-            "--header",
-            "--no-header",
+            *DIALECT,
             "--epochs",
             "--set",
             "--overwrite",
@@ -31,21 +31,23 @@ FLAGS = {
     },
     "evaluate": {
         *("--data", "--split", "--baseline", "--with-text"),
-        *("--text", "--label", "--template", "--header", "--no-header", "--json"),
+        *("--text", "--label", "--template", *DIALECT, "--json"),
     },
-    "calibrate": {"--data", "--text", "--label", "--template", "--header", "--no-header", "--json"},
+    "calibrate": {"--data", "--text", "--label", "--template", *DIALECT, "--json"},
     "compare": {
         *("--split", "--data", "--csv", "--text", "--label", "--template"),
-        *("--header", "--no-header", "--json"),
+        *(*DIALECT, "--json"),
     },
     "explain": {"--top", "--target", "--json"},
     "predict": {
         *("--input", "--output", "--format", "--top-k", "--probabilities"),
         *("--abstain", "--confidence", "--sets", "--off-topic"),
         *("--engine", "--rejects", "--strict", "--ray-address", "--ray-workers", "--ray-cores"),
-        *("--text", "--template", "--header", "--no-header", "--json"),
+        *("--text", "--template", *DIALECT, "--json"),
     },
-    "export": {"--to", "--out", "--data", "--overwrite", "--json"},
+    "export": {
+        *("--to", "--out", "--data", "--overwrite", "--text", "--label", "--template", *DIALECT, "--json"),
+    },
     "import-adapter": {
         *(
             "--out",
@@ -66,7 +68,7 @@ FLAGS = {
     "data list": {"--json"},
     "data pull": set(),
     "data check": {
-        *("--against", "--text", "--label", "--template", "--normaliser", "--header", "--no-header"),
+        *("--against", "--text", "--label", "--template", "--normaliser", *DIALECT),
         *("--base", "--max-length", "--json"),
     },
 }

@@ -71,7 +71,7 @@ _KINDS = ("label-errors", "duplicates", "near-duplicates", "conflicts", "leaks")
     metavar="FILE",
 )
 @flag("--drop", multiple=True, type=click.Choice(_KINDS), help="Findings that the copy leaves out unseen.")
-@data_flags("text", "label", "template", "normaliser", "header")
+@data_flags("text", "label", "template", "normaliser", "dialect")
 @JSON_FLAG
 def audit(
     data: str,

@@ -28,7 +28,7 @@ from newsdesk.cli.shared import (
     help="Labelled rows that it did not learn from; may be given again. Default: a run's validation rows.",
     metavar="NAME|PATH",
 )
-@data_flags("text", "label", "template", "header")
+@data_flags("text", "label", "template", "dialect")
 @JSON_FLAG
 def calibrate(
     run: Path,

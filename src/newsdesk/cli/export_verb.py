@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from newsdesk.cli.shared import JSON_FLAG, Verb, flag, note, say, shown_fetching, terminal
+from newsdesk.cli.shared import JSON_FLAG, Verb, data_flags, flag, note, say, shown_fetching, terminal
 
 KINDS = ("merged", "onnx-fp32", "onnx-int8")
 
@@ -27,8 +28,17 @@ KINDS = ("merged", "onnx-fp32", "onnx-int8")
     metavar="NAME|PATH",
 )
 @flag("--overwrite", is_flag=True, help="Replace the artefact that is there.")
+@data_flags("text", "label", "template", "dialect")
 @JSON_FLAG
-def export(run: Path, kind: Any, out: Path | None, data: str | None, overwrite: bool, as_json: bool) -> None:
+def export(
+    run: Path,
+    kind: Any,
+    out: Path | None,
+    data: str | None,
+    overwrite: bool,
+    as_json: bool,
+    columns: Mapping[str, Any],
+) -> None:
     """Write a run as transformers or ONNX files, once they are found to do what the run does."""
     from newsdesk import api
     from newsdesk.inference.gate import render_progress, render_tried
@@ -40,6 +50,7 @@ def export(run: Path, kind: Any, out: Path | None, data: str | None, overwrite: 
             kind,
             out=out,
             data=data,
+            **columns,
             overwrite=overwrite,
             progress=progress,
             observe=lambda quality: note(console, render_progress(quality)),

@@ -88,7 +88,7 @@ def pull_data(name: str) -> None:
 @data.command("check")
 @click.argument("path", type=click.Path(path_type=Path))
 @flag("--against", type=click.Path(path_type=Path), help="A test file whose texts must not be in PATH.")
-@data_flags("text", "label", "template", "normaliser", "header")
+@data_flags("text", "label", "template", "normaliser", "dialect")
 @flag("--base", help="Count tokens as this base model does.", metavar="NAME|PATH")
 @flag("--max-length", type=click.IntRange(min=2), help="Tokens a text would be cut to.")
 @JSON_FLAG

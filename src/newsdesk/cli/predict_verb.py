@@ -53,7 +53,7 @@ ENGINES = ("auto", "onnx", "torch", "ray")
 @flag("--strict", is_flag=True, help="Stop at the first row that cannot be classified.")
 @promise_flags
 @ray_flags
-@data_flags("text", "template", "header")
+@data_flags("text", "template", "dialect")
 @JSON_FLAG
 def predict(
     run: Path,
@@ -94,7 +94,7 @@ def predict(
         place = Path(rejects) if rejects else None
         _stream(_load(run, engine), given, target, place, {"strict": strict, **layout}, promise)
         return
-    table = _table_in_memory(texts, _path_of(source), columns["header"])
+    table = _table_in_memory(texts, _path_of(source), columns)
     predictor = _load(run, engine)
     rule = predictor.decision_rule(**promise)
     predictions = _classified(predictor, table, columns, rule)
@@ -199,7 +199,7 @@ def _check_output(target: Path, source: Path | None, form: Any) -> None:
     check_destination(target, source=source, format=form)
 
 
-def _table_in_memory(texts: tuple[str, ...], source: Path | None, header: bool | None) -> Table:
+def _table_in_memory(texts: tuple[str, ...], source: Path | None, columns: Mapping[str, Any]) -> Table:
     """The texts given, or all rows of the file or pipe."""
     from newsdesk.data.readers import read_stream, read_table
     from newsdesk.data.table import Table
@@ -208,7 +208,8 @@ def _table_in_memory(texts: tuple[str, ...], source: Path | None, header: bool |
         lines = tuple(range(1, len(texts) + 1))
         rows = tuple((text,) for text in texts)
         return Table(Path("the command line"), ("text",), rows, lines, has_header=False)
-    return read_table(source, header=header) if source else read_stream(_piped(), "txt")
+    dialect = columns["dialect"].asking(columns["text"], template=columns["template"])
+    return read_table(source, dialect) if source else read_stream(_piped(), "txt", dialect)
 
 
 def _piped() -> BinaryIO:

@@ -34,7 +34,7 @@ _RUN = click.argument("run", type=click.Path(path_type=Path))
 @flag("--valid", help="A file of validation rows; default: split off the training rows.", metavar="PATH")
 @flag("--base", help="A named base model, a Hub id or a local folder.", metavar="NAME|PATH")
 @flag("--out", type=click.Path(path_type=Path), help="The run folder to write.", metavar="RUN")
-@data_flags("text", "label", "template", "normaliser", "header")
+@data_flags("text", "label", "template", "normaliser", "dialect")
 @flag("--epochs", type=float, help="Passes over the training rows.")
 @flag(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any recipe value, such as lora.rank=16."
@@ -71,7 +71,8 @@ def train(
         "data.train": train_data,
         "data.validation": valid,
         "model.base": base,
-        **{f"data.{name}": value for name, value in columns.items()},
+        **{f"data.{name}": value for name, value in columns.items() if name != "dialect"},
+        **{f"data.{name}": value for name, value in columns["dialect"].to_dict().items()},
         "training.epochs": epochs,
     }
     if overwrite and resume:
@@ -127,7 +128,7 @@ def _train_and_tell(
 @flag("--split", default="test", show_default=True, help="Which split; the key in metrics.json.")
 @flag("--baseline", is_flag=True, help="Also fit TF-IDF + linear SVM on the training rows, and compare.")
 @flag("--with-text", is_flag=True, help="Put the texts into the predictions file.")
-@data_flags("text", "label", "template", "header")
+@data_flags("text", "label", "template", "dialect")
 @JSON_FLAG
 def evaluate(
     run: Path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import json
 import os
@@ -53,9 +54,18 @@ _DATA_FLAGS = {
     "label": flag("--label", help="The column that holds the class.", metavar="COLUMN"),
     "template": flag("--template", help="How columns make one text, such as '{title}. {body}'."),
     "normaliser": flag("--normaliser", help="Text normaliser: none, whitespace or ag_news."),
+}
+_DIALECT_FLAGS = {
     "header": flag(
-        "--header/--no-header", default=None, help="Whether csv files have a header; default: detected."
+        "--header/--no-header",
+        default=None,
+        help="Whether the first row names the columns; default: detected.",
     ),
+    "delimiter": flag(
+        "--delimiter", help="Between two cells: , ; | or tab; default: detected.", metavar="CHARACTER"
+    ),
+    "quote": flag("--quote", help="Around cells: \", ' or none; default: detected.", metavar="CHARACTER"),
+    "encoding": flag("--encoding", help="Of text files, such as cp1252; default: detected.", metavar="NAME"),
 }
 
 
@@ -90,25 +100,36 @@ class Verbs(click.Group):
 def data_flags(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add the named flags of those that say how a file's columns become texts and classes.
 
-    The verb gets them as one mapping by name, ``columns``; the text columns as a tuple.
+    The verb gets them as one mapping by name, ``columns``; the text columns as a tuple. ``dialect`` stands
+    for the flags that say how text files are written, and is a ``newsdesk.data.dialect.Dialect``.
     """
+    flags = {name: _DATA_FLAGS[name] for name in names if name != "dialect"}
+    dialect_flags = _DIALECT_FLAGS if "dialect" in names else {}
 
     def add(function: Callable[..., None]) -> Callable[..., None]:
         @wraps(function)
         def verb(**given: Any) -> None:
-            columns = {name: given.pop(name) for name in names}
-            function(**given, columns=columns | {"text": names_of(columns["text"])})
+            from newsdesk.data.dialect import Dialect
 
-        for name in reversed(names):
-            verb = _DATA_FLAGS[name](verb)
+            columns = {name: given.pop(name) for name in flags}
+            columns["text"] = names_of(columns["text"])
+            if dialect_flags:
+                columns["dialect"] = Dialect(**{name: given.pop(name) for name in dialect_flags})
+            function(**given, columns=columns)
+
+        for add_flag in reversed([*flags.values(), *dialect_flags.values()]):
+            verb = add_flag(verb)
         return verb
 
     return add
 
 
 def names_of(joined: str | None) -> tuple[str, ...] | None:
-    """Comma-separated names, spaces around them dropped."""
-    return None if joined is None else tuple(name.strip() for name in joined.split(",") if name.strip())
+    """Comma-separated names, spaces around them dropped; a name with a comma stands in double quotes."""
+    if joined is None:
+        return None
+    names = next(csv.reader([joined], skipinitialspace=True), [])
+    return tuple(name.strip() for name in names if name.strip())
 
 
 def say(result: Any) -> None:

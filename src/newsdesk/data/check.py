@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.duplicates import conflicting_groups, duplicate_groups, shared_texts
 from newsdesk.data.layout import TextLayout, label_column, labels_with_faults, text_layout
 from newsdesk.data.readers import read_table, read_with_faults
@@ -116,6 +117,7 @@ class CheckReport:
         leakage: texts shared with a second file; None if none was given.
         token_lengths: None without a tokenizer.
         vocabulary: how well the base model's vocabulary covers the texts; None without one.
+        read_as: encoding, delimiter, quote and header that the file was read with, for people.
     """
 
     path: str
@@ -133,6 +135,7 @@ class CheckReport:
     leakage: Leakage | None
     token_lengths: TokenLengths | None
     vocabulary: VocabularyFit | None = None
+    read_as: str = ""
 
     @property
     def is_ok(self) -> bool:
@@ -153,7 +156,7 @@ def check(
     path: Path,
     *,
     against: Path | None = None,
-    header: bool | None = None,
+    dialect: Dialect = DETECTED,
     text: Sequence[str] | None = None,
     label: str | None = None,
     template: str | None = None,
@@ -169,7 +172,8 @@ def check(
     model's covers them. Raises UserError when the file cannot be read as a table at all, its text column is
     not known, or ``against`` is malformed.
     """
-    table, faults = read_with_faults(path, header=header)
+    dialect = dialect.asking(text, label, template)
+    table, faults = read_with_faults(path, dialect)
     if not table.columns:
         return _unreadable(path, faults)
     layout = text_layout(table, text=text, label=label, template=template, normaliser=normaliser)
@@ -193,9 +197,10 @@ def check(
         empty=_places(line for line, one in zip(table.lines, texts, strict=True) if not one.strip()),
         duplicates=_line_groups(table, duplicate_groups(texts)),
         conflicts=_line_groups(table, conflicting_groups(texts, labels) if column else ()),
-        leakage=None if against is None else _leakage(table, texts, layout, against, header),
+        leakage=None if against is None else _leakage(table, texts, layout, against, dialect),
         token_lengths=None if tokenizer is None else _token_lengths(tokenizer(texts), max_length),
         vocabulary=None if vocabulary is None else vocabulary(texts),
+        read_as=table.read_as,
     )
 
 
@@ -233,9 +238,9 @@ def _character_faults(table: Table) -> Iterator[Fault]:
 
 
 def _leakage(
-    table: Table, texts: Sequence[str], layout: TextLayout, against: Path, header: bool | None
+    table: Table, texts: Sequence[str], layout: TextLayout, against: Path, dialect: Dialect
 ) -> Leakage:
-    other = read_table(against, header=header)
+    other = read_table(against, dialect)
     other_texts = layout.for_table(other).texts(other)
     exact, near = shared_texts(texts, other_texts)
     shown = (*exact[:_SHOWN], *near[:_SHOWN])

@@ -16,6 +16,7 @@ def render_check(report: CheckReport) -> list[str]:
     return [
         f"{report.path}: {report.rows:,} rows, columns {', '.join(report.columns) or 'none'}",
         f"text: {' + '.join(report.text_columns) or 'none'}    label: {report.label_column or 'none'}",
+        *([f"read as: {report.read_as}"] if report.read_as else []),
         *_faults("malformed rows", report.malformed),
         *_faults("encoding faults", report.encoding),
         *_places("rows without a label", report.unlabelled),

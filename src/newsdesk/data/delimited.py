@@ -5,9 +5,20 @@ from __future__ import annotations
 import csv
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain, islice
+from statistics import median
 
+from newsdesk.data.dialect import (
+    DELIMITERS,
+    Dialect,
+    detect,
+    is_number,
+    looks_like_labels,
+    shown_character,
+    width_of,
+)
 from newsdesk.data.lines import Line, LineReader
 from newsdesk.data.table import (
     AG_NEWS_COLUMNS,
@@ -24,28 +35,33 @@ from newsdesk.data.table import (
 
 _LONGEST_FIELD = 2**31 - 1  # characters; csv's own limit of 131,072 is less than one long article
 _LONGEST_COLUMN_NAME = 60
-_SAMPLE = 50
+_SAMPLE = 500  # lines that tell the dialect
+_SAMPLE_CHARACTERS = 1 << 20
+_ROWS_ABOVE = 50  # rows that tell a header
 _LONGEST_ROW = 1 << 21  # characters over several lines: a quote that never closes must not swallow the file
-_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
+_SHORTEST_TEXT = 8  # characters of a column's median cell, from which it may be the text
 _INTEGER = re.compile(r"[+-]?\d+")
+_POSITION = re.compile(r"(column_)?\d+")
 _ORANGE_TYPES = {"", "d", "discrete", "c", "continuous", "s", "string", "t", "time", "b", "basket"}
 _ORANGE_ROLES = {"class", "meta", "i", "ignore", "weight"}
 
 
 def delimited_rows(
-    lines: LineReader, delimiter: str, *, header: bool | None, sample: int | None, orange: bool = False
+    lines: LineReader, usual: str, dialect: Dialect, *, sample: int | None, orange: bool = False
 ) -> RowStream:
     """The rows that delimited lines hold, the bad ones among them.
 
-    ``header`` says whether the first row names the columns; None detects it. What the file leaves open
-    (the names of columns without a header) is read off its first ``sample`` rows; None takes all of them.
-    ``orange`` allows for the three header lines (names, types, roles) of Orange's .tab files and drops
-    rows of empty cells.
+    What ``dialect`` leaves open is told by the first lines, ``usual`` being the delimiter that the file's
+    name tells. What the file leaves open (the names of columns without a header) is read off its first
+    ``sample`` rows; None takes all of them. ``orange`` allows for the three header lines (names, types,
+    roles) of Orange's .tab files and drops rows of empty cells.
     """
-    sampled, rest = sample_of(_parse(lines, delimiter), sample)
+    first = list(_first_lines(lines))
+    found = detect([line.text for line in first], dialect, usual)
+    sampled, rest = sample_of(_parse(_Feed(first, lines), found, lines), sample)
     rows = [row for row in sampled if isinstance(row, Row)]
     faults: list[Fault] = []
-    if rows and (fault := _other_delimiter(rows[0], delimiter)):
+    if rows and (fault := _other_delimiter(rows[0], found)):
         faults.append(fault)
     class_column, heading = None, 0
     if orange and _has_orange_header(rows):
@@ -55,49 +71,85 @@ def delimited_rows(
         class_column = None if position is None else columns[position]
     else:
         rows = [row for row in rows if row.cells]
-        has_header = header if header is not None else looks_like_header([_cells(r) for r in rows[:_SAMPLE]])
+        above = [_cells(row) for row in rows[: _ROWS_ABOVE + 1]]
+        has_header = found.header if found.header is not None else looks_like_header(above, found.columns)
         if has_header and rows:
             columns, heading = _unique_names(_cells(rows[0]), rows[0].line, faults), 1
         else:
-            columns = _headerless_names([_cells(row) for row in rows])
-    above = rows[heading].line if len(rows) > heading else rows[-1].line + 1 if rows else 0
+            columns = _headerless_names([_cells(row) for row in rows], found.columns)
+    begin = rows[heading].line if len(rows) > heading else rows[-1].line + 1 if rows else 0
     kept = (
         row
         for row in chain(sampled, rest)
-        if isinstance(row, BadRow) or (row.line >= above and row.cells and (any(row.cells) or not orange))
+        if isinstance(row, BadRow) or (row.line >= begin and row.cells and (any(row.cells) or not orange))
     )
-    return RowStream(Table(lines.path, columns, (), (), has_header, class_column), kept, tuple(faults))
+    read_as = replace(found, header=has_header, encoding=lines.encoding.name, columns=())
+    notes = () if has_header else (f"columns called {', '.join(columns)}",)
+    head = Table(lines.path, columns, (), (), has_header, class_column, dialect=read_as, notes=notes)
+    return RowStream(head, kept, tuple(faults))
 
 
-def looks_like_header(sample: Sequence[Sequence[str]]) -> bool:
+def _first_lines(lines: LineReader) -> Iterator[Line]:
+    characters = 0
+    for line in islice(lines, _SAMPLE):
+        yield line
+        characters += len(line.text)
+        if characters > _SAMPLE_CHARACTERS:
+            return
+
+
+def looks_like_header(sample: Sequence[Sequence[str]], expected: Collection[str] = ()) -> bool:
     """Whether the first of the sampled rows names the columns of the others.
 
-    Names are short and no numbers. They are believed when one of them is usual (text, label, title ...),
-    and, if distinct, when a column below is all numbers or all are single words that do not recur.
+    It does if it holds one of the ``expected`` names or a usual one (text, label, title ...). Otherwise its
+    cells are short, distinct and no numbers, no cell recurs below it, none is as long as the texts below,
+    and some column below is all numbers, or all classes (few values that recur), or all cells are single
+    words. Whole numbers are names where they count the columns, as pandas writes them.
     """
     if not sample:
         return False
-    first, below = [cell.strip() for cell in sample[0]], list(zip(*sample[1:], strict=True))
+    first = [cell.strip().lstrip("\ufeff") for cell in sample[0]]
     named = [cell for cell in first if cell]
+    if any(canonical(cell) == canonical(name) for cell in named for name in expected if not name.isdigit()):
+        return True
+    below = list(zip(*(row for row in sample[1:] if list(row) != list(sample[0])), strict=True))
+    if named and first in ([str(n + start) for n in range(len(first))] for start in (0, 1)):
+        return len(first) > 1 and bool(below) and not any(all(map(is_number, column)) for column in below)
     if not all(map(_could_be_a_name, named)):
         return False
     if any(canonical(cell) in LABEL_COLUMNS | TEXT_COLUMNS for cell in named):
         return True
     if len(first) == 1 or not below or not named or len(set(named)) < len(named):
         return False
-    numeric_below = any(all(_NUMBER.fullmatch(cell.strip()) for cell in column) for column in below)
-    return numeric_below or all(
-        cell.isidentifier() and cell not in column for cell, column in zip(first, below, strict=True)
-    )
+    columns = [[cell.strip() for cell in column if cell.strip()] for column in below]
+    if any(cell and cell in column for cell, column in zip(first, columns, strict=True)):
+        return False
+    if any(column and all(map(is_number, column)) for column in columns):
+        return True
+    if all(cell.isidentifier() for cell in named) and len(named) == len(first):
+        return True
+    texts = [(cell, column) for cell, column in zip(first, columns, strict=True) if _is_text_like(column)]
+    as_long = any(2 * len(cell) > median(map(len, column)) for cell, column in texts)
+    return bool(texts) and not as_long and any(map(looks_like_labels, filter(None, columns)))
 
 
 def _could_be_a_name(cell: str) -> bool:
-    return len(cell) <= _LONGEST_COLUMN_NAME and "\n" not in cell and not _NUMBER.fullmatch(cell)
+    return len(cell) <= _LONGEST_COLUMN_NAME and "\n" not in cell and not is_number(cell)
 
 
-def _headerless_names(rows: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Names for the columns of a file without a header: the usual ones where the cells leave no doubt."""
+def _is_text_like(column: Sequence[str]) -> bool:
+    return bool(column) and median(map(len, column)) >= _SHORTEST_TEXT and not looks_like_labels(column)
+
+
+def _headerless_names(rows: Sequence[Sequence[str]], expected: Collection[str]) -> tuple[str, ...]:
+    """Names for the columns of a file without a header: the usual ones where the cells leave no doubt.
+
+    Where a column is asked for by its position, all are named by theirs.
+    """
     width = len(rows[0]) if rows else 0
+    by_position = tuple(f"column_{position + 1}" for position in range(width))
+    if any(_POSITION.fullmatch(name) for name in expected):
+        return by_position
     if width == 1:
         return ("text",)
     integers = [all(_INTEGER.fullmatch(row[i].strip()) for row in rows) for i in range(width)]
@@ -105,14 +157,33 @@ def _headerless_names(rows: Sequence[Sequence[str]]) -> tuple[str, ...]:
         return ("label", "text") if integers[0] else ("text", "label")
     if width == 3 and {row[0].strip() for row in rows} <= {"1", "2", "3", "4"}:
         return AG_NEWS_COLUMNS
-    return tuple(f"column_{position + 1}" for position in range(width))
+    columns = [[row[i].strip() for row in rows] for i in range(width)]
+    labels = [i for i, column in enumerate(columns) if looks_like_labels(column)]
+    texts = [i for i, column in enumerate(columns) if _is_text(column)]
+    if len(texts) > 1:  # one that is far longer than the others
+        lengths = {i: median(map(len, columns[i])) for i in texts}
+        longest = max(texts, key=lambda i: lengths[i])
+        texts = [longest] if all(3 * lengths[i] <= lengths[longest] for i in texts if i != longest) else []
+    if len(labels) != 1 or len(texts) != 1:
+        return by_position
+    plain = {labels[0]: "label", texts[0]: "text"}
+    return tuple(plain.get(i, name) for i, name in enumerate(by_position))
+
+
+def _is_text(column: Sequence[str]) -> bool:
+    """Whether the cells are texts: most of them distinct, and several words each or in a script without."""
+    filled = [cell for cell in column if cell]
+    if not _is_text_like(filled) or 2 * len(set(filled)) < len(filled):
+        return False
+    worded = sum(" " in cell or (cell[0].isalpha() and not cell.isascii()) for cell in filled)
+    return 2 * worded > len(filled)
 
 
 def _unique_names(cells: Sequence[str], line: int, faults: list[Fault]) -> tuple[str, ...]:
     """Column names from a header; a name given twice is a fault, an empty one (pandas' index) is not."""
     names: list[str] = []
     for position, cell in enumerate(cells, start=1):
-        name = cell.strip() or f"column_{position}"
+        name = cell.strip().lstrip("\ufeff") or f"column_{position}"
         if name in names:
             faults.append(
                 Fault(line, f"two columns are named {name!r}", ", ".join(cells), "give each its own name")
@@ -122,14 +193,20 @@ def _unique_names(cells: Sequence[str], line: int, faults: list[Fault]) -> tuple
     return tuple(names)
 
 
-def _other_delimiter(first: Row, delimiter: str) -> Fault | None:
-    """The fault of a header that is one field only because another delimiter separates its names."""
+def _other_delimiter(first: Row, dialect: Dialect) -> Fault | None:
+    """The fault of a header that is one cell only because another delimiter separates its names."""
     if len(first.cells) != 1:
         return None
-    for other, fix in ((";", "save it with commas"), ("\t", "name it .tsv"), (",", "name it .csv")):
-        names = [canonical(name.strip('"')) for name in str(first.cells[0]).split(other)]
-        if other != delimiter and len(names) > 1 and set(names) & (LABEL_COLUMNS | TEXT_COLUMNS):
-            return Fault(first.line, f"the columns are separated by {other!r}", str(first.cells[0]), fix)
+    known = {canonical(name) for name in dialect.columns} | LABEL_COLUMNS | TEXT_COLUMNS
+    for other in DELIMITERS:
+        names = [canonical(name.strip("\"'")) for name in str(first.cells[0]).split(other)]
+        if other != dialect.delimiter and len(names) > 1 and set(names) & known:
+            return Fault(
+                first.line,
+                f"the columns are not separated by {shown_character(dialect.delimiter or '')}",
+                str(first.cells[0]),
+                f"name the delimiter: --delimiter {shown_character(other)}",
+            )
     return None
 
 
@@ -149,10 +226,10 @@ def _cells(row: Row) -> tuple[str, ...]:
 class _Feed(Iterator[str]):
     """Lines for csv.reader that remembers the current row's, so that a broken row can be left out."""
 
-    def __init__(self, lines: LineReader) -> None:
+    def __init__(self, first: Iterable[Line], others: Iterator[Line]) -> None:
         self.row: list[Line] = []
-        self._lines = lines
-        self._again: deque[Line] = deque()
+        self._lines = others
+        self._again = deque(first)
         self._length = 0
 
     def __next__(self) -> str:
@@ -171,12 +248,29 @@ class _Feed(Iterator[str]):
         self._again.extendleft(reversed(self.row[1:]))
 
 
-def _parse(lines: LineReader, delimiter: str) -> Iterator[Row | BadRow]:
-    """Rows of equal width (blank lines as rows without cells), and those that are none."""
+def _parse(feed: _Feed, dialect: Dialect, lines: LineReader) -> Iterator[Row | BadRow]:
+    """Rows of equal width (blank lines as rows without cells), and those that are none.
+
+    The first rows tell the width; empty cells beyond it do not count.
+    """
+    records = _records(feed, dialect, lines)
+    first = list(islice(records, _SAMPLE))
+    width = width_of([cells for cells, _ in first if isinstance(cells, list) and any(map(str.strip, cells))])
+    for cells, source in chain(first, records):
+        number = source[0].number
+        fitted = cells if isinstance(cells, Fault) else _fitted(number, cells, width)
+        if isinstance(fitted, Fault):
+            yield BadRow(fitted, b"".join(line.raw for line in source))
+        else:
+            yield Row(number, fitted)
+
+
+def _records(
+    feed: _Feed, dialect: Dialect, lines: LineReader
+) -> Iterator[tuple[list[str] | Fault, tuple[Line, ...]]]:
+    """The cells of each row, or why it cannot be read, and the lines that it takes up."""
     csv.field_size_limit(_LONGEST_FIELD)
-    feed = _Feed(lines)
-    reader = csv.reader(feed, delimiter=delimiter, strict=True)
-    expected = 0
+    reader = dialect.reader(feed)
     while True:
         feed.begin_row()
         try:
@@ -186,19 +280,20 @@ def _parse(lines: LineReader, delimiter: str) -> Iterator[Row | BadRow]:
         except csv.Error:
             if lines.broken_off:
                 return
-            yield BadRow(feed.row[0].fault or _broken_quote(feed.row, delimiter), feed.row[0].raw)
+            yield feed.row[0].fault or _broken_quote(feed.row, dialect), (feed.row[0],)
             feed.retry_after_first_line()
-            reader = csv.reader(feed, delimiter=delimiter, strict=True)
+            reader = dialect.reader(feed)
             continue
-        fault = next((line.fault for line in feed.row if line.fault), None)
-        if fault is None:
-            expected = expected or len(cells)
-            if cells and len(cells) != expected:
-                fault = _wrong_width(feed.row[0].number, cells, expected)
-        if fault is None:
-            yield Row(feed.row[0].number, tuple(cells))
-        else:
-            yield BadRow(fault, b"".join(line.raw for line in feed.row))
+        yield next((line.fault for line in feed.row if line.fault), None) or cells, tuple(feed.row)
+
+
+def _fitted(line: int, cells: Sequence[str], width: int) -> tuple[str, ...] | Fault:
+    """The cells, none for a blank line, without empty ones beyond the width; else what is wrong with them."""
+    if width > 1 and len(cells) == 1 and not cells[0].strip():
+        return ()
+    if len(cells) > width and not any(map(str.strip, cells[width:])):
+        return tuple(cells[:width])
+    return tuple(cells) if len(cells) in (0, width) else _wrong_width(line, cells, width)
 
 
 def _wrong_width(line: int, cells: Sequence[str], expected: int) -> Fault:
@@ -211,16 +306,17 @@ def _wrong_width(line: int, cells: Sequence[str], expected: int) -> Fault:
     )
 
 
-def _broken_quote(row: Sequence[Line], delimiter: str) -> Fault:
+def _broken_quote(row: Sequence[Line], dialect: Dialect) -> Fault:
     """The fault for a row that csv refuses: where its last quote opened, and whether it ever closed."""
+    delimiter, quote = dialect.delimiter, dialect.quote
     opened, opened_at, state = row[0].number, 1, "start"
     for line in row:
         for position, character in enumerate(line.text, start=1):
             if state == "quoted":
-                state = "closed?" if character == '"' else state
-            elif state == "start" and character == '"':
+                state = "closed?" if character == quote else state
+            elif state == "start" and character == quote:
                 opened, opened_at, state = line.number, position, "quoted"
-            elif state == "closed?" and character == '"':
+            elif state == "closed?" and character == quote:
                 state = "quoted"
             elif character in (delimiter, "\n"):
                 state = "start"
@@ -230,7 +326,7 @@ def _broken_quote(row: Sequence[Line], delimiter: str) -> Fault:
                     "text follows the closing quote of a field",
                     f"a quote opened in line {opened}, character {opened_at}, and closed in line"
                     f" {line.number}, character {position - 1}",
-                    'close the field where it ends, and double the quotes that belong to the text ("")',
+                    f"close the field where it ends, and double quotes of the text itself ({quote}{quote})",
                 )
             elif state != "closed?":
                 state = "plain"
@@ -245,5 +341,5 @@ def _broken_quote(row: Sequence[Line], delimiter: str) -> Fault:
         row[0].number,
         "a quoted field is never closed",
         f"the quote opened in line {opened}, character {opened_at}",
-        'close it, and double the quotes that belong to the text ("")',
+        f"close it, and double quotes of the text itself ({quote}{quote})",
     )

@@ -6,12 +6,13 @@ import math
 import re
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from newsdesk.data.dialect import same_name
 from newsdesk.data.examples import Examples
 from newsdesk.data.normalise import normaliser as normaliser_named
 from newsdesk.data.table import AG_NEWS_COLUMNS, LABEL_COLUMNS, TEXT_COLUMNS, Cell, Fault, Table, canonical
@@ -87,8 +88,12 @@ class TextLayout:
         of headlines. The normaliser is always this one's. Raises UserError if the table has neither these
         columns nor usual ones.
         """
-        if not (text or template) and set(self.text_columns) <= set(table.columns):
-            return self
+        if not (text or template):
+            found = [column_named(table, column) for column in self.text_columns]
+            if found == list(self.text_columns):
+                return self
+            if self.template is None and None not in found:
+                return replace(self, text_columns=tuple(filter(None, found)))
         return text_layout(table, text=text, template=template, normaliser=self.normaliser)
 
     def to_dict(self) -> dict[str, Any]:
@@ -118,23 +123,37 @@ def text_layout(
     ``label`` names a column that is not text even if it is called so. Raises UserError when a column is
     missing or none has a usual name (title, headline, text, description, content ...).
     """
-    columns = tuple(text or ())
+    columns = tuple(_existing(table, column, "--text") for column in text or ())
     if not columns and template is not None:
         columns = tuple(dict.fromkeys(name for _, name in _template_parts(template, table.columns) if name))
-    for column in columns:
-        if column not in table.columns:
-            raise _no_such_column(column, table.columns, "--text")
     if not columns:
-        columns = tuple(c for c in table.columns if canonical(c) in TEXT_COLUMNS and c != label)
+        other = None if label is None else column_named(table, label)
+        columns = tuple(c for c in table.columns if canonical(c) in TEXT_COLUMNS and c != other)
     if not columns and len(table.columns) == 1:
         columns = table.columns
     if not columns:
         raise UserError(
             f"which column of {table.path.name} holds the text?",
             found=", ".join(table.columns) or "no columns",
-            fix="name the text columns, for example --text title,description",
+            fix="name the text columns, for example --text title,description" + _by_position(table),
         )
     return TextLayout(columns, template, normaliser)
+
+
+def column_named(table: Table, name: str) -> str | None:
+    """The column that is called so, else (``2``, ``column_2``) the one in that place, from 1; None: neither.
+
+    A name may be written with composed or decomposed accents.
+    """
+    if name in table.columns:
+        return name
+    for column in table.columns:
+        if same_name(column, name):
+            return column
+    place = re.fullmatch(r"(?:column_)?([1-9]\d{0,3})", name)
+    if place and int(place[1]) <= len(table.columns):
+        return table.columns[int(place[1]) - 1]
+    return None
 
 
 def label_column(table: Table, label: str | None = None, text: Sequence[str] = ()) -> str | None:
@@ -143,9 +162,7 @@ def label_column(table: Table, label: str | None = None, text: Sequence[str] = (
     Returns None if there is none. Raises UserError if ``label`` is no column or several qualify.
     """
     if label is not None:
-        if label not in table.columns:
-            raise _no_such_column(label, table.columns, "--label")
-        return label
+        return _existing(table, label, "--label")
     if table.class_column is not None and table.class_column not in text:
         return table.class_column
     usual = [c for c in table.columns if canonical(c) in LABEL_COLUMNS and c not in text]
@@ -195,7 +212,7 @@ def to_examples(
                 f"{table.path.name} has no labels",
                 found=f"columns {', '.join(table.columns)}"
                 + (f"; every cell of {column} is empty" if column else ""),
-                fix="name the column that holds the class, for example --label topic",
+                fix="name the column that holds the class, for example --label topic" + _by_position(table),
             )
         return Examples(texts, None, (), str(table.path))
     own = _own_label_names(table, column or "", labels)
@@ -332,6 +349,22 @@ def _template_parts(template: str, columns: Sequence[str]) -> list[tuple[str, st
                 fix="use only these names in braces, as in --template '{title}. {description}'",
             )
     return [(literal, name) for literal, name, _, _ in parts]
+
+
+def _existing(table: Table, name: str, flag: str) -> str:
+    """The column called so. Raises UserError if there is none."""
+    found = column_named(table, name)
+    if found is None:
+        error = _no_such_column(name, table.columns, flag)
+        raise UserError(error.wrong, found=error.found, fix=f"{error.fix}{_by_position(table)}")
+    return found
+
+
+def _by_position(table: Table) -> str:
+    """What else helps where a file has no header, for the end of a fix."""
+    if table.has_header or table.dialect is None or table.dialect.delimiter is None:
+        return ""
+    return "; no header was found: count columns from 1 (--text 2 --label 1), or say --header"
 
 
 def _no_such_column(column: str, columns: Sequence[str], flag: str) -> UserError:

@@ -1,24 +1,30 @@
-"""Lines of a text file as they should be: UTF-8 without NUL bytes, every exception noted by line."""
+"""Lines of a text file as they should be: decoded, without NUL bytes, every exception noted by line."""
 
 from __future__ import annotations
 
 import gzip
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from newsdesk.data.encoding import LONGEST_LINE, UTF8, Encoding, as_utf8
 from newsdesk.data.table import Fault
 from newsdesk.errors import UserError
-
-LONGEST_LINE = 1 << 26
-"""Bytes of a line; what is longer is no text, and would not be held in memory."""
 
 _UTF8_BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _FOREIGN_MAGIC = {
     b"\x1f\x8b": ("gzip-compressed", "add .gz to the file's name, or unpack it with gunzip"),
-    b"PK\x03\x04": ("a zip archive (or a spreadsheet)", "unpack it, or save it as csv from the program"),
+    b"PK\x03\x04": ("a zip archive or a spreadsheet", "give it the name ending .zip or .xlsx"),
+    b"\xd0\xcf\x11\xe0": ("an old or a protected Office file", "open it there and save it as csv"),
+    b"%PDF": ("a PDF", "save its text as csv or txt"),
+    b"<!DOCTYPE": ("a web page", "download the file itself: the page may ask for a login"),
+    b"<html": ("a web page", "download the file itself: the page may ask for a login"),
+    b"BZh": ("bzip2-compressed", "unpack it with bunzip2"),
+    b"\xfd7zXZ": ("xz-compressed", "unpack it with unxz"),
+    b"\x28\xb5\x2f\xfd": ("zstd-compressed", "unpack it with unzstd"),
     b"PAR1": ("parquet", "give it the name ending .parquet"),
 }
 _PICKLE_PROTOCOLS = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
@@ -43,16 +49,18 @@ class Line(NamedTuple):
 class LineReader(Iterator[Line]):
     """The lines of a binary stream, decoded, one at a time.
 
-    A line with invalid UTF-8 or NUL bytes is still handed out, with substitutes and its fault, so that the
-    structure around it (quotes that span lines) can be followed; the row that it belongs to must not be
-    used. A compressed stream that breaks off ends the iteration and leaves its fault in ``broken_off``.
+    A line with NUL bytes, or bytes that the encoding does not have, is still handed out, with substitutes
+    and its fault, so that the structure around it (quotes that span lines) can be followed; the row that it
+    belongs to must not be used. A compressed stream that breaks off ends the iteration and leaves its fault
+    in ``broken_off``.
     """
 
-    def __init__(self, stream: BinaryIO, path: Path) -> None:
-        """Read from ``stream``; ``path`` is for messages."""
+    def __init__(self, stream: BinaryIO, path: Path, encoding: Encoding | None = None) -> None:
+        """Read from ``stream``; ``path`` is for messages; None: UTF-8."""
         self.path = path
         self.broken_off: Fault | None = None
-        self._stream = stream
+        self.encoding = encoding or Encoding()
+        self._stream = as_utf8(stream, self.encoding)
         self._number = 0
 
     def __next__(self) -> Line:
@@ -60,6 +68,12 @@ class LineReader(Iterator[Line]):
         raw = self._next_raw()
         if self._number == 0:
             refuse_foreign(raw, self.path)
+            if raw.startswith(_UTF16_BOMS):  # said to be UTF-8, or from a pipe
+                raise UserError(
+                    f"{self.path.name} is encoded in UTF-16",
+                    found="a UTF-16 byte-order mark at its beginning",
+                    fix="read it with --encoding utf-16",
+                )
             raw = raw.removeprefix(_UTF8_BOM)
         if not raw:
             raise StopIteration
@@ -69,7 +83,7 @@ class LineReader(Iterator[Line]):
         try:
             text = raw.decode()
         except UnicodeDecodeError as error:
-            return Line(self._number, raw.decode(errors="replace"), raw, self._not_utf8(raw, error.start))
+            return Line(self._number, raw.decode(errors="replace"), raw, self._not_decoded(raw, error.start))
         if "\0" in text:
             return Line(self._number, text.replace("\0", ""), raw, self._nul(raw))
         return Line(self._number, text, raw)
@@ -81,7 +95,7 @@ class LineReader(Iterator[Line]):
             while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
                 rest = self._stream.readline(LONGEST_LINE + 1)
             return raw
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
             if self._number == 0 and isinstance(error, gzip.BadGzipFile):
                 raise UserError(
                     f"{self.path.name} is not gzip-compressed in spite of its name",
@@ -96,12 +110,20 @@ class LineReader(Iterator[Line]):
             )
             return b""
 
-    def _not_utf8(self, raw: bytes, position: int) -> Fault:
+    def _not_decoded(self, raw: bytes, position: int) -> Fault:
+        if self.encoding.name != UTF8:
+            return Fault(
+                self._number,
+                f"the bytes are not {self.encoding.name}",
+                f"in {raw.decode(errors='replace')[:60]!r}",
+                "name another encoding with --encoding, or fix the line",
+                encoding=True,
+            )
         return Fault(
             self._number,
             "the bytes are not UTF-8",
             f"byte 0x{raw[position]:02x} as byte {position + 1} of the line",
-            f"convert the file: iconv -f WINDOWS-1252 -t UTF-8 {self.path.name} (or whatever wrote it)",
+            "fix the line; if all of the file is in another encoding, name it, for example --encoding cp1252",
             encoding=True,
         )
 
@@ -110,7 +132,7 @@ class LineReader(Iterator[Line]):
             self._number,
             "there is a NUL byte",
             f"byte {raw.index(0) + 1} of the line",
-            "remove it; if every other byte is NUL, the file is UTF-16 and iconv converts it",
+            "remove it; if every other byte is NUL, the file is UTF-16: --encoding utf-16-le",
             encoding=True,
         )
 
@@ -124,15 +146,9 @@ class LineReader(Iterator[Line]):
 
 
 def refuse_foreign(first: bytes, path: Path) -> None:
-    """Raise UserError if a file begins like a pickle, UTF-16 or another format instead of UTF-8 text."""
+    """Raise UserError if a file begins like a pickle, another format instead of text."""
     if first.startswith(_PICKLE_PROTOCOLS):
         raise pickle_refused(path)
-    if first.startswith(_UTF16_BOMS):
-        raise UserError(
-            f"{path.name} is encoded in UTF-16; newsdesk reads UTF-8",
-            found="a UTF-16 byte-order mark at its beginning",
-            fix=f"iconv -f UTF-16 -t UTF-8 {path.name} > NEW_FILE",
-        )
     for magic, (what, fix) in _FOREIGN_MAGIC.items():
         if first.startswith(magic):
             raise UserError(

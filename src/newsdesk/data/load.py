@@ -10,6 +10,7 @@ import numpy as np
 
 from newsdesk.config import DataSection
 from newsdesk.data.datasets import DATA_SETS, dataset_files, folder_files
+from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.examples import Examples
 from newsdesk.data.layout import TextLayout, text_layout, to_examples
 from newsdesk.data.readers import read_table
@@ -49,7 +50,7 @@ def load_split(
     name_or_path: str,
     split_name: str,
     *,
-    header: bool | None = None,
+    dialect: Dialect = DETECTED,
     offline: bool = False,
     progress: Progress | None = None,
 ) -> SplitTable:
@@ -59,7 +60,7 @@ def load_split(
     """
     path = Path(name_or_path).expanduser()
     if path.is_file() or (name_or_path not in DATA_SETS and not path.is_dir() and path.suffix):
-        return SplitTable(read_table(path, header=header), None, None)
+        return SplitTable(read_table(path, dialect), None, None)
     if name_or_path in DATA_SETS:
         files = dataset_files(name_or_path, offline=offline, progress=progress)
     elif path.is_dir():
@@ -74,7 +75,7 @@ def load_split(
             found=f"splits: {there}",
             fix="name one of these with --split, or give a file with --data",
         )
-    return SplitTable(read_table(chosen, header=header), files.label_names, files.licence)
+    return SplitTable(read_table(chosen, dialect), files.label_names, files.licence)
 
 
 def load_training_data(
@@ -84,16 +85,15 @@ def load_training_data(
 
     Raises UserError for anything that keeps the rows from being learned from.
     """
-    found = load_split(data.train, "train", header=data.header, offline=offline, progress=progress)
+    dialect = dialect_of(data)
+    found = load_split(data.train, "train", dialect=dialect, offline=offline, progress=progress)
     layout = text_layout(
         found.table, text=data.text, label=data.label, template=data.template, normaliser=data.normaliser
     )
     train = _examples(found.table, data, layout, found.label_names)
     require_two_classes(train)
     if data.validation is not None:
-        table = load_split(
-            data.validation, "test", header=data.header, offline=offline, progress=progress
-        ).table
+        table = load_split(data.validation, "test", dialect=dialect, offline=offline, progress=progress).table
         validation = _examples(table, data, layout.for_table(table), train.label_names)
     elif data.validation_share:
         splits = split(train, validation=data.validation_share, seed=seed)
@@ -101,6 +101,15 @@ def load_training_data(
     else:
         validation = train.select([])
     return TrainingData(_first_rows(train, data.train_rows, seed), validation, layout, found.licence)
+
+
+def dialect_of(data: DataSection) -> Dialect:
+    """How a recipe says that its files are written, and the columns that it will ask them for.
+
+    Raises UserError for characters and encodings that cannot be used.
+    """
+    dialect = Dialect(data.header, data.delimiter, data.quote, data.encoding)
+    return dialect.asking(data.text, data.label, data.template)
 
 
 def require_two_classes(train: Examples) -> None:

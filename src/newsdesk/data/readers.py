@@ -6,34 +6,35 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
+from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.stream import open_rows, rows_of
 from newsdesk.data.table import Cell, Fault, Row, RowStream, Table
 
 
-def read_table(path: Path, *, header: bool | None = None) -> Table:
+def read_table(path: Path, dialect: Dialect = DETECTED) -> Table:
     """Everything a data file holds, its format told by its name.
 
-    ``header`` says whether the first row of a csv or tsv file names its columns; None detects it. Cells
-    are str, except that jsonl and parquet keep the types of their values (None where a key is missing).
+    ``dialect`` says how a text file is written; what it leaves open is detected. Cells are str, except that
+    jsonl and parquet keep the types of their values (None where a key is missing).
     Blank lines are no rows, except in .txt, where each line is a text.
 
     Raises UserError for a file that is missing, a pickle, empty or of no known format, and for the first
     malformed row: a file is read whole or not at all.
     """
-    return _whole(*read_with_faults(path, header=header))
+    return _whole(*read_with_faults(path, dialect))
 
 
-def read_with_faults(path: Path, *, header: bool | None = None) -> tuple[Table, tuple[Fault, ...]]:
+def read_with_faults(path: Path, dialect: Dialect = DETECTED) -> tuple[Table, tuple[Fault, ...]]:
     """As ``read_table``, but malformed rows are left out and returned as faults, in line order."""
-    with open_rows(path, header=header, sample=None) as rows:
+    with open_rows(path, dialect, sample=None) as rows:
         return _collected(rows)
 
 
 def read_stream(
-    stream: BinaryIO, form: str, *, name: str = "standard input", header: bool | None = None
+    stream: BinaryIO, form: str, dialect: Dialect = DETECTED, *, name: str = "standard input"
 ) -> Table:
     """As ``read_table``, from an open binary stream whose format is stated: ``csv``, ``jsonl.gz`` ..."""
-    return _whole(*_collected(rows_of(stream, Path(name), form=form, header=header, sample=None)))
+    return _whole(*_collected(rows_of(stream, Path(name), dialect, form=form, sample=None)))
 
 
 def _whole(table: Table, faults: tuple[Fault, ...]) -> Table:

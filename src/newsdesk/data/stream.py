@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import gzip
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn, cast
 
 from newsdesk.data.delimited import delimited_rows
+from newsdesk.data.dialect import DETECTED, Dialect
+from newsdesk.data.encoding import detect_encoding
 from newsdesk.data.json_lines import json_rows
-from newsdesk.data.lines import LineReader, pickle_refused
+from newsdesk.data.lines import LineReader, pickle_refused, refuse_foreign
 from newsdesk.data.parquet import parquet_rows
 from newsdesk.data.table import BadRow, Row, RowStream, Table
 from newsdesk.errors import UserError
@@ -30,27 +33,27 @@ _PICKLE_ENDINGS = {"pkl", "pickle", "joblib", "pt", "pth", "bin", "npy"}
 
 @contextmanager
 def open_rows(
-    path: Path, *, header: bool | None = None, sample: int | None = SAMPLED_ROWS
+    path: Path, dialect: Dialect = DETECTED, *, sample: int | None = SAMPLED_ROWS
 ) -> Iterator[RowStream]:
     """A data file for as long as the block lasts, its rows read as they are asked for.
 
-    ``header`` says whether the first row of a csv or tsv file names its columns; None detects it. Columns
-    that the file does not name itself are read off its first ``sample`` rows, None meaning all. Raises
-    UserError for a file that is missing, a pickle, empty, of no known format or unlike its name.
+    ``dialect`` says how a text file is written; what it leaves open is detected. Columns that the file does
+    not name itself are read off its first ``sample`` rows, None meaning all. Raises UserError for a file
+    that is missing, a pickle, empty, of no known format or unlike its name.
     """
     format_of(path)
     with _open(path) as stream:
         size = os.fstat(stream.fileno()).st_size or 1
-        rows = rows_of(stream, path, header=header, sample=sample)
+        rows = rows_of(stream, path, dialect, sample=sample)
         yield replace(rows, share_read=lambda: stream.tell() / size)
 
 
 def rows_of(
     stream: BinaryIO,
     path: Path,
+    dialect: Dialect = DETECTED,
     *,
     form: str | None = None,
-    header: bool | None = None,
     sample: int | None = SAMPLED_ROWS,
 ) -> RowStream:
     """As ``open_rows``, from an open binary stream; its format is ``form`` (csv, jsonl.gz ...), else told
@@ -59,15 +62,33 @@ def rows_of(
     form, compressed = format_of(path if form is None else Path(f"stream.{form}"))
     if form == "parquet":
         return parquet_rows(stream, path)
-    lines = LineReader(cast(BinaryIO, gzip.GzipFile(fileobj=stream)) if compressed else stream, path)
+    packed = cast(BinaryIO, gzip.GzipFile(fileobj=stream)) if compressed else stream
+    _refuse_foreign_head(packed, path)
+    encoding = detect_encoding(packed, dialect.encoding)
+    lines = LineReader(packed, path, encoding)
     if form in ("jsonl", "ndjson"):
         rows = json_rows(lines, sample=sample)
     elif form == "txt":
         rows = _text_rows(lines)
     else:
         delimiter = "," if form == "csv" else "\t"
-        rows = delimited_rows(lines, delimiter, header=header, sample=sample, orange=form == "tab")
-    return replace(rows, rows=_to_the_end(rows, lines))
+        rows = delimited_rows(lines, delimiter, dialect, sample=sample, orange=form == "tab")
+    read_as = rows.head.dialect or Dialect(encoding=encoding.name)
+    head = replace(rows.head, dialect=read_as, notes=(*filter(None, [encoding.evidence]), *rows.head.notes))
+    return replace(rows, head=head, rows=_to_the_end(rows, lines))
+
+
+def _refuse_foreign_head(stream: BinaryIO, path: Path) -> None:
+    """Raise UserError if the stream, left where it was, begins like another kind of file than text."""
+    if not stream.seekable():
+        return  # the first line is looked at, too
+    start = stream.tell()
+    try:
+        refuse_foreign(stream.read(16), path)
+    except (OSError, EOFError, zlib.error):  # damaged; whoever reads the rows reports it
+        pass
+    finally:
+        stream.seek(start)
 
 
 def format_of(path: Path) -> tuple[str, bool]:

@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from newsdesk.errors import UserError
+
+if TYPE_CHECKING:
+    from newsdesk.data.dialect import Dialect
 
 Cell: TypeAlias = object
 """A value as the file gives it: str from text formats, any JSON value from jsonl and parquet."""
@@ -114,6 +117,8 @@ class Table:
         has_header: whether the file itself names its columns.
         class_column: the column that the file itself declares to be the class (Orange's .tab), if any.
         class_names: class names in id order that the file declares (the Hub's parquet), by column.
+        dialect: how a text file is written; None for others.
+        notes: what else there is to know of how it was read, for people.
     """
 
     path: Path
@@ -123,6 +128,13 @@ class Table:
     has_header: bool
     class_column: str | None = None
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    dialect: Dialect | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def read_as(self) -> str:
+        """How the file was read, for people: ``encoding utf-8, delimiter ',', quote ", with a header``."""
+        return "; ".join(filter(None, ("" if self.dialect is None else self.dialect.describe(), *self.notes)))
 
     def __len__(self) -> int:
         """The number of rows."""

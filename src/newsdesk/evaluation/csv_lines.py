@@ -7,7 +7,12 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from newsdesk.data.dialect import Dialect
+
 PROBABILITY_DIGITS = 6
+
+WRITTEN = Dialect(header=True, delimiter=",", quote='"', encoding="utf-8")
+"""How ``delimited_lines`` writes a table with a header: what newsdesk wrote itself is not guessed at."""
 
 
 def delimited_lines(rows: Iterable[Sequence[object]], delimiter: str = ",") -> Iterator[bytes]:

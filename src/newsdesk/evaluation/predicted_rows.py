@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from newsdesk.data.readers import read_table
 from newsdesk.data.table import Cell
 from newsdesk.errors import UserError
-from newsdesk.evaluation.csv_lines import PROBABILITY_DIGITS, probability_column
+from newsdesk.evaluation.csv_lines import PROBABILITY_DIGITS, WRITTEN, probability_column
 from newsdesk.evaluation.evaluate import predictions_path, read_metrics
 
 SMALLEST_WRITTEN = 0.5 * 10**-PROBABILITY_DIGITS
@@ -76,7 +76,7 @@ def read_predicted_rows(path: str | Path, split: str) -> PredictedRows:
 
 
 def _read(file: Path, name: str, facts: Mapping[str, Any]) -> PredictedRows:
-    table = read_table(file, header=True)
+    table = read_table(file, WRITTEN)
     missing = {"row", "true_label", "predicted_label"} - set(table.columns)
     if missing:
         raise _unusable(file, f"no column {', '.join(sorted(missing))}")

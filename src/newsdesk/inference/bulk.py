@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, TypeAlias
 
 from newsdesk import __version__
+from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.stream import open_rows, rows_of
 from newsdesk.data.table import RowStream
 from newsdesk.errors import UserError
@@ -76,7 +77,7 @@ def predict_file(
     format: Format | None = None,
     text: Sequence[str] | None = None,
     template: str | None = None,
-    header: bool | None = None,
+    dialect: Dialect = DETECTED,
     top_k: int = 1,
     all_probabilities: bool = False,
     abstain: float | None = None,
@@ -101,7 +102,7 @@ def predict_file(
         format: csv, tsv, jsonl, parquet or submission; None: by the file's ending, a stream gets csv.
         text: columns that make the text; None: as the run was trained, else those with usual names.
         template: how columns make one text; None: likewise.
-        header: whether csv files have a header; None: detected.
+        dialect: how the input is written, and whether it has a header; by default detected.
         top_k: how many classes to name.
         all_probabilities: append a column for each class.
         abstain, confidence, sets, off_topic: what is promised, as for ``TextClassifier.predict``.
@@ -120,9 +121,10 @@ def predict_file(
         )
     rule = predictor.decision_rule(abstain=abstain, confidence=confidence, sets=sets, off_topic=off_topic)
     job = _Job(
-        predictor, format or "csv", text, template, header, top_k, all_probabilities, rule, strict, observe
+        predictor, format or "csv", text, template, dialect, top_k, all_probabilities, rule, strict, observe
     )
-    with _opened(source, header) as stream:
+    dialect = dialect.asking(text or predictor.layout.text_columns, template=template)
+    with _opened(source, dialect) as stream:
         if direct:
             return _into_stream(job, stream, destination, rejects)
         assert isinstance(destination, Path)
@@ -135,7 +137,7 @@ class _Job:
     format: Format
     text: Sequence[str] | None
     template: str | None
-    header: bool | None
+    dialect: Dialect
     top_k: int
     all_probabilities: bool
     rule: DecisionRule | None
@@ -162,7 +164,7 @@ class _Job:
             "format": self.format,
             "text": self.text,
             "template": self.template,
-            "header": self.header,
+            "dialect": self.dialect.to_dict(),
             "top_k": self.top_k,
             "all_probabilities": self.all_probabilities,
             "rule": None if self.rule is None else asdict(self.rule),
@@ -181,12 +183,12 @@ class _Output(Protocol):
 
 
 @contextmanager
-def _opened(source: Path | BinaryIO, header: bool | None) -> Iterator[RowStream]:
+def _opened(source: Path | BinaryIO, dialect: Dialect) -> Iterator[RowStream]:
     if isinstance(source, Path):
-        with open_rows(source, header=header) as stream:
+        with open_rows(source, dialect) as stream:
             yield stream
     else:
-        yield rows_of(source, Path("standard input"), form="txt")
+        yield rows_of(source, Path("standard input"), dialect, form="txt")
 
 
 def _into_file(

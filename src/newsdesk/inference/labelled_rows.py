@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.examples import Examples, joined
 from newsdesk.data.known_texts import KnownTexts
-from newsdesk.data.layout import to_examples
+from newsdesk.data.layout import column_named, to_examples
 from newsdesk.errors import UserError
 from newsdesk.inference.artefact import ArtefactFolder
 from newsdesk.training.run_folder import RunFolder
@@ -25,7 +26,7 @@ def evaluation_rows(
     text: Sequence[str] | None = None,
     label: str | None = None,
     template: str | None = None,
-    header: bool | None = None,
+    dialect: Dialect = DETECTED,
     progress: Progress | None = None,
 ) -> Examples:
     """The rows of a named data set, folder or file, with the run's text layout and class ids.
@@ -37,13 +38,16 @@ def evaluation_rows(
     from newsdesk.config import load_recipe
     from newsdesk.data.load import load_split
 
-    table = load_split(data, split, header=header, progress=progress).table
-    layout = run.labels.layout.for_table(table, text=text, template=template)
     trained_on = load_recipe(str(run.recipe)).recipe.data.label if isinstance(run, RunFolder) else None
+    dialect = dialect.asking(text or run.labels.layout.text_columns, label or trained_on, template)
+    table = load_split(data, split, dialect=dialect, progress=progress).table
+    layout = run.labels.layout.for_table(table, text=text, template=template)
+    if label is None and trained_on is not None:
+        label = column_named(table, trained_on)
     return to_examples(
         table,
         text=layout.text_columns,
-        label=label or (trained_on if trained_on in table.columns else None),
+        label=label,
         template=layout.template,
         normaliser=layout.normaliser,
         label_names=run.labels.names,

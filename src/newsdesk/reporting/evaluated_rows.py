@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.data.readers import read_table
-from newsdesk.evaluation.csv_lines import probability_column
+from newsdesk.evaluation.csv_lines import WRITTEN, probability_column
 from newsdesk.evaluation.evaluate import predictions_path
 from newsdesk.evaluation.predicted_rows import read_predicted_rows
 from newsdesk.files import damaged
@@ -50,7 +50,7 @@ def read_evaluated_rows(folder: Path, split: str, metrics: Metrics) -> Evaluated
     """
     rows = read_predicted_rows(folder, split)
     path = predictions_path(folder, split)
-    table = read_table(path, header=True)
+    table = read_table(path, WRITTEN)
     ids = {name: number for number, name in enumerate(metrics.label_names)}
     try:
         columns = [table.columns.index(probability_column(name)) for name in metrics.label_names]

@@ -14,7 +14,7 @@ import numpy as np
 from newsdesk.config import DataSection, Recipe, ResolvedRecipe, TrainingSection
 from newsdesk.data.datasets import DATA_SETS, DataSet
 from newsdesk.data.examples import Examples
-from newsdesk.data.load import load_split, load_training_data
+from newsdesk.data.load import dialect_of, load_split, load_training_data
 from newsdesk.model.catalog import BASE_MODELS, resolve_config
 from newsdesk.model.classifier import outline_classifier
 from newsdesk.model.parameters import ParameterGroup, parameter_table
@@ -182,7 +182,7 @@ def _catalogue_rows(data: DataSection, known: DataSet) -> RowCounts:
     """What is known of a data set that was never fetched, split as it would be."""
     train = known.rows[0]
     if data.validation is not None:
-        validation = len(load_split(data.validation, "test", header=data.header, offline=True).table)
+        validation = len(load_split(data.validation, "test", dialect=dialect_of(data), offline=True).table)
     else:
         validation = round(data.validation_share * train)
         train -= validation

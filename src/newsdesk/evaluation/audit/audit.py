@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.errors import UserError, missing_package
 from newsdesk.evaluation.audit.audited_data import AuditedData, load_audited
 from newsdesk.evaluation.audit.changes import Changes, Kind, decide, label_cells, read_decisions
@@ -55,7 +56,7 @@ def audit(
     label: str | None = None,
     template: str | None = None,
     normaliser: str = "none",
-    header: bool | None = None,
+    dialect: Dialect = DETECTED,
     command: str | None = None,
     count: _Count | None = None,
     start: _Count = lambda _rows: None,
@@ -75,7 +76,7 @@ def audit(
         apply: where to write a cleaned copy of the data, in its own format; None: nowhere.
         decisions: a filled copy of label-errors.csv that says what becomes of the suspects.
         drop: kinds of findings whose rows the cleaned copy leaves out unseen.
-        text, label, template, normaliser, header: how rows become texts and classes, as in training.
+        text, label, template, normaliser, dialect: how rows become texts and classes, as in training.
         command: what was typed, for audit.json.
         count, start, progress: called with rows embedded, before that with all, and while things are fetched.
 
@@ -87,7 +88,7 @@ def audit(
         "label": label,
         "template": template,
         "normaliser": normaliser,
-        "header": header,
+        "dialect": dialect,
     }
     rows = load_audited(data, split=split, test=test, progress=progress, **layout)
     target = None if apply is None else Path(apply)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from newsdesk.data.datasets import DATA_SETS, folder_files
+from newsdesk.data.dialect import Dialect
 from newsdesk.data.examples import Examples
 from newsdesk.data.layout import TextLayout, label_column, labels_with_faults, text_layout, to_examples
 from newsdesk.data.load import load_split, require_two_classes
@@ -60,14 +61,15 @@ def load_audited(
     label: str | None,
     template: str | None,
     normaliser: str,
-    header: bool | None,
+    dialect: Dialect,
     progress: Progress | None,
 ) -> AuditedData:
     """Read and lay out the rows that the flags of an audit name; they mean what they mean to ``audit``.
 
     Raises UserError for anything that keeps the rows from being read, and unless two classes have rows.
     """
-    found = load_split(data, split, header=header, progress=progress)
+    dialect = dialect.asking(text, label, template)
+    found = load_split(data, split, dialect=dialect, progress=progress)
     layout = text_layout(found.table, text=text, label=label, template=template, normaliser=normaliser)
     examples = to_examples(
         found.table,
@@ -81,7 +83,7 @@ def load_audited(
     require_two_classes(examples)
     column = label_column(found.table, label, layout.text_columns)
     assert column is not None  # or the rows had no labels
-    other = _other_split(data, split, test, header, progress)
+    other = _other_split(data, split, test, dialect, progress)
     if other is not None and other.path.samefile(found.table.path):
         raise UserError(
             "the audited rows and those they are compared with are the same file",
@@ -92,7 +94,7 @@ def load_audited(
 
 
 def _other_split(
-    data: str, split: str, test: str | None, header: bool | None, progress: Progress | None
+    data: str, split: str, test: str | None, dialect: Dialect, progress: Progress | None
 ) -> Table | None:
     """The table that ``--test`` names; without it the other split of the data, where it has one."""
     folder = Path(data).expanduser()
@@ -102,4 +104,4 @@ def _other_split(
     if test is None:
         return None
     source = data if test in _SPLITS and not Path(test).exists() else test
-    return load_split(source, test if source == data else "test", header=header, progress=progress).table
+    return load_split(source, test if source == data else "test", dialect=dialect, progress=progress).table

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from newsdesk.data.dialect import Dialect
 from newsdesk.data.readers import read_table
 from newsdesk.data.table import Cell, Table
 from newsdesk.errors import UserError
@@ -85,7 +86,7 @@ def read_decisions(path: Path, report: AuditReport) -> Changes:
     Rows without a decision stay as they are. Raises UserError, by line, for a decision that is none of these,
     a label that the data does not have, and rows that are not suspects of this audit.
     """
-    table = read_table(path, header=True)
+    table = read_table(path, Dialect(header=True))
     missing = {"row", "line", "given", DECISION} - set(table.columns)
     if missing:
         raise UserError(

@@ -1,0 +1,274 @@
+"""Dialects: how a text file writes its rows down, as flags and recipes state it or as a sample tells it."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from newsdesk.data.table import LABEL_COLUMNS, TEXT_COLUMNS, canonical
+from newsdesk.errors import UserError
+
+DELIMITERS = (",", ";", "\t", "|")
+QUOTES = ('"', "'")
+NO_QUOTE = "none"
+"""The quote of files in which a quotation mark is a character like any other."""
+
+_NAMED = {"tab": "\t", r"\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " "}
+_SHOWN = {"\t": "tab"}
+_GOOD_ENOUGH = 0.5  # the score from which another delimiter than the usual one is believed
+_SWALLOWED = 20  # lines after which a quote that does not close is a character of the text
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a text file writes its rows down. What is None is detected.
+
+    Attributes:
+        header: whether the first row names the columns.
+        delimiter: the character between two cells.
+        quote: the character around cells that hold a delimiter or a line break; ``none``: there is no such.
+        encoding: the name of the character encoding, as Python knows it.
+        columns: names that the caller will ask for: a first line that holds one of them is a header.
+    """
+
+    header: bool | None = None
+    delimiter: str | None = None
+    quote: str | None = None
+    encoding: str | None = None
+    columns: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Take names for characters (``tab``). Raises UserError for what cannot separate, quote or encode."""
+        if self.delimiter is not None:
+            named = _NAMED.get(self.delimiter.casefold(), self.delimiter)
+            if len(named) != 1 or named in "\r\n\0":
+                raise _cannot("--delimiter", self.delimiter, "one character, or tab", "';'")
+            object.__setattr__(self, "delimiter", named)
+        if self.quote is not None:
+            quote = self.quote or NO_QUOTE
+            if quote.casefold() != NO_QUOTE and (len(quote) != 1 or quote in "\r\n\0 "):
+                raise _cannot("--quote", self.quote, "one character, or none", '"\'"')
+            if quote == self.delimiter:
+                raise _cannot("--quote", self.quote, "another character than the delimiter", '"\'"')
+            object.__setattr__(self, "quote", quote.casefold() if len(quote) > 1 else quote)
+        if self.encoding is not None:
+            object.__setattr__(self, "encoding", _known_encoding(self.encoding))
+
+    def asking(
+        self, text: Iterable[str] | None = None, label: str | None = None, template: str | None = None
+    ) -> Dialect:
+        """The same, and the columns of this layout are looked for in the first line, too."""
+        try:
+            fields = [name for _, name, _, _ in string.Formatter().parse(template or "")]
+        except ValueError:  # whoever makes texts by it says so
+            fields = []
+        names = filter(None, (*self.columns, *(text or ()), label, *fields))
+        return replace(self, columns=tuple(dict.fromkeys(names)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a flag or a recipe says, by name: ``header``, ``delimiter``, ``quote`` and ``encoding``."""
+        return {name: value for name, value in asdict(self).items() if name != "columns"}
+
+    def describe(self) -> str:
+        """What is known of it, for people: ``encoding cp1252, delimiter ';', quote ", with a header``."""
+        said = []
+        if self.encoding is not None:
+            said.append(f"encoding {self.encoding}")
+        if self.delimiter is not None:
+            said.append(f"delimiter {shown_character(self.delimiter)}")
+        if self.quote is not None:
+            said.append(f"quote {self.quote}")
+        if self.header is not None:
+            said.append("with a header" if self.header else "no header")
+        return ", ".join(said)
+
+    def reader(self, lines: Iterable[str]) -> Iterator[list[str]]:
+        """A strict csv.reader of these lines; delimiter and quote must be known."""
+        assert self.delimiter is not None
+        assert self.quote is not None
+        if self.quote == NO_QUOTE:
+            return csv.reader(lines, delimiter=self.delimiter, quoting=csv.QUOTE_NONE, strict=True)
+        return csv.reader(lines, delimiter=self.delimiter, quotechar=self.quote, strict=True)
+
+
+DETECTED = Dialect()
+"""Nothing is stated of how a file is written: all of it is detected."""
+
+
+def shown_character(character: str) -> str:
+    """A delimiter as a message and a flag name it: ``tab``, ``';'``."""
+    return _SHOWN.get(character, repr(character))
+
+
+def detect(lines: Sequence[str], given: Dialect, usual: str) -> Dialect:
+    """Delimiter and quote of a sample of lines; what ``given`` states stays as it is.
+
+    Every pair of delimiter and quote is tried. A pair scores by the share of rows that have as many cells as
+    most, the first row among them; by how many columns look like columns (numbers, values that recur, known
+    names above them), as in van den Burg et al. (2019), "Wrangling messy CSV files by detecting row and type
+    patterns"; and it loses where its delimiters are followed by spaces, as in prose. ``usual`` is the
+    delimiter that the file's name tells, which stays unless another one is clearly better.
+    """
+    delimiters = DELIMITERS if given.delimiter is None else (given.delimiter,)
+    tried = [_best_quote(lines, given, delimiter, usual) for delimiter in delimiters]
+    best = max(tried, key=lambda trial: trial.score)
+    if best.score < _GOOD_ENOUGH:
+        best = next((trial for trial in tried if trial.dialect.delimiter == usual), tried[0])
+    return best.dialect
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What reading the sample in one dialect gave: rows as cells, and lines that broke off."""
+
+    dialect: Dialect
+    rows: list[list[str]]
+    broken: int
+    score: float
+
+    @property
+    def consistency(self) -> float:
+        """Share of the rows that are as wide as most."""
+        return sum(map(_fits(self.rows), self.rows)) / max(1, len(self.rows) + self.broken)
+
+
+def _best_quote(lines: Sequence[str], given: Dialect, delimiter: str, usual: str) -> _Trial:
+    """The quote that suits a delimiter; another than the double one has to be seen at work."""
+    if given.quote is not None:
+        return _trial(lines, replace(given, delimiter=delimiter), usual)
+    double, single = (
+        _trial(lines, replace(given, delimiter=delimiter, quote=quote), usual) for quote in QUOTES
+    )
+    gained = sum(map(_fits(single.rows), single.rows)) - sum(map(_fits(double.rows), double.rows))
+    if not single.broken and len(single.rows) > 1 and _fits(single.rows)(single.rows[0]):
+        if gained >= 0 and _has_enclosed_column(double.rows, "'"):
+            return single
+        opened = sum(line.startswith("'") or f"{delimiter}'" in line for line in lines)
+        if 2 * opened >= gained > max(1, 0.02 * len(single.rows)):
+            return single
+    if double.broken and delimiter == "\t" and not any(line.count('"') > 1 for line in lines):
+        return _trial(lines, replace(given, delimiter=delimiter, quote=NO_QUOTE), usual)
+    return double
+
+
+def _trial(lines: Sequence[str], dialect: Dialect, usual: str) -> _Trial:
+    rows, broken = _read(lines, dialect)
+    trial = _Trial(dialect, rows, broken, 0.0)
+    width = width_of(rows)
+    if width < 2 or not rows:
+        return trial
+    score = trial.consistency if _fits(rows)(rows[0]) else 0.25 * trial.consistency
+    behind = [cell for row in rows for cell in row[1:] if cell]
+    prose = sum(cell[0] == " " for cell in behind) / max(1, len(behind))
+    is_usual = dialect.delimiter == usual
+    score *= 1 - (0.5 if is_usual else 0.9) * prose
+    columns = list(zip(*(row[:width] for row in rows[1:] if len(row) >= width), strict=True))
+    score += 0.4 * sum(map(_looks_like_a_column, columns)) / width
+    first = {canonical(cell) for cell in rows[0]}
+    if first & {canonical(name) for name in dialect.columns if not name.isdigit()}:
+        score += 1.0
+    elif first & (LABEL_COLUMNS | TEXT_COLUMNS):
+        score += 0.5
+    return replace(trial, score=score + 0.02 * min(width, 6) + (0.1 if is_usual else 0.0))
+
+
+def _read(lines: Sequence[str], dialect: Dialect) -> tuple[list[list[str]], int]:
+    """The rows of a sample that are not blank, and how many lines began one that cannot be read."""
+    rows: list[list[str]] = []
+    broken = position = 0
+    while position < len(lines):
+        taken = 0
+
+        def feed(start: int = position) -> Iterator[str]:
+            nonlocal taken
+            for line in lines[start : start + _SWALLOWED]:
+                taken += 1
+                yield line
+
+        try:
+            row = next(dialect.reader(feed()))
+        except (csv.Error, StopIteration):
+            if position + taken < len(lines) or taken == 1:  # else the sample may end within the row
+                broken += 1
+            position += 1
+            continue
+        position += taken
+        if any(cell.strip() for cell in row):
+            rows.append(row)
+    return rows, broken
+
+
+def width_of(rows: Collection[Sequence[str]]) -> int:
+    """How many cells a row of these has: as the first one, unless its last cells are empty or the rows' are.
+
+    A header may end in empty cells that the rows do not have, and rows in some that the header does not have.
+    """
+    if not rows:
+        return 0
+    widths = Counter(map(len, rows))
+    first = next(iter(rows))
+    most = max(widths, key=lambda width: (widths[width], width == len(first)))
+    named = max((position for position, cell in enumerate(first, start=1) if cell.strip()), default=0)
+    return most if named <= most < len(first) else len(first)
+
+
+def _fits(rows: Sequence[Sequence[str]]) -> Callable[[Sequence[str]], bool]:
+    """Whether a row has the width that most have, empty cells behind it aside."""
+    widths = Counter(map(len, rows))
+    first = len(rows[0]) if rows else 0
+    most = max(widths, key=lambda width: (widths[width], width == first), default=0)
+    return lambda row: len(row) == most or (len(row) > most and not any(map(str.strip, row[most:])))
+
+
+def _looks_like_a_column(cells: Sequence[str]) -> bool:
+    """Whether the cells are all numbers, or few short values that recur."""
+    filled = [cell.strip() for cell in cells if cell.strip()]
+    return bool(filled) and (all(map(is_number, filled)) or looks_like_labels(filled))
+
+
+def looks_like_labels(cells: Sequence[str]) -> bool:
+    """Whether the cells are few distinct short values, as classes are: each stands there twice or more."""
+    values = {cell.strip() for cell in cells}
+    return 2 * len(values) <= len(cells) and all(0 < len(value) <= 60 for value in values)
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell holds a number, with a point or a comma for its decimals."""
+    text = cell.strip().replace(",", ".", 1).lstrip("+-")
+    return text.replace(".", "", 1).isdigit() and text.isascii()
+
+
+def _has_enclosed_column(rows: Sequence[Sequence[str]], quote: str) -> bool:
+    """Whether there is a column whose cells all (but one in ten) begin and end with the quote."""
+    width = min(map(len, rows), default=0)
+    for column in range(width):
+        cells = [row[column].strip() for row in rows[1:] if row[column].strip()]
+        enclosed = sum(len(cell) > 1 and cell[0] == cell[-1] == quote for cell in cells)
+        if cells and enclosed >= 0.9 * len(cells):
+            return True
+    return False
+
+
+def same_name(first: str, second: str) -> bool:
+    """Whether two column names are one but for Unicode's two ways to write an accent, and spaces around."""
+    return unicodedata.normalize("NFC", first).strip() == unicodedata.normalize("NFC", second).strip()
+
+
+def _known_encoding(name: str) -> str:
+    try:
+        codec = codecs.lookup(name)
+    except LookupError:
+        codec = None
+    if codec is None or not codec._is_text_encoding:
+        raise _cannot("--encoding", name, "the name of a text encoding", "cp1252")
+    return codec.name
+
+
+def _cannot(flag: str, given: str, wanted: str, example: str) -> UserError:
+    return UserError(f"{flag} takes {wanted}", found=repr(given), fix=f"for example {flag} {example}")

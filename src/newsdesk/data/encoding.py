@@ -1,0 +1,226 @@
+"""Character encodings: told from a file's bytes where nobody states them, and read as UTF-8."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import zipfile
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO, cast
+
+UTF8 = "utf-8"
+LONGEST_LINE = 1 << 26
+"""Bytes of a line; what is longer is no text, and would not be held in memory."""
+
+_CHUNK = 1 << 16
+_SCANNED_BYTES = 1 << 26
+"""Bytes in which lines that are not ASCII are looked for."""
+
+_LINES_THAT_DECIDE = 1000
+_LEAST_SHARE = 0.001  # of all lines; fewer that are not UTF-8 are faults, not another encoding
+_SAMPLE_BYTES = 1 << 16
+_BOMS = (
+    (codecs.BOM_UTF8, UTF8),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+# fmt: off
+_CANDIDATES = [
+    "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "iso8859_2", "iso8859_9",
+    "koi8_r", "gb18030", "big5", "cp932", "euc_jp", "cp949", "mac_roman", "cp437", "cp850",
+]
+# fmt: on
+_TURKISH = (b"\xfd", b"\xfe", b"\xf0", b"\xdd", b"\xde", b"\xd0")  # dotless i, s and g, else y, thorn and eth
+_ICELANDIC_VOWELS = (b"\xe1", b"\xed", b"\xfa", b"\xe6")
+_MARK = "\udcff"  # stands for bytes that the encoding does not have; encoded, it is no UTF-8
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """An encoding and what decided for it.
+
+    Attributes:
+        name: as Python knows it.
+        evidence: what decided, for people, with the lines; empty for UTF-8 without a doubt.
+        carriage_returns: whether lines end in carriage returns alone, as old Macintosh programs write them.
+    """
+
+    name: str = UTF8
+    evidence: str = ""
+    carriage_returns: bool = False
+
+
+def detect_encoding(stream: BinaryIO, given: str | None = None) -> Encoding:
+    """The encoding of a binary stream, which is left where it was; ``given`` is believed.
+
+    A byte-order mark decides; without one, what is valid UTF-8 is UTF-8. Only where nearly all lines that
+    are not ASCII are no UTF-8 either, and there are several, is it another encoding, guessed from these
+    lines by charset-normalizer. A few such lines among many are faults of a UTF-8 file. Of a stream that
+    cannot seek only the mark is read.
+    """
+    if not stream.seekable():
+        head = stream.peek(4)[:4] if isinstance(stream, io.BufferedReader) else b""
+        return Encoding(given or _marked(head) or UTF8)
+    start = stream.tell()
+    try:
+        head = stream.read(_CHUNK)
+        stream.seek(start)
+        name = given or _marked(head) or _utf16_without_mark(head)
+        text = head.decode(name or "latin-1", errors="ignore")
+        macintosh = "\r" in text.rstrip("\r") and "\n" not in text
+        if name is not None:
+            stated = given is not None or name == UTF8
+            return Encoding(name, "" if stated else "by its first bytes", macintosh)
+        lines = as_utf8(stream, Encoding(carriage_returns=True)) if macintosh else stream
+        return replace(_by_lines(lines), carriage_returns=macintosh)
+    except (EOFError, zlib.error, OSError, zipfile.BadZipFile):  # whoever reads the rows reports the damage
+        return Encoding(given or UTF8)
+    finally:
+        stream.seek(start)
+
+
+def encoding_of_texts(texts: Iterable[bytes]) -> Encoding:
+    """As ``detect_encoding``, of texts in files of their own; numbers in the evidence are the files'."""
+    evidence = _Evidence()
+    for number, text in enumerate(texts, start=1):
+        evidence.take(number, text)
+    return evidence.verdict("files")
+
+
+def as_utf8(stream: BinaryIO, encoding: Encoding) -> BinaryIO:
+    """The stream's text in UTF-8, with line feeds. Bytes that the encoding does not have are no UTF-8."""
+    if encoding.name == UTF8 and not encoding.carriage_returns:
+        return stream
+    return cast(BinaryIO, io.BufferedReader(_Transcoded(stream, encoding), _CHUNK))
+
+
+def _marked(head: bytes) -> str | None:
+    return next((name for mark, name in _BOMS if head.startswith(mark)), None)
+
+
+def _utf16_without_mark(head: bytes) -> str | None:
+    """UTF-16 of mostly Latin text has a NUL in every other byte."""
+    pairs = len(head) // 2
+    for name, zeros in (("utf-16-le", head[1::2].count(0)), ("utf-16-be", head[0::2].count(0))):
+        if pairs > 3 and zeros > 0.6 * pairs and head.count(0) < 1.2 * zeros:
+            return name
+    return None
+
+
+def _by_lines(stream: BinaryIO) -> Encoding:
+    evidence, scanned, number = _Evidence(), 0, 0
+    while scanned < _SCANNED_BYTES and evidence.count < _LINES_THAT_DECIDE:
+        line = stream.readline(LONGEST_LINE)
+        if not line:
+            break
+        number += 1
+        scanned += len(line)
+        evidence.take(number, line)
+    return evidence.verdict()
+
+
+class _Evidence:
+    """Lines that are not ASCII: how many are UTF-8, and those that are not."""
+
+    def __init__(self) -> None:
+        self.lines = self._valid = self._invalid = 0
+        self._places: list[int] = []
+        self._sample = b""
+
+    @property
+    def count(self) -> int:
+        return self._valid + self._invalid
+
+    def take(self, number: int, line: bytes) -> None:
+        self.lines = number
+        if line.isascii():
+            return
+        try:
+            line.decode()
+            self._valid += 1
+        except UnicodeDecodeError:
+            self._invalid += 1
+            self._places.append(number)
+            if len(self._sample) < _SAMPLE_BYTES:
+                self._sample += line[:_SAMPLE_BYTES]
+
+    def verdict(self, what: str = "lines") -> Encoding:
+        few = max(2, 20 * self._valid, _LEAST_SHARE * self.lines)
+        if self._invalid < few:
+            return Encoding()
+        name = _guess(self._sample)
+        shown = ", ".join(map(str, self._places[:3])) + (" ..." if len(self._places) > 3 else "")
+        word = next(
+            (word for word in self._sample.decode(name, errors="replace").split() if not word.isascii()), ""
+        )
+        return Encoding(name, f"{what} {shown} are not UTF-8; they read {word!r}")
+
+
+def _guess(sample: bytes) -> str:
+    """The legacy encoding that makes the likeliest text of these bytes, as charset-normalizer ranks them.
+
+    Of several that do equally well, Western European comes first, unless its reading has Icelandic
+    consonants and no Icelandic vowels, which makes it Turkish, or symbols within words that are letters of
+    Central Europe; of the two encodings of those, the one that makes more letters.
+    """
+    from charset_normalizer import from_bytes
+
+    matches = list(from_bytes(sample, cp_isolation=_CANDIDATES, preemptive_behaviour=False))
+    if not matches:
+        return "cp1252"
+    best = matches[0]
+    found = {name: match for match in reversed(matches) for name in match.could_be_from_charset}
+    western = found.get("cp1252")
+    if western is not None and (western.chaos, -western.coherence) <= (best.chaos, 0.05 - best.coherence):
+        if "cp1250" not in found or _symbols_within_words(sample) < 2:
+            turkish = sum(map(sample.count, _TURKISH)) > 2 * sum(map(sample.count, _ICELANDIC_VOWELS))
+            return "cp1254" if turkish else "cp1252"
+    elif best.encoding != "cp1250":
+        return str(best.encoding)
+    central = [name for name in ("cp1250", "iso8859_2") if name in found]
+    return max(central, key=lambda name: sum(map(str.isalpha, sample.decode(name, "ignore"))))
+
+
+def _symbols_within_words(sample: bytes) -> int:
+    """How many characters between two letters are letters as Windows' Central European, else symbols."""
+    western, central = (sample.decode(name, "replace") for name in ("cp1252", "cp1250"))
+    return sum(
+        central[n - 1 : n + 2].isalpha() and not western[n].isalpha() for n in range(1, len(sample) - 1)
+    )
+
+
+def _mark(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return _MARK, error.end
+
+
+codecs.register_error("newsdesk-mark", _mark)
+
+
+class _Transcoded(io.RawIOBase):
+    def __init__(self, stream: BinaryIO, encoding: Encoding) -> None:
+        self._stream = stream
+        plain = encoding.name == UTF8  # whose faulty bytes stay as they are, for messages
+        self._decoder = None if plain else codecs.getincrementaldecoder(encoding.name)("newsdesk-mark")
+        self._carriage_returns = encoding.carriage_returns
+        self._ready = b""
+        self._ended = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready and not self._ended:
+            chunk = self._stream.read(_CHUNK)
+            self._ended = not chunk
+            if self._decoder is not None:
+                chunk = self._decoder.decode(chunk, final=not chunk).encode(UTF8, "surrogatepass")
+            self._ready = chunk.replace(b"\r", b"\n") if self._carriage_returns else chunk
+        taken = self._ready[: len(buffer)]
+        buffer[: len(taken)] = taken
+        self._ready = self._ready[len(taken) :]
+        return len(taken)
