@@ -20,6 +20,7 @@ from newsdesk.calibration import (
     read_held_out_rows,
     softmax,
     store_calibration,
+    store_distances,
 )
 from newsdesk.errors import UserError
 
@@ -94,6 +95,21 @@ def test_what_is_kept_is_read_back(tmp_path):
     assert np.array_equal(read.logits, rows.logits)
     assert np.array_equal(read.labels, rows.labels)
     assert (read.sha256, read.logits.dtype, read.labels.dtype) == ("abc", np.float32, np.int64)
+
+
+def test_distances_are_kept_beside_the_rows_that_they_belong_to(tmp_path):
+    store_distances(tmp_path, np.zeros(3, np.float32))
+    assert read_held_out_rows(tmp_path) is None  # nothing was calibrated here
+    rows = held_out()
+    store_calibration(tmp_path, rows, "here")
+    assert read_held_out_rows(tmp_path).distances is None
+    distances = np.arange(len(rows.labels), dtype=np.float32)
+    store_distances(tmp_path, distances)
+    read = read_held_out_rows(tmp_path)
+    assert np.array_equal(read.distances, distances)
+    assert np.array_equal(read.logits, rows.logits)
+    with pytest.raises(ValueError, match="distances of shape"):
+        store_distances(tmp_path, distances[:-1])
 
 
 def test_a_folder_without_one_has_none(tmp_path):

@@ -129,12 +129,13 @@ def test_a_classifier_s_score_comes_from_a_sample_of_its_rows_some_of_them_cut_s
     held_out = [generator.integers(1, 50, length) for length in generator.integers(12, 40, 300)]
     found = off_topic_score(features_of, train, np.arange(5000) % 2, held_out)
     assert found is not None
+    found, distances = found
     assert [len(sequences) for sequences in asked] == [3000, 300]
     assert min(len(sequence) for sequence in asked[0][:2000]) == 12
     assert min(len(sequence) for sequence in asked[0][2000:]) == 5
     assert found.facts == {"fitted_rows": "3000", "held_out_rows": "300"}
     np.testing.assert_array_equal(
-        found.reference,
-        np.sort(found.distances(features_of(held_out), np.array([len(row) for row in held_out]))),
+        distances, found.distances(features_of(held_out), np.array([len(row) for row in held_out]))
     )
+    np.testing.assert_array_equal(found.reference, np.sort(distances))
     assert off_topic_score(features_of, train, np.arange(5000) % 2, []) is None

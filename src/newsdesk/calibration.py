@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,13 +28,16 @@ class HeldOutRows:
         logits: float32 of shape (rows, classes), before any temperature.
         labels: int64 class ids of shape (rows,).
         sha256: ``Examples.fingerprint()`` of the rows.
+        distances: float32 of shape (rows,), how far each is from the training topics (`OffTopicScore`); None
+            where there is no such score, or an earlier version kept none.
 
-    Raises ValueError when logits and labels do not line up, or a logit is no finite number.
+    Raises ValueError when logits, labels and distances do not line up, or a logit is no finite number.
     """
 
     logits: NDArray[np.float32]
     labels: NDArray[np.int64]
     sha256: str
+    distances: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be calibrated on."""
@@ -42,6 +45,8 @@ class HeldOutRows:
             raise ValueError(f"logits of shape {self.logits.shape} for labels of shape {self.labels.shape}")
         if not np.isfinite(self.logits).all():
             raise ValueError("logits that are not finite numbers")
+        if self.distances is not None and self.distances.shape != self.labels.shape:
+            raise ValueError(f"distances of shape {self.distances.shape} for {len(self.labels)} rows")
 
 
 @dataclass(frozen=True)
@@ -155,16 +160,32 @@ def store_calibration(folder: Path, rows: HeldOutRows, source: str) -> Calibrati
 
     Whoever calls this seals the folder afterwards.
     """
+    found = calibrate(rows, source)
+    _write_rows(folder, rows)
+    write_json(folder / CALIBRATION, asdict(found))
+    return found
+
+
+def store_distances(folder: Path, distances: NDArray[np.float32]) -> None:
+    """Keep the distances (rows,) of the rows that ``store_calibration`` kept before; nothing without rows.
+
+    Raises ValueError where these are other rows, by their number.
+    """
+    rows = read_held_out_rows(folder)
+    if rows is not None:
+        _write_rows(folder, replace(rows, distances=distances))
+
+
+def _write_rows(folder: Path, rows: HeldOutRows) -> None:
     from safetensors.numpy import save
 
-    found = calibrate(rows, source)
     tensors: dict[str, NDArray[Any]] = {
         "logits": np.ascontiguousarray(rows.logits, dtype=np.float32),
         "labels": np.ascontiguousarray(rows.labels, dtype=np.int64),
     }
+    if rows.distances is not None:
+        tensors["distances"] = np.ascontiguousarray(rows.distances, dtype=np.float32)
     write_bytes(folder / CALIBRATION_ROWS, save(tensors, metadata={"sha256": rows.sha256}))
-    write_json(folder / CALIBRATION, asdict(found))
-    return found
 
 
 def read_calibration(folder: Path) -> Calibration | None:
@@ -191,7 +212,8 @@ def read_held_out_rows(folder: Path) -> HeldOutRows | None:
     try:
         with safe_open(path, framework="np") as file:
             sha256 = (file.metadata() or {})["sha256"]
-            return HeldOutRows(file.get_tensor("logits"), file.get_tensor("labels"), sha256)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return HeldOutRows(tensors["logits"], tensors["labels"], sha256, tensors.get("distances"))
     except (SafetensorError, KeyError, ValueError) as error:
         raise damaged(path, str(error), fix=_FIX) from None
 

@@ -20,7 +20,7 @@ from newsdesk.files import damaged, write_bytes
 
 OFF_TOPIC = "off_topic.safetensors"
 MOST_ROWS = 2000
-"""Training rows that a score is fitted on, and held-out rows that it is compared with."""
+"""Training rows that a score is fitted on."""
 
 SHORTEST_CUT = 4  # tokens kept of a text that is cut, its closing one not counted
 
@@ -77,9 +77,23 @@ class OffTopicScore:
         A conformal p-value (Vovk et al., 2005; Bates et al., 2023): of texts like the held-out ones, at most
         a share p gets p or less. The smallest is 1 / (held-out rows + 1).
         """
+        return self._p_values(distances, 1)
+
+    def on_topic(self, distances: Values, level: float) -> NDArray[np.bool_]:
+        """Which of the rows that the reference was made of pass the filter of ``level``, (rows,).
+
+        A promise about texts with a p-value above ``level`` needs calibration rows drawn as these texts are.
+        The filter's cutoff is the k-th largest distance of the reference, k = level * (rows + 1) rounded
+        down, so that the row that sets it is an extreme case and no random one: it is left out. The rows
+        nearer than it are, given the cutoff, independent draws of the texts that pass (a property of order
+        statistics). So the comparison counts the row itself, which ``p_values`` of new texts does not.
+        """
+        return np.asarray(self._p_values(distances, 0) > level, dtype=np.bool_)
+
+    def _p_values(self, distances: Values, itself: int) -> Floats:
         rows = len(self.reference)
         at_least = rows - np.searchsorted(self.reference, distances, side="left")
-        return np.asarray((1 + at_least) / (1 + rows), dtype=np.float32)
+        return np.asarray((itself + at_least) / (1 + rows), dtype=np.float32)
 
     def with_reference(self, distances: Values) -> Self:
         """The same score, held against these distances of texts of the run's own, (rows,).
@@ -130,11 +144,12 @@ def off_topic_score(
     train: Sequence[TokenIds],
     labels: NDArray[np.integer],
     held_out: Sequence[TokenIds],
-) -> OffTopicScore | None:
+) -> tuple[OffTopicScore, Floats] | None:
     """A classifier's score from rows it learned from and rows it did not; None where none were held out.
 
-    Up to `MOST_ROWS` of each are taken, and every second training row once more, cut short: so the fit sees
-    how features depend on length where all rows are long.
+    Up to `MOST_ROWS` training rows are taken, and every second once more, cut short: so the fit sees how
+    features depend on length where all rows are long. The distances of all held-out rows, (rows,), are
+    returned beside the score: they are its reference, and promises need to know which row has which.
 
     Args:
         features_of: what computes features (rows, features) of token ids, the classifier itself.
@@ -150,9 +165,8 @@ def off_topic_score(
     sequences = whole + [cut_short(sequence, generator) for sequence in whole[::2]]
     of_class = np.concatenate([labels[rows], labels[rows][::2]])
     fitted = fit_off_topic(features_of(sequences), lengths_of(sequences), of_class)
-    own = [held_out[row] for row in stratified_rows(np.zeros(len(held_out), np.int64), MOST_ROWS)]
-    own_distances = fitted.distances(features_of(own), lengths_of(own))
-    return replace(fitted, facts={"fitted_rows": str(len(sequences))}).with_reference(own_distances)
+    distances = fitted.distances(features_of(held_out), lengths_of(held_out))
+    return replace(fitted, facts={"fitted_rows": str(len(sequences))}).with_reference(distances), distances
 
 
 def lengths_of(sequences: Sequence[TokenIds]) -> NDArray[np.int64]:

@@ -24,7 +24,7 @@ def test_every_prediction_has_its_share_and_foreign_ones_no_label(newsdesk, trai
     assert held["rule"]["off_topic"] == 0.1
     shown = newsdesk("predict", trained, OWN, FOREIGN, *LEVEL)
     assert shown.lines[1].startswith("? off topic ")
-    assert "more foreign than 0.9 of the classifier's own" in shown.err
+    assert "less typical of the training topics than 90 % of the calibration rows" in shown.err
 
 
 def test_python_and_the_command_line_agree(trained):
@@ -71,7 +71,7 @@ def test_an_old_run_predicts_as_it_did_and_calibrate_gives_it_a_score(newsdesk, 
     assert "off_topic" not in prediction
     refused = newsdesk("predict", run, OWN, *LEVEL)
     assert refused.code == 1
-    assert "cannot say how foreign a text is" in refused.err
+    assert "cannot say which texts are off topic" in refused.err
     assert newsdesk("calibrate", run).code == 0
     assert newsdesk("predict", run, FOREIGN, "--json", *LEVEL).json["predictions"][0]["label"] is None
 
@@ -79,4 +79,4 @@ def test_an_old_run_predicts_as_it_did_and_calibrate_gives_it_a_score(newsdesk, 
 def test_a_level_below_what_the_rows_can_tell_is_refused(newsdesk, trained):
     refused = newsdesk("predict", trained, OWN, "--off-topic", "0.001")
     assert refused.code == 1
-    assert "held-out rows to compare with" in refused.err
+    assert "rows to compare with" in refused.err

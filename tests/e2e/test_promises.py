@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import random
+import re
 import shutil
 
 import numpy as np
@@ -89,13 +90,16 @@ def test_calibrating_again_by_its_own_rows_finds_what_training_found(newsdesk, r
     assert after["sha256"] == before["sha256"]
 
 
-def test_rows_too_few_for_the_promise_are_told_with_what_they_can_promise(newsdesk, trained):
-    refused = newsdesk("predict", trained, CLEAR, "--abstain", "0.001")
+def test_rows_too_few_for_the_promise_are_told_with_what_they_can_promise(newsdesk, judged):
+    refused = newsdesk("predict", judged, CLEAR, "--abstain", "0.001")
     assert (refused.code, refused.out) == (1, "")
     assert "no threshold promises an error rate of 0.001 with 0.95 confidence" in refused.err
-    assert "the lowest error rate that they can promise" in refused.err
+    hint = re.search(r"ask for --abstain ([\d.]+) --confidence ([\d.]+)", refused.err)
+    assert hint is not None
+    followed = newsdesk("predict", judged, CLEAR, "--abstain", hint[1], "--confidence", hint[2])
+    assert followed.code == 0, followed.err
     assert "--data FILE" in refused.err
-    assert "would hold every class" in newsdesk("predict", trained, CLEAR, "--sets", "0.9999").err
+    assert "would contain every class" in newsdesk("predict", judged, CLEAR, "--sets", "0.9999").err
 
 
 @pytest.mark.parametrize("engine", ["onnx", "torch"])
@@ -164,6 +168,18 @@ def test_files_leave_unanswered_cells_empty_and_carry_candidates(newsdesk, judge
         assert unsure["label"] is None
         assert len(unsure["candidates"]) >= 2
     assert unsure["reason"].startswith("confidence below")
+
+
+@pytest.mark.parametrize("engine", ["onnx", "torch"])
+def test_beside_off_topic_promises_stand_on_the_rows_on_topic(newsdesk, judged, engine):
+    flags = ["--abstain", "0.05", "--sets", "0.8", "--off-topic", "0.1", "--engine", engine]
+    outcome = newsdesk("predict", judged, CLEAR, DIM, *flags)
+    assert outcome.code == 0, outcome.err
+    rule = newsdesk("predict", judged, CLEAR, DIM, *flags, "--json").json["rule"]
+    assert rule["rows"] == rule["promise"]["rows"]
+    assert 300 < rule["rows"] < 600  # at least the row that sets the cutoff does not count
+    assert f"{rule['rows']:,} calibration rows that are on topic" in outcome.err
+    assert "80 % of texts that are on topic, answered or not" in outcome.err
 
 
 def test_standard_input_is_answered_by_the_same_rule(newsdesk, judged):

@@ -93,13 +93,16 @@ def test_a_surer_promise_answers_less():
     assert shares[0] > shares[-1]
 
 
-def test_the_lowest_promise_is_the_first_that_can_be_given():
+def test_the_lowest_promise_pays_for_the_search():
     score, correct = np.full(300, 0.9), np.full(300, True)
-    lowest = lowest_promise(score, correct)
-    assert lowest == pytest.approx(0.01)  # 0.99 ** 300 = 0.049
-    assert promised_threshold(score, correct, lowest) is not None
-    assert promised_threshold(score, correct, lowest - 0.001) is None
-    assert lowest_promise(score, ~correct) is None
+    found = lowest_promise(score, correct, above=0.001)
+    assert found.confidence == 0.9962  # 1 - 0.05 / 13
+    assert found.error_rate == 0.02  # 0.98 ** 300 = 0.002; 0.985 ** 300 = 0.011 is more than 0.0038
+    assert found == promised_threshold(score, correct, 0.02, 0.9962)
+    assert lowest_promise(score, correct, above=0.02).error_rate == 0.03
+    assert lowest_promise(score, ~correct, above=0.001) is None
+    assert lowest_promise(score, correct, above=0.4) is None
+    assert lowest_promise(score, correct, above=0.001, confidence=0.99999) is None
 
 
 @pytest.mark.parametrize(("rate", "confidence"), [(0, 0.9), (1, 0.9), (0.1, 0), (0.1, 1)])

@@ -22,6 +22,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
 from newsdesk import __version__  # noqa: E402
+from newsdesk.calibration import read_held_out_rows  # noqa: E402
 from newsdesk.config import load_recipe  # noqa: E402
 from newsdesk.data.examples import Examples  # noqa: E402
 from newsdesk.errors import UserError  # noqa: E402
@@ -139,6 +140,8 @@ def test_a_run_knows_its_own_texts_from_foreign_ones(tiny_recipe, topical_csv, t
     score = predictor.off_topic
     assert score is not None
     assert (len(score.reference), score.facts["held_out_rows"]) == (48, "48")
+    kept = read_held_out_rows(predictor.path)
+    np.testing.assert_array_equal(np.sort(kept.distances), score.reference)
     own = [line.partition(",")[2] for line in topical_csv.read_text().splitlines()[1:]]
     foreign = ["qwzx qwzx qwzx qwzx", "7 8 9 7 8 9 7 8"]
     distances = [predictor.outputs(predictor.token_ids(texts))[1] for texts in (own, foreign)]
@@ -299,6 +302,7 @@ def test_a_second_interrupt_breaks_off_and_leaves_an_unfinished_run(tiny_recipe,
 SCRIPT = """
 import sys
 from pathlib import Path
+from newsdesk.calibration import read_held_out_rows  # noqa: E402
 from newsdesk.config import load_recipe
 from newsdesk.training.events import Step
 from newsdesk.training.run import run_training

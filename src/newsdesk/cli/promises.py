@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 _PROMISES = {
-    "abstain": "Leave texts unanswered, so that at most this share of the answered is wrong.",
+    "abstain": "Leave texts unanswered, so that at most this share of the answered ones is wrong.",
     "confidence": "How surely --abstain keeps that, over the draw of the calibration rows; default: 0.95.",
-    "sets": "Name for each text the classes that hold the true one with this probability.",
-    "off_topic": "Leave texts unanswered where at most this share of the run's own looks as foreign.",
+    "sets": "Name candidates for each text, which contain the true class for this share of texts.",
+    "off_topic": "Leave texts unanswered that are less typical of the training topics than all but this share of the calibration rows.",
 }
 
 

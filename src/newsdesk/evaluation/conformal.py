@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import ceil
+from math import ceil, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,16 @@ def set_threshold(probabilities: NDArray[np.floating], labels: NDArray[np.intege
     # The next row's true class is as likely to fall into any of the gaps between those of n rows.
     needed = ceil((len(labels) + 1) * coverage)
     return float(of_true[needed - 1]) if needed <= len(labels) else 0.0
+
+
+def coverage_spread(rows: int, coverage: float) -> float:
+    """By how much the coverage of one draw of so many calibration rows differs from the mean of all draws.
+
+    The standard deviation of the Beta distribution that it has where scores do not tie (Vovk, 2012).
+    """
+    needed = min(rows, ceil((rows + 1) * coverage))
+    mean = needed / (rows + 1)
+    return sqrt(mean * (1 - mean) / (rows + 2))
 
 
 def highest_coverage(rows: int) -> float:

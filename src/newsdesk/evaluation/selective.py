@@ -1,4 +1,4 @@
-"""Answering only where one is sure: what that gains, and thresholds whose error rate can be promised."""
+"""Answering only confident texts: what that gains, and thresholds whose error rate can be promised."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ THRESHOLDS = tuple(1 - 2 ** (-step / 8) for step in range(128, -1, -1))
 
 They stand fixed before any row is seen, as the guarantee demands.
 """
-_LOWEST_RATES = np.arange(1, 500) / 1000
+RATES_SUGGESTED = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4)
+"""Error rates that `lowest_promise` tries. They are fixed, so that trying them can be paid for."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,26 @@ def promised_threshold(
 
 
 def lowest_promise(
-    score: NDArray[np.floating], correct: NDArray[np.bool_], confidence: float = 0.95
-) -> float | None:
-    """The lowest error rate, in steps of 0.001, that ``promised_threshold`` can promise; None below 0.5."""
-    can = (float(e) for e in _LOWEST_RATES if promised_threshold(score, correct, float(e), confidence))
-    return next(can, None)
+    score: NDArray[np.floating], correct: NDArray[np.bool_], above: float, confidence: float = 0.95
+) -> Promise | None:
+    """The promise of the lowest error rate over ``above`` that these rows can give; None if they give none.
+
+    To look for the lowest rate is to choose it by the rows, and what holds for a rate named beforehand does
+    not hold for one chosen so. Each of the ``RATES_SUGGESTED`` over ``above`` is therefore tested at a higher
+    confidence, which the returned promise carries: its share of 1 - ``confidence``, divided evenly among them
+    (Bonferroni). Whichever is taken then breaks with a probability of at most 1 - ``confidence``. Only a rate
+    that can be promised at ``confidence`` itself, too, is returned. Shapes as for `promised_threshold`.
+    """
+    rates = [rate for rate in RATES_SUGGESTED if rate > above]
+    # Rounded up to what is printed, for a person to type.
+    surer = ceil(1e4 * (1 - (1 - confidence) / max(1, len(rates))) - 1e-6) / 1e4
+    if not surer < 1:
+        return None
+    for rate in rates:
+        promise = promised_threshold(score, correct, rate, surer)
+        if promise is not None and promised_threshold(score, correct, rate, confidence) is not None:
+            return promise
+    return None
 
 
 def binomial_tail(most: int, trials: int, share: float) -> float:

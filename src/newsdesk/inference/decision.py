@@ -1,15 +1,25 @@
-"""What a classifier answers, and which classes come into question where it does not."""
+"""What a classifier answers, which classes it names besides, and what of that is promised.
+
+Filters come first: a text that one of them stops gets no answer and no candidates, whatever its confidence.
+A promise is therefore about the texts that pass, and stands on the calibration rows that pass the same
+filters; rows that do not would promise for texts that are never answered.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.calibration import HeldOutRows, softmax
 from newsdesk.errors import UserError
-from newsdesk.evaluation.conformal import highest_coverage, prediction_sets, set_threshold
+from newsdesk.evaluation.conformal import (
+    coverage_spread,
+    highest_coverage,
+    prediction_sets,
+    set_threshold,
+)
 from newsdesk.evaluation.selective import Promise, lowest_promise, promised_threshold
 from newsdesk.off_topic import OffTopicScore
 
@@ -28,11 +38,10 @@ class DecisionRule:
 
     Attributes:
         promise: the least confidence that is answered, and what it promises; None: every text is answered.
-        coverage: the share of texts whose set of classes holds the true one, where sets were asked for.
-        set_threshold: the least probability of a class that comes into question.
-        rows: how many calibration rows both stand on.
-        off_topic: texts are not answered where so small a share of the classifier's own looks as foreign;
-            None: foreign ones are answered, too.
+        coverage: the share of texts whose set of classes contains the true one, where sets were asked for.
+        set_threshold: the least probability of a class that is named as a candidate.
+        rows: how many calibration rows both stand on: those that pass the filter of ``off_topic``.
+        off_topic: texts whose p-value is at most this are not answered; None: all texts are.
     """
 
     promise: Promise | None
@@ -89,74 +98,108 @@ class DecisionRule:
         return f"confidence below {self.promise.threshold:.4f}"
 
     def describe(self) -> list[str]:
-        """What is promised, a line each."""
+        """What is promised, of which texts, a line each."""
         lines = []
+        on_topic = "" if self.off_topic is None else " that are on topic"
         if self.promise is not None:
             error_rate, confidence = 100 * self.promise.error_rate, 100 * self.promise.confidence
             lines.append(
                 f"at most {error_rate:.4g} % of the answered are wrong, with {confidence:.4g} % confidence: "
                 f"threshold {self.promise.threshold:.4f}, which answers {self.promise.coverage:.1%} of "
-                f"{self.rows:,} calibration rows"
+                f"{self.rows:,} calibration rows{on_topic}"
             )
         if self.coverage is not None:
+            answered = "" if self.promise is None else ", answered or not"
+            spread = 100 * coverage_spread(self.rows, self.coverage)
             lines.append(
-                f"the candidates hold the true class with a probability of {100 * self.coverage:.4g} %"
+                f"the candidates contain the true class for {100 * self.coverage:.4g} % of texts{on_topic}"
+                f"{answered}: on average over draws of {self.rows:,} calibration rows, of which one draw "
+                f"may give {spread:.1f} points more or less (standard deviation)"
             )
         if self.off_topic is not None:
             lines.append(
-                f"texts that look more foreign than {1 - self.off_topic:.4g} of the classifier's own are not "
-                "answered"
+                f"texts less typical of the training topics than {100 * (1 - self.off_topic):.4g} % of the "
+                "calibration rows are off topic and get no answer"
             )
         return lines
 
 
 def decision_rule(
-    rows: HeldOutRows,
+    rows: HeldOutRows | None,
     temperature: float,
     *,
     abstain: float | None = None,
     confidence: float = 0.95,
     sets: float | None = None,
+    off_topic: float | None = None,
+    score: OffTopicScore | None = None,
 ) -> DecisionRule | None:
-    """The rule for a wanted error rate among the answered, or sets of a wanted coverage; None for neither.
+    """The rule for a wanted error rate among the answered, sets of a wanted coverage, or a filter; or None.
 
     Where only ``abstain`` is given, the candidates of an unanswered text are its set of coverage 1 - abstain.
-    Raises UserError when a share does not lie between 0 and 1, or the rows cannot promise as much.
+
+    Args:
+        rows: calibration rows; needed for ``abstain`` and ``sets``.
+        temperature: what their logits, and those of texts, are divided by.
+        abstain: at most this share of the answered is wrong ...
+        confidence: ... with this probability over the draw of the rows.
+        sets: the share of texts whose candidates contain the true class.
+        off_topic: texts with a p-value of at most this by ``score`` get neither answer nor candidates, and
+            the promises are about the others.
+        score: needed for ``off_topic``; its reference was made of ``rows``.
+
+    Raises:
+        UserError: when a share does not lie between 0 and 1, or the rows cannot promise as much.
     """
-    if abstain is None and sets is None:
-        return None
-    for flag, share in (("--abstain", abstain), ("--confidence", confidence), ("--sets", sets)):
+    shares = {"--abstain": abstain, "--confidence": confidence, "--sets": sets, "--off-topic": off_topic}
+    for flag, share in shares.items():
         if share is not None:
             _require_share(flag, share)
-    probabilities = softmax(rows.logits, temperature)
-    promise = None if abstain is None else _promise(probabilities, rows.labels, abstain, confidence)
-    most = highest_coverage(len(rows.labels))
+    if off_topic is not None:
+        assert score is not None
+        _require_reachable(off_topic, score)
+    if abstain is None and sets is None:
+        return None if off_topic is None else DecisionRule(None, None, 1.0, 0, off_topic)
+    assert rows is not None
+    labels, logits = rows.labels, rows.logits
+    if off_topic is not None and score is not None:
+        passing = _on_topic(rows, off_topic, score)
+        labels, logits = labels[passing], logits[passing]
+    probabilities = softmax(logits, temperature)
+    promise = None if abstain is None else _promise(probabilities, labels, abstain, confidence)
+    most = highest_coverage(len(labels))
     if sets is not None and sets > most:
         raise UserError(
-            f"sets of coverage {sets:g} would hold every class",
-            found=f"{len(rows.labels):,} calibration rows, which can promise {most:.4f} at most",
+            f"sets of coverage {sets:g} would contain every class",
+            found=f"{len(labels):,} calibration rows{'' if off_topic is None else ' that are on topic'}, "
+            f"which can promise {most:.4f} at most",
             fix=f"lower --sets, or {_MORE_ROWS}",
         )
     coverage = sets if sets is not None else min(most, 1 - (abstain or 0.0))
-    threshold = set_threshold(probabilities, rows.labels, coverage)
-    return DecisionRule(promise, sets, threshold, len(rows.labels))
+    threshold = set_threshold(probabilities, labels, coverage)
+    return DecisionRule(promise, sets, threshold, len(labels), off_topic)
 
 
-def with_off_topic(rule: DecisionRule | None, level: float, score: OffTopicScore) -> DecisionRule:
-    """The rule, and besides: texts with a p-value of ``level`` or less are off topic.
+def _on_topic(rows: HeldOutRows, level: float, score: OffTopicScore) -> NDArray[np.bool_]:
+    if rows.distances is None:
+        raise UserError(
+            "--off-topic does not go with --abstain or --sets here",
+            found="calibration rows of an earlier version, of which it is not known which are off topic",
+            fix="calibrate again with newsdesk calibrate",
+        )
+    return score.on_topic(rows.distances, level)
 
-    Raises UserError when the level is no share, or so small that no text could reach it.
-    """
-    _require_share("--off-topic", level)
+
+def _require_reachable(level: float, score: OffTopicScore) -> None:
+    """Raise UserError where the level is so low that no text could be that untypical."""
     rows = len(score.reference)
     if level * (rows + 1) < 1:
         raise UserError(
-            f"no text can look more foreign than {1 - level:g} of the classifier's own",
-            found=f"{rows:,} held-out rows to compare with, which tell shares from {1 / (rows + 1):.2g} on",
+            f"no text can be less typical of the training topics than {100 * (1 - level):g} % of the "
+            "calibration rows",
+            found=f"{rows:,} rows to compare with, which tell shares from {1 / (rows + 1):.2g} on",
             fix=f"ask for --off-topic {max(0.01, 1 / (rows + 1)):.2g}, or {_MORE_ROWS}",
         )
-    rule = rule or DecisionRule(promise=None, coverage=None, set_threshold=1.0, rows=0)
-    return replace(rule, off_topic=level)
 
 
 def _require_share(flag: str, share: float) -> None:
@@ -174,11 +217,16 @@ def _promise(
     promise = promised_threshold(score, correct, error_rate, confidence)
     if promise is not None:
         return promise
-    lowest = lowest_promise(score, correct, confidence)
-    can = "none below 0.5" if lowest is None else f"{lowest:g}"
+    right = f", {correct.mean():.1%} of them right" if len(labels) else ""
+    found = f"{len(labels):,} calibration rows{right}"
+    lowest = lowest_promise(score, correct, error_rate, confidence)
+    if lowest is None:
+        found, fix = f"{found}, which cannot promise any useful error rate", _MORE_ROWS
+    else:
+        # The confidence pays for the search: a rate that the rows themselves chose needs more than one named.
+        fix = f"ask for --abstain {lowest.error_rate:g} --confidence {lowest.confidence:g}, or {_MORE_ROWS}"
     raise UserError(
         f"no threshold promises an error rate of {error_rate:g} with {confidence:g} confidence",
-        found=f"{len(labels):,} calibration rows, {correct.mean():.1%} of them right; the lowest error rate "
-        f"that they can promise: {can}",
-        fix=("" if lowest is None else f"ask for --abstain {lowest:g}, or ") + _MORE_ROWS,
+        found=found,
+        fix=fix,
     )

@@ -123,12 +123,11 @@ class Candidate:
         logits, distances = classifier.outputs(classifier.token_ids(self.evidence.examples.texts))
         megabytes = self.model.stat().st_size / 1e6
         quality = compare(setting, self.reference, logits, self.evidence.labels, megabytes)
-        held_out = self.evidence.held_out(logits)
+        held_out = self.evidence.held_out(logits, distances)
         if held_out is not None:  # the last to be measured is the one that is taken
             store_calibration(self.folder, held_out, self.evidence.held_out_source)
-        if classifier.off_topic is not None and distances is not None and self.evidence.validation_rows:
-            own = distances[: self.evidence.validation_rows]
-            classifier.off_topic.with_reference(own).save(self.folder / OFF_TOPIC)
+            if classifier.off_topic is not None and held_out.distances is not None:
+                classifier.off_topic.with_reference(held_out.distances).save(self.folder / OFF_TOPIC)
         self.observe(quality)
         return quality
 

@@ -56,13 +56,17 @@ class Evidence:
         """Where the rows came from that nothing was learned from."""
         return f"{self.validation_rows:,} rows held out from {self.examples.source}"
 
-    def held_out(self, logits: Logits) -> HeldOutRows | None:
-        """Of logits of all rows, those that nothing was learned from; None without any, or for no numbers."""
+    def held_out(self, logits: Logits, distances: NDArray[np.float32] | None = None) -> HeldOutRows | None:
+        """Of logits and distances of all rows, those that nothing was learned from.
+
+        None where there are no such rows, or their logits are no numbers.
+        """
         count = self.validation_rows
         if not count or not np.isfinite(logits[:count]).all():
             return None
         rows = self.examples.select(range(count))
-        return HeldOutRows(logits[:count], self.labels[:count], rows.fingerprint())
+        of_rows = None if distances is None else distances[:count]
+        return HeldOutRows(logits[:count], self.labels[:count], rows.fingerprint(), of_rows)
 
     def to_dict(self) -> dict[str, Any]:
         """What quality.json says of the rows."""

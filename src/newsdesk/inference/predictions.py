@@ -174,13 +174,14 @@ class Predictions:
 
     def candidates_of(self, row: int) -> tuple[str, ...] | None:
         """The classes in question for a row, the most probable first; None where no rule names any."""
-        if self._in_question is None:
+        if self.in_question is None:
             return None
         ranked = np.argsort(-self.probabilities[row], kind="stable")
-        return tuple(self.label_names[i] for i in ranked if self._in_question[row, i])
+        return tuple(self.label_names[i] for i in ranked if self.in_question[row, i])
 
     @cached_property
-    def _in_question(self) -> NDArray[np.bool_] | None:
+    def in_question(self) -> NDArray[np.bool_] | None:
+        """Which classes are each row's candidates, (rows, classes); None where no rule names any."""
         if self.rule is None or not self.rule.names_candidates:
             return None
         return self.rule.in_question(self.probabilities) & ~self.foreign[:, None]

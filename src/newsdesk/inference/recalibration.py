@@ -52,7 +52,7 @@ def calibrate_on(
         labels = aligned_labels(rows, folder.labels.names)
         classifier = load_as_named(folder, progress)
         logits, distances = classifier.outputs(classifier.token_ids(rows.texts), progress=count)
-        held_out = HeldOutRows(logits, labels, rows.fingerprint())
+        held_out = HeldOutRows(logits, labels, rows.fingerprint(), distances)
         made[folder.path] = store_calibration(folder.path, held_out, f"{len(rows):,} rows of {rows.source}")
         if classifier.off_topic is not None and distances is not None:
             classifier.off_topic.with_reference(distances).save(folder.path / OFF_TOPIC)
@@ -70,6 +70,6 @@ def give_off_topic_score(run: RunFolder, data: TrainingData, progress: Progress 
     train = data.train.select(stratified_rows(data.train.labels, MOST_ROWS))
     assert train.labels is not None
     held_out = classifier.token_ids(data.validation.texts)
-    score = off_topic_score(classifier.features, classifier.token_ids(train.texts), train.labels, held_out)
-    if score is not None:
-        score.save(run.off_topic)
+    found = off_topic_score(classifier.features, classifier.token_ids(train.texts), train.labels, held_out)
+    if found is not None:
+        found[0].save(run.off_topic)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from newsdesk.calibration import (
     CALIBRATION_ROWS,
     Calibration,
+    HeldOutRows,
     read_calibration,
     read_held_out_rows,
     softmax,
@@ -22,7 +23,7 @@ from newsdesk.data.layout import TextLayout
 from newsdesk.data.normalise import normalise
 from newsdesk.errors import UserError
 from newsdesk.inference.artefact import ArtefactFolder
-from newsdesk.inference.decision import DecisionRule, decision_rule, with_off_topic
+from newsdesk.inference.decision import DecisionRule, decision_rule
 from newsdesk.inference.onnx_graph import FEATURES, LOGITS
 from newsdesk.inference.predictions import Predictions
 from newsdesk.model.tokenizer import TextTokenizer, TokenIds, batches_by_tokens, pad
@@ -104,30 +105,32 @@ class TextClassifier(ABC):
         See the functions of :mod:`newsdesk.inference.decision`. Raises UserError where its calibration rows
         cannot promise as much, or it has none, or no off-topic score.
         """
-        rule = self._rule_of_calibration(abstain, confidence, sets)
-        if off_topic is None:
-            return rule
-        if self.off_topic is None:
+        if off_topic is not None and self.off_topic is None:
             raise UserError(
-                f"{self.path} cannot say how foreign a text is",
+                f"{self.path} cannot say which texts are off topic",
                 found=f"no {OFF_TOPIC} in it",
                 fix="newsdesk calibrate RUN makes one from a run's own rows; exports get it from their run",
             )
-        return with_off_topic(rule, off_topic, self.off_topic)
+        rows = None if abstain is None and sets is None else self._calibration_rows()
+        return decision_rule(
+            rows,
+            self.temperature,
+            abstain=abstain,
+            confidence=confidence,
+            sets=sets,
+            off_topic=off_topic,
+            score=self.off_topic,
+        )
 
-    def _rule_of_calibration(
-        self, abstain: float | None, confidence: float, sets: float | None
-    ) -> DecisionRule | None:
-        if abstain is None and sets is None:
-            return None
+    def _calibration_rows(self) -> HeldOutRows:
         rows = read_held_out_rows(self.path)
         if rows is None:
             raise UserError(
-                f"{self.path} has no calibration rows, by which errors could be foreseen",
+                f"{self.path} has no calibration rows, which are needed to estimate the error rate",
                 found=f"no {CALIBRATION_ROWS} in it",
                 fix=f"newsdesk calibrate {self.path}, with labelled rows by --data if its own are not known",
             )
-        return decision_rule(rows, self.temperature, abstain=abstain, confidence=confidence, sets=sets)
+        return rows
 
     def predict(
         self,

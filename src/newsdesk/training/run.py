@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from newsdesk.calibration import HeldOutRows, store_calibration
+from newsdesk.calibration import HeldOutRows, store_calibration, store_distances
 from newsdesk.config import ResolvedRecipe, TrainingSection, load_recipe
 from newsdesk.data.examples import Examples
 from newsdesk.data.known_texts import KnownTexts
@@ -229,9 +229,11 @@ def _keep_off_topic_score(run: RunFolder, loop: TrainingLoop) -> None:
         return predict_with_features(loop.network, sequences, batch_size=batch_size)[1]
 
     with explaining_memory(loop.training):
-        score = off_topic_score(features_of, loop.rows.token_ids, loop.rows.labels, loop.validation.token_ids)
-    if score is not None:
+        found = off_topic_score(features_of, loop.rows.token_ids, loop.rows.labels, loop.validation.token_ids)
+    if found is not None:
+        score, distances = found
         score.save(run.off_topic)
+        store_distances(run.path, distances)
 
 
 def _keep_calibration(run: RunFolder, prepared: _Prepared) -> None:

@@ -1,0 +1,65 @@
+"""Promises on simulated rows: kept for each feature and pair of features, and the simulation would tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from newsdesk.off_topic import OffTopicScore
+
+DRAWS = 120
+LAWS = (
+    "unsure where wrong, few rows",
+    "off-topic texts are right",
+    "off-topic texts are wrong and sure",
+    "many ties, far ones right",
+)
+
+
+@pytest.fixture(scope="module")
+def promises(benchmark_script: Callable[[str], Any]) -> Any:
+    return benchmark_script("promises")
+
+
+def law_of(promises: Any, name: str) -> Any:
+    return next(law for law in promises.LAWS if law.name == name)
+
+
+@pytest.fixture(autouse=True)
+def small_populations(promises: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(promises, "POPULATION", 3000)
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_every_pair_of_features_keeps_its_promises(promises: Any, name: str) -> None:
+    lines = list(promises.simulate(law_of(promises, name), DRAWS, seed=1))
+    assert {line["asked for"] for line in lines} == set(promises.ASKED)
+    assert [line for line in lines if line["kept"] != "yes"] == []
+
+
+@pytest.mark.parametrize("asked", ["--abstain --off-topic", "--sets --off-topic"])
+def test_calibrating_on_rows_that_the_filter_stops_would_be_noticed(
+    promises: Any, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    monkeypatch.setattr(OffTopicScore, "on_topic", lambda _self, distances, _level: np.isfinite(distances))
+    law = law_of(promises, "off-topic texts are right")
+    (line,) = promises.simulate(law, DRAWS, asked={asked: promises.ASKED[asked]})
+    assert line["kept"] == "NO"
+
+
+def test_a_hint_that_costs_nothing_would_be_noticed(promises: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from newsdesk.evaluation.selective import promised_threshold
+    from newsdesk.inference import decision
+
+    def anything_goes(score: Any, correct: Any, _above: float, confidence: float) -> Any:
+        rates = np.arange(1, 500) / 1000
+        found = (promised_threshold(score, correct, float(rate), 0.3) for rate in rates)
+        return next(promise for promise in found if promise is not None)
+
+    monkeypatch.setattr(decision, "lowest_promise", anything_goes)
+    law = law_of(promises, "unsure where wrong, few rows")
+    (line,) = promises.simulate(law, DRAWS, asked={"the hint": ("abstain", "hint")})
+    assert line["kept"] == "NO"
