@@ -59,7 +59,13 @@ def test_planted_faults_are_found_written_and_shown(newsdesk, flags, tmp_path):
     ]
     (leak,) = [row for row in rows_of(tmp_path / "out" / "leakage.csv") if row["kind"] == "exact"]
     assert (leak["row"], leak["other_row"]) == ("12", "10")
+    quality = rows_of(tmp_path / "out" / "quality.csv")
+    assert sorted(int(row["row"]) for row in quality) == list(range(232))
+    assert [float(row["quality"]) for row in quality] == sorted(float(row["quality"]) for row in quality)
+    assert [row["row"] for row in quality if row["suspect"] == "yes"] == [row["row"] for row in suspects]
     figures = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert (figures["can_judge"], figures["noise_is"]) == (True, "a lower bound")
+    assert f"{figures['noise']:.2%} or more; a lower bound" in done.out
     assert figures["rows"] == 232
     assert figures["counts"]["conflicting duplicates"] == 2
     assert figures["command"].startswith("newsdesk audit --data")

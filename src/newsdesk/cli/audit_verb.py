@@ -1,4 +1,4 @@
-"""The verb that looks labelled data over: audit."""
+"""The verb that checks labelled data: audit."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _KINDS = ("label-errors", "duplicates", "near-duplicates", "conflicts", "leaks")
 @flag(
     "--data", required=True, help="Labelled rows: a named data set, a file, or a folder.", metavar="NAME|PATH"
 )
-@flag("--split", default="train", show_default=True, help="Which split of it is audited.")
+@flag("--split", default="train", show_default=True, help="Which split of it to audit.")
 @flag(
     "--test",
-    help="Rows whose texts must not be among these; default: the other split.",
+    help="Rows that must share no text with the audited ones; default: the other split.",
     metavar="PATH|SPLIT",
 )
 @flag(
@@ -47,30 +47,30 @@ _KINDS = ("label-errors", "duplicates", "near-duplicates", "conflicts", "leaks")
     type=click.IntRange(min=2),
     default=5,
     show_default=True,
-    help="Parts that the others' heads judge.",
+    help="Folds of the cross-validation: each is judged by a classifier trained on the others.",
 )
 @flag("--top", type=click.IntRange(min=0), default=10, show_default=True, help="Suspects to show.")
 @flag(
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="Folder for the findings.",
+    help="Folder to write the findings to.",
     metavar="FOLDER",
 )
 @flag(
     "--apply",
     "target",
     type=click.Path(path_type=Path),
-    help="Write a cleaned copy of the data there.",
+    help="Write a cleaned copy of the data to this file.",
     metavar="FILE",
 )
 @flag(
     "--decisions",
     type=click.Path(path_type=Path),
-    help="A copy of label-errors.csv with its column 'decision' filled.",
+    help="A copy of label-errors.csv or quality.csv with its column 'decision' filled in.",
     metavar="FILE",
 )
-@flag("--drop", multiple=True, type=click.Choice(_KINDS), help="Findings that the copy leaves out unseen.")
+@flag("--drop", multiple=True, type=click.Choice(_KINDS), help="Findings to leave out without a review.")
 @data_flags("text", "label", "template", "normaliser", "dialect")
 @JSON_FLAG
 def audit(

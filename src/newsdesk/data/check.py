@@ -146,10 +146,7 @@ class CheckReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
-        content = asdict(self)
-        if self.vocabulary is not None:
-            content["vocabulary"]["warning"] = self.vocabulary.warning
-        return content
+        return asdict(self) | {"vocabulary": None if self.vocabulary is None else self.vocabulary.to_dict()}
 
 
 def check(

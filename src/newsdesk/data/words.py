@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 
 MULTILINGUAL_BASE = "intfloat/multilingual-e5-small"
@@ -73,6 +73,10 @@ class VocabularyFit:
     unknown: float
     letters_per_token: float
     syllabic: bool
+
+    def to_dict(self) -> dict[str, float | bool | str | None]:
+        """All fields and the warning as JSON types."""
+        return {**asdict(self), "warning": self.warning}
 
     @property
     def spelled_out(self) -> bool:

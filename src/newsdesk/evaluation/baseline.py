@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.data.examples import Examples
+from newsdesk.data.words import words_of
 from newsdesk.errors import UserError, missing_package
 from newsdesk.evaluation.alignment import aligned_labels
 from newsdesk.metrics import wilson_interval
 
 _RARE_WORDS_DROPPED_FROM_ROWS = 1000
-_WORD = r"(?u)\b\w+\b"  # scikit-learn's own drops one-letter words, and with them the 's of sports and U.S.
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,9 @@ def word_vectorizer(rows: int) -> Any:
     return TfidfVectorizer(
         ngram_range=(1, 2),
         sublinear_tf=True,
-        token_pattern=_WORD,
+        tokenizer=words_of,  # scikit-learn's own drops one-letter words, and with them the U and S of U.S.
+        token_pattern=None,
+        lowercase=False,
         min_df=2 if rows > _RARE_WORDS_DROPPED_FROM_ROWS else 1,
         dtype=np.float32,
     )
@@ -102,7 +103,7 @@ def word_vectorizer(rows: int) -> Any:
 
 def has_words(texts: Iterable[str]) -> bool:
     """Whether ``word_vectorizer`` finds anything in these texts."""
-    return any(re.search(_WORD, text) for text in texts)
+    return any(map(words_of, texts))
 
 
 def _check_learnable(train: Examples, labels: NDArray[np.int64]) -> None:

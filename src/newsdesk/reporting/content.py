@@ -118,12 +118,14 @@ class LabelSuspects:
 
     Attributes:
         total: how many rows confident learning suspects.
-        noise: estimated share of wrong labels, 0 to 1.
+        noise: estimated share of wrong labels, 0 to 1; a lower bound, see ``LabelErrors.noise``.
+        least_accuracy: accuracy that a model needs for labels to be judged by it; None where it has it.
         rows: the most suspect ones, the most suspect first.
     """
 
     total: int
     noise: float
+    least_accuracy: float | None
     rows: tuple[QuotedRow, ...]
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from newsdesk.data.datasets import DATA_SETS
 from newsdesk.errors import UserError
-from newsdesk.evaluation.audit.label_errors import rank_label_errors
+from newsdesk.evaluation.audit.label_errors import least_accuracy, rank_label_errors
 from newsdesk.evaluation.bootstrap import accuracy_and_macro_f1
 from newsdesk.evaluation.selective import risk_coverage
 from newsdesk.files import damaged
@@ -211,6 +211,7 @@ def _rows_to_look_at(
     wrong = np.flatnonzero(~rows.correct)
     confident = wrong[np.argsort(-rows.confidence[wrong], kind="stable")][:QUOTED]
     found = rank_label_errors(rows.probabilities, rows.labels)
+    limit = least_accuracy(found.majority)
     suspected = set(found.suspects.tolist())
 
     def quoted(row: int, other: int) -> QuotedRow:
@@ -230,6 +231,7 @@ def _rows_to_look_at(
         LabelSuspects(
             total=len(suspected),
             noise=found.noise,
+            least_accuracy=None if found.accuracy >= limit else limit,
             rows=tuple(quoted(row, int(found.suggested[row])) for row in found.suspects[:QUOTED].tolist()),
         ),
     )

@@ -20,6 +20,7 @@ from newsdesk.evaluation.audit.embedding_store import Embedder, embed_stored
 from newsdesk.evaluation.audit.examine import Timer, examine
 from newsdesk.evaluation.audit.findings import AuditReport, write_findings
 from newsdesk.model.catalog import ResolvedBase, resolve_base
+from newsdesk.model.tokenizer import TextTokenizer
 from newsdesk.sources.source import Progress
 from newsdesk.training.provenance import software_and_base
 
@@ -27,7 +28,7 @@ LONGEST_TEXT = 128
 """Tokens a text is cut to: what a news text is about stands in its beginning."""
 
 EMBEDDINGS = "embeddings"
-"""The folder of the embeddings among the findings."""
+"""The folder of the embeddings, inside that of the findings."""
 
 _SEED = 0
 _Count = Callable[[int], None]
@@ -68,14 +69,14 @@ def audit(
 
     Args:
         data: named data set, folder or file; nothing of it is ever changed.
-        out: folder for label-errors.csv, duplicates.csv, leakage.csv, audit.json and the embeddings.
+        out: folder for the csv files (see docs/audit.md), audit.json and the embeddings.
         split: which split of the data is audited.
         test: a file or split whose texts must not be among these; None: the other split, if there is one.
         base: the encoder that embeds the texts, frozen.
         folds: of the cross-validation.
         apply: where to write a cleaned copy of the data, in its own format; None: nowhere.
-        decisions: a filled copy of label-errors.csv that says what becomes of the suspects.
-        drop: kinds of findings whose rows the cleaned copy leaves out unseen.
+        decisions: a filled copy of label-errors.csv or quality.csv that says what becomes of the rows.
+        drop: kinds of findings whose rows the cleaned copy leaves out without anyone having looked at them.
         text, label, template, normaliser, dialect: how rows become texts and classes, as in training.
         command: what was typed, for audit.json.
         count, start, progress: called with rows embedded, before that with all, and while things are fetched.
@@ -91,14 +92,14 @@ def audit(
         "dialect": dialect,
     }
     rows = load_audited(data, split=split, test=test, progress=progress, **layout)
-    target = None if apply is None else Path(apply)
-    if target is not None:
+    if (target := None if apply is None else Path(apply)) is not None:
         require_free_target(rows.table, target)
     resolved, timer = resolve_base(base, progress=progress), Timer()
     with timer.step("embedding"):
         start(len(rows.examples))
         embeddings = embed(rows.examples.texts, resolved, Path(out) / EMBEDDINGS, count=count)
-    report = examine(rows, embeddings, folds=folds, seed=_SEED, timer=timer)
+    vocabulary = TextTokenizer.from_folder(resolved.path, None).fit(rows.examples.texts)
+    report = examine(rows, embeddings, vocabulary, folds=folds, seed=_SEED, timer=timer)
     write_findings(report, Path(out), _provenance(resolved, command, folds))
     return AuditOutcome(report, None if target is None else _apply(rows, report, target, decisions, drop))
 
@@ -120,8 +121,8 @@ def _require_somewhere_to_go(
 ) -> None:
     if apply is None and (decisions is not None or drop):
         raise UserError(
-            "--decisions and --drop say what a cleaned copy leaves out",
-            found="no --apply, which says where it goes",
+            "--decisions and --drop need --apply, the file that the cleaned copy is written to",
+            found="no --apply",
             fix="add --apply FILE; the data itself is never changed",
         )
 

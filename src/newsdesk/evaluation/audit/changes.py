@@ -12,7 +12,7 @@ from newsdesk.data.dialect import Dialect
 from newsdesk.data.readers import read_table
 from newsdesk.data.table import Cell, Table
 from newsdesk.errors import UserError
-from newsdesk.evaluation.audit.findings import DECISION, LABEL_ERRORS, AuditReport, Suspect, Twin
+from newsdesk.evaluation.audit.findings import DECISION, LABEL_ERRORS, QUALITY, AuditReport, Judgement, Twin
 
 Kind = Literal["label-errors", "duplicates", "near-duplicates", "conflicts", "leaks"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -51,15 +51,21 @@ def decide(report: AuditReport, kinds: Collection[Kind], decisions: Changes | No
     """The editor's decisions, and beyond them the rows of the ``kinds`` of findings to drop.
 
     A decision on a row stands whatever else was found of it. Of duplicates the first row is kept, and those
-    of conflicting ones are no plain duplicates. Raises UserError when neither says anything: nothing is
-    dropped unasked.
+    of conflicting ones are no plain duplicates. Raises UserError when neither says anything, since nothing is
+    dropped unasked, and when label errors are to be dropped that the audit could not judge.
     """
     if not kinds and decisions is None:
         raise UserError(
-            "what should the cleaned copy leave out?",
+            "nothing says what the cleaned copy should leave out",
             found="--apply without --decisions and without --drop",
             fix=f"fill the column {DECISION!r} of {LABEL_ERRORS} and name it with --decisions, "
             f"or name what to drop: {', '.join(f'--drop {kind}' for kind in KINDS)}",
+        )
+    if "label-errors" in kinds and not report.can_judge:
+        raise UserError(
+            "this audit cannot tell which labels are wrong",
+            found=f"held-out accuracy {report.accuracy:.1%}; {report.least_accuracy:.1%} or more is needed",
+            fix="leave out --drop label-errors, or audit with another --base",
         )
     decided = decisions or Changes({}, {})
     drop = dict(decided.drop)
@@ -81,20 +87,20 @@ def _rows_of(report: AuditReport, kind: Kind) -> list[int]:
 
 
 def read_decisions(path: Path, report: AuditReport) -> Changes:
-    """The decisions in a copy of label-errors.csv: keep, drop, relabel (as suggested), relabel to LABEL.
+    """The decisions in a copy of label-errors.csv or quality.csv: keep, drop, relabel, relabel to LABEL.
 
-    Rows without a decision stay as they are. Raises UserError, by line, for a decision that is none of these,
-    a label that the data does not have, and rows that are not suspects of this audit.
+    Rows without a decision stay as they are. Raises UserError, by line, for any other decision, a label that
+    the data does not have, and rows that are not those of this audit.
     """
     table = read_table(path, Dialect(header=True))
     missing = {"row", "line", "given", DECISION} - set(table.columns)
     if missing:
         raise UserError(
-            f"{path.name} is no list of decisions",
+            f"{path.name} is not a list of decisions",
             found=f"columns {', '.join(table.columns)}; missing: {', '.join(sorted(missing))}",
-            fix=f"give --decisions a filled copy of {LABEL_ERRORS}",
+            fix=f"give --decisions a filled copy of {LABEL_ERRORS} or {QUALITY}",
         )
-    suspects = {(str(s.row), str(s.line), s.given): s for s in report.suspects}
+    judgements = {(str(one.row), str(one.line), one.given): one for one in report.judgements}
     drop: dict[int, str] = {}
     relabel: dict[int, str] = {}
     keep: set[int] = set()
@@ -102,38 +108,44 @@ def read_decisions(path: Path, report: AuditReport) -> Changes:
         decision = str(record[DECISION] or "").strip()
         if not decision:
             continue
-        suspect = suspects.get((str(record["row"]), str(record["line"]), str(record["given"])))
-        if suspect is None:
-            raise _not_a_suspect(path, line)
+        judgement = judgements.get((str(record["row"]), str(record["line"]), str(record["given"])))
+        if judgement is None:
+            raise _of_another_audit(path, line)
         if decision.lower() == "drop":
-            drop[suspect.row] = "decided"
+            drop[judgement.row] = "decided"
         elif decision.lower() == "keep":
-            keep.add(suspect.row)
+            keep.add(judgement.row)
         else:
-            relabel[suspect.row] = _new_label(path, line, decision, suspect, list(report.label_counts))
+            relabel[judgement.row] = _new_label(path, line, decision, judgement, list(report.label_counts))
     return Changes(drop, relabel, frozenset(keep))
 
 
-def _new_label(path: Path, line: int, decision: str, suspect: Suspect, labels: Sequence[str]) -> str:
+def _new_label(path: Path, line: int, decision: str, row: Judgement, labels: Sequence[str]) -> str:
     """The label that a decision to relabel names."""
     if decision.lower() == _RELABEL:
-        return suspect.suggested
+        if row.suggested in ("", row.given):
+            raise UserError(
+                f"{path.name}, line {line}: the audit suggests no other label for this row",
+                found=f"the decision {decision!r} on a row labelled {row.given!r}",
+                fix="write relabel to LABEL, keep or drop",
+            )
+        return row.suggested
     label = decision[len(_RELABEL_TO) :].strip() if decision.lower().startswith(_RELABEL_TO) else None
     if label in labels:
         return str(label)
     raise UserError(
         f"{path.name}, line {line}: "
-        + (f"{decision!r} is no decision" if label is None else f"no row is labelled {label!r}"),
+        + (f"{decision!r} is not a decision" if label is None else f"no row is labelled {label!r}"),
         found=None if label is None else f"labels of the data: {', '.join(labels)}",
-        fix="write keep, drop, relabel (to what was suggested), or relabel to LABEL",
+        fix="write keep, drop, relabel (as suggested), or relabel to LABEL",
     )
 
 
-def _not_a_suspect(path: Path, line: int) -> UserError:
+def _of_another_audit(path: Path, line: int) -> UserError:
     return UserError(
-        f"{path.name}, line {line}: the row is no suspect of this audit",
-        found="its row, line and given label are not those of one",
-        fix=f"decide in the {LABEL_ERRORS} that an audit of this very data left",
+        f"{path.name}, line {line}: this row is not in the audited data",
+        found="its row, line and given label match no row of it",
+        fix=f"fill in the {LABEL_ERRORS} or {QUALITY} of an audit of this data as it is now",
     )
 
 

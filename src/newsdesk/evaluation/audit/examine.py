@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.data.duplicates import NearDuplicate, duplicate_groups, near_copies, shared_texts
+from newsdesk.data.words import VocabularyFit
 from newsdesk.errors import UserError
 from newsdesk.evaluation.audit.audited_data import AuditedData
-from newsdesk.evaluation.audit.findings import AuditReport, Confusion, Suspect, Twin
+from newsdesk.evaluation.audit.findings import AuditReport, Confusion, Judgement, Twin
 from newsdesk.evaluation.audit.label_errors import LabelErrors, rank_label_errors
 from newsdesk.evaluation.audit.out_of_sample import Rows, clusters_of, out_of_sample_probabilities
 
@@ -40,7 +41,13 @@ class Timer:
 
 
 def examine(
-    rows: AuditedData, embeddings: NDArray[np.float32], *, folds: int, seed: int, timer: Timer
+    rows: AuditedData,
+    embeddings: NDArray[np.float32],
+    vocabulary: VocabularyFit,
+    *,
+    folds: int,
+    seed: int,
+    timer: Timer,
 ) -> AuditReport:
     """All that texts (rows,), labels and embeddings (rows, dimensions) say of the data.
 
@@ -74,15 +81,17 @@ def examine(
         rows=len(texts),
         label_counts={name: counts[name] for name in names if counts[name]},
         unjudged=len(texts) - len(judged),
-        accuracy=float((probabilities[judged].argmax(axis=1) == labels[judged]).mean()),
+        accuracy=found.accuracy,
+        majority=found.majority,
         noise=found.noise,
         confusions=tuple(Confusion(names[g], names[t], n) for g, t, n in found.confused_pairs()),
-        suspects=_suspects(rows, found, judged, probabilities[judged]),
+        judgements=_judgements(rows, found, judged, probabilities[judged]),
         duplicates=_duplicates(rows, groups, near, conflicts),
         conflicting_rows=tuple(sorted(row for group in conflicts for row in group)),
         against=None if rows.other is None else str(rows.other.path),
         leaks=leaks,
         seconds=timer.seconds,
+        vocabulary=vocabulary,
     )
 
 
@@ -100,22 +109,31 @@ def _judged(labels: Rows, clusters: Rows, file: str) -> Rows:
     return judged
 
 
-def _suspects(
+def _judgements(
     rows: AuditedData, found: LabelErrors, judged: Rows, probabilities: NDArray[np.float64]
-) -> tuple[Suspect, ...]:
-    names, labels = rows.examples.label_names, rows.labels
-    return tuple(
-        Suspect(
-            row=int(judged[suspect]),
-            line=rows.table.lines[judged[suspect]],
-            given=labels[judged[suspect]],
-            suggested=names[found.suggested[suspect]],
-            probability=float(probabilities[suspect, found.suggested[suspect]]),
-            quality=float(found.quality[suspect]),
-            text=rows.examples.texts[judged[suspect]],
+) -> tuple[Judgement, ...]:
+    """Every row, the least fitting label first, then those that were not judged."""
+    names, labels, suspects = rows.examples.label_names, rows.labels, set(found.suspects.tolist())
+
+    def judgement(row: int, place: int | None) -> Judgement:
+        suspect = place in suspects
+        suggested = None
+        if place is not None:
+            suggested = int(found.suggested[place] if suspect else probabilities[place].argmax())
+        return Judgement(
+            row=row,
+            line=rows.table.lines[row],
+            given=labels[row],
+            suggested="" if suggested is None else names[suggested],
+            probability=None if suggested is None else float(probabilities[place, suggested]),
+            quality=None if place is None else float(found.quality[place]),
+            text=rows.examples.texts[row],
+            suspect=suspect,
         )
-        for suspect in found.suspects
-    )
+
+    ranked = (judgement(int(judged[place]), place) for place in found.ranking.tolist())
+    unjudged = np.setdiff1d(np.arange(len(labels)), judged).tolist()
+    return (*ranked, *(judgement(row, None) for row in unjudged))
 
 
 def _conflicts(rows: AuditedData, groups: _Groups) -> _Groups:

@@ -7,37 +7,48 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from newsdesk.data.words import VocabularyFit
+from newsdesk.evaluation.audit.label_errors import least_accuracy
 from newsdesk.evaluation.csv_lines import delimited_lines
 from newsdesk.files import write_bytes, write_json
 
-LABEL_ERRORS, DUPLICATES, LEAKAGE, REPORT = "label-errors.csv", "duplicates.csv", "leakage.csv", "audit.json"
+LABEL_ERRORS, QUALITY, DUPLICATES, LEAKAGE, REPORT = (
+    "label-errors.csv",
+    "quality.csv",
+    "duplicates.csv",
+    "leakage.csv",
+    "audit.json",
+)
 """The files of an audit, beside the embeddings."""
 
 DECISION = "decision"
-"""The column of label-errors.csv that an editor fills: keep, drop, relabel, or relabel to LABEL."""
+"""The column of label-errors.csv and quality.csv that an editor fills: keep, drop, relabel (to LABEL)."""
 
 
 @dataclass(frozen=True)
-class Suspect:
-    """A row whose label is likely wrong.
+class Judgement:
+    """What a classifier that did not learn from a row says of its label.
 
     Attributes:
         row: 0-based position among the audited rows.
         line: where it begins in the file, from 1 (parquet: the row's number).
         given: its label.
-        suggested: the label it likely should have.
-        probability: of the suggested label, by a classifier that did not learn from the row.
-        quality: how well the given label fits, 0 to 1; see ``LabelErrors``.
+        suggested: for a suspect the label it likely should have, else the most probable one; empty for a
+            row that was not judged.
+        probability: of the suggested label; None for a row that was not judged.
+        quality: how well the given label fits, 0 to 1, see ``LabelErrors``; None likewise.
         text: as the classifier read it.
+        suspect: whether confident learning takes the label for wrong.
     """
 
     row: int
     line: int
     given: str
     suggested: str
-    probability: float
-    quality: float
+    probability: float | None
+    quality: float | None
     text: str
+    suspect: bool
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,7 @@ class Twin:
     """A row whose text stands elsewhere too: in an earlier row (a duplicate), or in the other split (a leak).
 
     Attributes:
-        row, line, label, text: of this row, as in ``Suspect``.
+        row, line, label, text: of this row, as in ``Judgement``.
         other_row, other_line, other_label: of the row it is a copy of; the label is empty where unknown.
         similarity: 1.0 for exact copies (but for case and white space), else Jaccard of shingles.
         exact: whether it is an exact copy.
@@ -83,14 +94,17 @@ class AuditReport:
         label_counts: rows of each label, in the order of the classes.
         unjudged: rows whose label has too few texts of its own for anyone to learn it from the others.
         accuracy: share of the judged rows where the held-out prediction is the given label.
-        noise: estimated share of wrong labels among the judged rows (confident joint).
+        majority: share of the judged rows that have the most frequent label.
+        noise: estimated share of wrong labels among the judged rows (confident joint): a lower bound, see
+            ``LabelErrors.noise``.
         confusions: between which labels, the most rows first.
-        suspects: rows whose label is likely wrong, the least fitting first.
+        judgements: every row, the least fitting label first; those that were not judged come last.
         duplicates: rows whose text is (nearly) that of an earlier row.
         conflicting_rows: rows of all exact copies that do not agree on their label.
         against: the other split, searched for the same texts; None if there is none.
         leaks: rows whose text is (nearly) in the other split.
         seconds: wall time of each step.
+        vocabulary: how well the base model's vocabulary covers the texts; None where it was not looked at.
     """
 
     source: str
@@ -98,14 +112,31 @@ class AuditReport:
     label_counts: dict[str, int]
     unjudged: int
     accuracy: float
+    majority: float
     noise: float
     confusions: tuple[Confusion, ...]
-    suspects: tuple[Suspect, ...]
+    judgements: tuple[Judgement, ...]
     duplicates: tuple[Twin, ...]
     conflicting_rows: tuple[int, ...]
     against: str | None
     leaks: tuple[Twin, ...]
     seconds: dict[str, float]
+    vocabulary: VocabularyFit | None = None
+
+    @property
+    def suspects(self) -> tuple[Judgement, ...]:
+        """The rows whose label is likely wrong, the least fitting first."""
+        return tuple(judgement for judgement in self.judgements if judgement.suspect)
+
+    @property
+    def least_accuracy(self) -> float:
+        """The held-out accuracy below which the labels cannot be judged, in [0, 1]."""
+        return least_accuracy(self.majority)
+
+    @property
+    def can_judge(self) -> bool:
+        """Whether the held-out predictions are good enough to judge labels by."""
+        return self.accuracy >= self.least_accuracy
 
     @property
     def counts(self) -> dict[str, int]:
@@ -127,7 +158,13 @@ class AuditReport:
             "label_counts": self.label_counts,
             "unjudged": self.unjudged,
             "accuracy": round(self.accuracy, 6),
+            "least_accuracy": round(self.least_accuracy, 6),
+            "can_judge": self.can_judge,
             "noise": round(self.noise, 6),
+            "noise_is": "a lower bound"
+            if self.can_judge
+            else "not reliable: the held-out accuracy is too low",
+            "vocabulary": None if self.vocabulary is None else self.vocabulary.to_dict(),
             "confusions": [{**asdict(one), "rows": round(one.rows, 1)} for one in self.confusions],
             "counts": self.counts,
             "against": self.against,
@@ -136,19 +173,23 @@ class AuditReport:
 
 
 def write_findings(report: AuditReport, folder: Path, provenance: dict[str, Any]) -> None:
-    """Write the three csv files and audit.json, each atomically; audit.json last."""
-    suspect_columns = ("row", "line", "given", "suggested", "probability", "quality", DECISION, "text")
-    _write_csv(
-        folder / LABEL_ERRORS,
-        suspect_columns,
-        (
-            (s.row, s.line, s.given, s.suggested, round(s.probability, 6), round(s.quality, 6), "", s.text)
-            for s in report.suspects
-        ),
+    """Write the csv files and audit.json, each atomically; audit.json last."""
+    columns = ("row", "line", "given", "suggested", "probability", "quality", DECISION, "text")
+    _write_csv(folder / LABEL_ERRORS, columns, map(_cells, report.suspects))
+    ranked = (
+        (rank if judgement.quality is not None else None, "yes" if judgement.suspect else "no")
+        for rank, judgement in enumerate(report.judgements, start=1)
     )
+    rows = ((*place, *_cells(one)) for place, one in zip(ranked, report.judgements, strict=True))
+    _write_csv(folder / QUALITY, ("rank", "suspect", *columns), rows)
     _write_csv(folder / DUPLICATES, *_twin_table(report.duplicates))
     _write_csv(folder / LEAKAGE, *_twin_table(report.leaks))
     write_json(folder / REPORT, {**report.to_dict(), **provenance})
+
+
+def _cells(one: Judgement) -> tuple[object, ...]:
+    shares = (None if share is None else round(share, 6) for share in (one.probability, one.quality))
+    return (one.row, one.line, one.given, one.suggested, *shares, "", one.text)
 
 
 def _twin_table(twins: Iterable[Twin]) -> tuple[Sequence[str], Iterable[Sequence[object]]]:

@@ -30,9 +30,9 @@ def out_of_sample_probabilities(
     """Class probabilities of every row by cross-validation: the mean of what two simple classifiers say.
 
     One sees the meaning: the labels among the row's nearest neighbours by embedding (as many as the square
-    root of the rows learned from, at most 50). The other sees the words: complement naive Bayes on TF-IDF
-    (Rennie et al., 2003). Neither bends to single wrong labels as a fitted head does, and they err on
-    different rows (measured: docs/audit.md).
+    root of the rows learned from, at most 50). The other sees the words (the characters, in Chinese and other
+    scripts without spaces): complement naive Bayes on TF-IDF (Rennie et al., 2003). Neither fits single wrong
+    labels as a trained head does, and they err on different rows (measured: docs/audit.md).
 
     Args:
         texts: (rows,); the words' weights, which know no labels, come from all of them.

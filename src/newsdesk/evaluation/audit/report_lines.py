@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rich.cells import cell_len
+
+from newsdesk.data.words import isolated
 from newsdesk.evaluation.audit.changes import Changes
-from newsdesk.evaluation.audit.findings import DUPLICATES, LABEL_ERRORS, LEAKAGE, AuditReport
+from newsdesk.evaluation.audit.findings import DUPLICATES, LABEL_ERRORS, LEAKAGE, QUALITY, AuditReport
 from newsdesk.evaluation.tables import WIDTH, cut
 
 _CONFUSIONS_SHOWN = 6
@@ -33,8 +36,7 @@ def render_changes(changes: Changes, rows: int, target: str) -> list[str]:
 
 def _counts(report: AuditReport) -> Iterator[str]:
     places = {"label errors": LABEL_ERRORS, "exact duplicates": DUPLICATES, "leaked exactly": LEAKAGE}
-    yield _figure("estimated wrong labels", f"{report.noise:.2%}")
-    yield _figure("held-out accuracy", f"{report.accuracy:.2%} of the labels as they are")
+    yield from _judgement(report)
     if report.unjudged:
         yield _figure("not judged", f"{report.unjudged:,} rows: no other text has their label")
     for name, count in report.counts.items():
@@ -42,26 +44,43 @@ def _counts(report: AuditReport) -> Iterator[str]:
             continue
         where = f"  ({places[name]})" if name in places else ""
         yield _figure(name, f"{count:>7,}{where}")
+    yield _figure("all rows by label quality", f"{report.rows:>7,}  ({QUALITY})")
     if report.against is not None:
-        yield _figure("leaks looked for in", report.against)
+        yield _figure("compared for leaks with", report.against)
+
+
+def _judgement(report: AuditReport) -> Iterator[str]:
+    """How many labels are wrong, and whether that can be told."""
+    if report.vocabulary is not None and report.vocabulary.warning is not None:
+        yield from (f"warning: {report.vocabulary.warning}", "")
+    accuracy = f"{report.accuracy:.2%} of the labels as they are"
+    if not report.can_judge:
+        yield _figure("held-out accuracy", f"{report.accuracy:.2%}: too low to judge the labels")
+        yield _figure("", f"always the most frequent label: {report.majority:.2%}")
+        yield _figure("", f"needed, half of the way to 100 %: {report.least_accuracy:.2%}")
+        yield _figure("", "below it most suspects are right; try another --base")
+        yield _figure("estimated wrong labels", "not known")
+        return
+    yield _figure("estimated wrong labels", f"{report.noise:.2%} or more; a lower bound, since errors")
+    yield _figure("", "made the same way every time look right")
+    yield _figure("held-out accuracy", accuracy)
 
 
 def _confusions(report: AuditReport) -> Iterator[str]:
     if report.confusions:
         yield from ("", "labelled -> likely, estimated rows")
     for confusion in report.confusions[:_CONFUSIONS_SHOWN]:
-        yield f"  {confusion.given} -> {confusion.likely}".ljust(_NAME_WIDTH + 2) + f"{confusion.rows:>9,.0f}"
+        pair = f"  {isolated(confusion.given)} -> {isolated(confusion.likely)}"
+        yield pair + " " * (_NAME_WIDTH + 2 - cell_len(pair)) + f"{confusion.rows:>9,.0f}"
 
 
 def _suspects(report: AuditReport, top: int) -> Iterator[str]:
     if report.suspects and top:
         yield from ("", "labels most likely wrong")
     for suspect in report.suspects[:top]:
-        yield (
-            f"  line {suspect.line}: {suspect.given} -> {suspect.suggested} "
-            f"(probability {suspect.probability:.3f})"
-        )
-        yield f"    {cut(suspect.text, WIDTH - 4)}"
+        labels = f"{isolated(suspect.given)} -> {isolated(suspect.suggested)}"
+        yield f"  line {suspect.line}: {labels} (probability {suspect.probability:.3f})"
+        yield f"    {isolated(cut(suspect.text, WIDTH - 4))}"
 
 
 def _figure(name: str, value: str) -> str:
