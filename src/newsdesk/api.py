@@ -145,14 +145,12 @@ def evaluate(
 
     Args:
         run_path: a finished run, which is computed with PyTorch, or an artefact.
-        data: named data set, folder or file.
-        split: which of its splits; the key in metrics.json.
+        data, split: named data set, folder or file, and which of its splits; the key in metrics.json.
         text, label, template, dialect: how columns are read, as for :func:`evaluation_rows`.
         baseline: also fit TF-IDF + linear SVM on the run's own training rows, and compare.
         with_text: put the texts into the predictions file.
-        count: called with the number of rows of every batch done.
+        start, count: called with the number of rows before the first batch, and with that of every batch done.
         progress: called while things are fetched.
-        start: called with the number of rows before the first batch.
 
     Raises:
         UserError: when run, base model or rows cannot be used together.
@@ -169,7 +167,8 @@ def evaluate(
     learned_from = training_rows(run, progress) if baseline else None
     predictor = load_as_named(run, progress)
     start(len(rows))
-    logits = predictor.predict_logits(rows.texts, progress=count)
+    encoded = predictor.encode(rows.texts)
+    logits = predictor.logits(encoded.ids, progress=count)
     probabilities = softmax(logits, predictor.temperature)
     reference = None if learned_from is None else linear_baseline(learned_from, rows, seed=0)
     evaluation = evaluate_examples(
@@ -181,6 +180,7 @@ def evaluate(
         temperature=predictor.temperature,
         uncalibrated=softmax(logits),
         baseline=reference,
+        encoded=encoded,
     )
     keep_evaluation(evaluation, probabilities, rows, run.metrics, target, with_text=with_text)
     if isinstance(run, RunFolder):
@@ -196,14 +196,16 @@ def predict_table(
     template: str | None = None,
     count: Counter | None = None,
     rule: DecisionRule | None = None,
+    answer_empty: bool = False,
 ) -> Predictions:
     """Classify every row of a table, its texts made as the run's training texts were.
 
     ``text`` and ``template`` say which columns they are made of, where these differ from the run's;
-    ``rule``, from the predictor's ``decision_rule``, what is answered.
+    ``rule``, from the predictor's ``decision_rule``, what is answered, and ``answer_empty``, whether texts
+    that say nothing are.
     """
     texts = predictor.layout.for_table(table, text=text, template=template).texts(table)
-    return predictor.classify(texts, rule, progress=count)
+    return predictor.classify(texts, rule, answer_empty=answer_empty, progress=count)
 
 
 def calibrate(

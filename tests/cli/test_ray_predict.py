@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from click.testing import CliRunner
 
@@ -41,18 +43,21 @@ def test_flags_arrive_and_rejects_are_told(monkeypatch):
 
     def predict_on_ray(predictor, source, output, **settings):
         calls.append((predictor, source, output, settings))
-        return Totals(2, 1000, 3)
+        return Totals(2, 1000, 3, unanswered=4, unreadable=4, cut=50, tokens=20_000, lost=1_000)
 
-    monkeypatch.setattr(loading, "load", lambda path, engine: (str(path), engine))
+    loaded = SimpleNamespace(max_length=64)
+    monkeypatch.setattr(loading, "load", lambda path, engine: loaded if engine == "onnx" else None)
     monkeypatch.setattr(ray_bulk, "predict_on_ray", predict_on_ray)
     arguments = ["--input", "s3://b/in", "--output", "s3://b/out", "--ray-workers", "8", "--top-k", "2"]
     result = CliRunner().invoke(cli, ["predict", "run", "--engine", "ray", *arguments, "--format", "jsonl"])
     assert result.exit_code == 0, result.output
     ((predictor, source, output, settings),) = calls
-    assert (predictor, source, output) == (("run", "onnx"), "s3://b/in", "s3://b/out")
+    assert (predictor, source, output) == (loaded, "s3://b/in", "s3://b/out")
     expected = {"workers": 8, "cores": 1, "address": None, "top_k": 2, "format": "jsonl", "strict": False}
     assert expected.items() <= settings.items()
     assert "2 files, 1,000 rows; 3 rejected, see s3://b/out/_rejects" in result.stderr
+    assert "4 texts have no label: empty, or without a known token" in result.stderr
+    assert "50 of 997 texts (5.0%) cut to 64 tokens; 5.0% of all tokens not read" in result.stderr
 
 
 def test_progress_says_where_it_goes_on_and_how_far_it_is(monkeypatch, capsys):

@@ -145,3 +145,22 @@ def test_an_unfinished_run_is_refused(newsdesk, desk, run):
         outcome = newsdesk(*verb)
         assert outcome.code == 1
         assert "unfinished" in outcome.err
+
+
+def test_cut_and_empty_texts_are_said_and_kept_with_the_figures(newsdesk, desk, run, tmp_path):
+    rows = [("number", "words", "desk"), (1, "goal coach " * 40, "Sports"), (2, "bank market", "Business")]
+    rows += [(3, " ", "Sports"), (4, "", "Business"), (5, "orbit", "Science")]
+    with (tmp_path / "rows.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows(rows)
+    outcome = newsdesk("evaluate", run, "--data", tmp_path / "rows.csv", "--label", "desk")
+    assert outcome.code == 0, outcome.err
+    table = {line[:28].strip(): line[28:] for line in outcome.lines if line[:28].strip()}
+    assert table["texts cut"].startswith("1 (20.00 %), which lost ")
+    found = json.loads((run / "metrics.json").read_text())["test"]
+    texts = found["texts"]
+    assert (texts["texts"], texts["cut"], texts["share_cut"], texts["unreadable"]) == (5, 1, 0.2, 2)
+    assert 0 < texts["share_lost"] == texts["lost"] / texts["tokens"] < 1
+    right = texts["unreadable_right"]
+    assert table["empty or unknown texts"] == f"2, counted by the best guess: {right} right"
+    assert found["metrics"]["rows"] == 5  # the guesses count, so that figures of two models compare
+    assert newsdesk("evaluate", run, "--data", desk.test, "--json").json["texts"]["unreadable"] == 0

@@ -44,7 +44,7 @@ def test_files_get_reason_and_share_and_another_level_is_another_job(newsdesk, t
     assert float(rows[0]["off_topic"]) > 0.1 >= float(rows[1]["off_topic"])
     plain = newsdesk("predict", trained, "--input", source, "--output", tmp_path / "plain.csv")
     assert plain.code == 0
-    assert (tmp_path / "plain.csv").read_text().splitlines()[0] == "number,words,label,probability"
+    assert (tmp_path / "plain.csv").read_text().splitlines()[0] == "number,words,label,probability,reason"
 
 
 def test_it_combines_with_abstain(newsdesk, trained):

@@ -70,7 +70,7 @@ def test_columns_and_order_of_a_file_are_kept(newsdesk, trained, desk, tmp_path)
     out = tmp_path / "out.csv"
     assert newsdesk("predict", trained, "--input", desk.test, "--output", out).code == 0
     given, predicted = rows_of(desk.test.read_text()), rows_of(out.read_text())
-    assert list(predicted[0]) == ["number", "words", "desk", "label", "probability"]
+    assert list(predicted[0]) == ["number", "words", "desk", "label", "probability", "reason"]
     assert [{key: row[key] for key in given[0]} for row in predicted] == given
     right = sum(row["label"] == row["desk"] for row in predicted)
     assert right > 0.9 * len(given)
@@ -116,7 +116,7 @@ def test_every_kind_of_file_becomes_every_kind(newsdesk, predicting, tmp_path, s
     outcome = newsdesk("predict", predicting, "--input", tmp_path / source, "--output", tmp_path / target)
     assert (outcome.code, outcome.out) == (0, "")
     rows = read_output(tmp_path / target)
-    assert [list(row) for row in rows] == [["number", "words", "label", "probability"]] * 2
+    assert [list(row) for row in rows] == [["number", "words", "label", "probability", "reason"]] * 2
     assert [(row["number"], row["words"], row["label"]) for row in rows] == [
         (str(number), text, label) for number, (text, label) in enumerate(zip(TEXTS, LABELS, strict=True))
     ]
@@ -156,7 +156,7 @@ def test_ranked_classes_and_all_probabilities_become_columns(newsdesk, predictin
     (row,) = rows_of(newsdesk("predict", predicting, TEXTS[0], *flags).out)
     assert list(row) == [
         *("text", "label", "probability", "label_2", "probability_2"),
-        *("p(Business)", "p(Science)", "p(Sports)"),
+        *("p(Business)", "p(Science)", "p(Sports)", "reason"),
     ]
     assert row["label"] == "Sports"
 
@@ -181,7 +181,7 @@ def test_a_header_that_looks_like_a_row_is_taken_as_told(newsdesk, predicting, t
 def test_a_file_without_rows_gives_a_header_and_no_rows(newsdesk, predicting, tmp_path):
     (tmp_path / "in.csv").write_text("number,words\n")
     outcome = newsdesk("predict", predicting, "--input", tmp_path / "in.csv", "--header")
-    assert (outcome.code, outcome.out.strip()) == (0, "number,words,label,probability")
+    assert (outcome.code, outcome.out.strip()) == (0, "number,words,label,probability,reason")
 
 
 def test_an_argument_that_is_no_utf_8_is_classified_and_shown(newsdesk, predicting):
@@ -233,3 +233,63 @@ def test_what_is_no_run_is_refused(newsdesk, tmp_path, path, said):
     outcome = newsdesk("predict", tmp_path / path, "goal")
     assert outcome.code == 1
     assert said in outcome.err
+
+
+SILENT = ("", " \t", "\u200b")
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.tsv", "out.jsonl", "out.parquet"])
+def test_an_empty_text_gets_no_label_but_the_reason_in_every_kind_of_file(
+    newsdesk, predicting, tmp_path, name
+):
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow")
+    with (tmp_path / "in.csv").open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([("number", "words"), (1, "goal coach"), *enumerate(SILENT, 2)])
+    outcome = newsdesk("predict", predicting, "--input", tmp_path / "in.csv", "--output", tmp_path / name)
+    assert outcome.code == 0, outcome.err
+    assert "3 texts have no label: empty, or without a known token; --answer-empty" in outcome.err
+    rows = read_rows(tmp_path / name)
+    assert [row["label"] or None for row in rows] == ["Sports", None, None, None]
+    assert [row["reason"] or None for row in rows] == [None, *["empty text"] * 3]
+    flags = ["--output", tmp_path / name, "--answer-empty"]
+    answered = newsdesk("predict", predicting, "--input", tmp_path / "in.csv", *flags)
+    assert answered.err == ""
+    rows = read_rows(tmp_path / name)
+    assert all(row["label"] for row in rows)
+    assert "reason" not in rows[0]
+
+
+def test_an_empty_text_gets_no_answer_on_the_command_line_in_a_pipe_and_in_a_submission(
+    newsdesk, predicting, tmp_path
+):
+    outcome = newsdesk("predict", predicting, "goal coach", " ")
+    assert outcome.lines[1].split("  ")[0].strip() == "? empty text"
+    found = newsdesk("predict", predicting, "goal coach", " ", "--json").json["predictions"]
+    assert [(one["label"], one.get("reason")) for one in found] == [("Sports", None), (None, "empty text")]
+    piped = rows_of(newsdesk("predict", predicting, stdin=b"goal coach\n\nbank\n").out)
+    assert [(row["label"], row["reason"]) for row in piped][:2] == [("Sports", ""), ("", "empty text")]
+    (tmp_path / "in.csv").write_text('number,words\n1,goal\n2," "\n')
+    flags = ["--format", "submission", "--output", tmp_path / "out.csv"]
+    assert newsdesk("predict", predicting, "--input", tmp_path / "in.csv", *flags).code == 0
+    assert (tmp_path / "out.csv").read_text() == "ID,Label\n0,2\n1,\n"
+
+
+def test_the_share_of_cut_texts_is_said(newsdesk, predicting, tmp_path):
+    long = "goal coach " * 40
+    outcome = newsdesk("predict", predicting, "goal coach", long)
+    assert "1 of 2 texts (50.0%) cut to" in outcome.err
+    told = newsdesk("predict", predicting, "goal coach", long, "--json").json["truncation"]
+    assert (told["texts"], told["cut"], told["share_cut"]) == (2, 1, 0.5)
+    assert told["lost"] == told["tokens"] - 4 - told["max_length"]
+    (tmp_path / "in.csv").write_text(f"number,words\n1,goal\n2,{long}\n")
+    streamed = newsdesk("predict", predicting, "--input", tmp_path / "in.csv", "--output", tmp_path / "o.csv")
+    assert "1 of 2 texts (50.0%) cut to" in streamed.err
+
+
+def read_rows(path):
+    if path.suffix == ".parquet":
+        return parquet_rows(path)
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    return rows_of(path.read_text(), "\t" if path.suffix == ".tsv" else ",")

@@ -106,9 +106,9 @@ def test_json_rows_keep_their_own_keys_and_those_without_text_are_set_aside(pred
     predict_file(predictor, source, output)
     written = [json.loads(line) for line in output.read_text().splitlines()]
     assert [list(row) for row in written] == [
-        ["text", "id", "predicted_label", "probability"],
-        ["late", "text", "predicted_label", "probability"],
-        ["text", "label", "predicted_label", "probability"],
+        ["text", "id", "predicted_label", "probability", "reason"],
+        ["late", "text", "predicted_label", "probability", "reason"],
+        ["text", "label", "predicted_label", "probability", "reason"],
     ]
     assert written[2]["label"] == "mine"
     assert [(reject["line"], reject.get("row")) for reject in rejects_of(output)] == [
@@ -143,7 +143,7 @@ def test_parquet_keeps_types_and_sets_aside_what_has_another(predictor, tmp_path
     events = []
     predict_file(predictor, source, output, observe=events.append)
     table = parquet.read_table(output)
-    assert table.column_names == ["text", "day", "kind", "label", "probability"]
+    assert table.column_names == ["text", "day", "kind", "label", "probability", "reason"]
     assert table.column("day").combine_chunks().equals(days)
     assert [event.share for event in events if isinstance(event, WindowWritten)] == [4 / 6, 1.0]
 

@@ -140,3 +140,22 @@ def test_a_class_that_the_classifier_does_not_know_is_refused(classifier):
     with pytest.raises(UserError, match="no class 'Weather'") as refusal:
         newsdesk.explain(classifier, "goal", target="Weather")
     assert "--target" in str(refusal.value)
+
+
+@pytest.mark.parametrize(("text", "reason"), [(" ", "empty text"), ("xyzzy plugh", "no known token")])
+def test_a_text_that_says_nothing_has_nothing_to_explain(classifier, text, reason):
+    found = newsdesk.explain(classifier, text)
+    assert (found.label, found.reason, found.words) == (None, reason, ())
+    (predicted,) = classifier.predict([text])
+    assert (predicted.label, predicted.reason) == (None, reason)
+    (answered,) = classifier.predict([text], answer_empty=True)
+    assert (answered.label, answered.reason) == (
+        max(answered.probabilities, key=answered.probabilities.get),
+        None,
+    )
+
+
+def test_tokens_behind_the_end_are_counted(classifier):
+    found = newsdesk.explain(classifier, "goal " * 40)
+    assert (found.tokens, found.tokens_lost) == (42, 26)
+    assert newsdesk.explain(classifier, "goal coach").tokens_lost == 0

@@ -20,7 +20,7 @@ pytest.importorskip("pyarrow")
 from newsdesk.errors import UserError
 from newsdesk.inference import ray_bulk
 from newsdesk.inference.load import load
-from newsdesk.inference.ray_bulk import JobBegun, ShardDone, Totals, predict_on_ray
+from newsdesk.inference.ray_bulk import JobBegun, ShardDone, predict_on_ray
 from tiny_artefacts import WORDS, build_artefact
 
 FILES, ROWS, BAD_EVERY = 8, 500, 97
@@ -168,7 +168,7 @@ def assert_all_rows_once(source: Path, output: Path) -> None:
     rows = rows_in(output)
     assert sorted(int(row["number"]) for row in rows) == sorted(set(range(FILES * ROWS)) - BAD)
     assert all(row["text"] in WORDS[row["label"]] for row in rows)
-    assert {tuple(row) for row in rows} == {("number", "text", "label", "probability")}
+    assert {tuple(row) for row in rows} == {("number", "text", "label", "probability", "reason")}
     rejects = [path.read_text().splitlines() for path in (output / "_rejects").rglob("*.jsonl")]
     assert sum(map(len, rejects)) == len(BAD)
     names = {path.relative_to(source).as_posix() for path in source.rglob("*.csv*")}
@@ -194,18 +194,34 @@ def test_every_row_comes_once_though_a_machine_is_lost(artefact, source, tmp_pat
     report = json.loads(result.stdout.splitlines()[-1])
     assert report["alive"] == 2  # of three, the head among them
     assert len(list(diary.iterdir())) == 1  # its worker was in the middle of a file
-    assert report["totals"] == {"shards": FILES, "rows": FILES * ROWS, "rejected": len(BAD), "unanswered": 0}
+    totals = {"shards": FILES, "rows": FILES * ROWS, "rejected": len(BAD), "unanswered": 0, "unreadable": 0}
+    assert totals.items() <= report["totals"].items()
     assert_all_rows_once(source, output)
 
 
 def test_each_file_becomes_a_file_with_its_bad_rows_aside(artefact, source, tmp_path, one_process):
     events = []
     totals = predict_on_ray(load(artefact), str(source), str(tmp_path / "out"), observe=events.append)
-    assert totals == Totals(FILES, FILES * ROWS, len(BAD))
+    assert (totals.shards, totals.rows, totals.rejected) == (FILES, FILES * ROWS, len(BAD))
+    assert (totals.unanswered, totals.unreadable, totals.truncation.cut) == (0, 0, 0)
     assert_all_rows_once(source, tmp_path / "out")
     assert events[0] == JobBegun(FILES, 0)
     assert [event.done for event in events[1:]] == list(range(1, FILES + 1))
     assert (one_process.workers, one_process.cores, one_process.running) == (4, 1, False)
+
+
+def test_empty_and_cut_texts_are_counted_and_the_empty_left_unanswered(artefact, tmp_path, one_process):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.csv").write_text(f'number,text\n1,goal\n2," "\n3,{"goal " * 40}\n')
+    source, predictor = str(tmp_path / "in"), load(artefact)
+    totals = predict_on_ray(predictor, source, str(tmp_path / "out"))
+    assert (totals.unanswered, totals.unreadable, totals.cut, totals.lost) == (1, 1, 1, 26)
+    reasons = [(row["label"], row["reason"]) for row in rows_in(tmp_path / "out")]
+    assert reasons == [("Sports", ""), ("", "empty text"), ("Sports", "")]
+    again = predict_on_ray(predictor, source, str(tmp_path / "out"))
+    assert again == totals
+    answered = predict_on_ray(predictor, source, str(tmp_path / "all"), answer_empty=True)
+    assert (answered.unanswered, answered.unreadable) == (0, 0)
 
 
 def test_the_same_call_goes_on_with_what_is_not_done(artefact, source, tmp_path, one_process, monkeypatch):

@@ -54,13 +54,18 @@ def _rendered(explanations: Sequence[Explanation], top: int) -> list[str]:
 
 def _lines(explanation: Explanation, top: int) -> list[Text | str]:
     """The decision, the text with its words marked, and the weightiest words with their numbers."""
+    if explanation.label is None:
+        return [f"nothing to explain: {explanation.reason}", explanation.text]
     decision = f"{explanation.label} {explanation.probability:.1%}"
     if explanation.target != explanation.label:
         decision += f"; explained: {explanation.target} {explanation.target_probability:.1%}"
     ranked = explanation.top(top)
     listed = [f"{word.weight:+7.2f}  {word.text}" for word in ranked]
     odds = f"log-odds {explanation.log_odds:+.2f}, of an empty text {explanation.base_log_odds:+.2f}"
-    return [decision, _marked(explanation), *listed, f"{odds} (nats; + speaks for {explanation.target})"]
+    lost, tokens = explanation.tokens_lost, explanation.tokens
+    cut = [f"the last {lost:,} of {tokens:,} tokens ({lost / tokens:.1%}) were not read"] if lost else []
+    says = f"{odds} (nats; + speaks for {explanation.target})"
+    return [decision, _marked(explanation), *listed, says, *cut]
 
 
 def _marked(explanation: Explanation) -> Text:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from newsdesk.cli.promises import note_promise, promise_flags
+from newsdesk.cli.promises import note_promise, note_reading, promise_flags
 from newsdesk.cli.ray_predict import predict_with_ray, ray_flags, refuse_ray_flags
 from newsdesk.cli.shared import (
     JSON_FLAG,
@@ -51,6 +51,7 @@ ENGINES = ("auto", "onnx", "torch", "ray")
 )
 @flag("--rejects", help="The file for rows that cannot be classified; default: beside the output.")
 @flag("--strict", is_flag=True, help="Stop at the first row that cannot be classified.")
+@flag("--answer-empty", is_flag=True, help="Label empty texts, and texts without a known token, too.")
 @promise_flags
 @ray_flags
 @data_flags("text", "template", "dialect")
@@ -66,6 +67,7 @@ def predict(
     engine: Any,
     rejects: str | None,
     strict: bool,
+    answer_empty: bool,
     as_json: bool,
     columns: Mapping[str, Any],
     promise: Mapping[str, Any],
@@ -81,6 +83,7 @@ def predict(
     if texts and source:
         raise click.UsageError("Give texts or --input, not both.")
     layout = {"top_k": top_k, "all_probabilities": probabilities, "format": form, **columns}
+    layout |= {"answer_empty": answer_empty}
     if engine == "ray":
         settings = {"one_machine_only": bool(texts or as_json or rejects), "strict": strict, **layout}
         predict_with_ray(run, source, output, promise=promise, **ray, **settings)
@@ -97,15 +100,16 @@ def predict(
     table = _table_in_memory(texts, _path_of(source), columns)
     predictor = _load(run, engine)
     rule = predictor.decision_rule(**promise)
-    predictions = _classified(predictor, table, columns, rule)
+    predictions = _classified(predictor, table, columns, rule, answer_empty=answer_empty)
     if as_json:
-        say(_document(predictions, None if probabilities else top_k))
+        say(_document(predictions, None if probabilities else top_k, predictor.max_length))
     elif output is None and form is None:
         say(render_predictions(texts, predictions, len(predictor.label_names) if probabilities else top_k))
     else:
         _write_in_one(table, predictions, target, form, top_k, probabilities)
     if not as_json:
-        _tell_promise(rule, int((~predictions.answered).sum()), len(predictions))
+        note_reading(predictions.truncation, predictor.max_length, int(predictions.silent.sum()))
+        note_promise(rule, int((~predictions.answered).sum()), len(predictions))
 
 
 def _load(run: Path, engine: Any) -> TextClassifier:
@@ -119,24 +123,27 @@ def _load(run: Path, engine: Any) -> TextClassifier:
 
 
 def _classified(
-    predictor: TextClassifier, table: Table, columns: Mapping[str, Any], rule: DecisionRule | None
+    predictor: TextClassifier,
+    table: Table,
+    columns: Mapping[str, Any],
+    rule: DecisionRule | None,
+    *,
+    answer_empty: bool,
 ) -> Predictions:
     from newsdesk import api
 
-    return api.predict_table(predictor, table, text=columns["text"], template=columns["template"], rule=rule)
+    layout = {"text": columns["text"], "template": columns["template"]}
+    return api.predict_table(predictor, table, **layout, rule=rule, answer_empty=answer_empty)
 
 
-def _document(predictions: Predictions, top_k: int | None) -> dict[str, Any]:
-    """What --json prints: the predictions and, where something was promised, by which rule."""
+def _document(predictions: Predictions, top_k: int | None, max_length: int | None) -> dict[str, Any]:
+    """What --json prints: predictions, how much of the texts was read, and the rule of what was promised."""
     from dataclasses import asdict
 
     content: dict[str, Any] = {"predictions": predictions.to_dicts(top_k)}
+    if predictions.truncation is not None:
+        content["truncation"] = {**predictions.truncation.to_dict(), "max_length": max_length}
     return content if predictions.rule is None else content | {"rule": asdict(predictions.rule)}
-
-
-def _tell_promise(rule: DecisionRule | None, unanswered: int, rows: int) -> None:
-    if rule is not None:
-        note_promise(terminal(), rule, unanswered, rows)
 
 
 def _write_in_one(
@@ -185,7 +192,8 @@ def _stream(
             observe=display.show,
         )
         display.finish(done, target, rejects)
-    _tell_promise(predictor.decision_rule(**promise), done.unanswered, done.rows_written)
+    note_reading(done.truncation, predictor.max_length, done.unreadable)
+    note_promise(predictor.decision_rule(**promise), done.unanswered, done.rows_written)
 
 
 def _path_of(name: str | None) -> Path | None:

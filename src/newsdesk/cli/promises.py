@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from newsdesk.cli.shared import AnyCallable, flag, note
+from newsdesk.cli.shared import AnyCallable, flag, note, terminal
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from newsdesk.inference.decision import DecisionRule
+    from newsdesk.model.tokenizer import Truncation
 
 _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 _PROMISES = {
@@ -43,11 +42,21 @@ def promise_flags(function: AnyCallable) -> AnyCallable:
     return wrapped
 
 
-def note_promise(console: Console, rule: DecisionRule | None, unanswered: int, rows: int) -> None:
+def note_reading(read: Truncation | None, max_length: int | None, unreadable: int) -> None:
+    """Say how many texts were cut, and how many had nothing in them; nothing where all were read whole."""
+    if unreadable:
+        texts = "text has" if unreadable == 1 else "texts have"
+        why = "empty, or without a known token; --answer-empty labels such texts too"
+        note(terminal(), f"{unreadable:,} {texts} no label: {why}")
+    if read is not None and read.cut and max_length is not None:
+        note(terminal(), read.describe(max_length))
+
+
+def note_promise(rule: DecisionRule | None, unanswered: int, rows: int) -> None:
     """Say how many rows were left unanswered, and what was promised of the others; nothing without a rule."""
     if rule is None:
         return
     if rule.promise is not None:
-        note(console, f"{unanswered:,} of {rows:,} left unanswered")
+        note(terminal(), f"{unanswered:,} of {rows:,} left unanswered")
     for line in rule.describe():
-        note(console, line)
+        note(terminal(), line)

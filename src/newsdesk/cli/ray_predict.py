@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from newsdesk.cli.promises import note_promise
+from newsdesk.cli.promises import note_promise, note_reading
 from newsdesk.cli.shared import AnyCallable, flag, note, terminal
 
 if TYPE_CHECKING:
@@ -91,9 +91,10 @@ def predict_with_ray(
     )
     rejected = f"; {totals.rejected:,} rejected, see {output}/_rejects" if totals.rejected else ""
     note(console, f"{totals.shards:,} files, {totals.rows:,} rows{rejected}")
+    note_reading(totals.truncation, predictor.max_length, totals.unreadable)
     if promise:
         rule = predictor.decision_rule(**promise)
-        note_promise(console, rule, totals.unanswered, totals.rows - totals.rejected)
+        note_promise(rule, totals.unanswered, totals.rows - totals.rejected)
 
 
 class _Progress:

@@ -161,7 +161,7 @@ def evaluate(
     if as_json:
         say(result.to_dict())
     else:
-        table = render_metrics(result.metrics, result.baseline, result.comparison, result.trust)
+        table = render_metrics(result.metrics, result.baseline, result.comparison, result.trust, result.texts)
         say([*table, *render_errors(result.errors)])
         note(console, f"every row's probabilities are in {predictions_path(run, split)}")
 

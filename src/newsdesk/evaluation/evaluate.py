@@ -23,6 +23,7 @@ from newsdesk.evaluation.csv_lines import delimited_lines, probability_column, r
 from newsdesk.evaluation.selective import RiskCoverage, risk_coverage
 from newsdesk.files import atomic_writer, write_json
 from newsdesk.metrics import Metrics, ReliabilityBin, evaluate_probabilities, reliability
+from newsdesk.model.tokenizer import Encoded, Truncation
 
 _ERRORS_NAMED = 5
 
@@ -79,6 +80,27 @@ class Trust:
 
 
 @dataclass(frozen=True)
+class TextsRead:
+    """How much of the evaluated texts the model read.
+
+    Attributes:
+        truncation: how many were cut, and how many tokens that lost.
+        unreadable: rows whose text says nothing, being empty or without a known token: ``predict`` gives them
+            no label. So that figures of several models compare, they count by the best guess,
+        unreadable_right: and so many of these guesses are right.
+    """
+
+    truncation: Truncation
+    unreadable: int
+    unreadable_right: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry ``texts`` of metrics.json."""
+        others = {"unreadable": self.unreadable, "unreadable_right": self.unreadable_right}
+        return {**self.truncation.to_dict(), **others}
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """One model on one split, with all that is needed to know what was measured.
 
@@ -89,6 +111,7 @@ class Evaluation:
         model: the run or artefact that gave the probabilities.
         metrics: its figures.
         trust: how far its confidence can be believed.
+        texts: how much of the texts it read; None: not known.
         baseline: a yardstick on the same rows, where one was asked for.
         comparison: the model and that baseline row by row.
         errors: the most confident errors with their texts; not part of ``to_dict``, since many corpora
@@ -101,6 +124,7 @@ class Evaluation:
     model: str
     metrics: Metrics
     trust: Trust
+    texts: TextsRead | None = None
     baseline: BaselineResult | None = None
     comparison: PairedComparison | None = None
     errors: tuple[RowError, ...] = ()
@@ -115,6 +139,8 @@ class Evaluation:
             "metrics": self.metrics.to_dict(),
             **self.trust.to_dict(),
         }
+        if self.texts is not None:
+            content["texts"] = self.texts.to_dict()
         if self.baseline is not None:
             content["baseline"] = self.baseline.to_dict()
         if self.comparison is not None:
@@ -132,11 +158,13 @@ def evaluate_examples(
     temperature: float = 1.0,
     uncalibrated: NDArray[np.floating] | None = None,
     baseline: BaselineResult | None = None,
+    encoded: Encoded | None = None,
 ) -> Evaluation:
     """Measure probabilities (rows, classes) whose columns are ``label_names`` on labelled examples.
 
     The examples may name the same classes in another order. ``temperature`` is what the probabilities were
-    made with, ``uncalibrated`` what they would be without it; None: the same. Raises UserError for rows
+    made with, ``uncalibrated`` what they would be without it; None: the same. ``encoded`` is what the model
+    read of the rows. Raises UserError for rows
     without labels or of a class outside ``label_names``, ValueError where ``evaluate_probabilities`` does.
     """
     labels = aligned_labels(examples, label_names)
@@ -156,6 +184,7 @@ def evaluate_examples(
         model=model,
         metrics=metrics,
         trust=_trust(probabilities, labels, temperature, before, metrics),
+        texts=None if encoded is None else _texts_read(encoded, np.argmax(probabilities, axis=1) == labels),
         baseline=baseline,
         comparison=comparison,
         errors=tuple(
@@ -169,6 +198,11 @@ def evaluate_examples(
             for row in metrics.most_confident_errors[:_ERRORS_NAMED]
         ),
     )
+
+
+def _texts_read(encoded: Encoded, correct: NDArray[np.bool_]) -> TextsRead:
+    silent = np.array([reason is not None for reason in encoded.unreadable], dtype=np.bool_)
+    return TextsRead(encoded.truncation, int(silent.sum()), int((silent & correct).sum()))
 
 
 def _trust(

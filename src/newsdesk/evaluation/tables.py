@@ -8,7 +8,7 @@ from rich.cells import cell_len, set_cell_size
 
 from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.evaluation.comparison import PairedComparison
-from newsdesk.evaluation.evaluate import RowError, Trust
+from newsdesk.evaluation.evaluate import RowError, TextsRead, Trust
 from newsdesk.metrics import Metrics
 
 WIDTH = 80
@@ -28,6 +28,7 @@ def render_metrics(
     baseline: BaselineResult | None = None,
     comparison: PairedComparison | None = None,
     trust: Trust | None = None,
+    texts: TextsRead | None = None,
 ) -> list[str]:
     """The lines of a report: headline figures, the baseline beside them, classes, confusions.
 
@@ -37,6 +38,8 @@ def render_metrics(
     lines = _headline(metrics)
     if trust is not None:
         lines += _trust(trust)
+    if texts is not None:
+        lines += _texts_read(texts)
     if baseline is not None:
         lines += ["", *_beside_baseline(metrics, baseline, comparison)]
     lines += ["", *_class_table(metrics)]
@@ -74,6 +77,19 @@ def _trust(trust: Trust) -> list[str]:
         _figure("calibration", "none yet: newsdesk calibrate" if trust.temperature == 1 else effect),
         _figure("answered at an error of", coverages),
     ]
+
+
+def _texts_read(texts: TextsRead) -> list[str]:
+    read = texts.truncation
+    cut = f"{read.cut:,} ({_percent(read.share_cut)}), which lost {_percent(read.share_lost)} of all tokens"
+    lines = [_figure("texts cut", cut if read.cut else "none")]
+    if texts.unreadable:
+        guesses = f"{texts.unreadable:,}, counted by the best guess: {texts.unreadable_right:,} right"
+        lines += [
+            _figure("empty or unknown texts", guesses),
+            _figure("", "predict gives them no label"),
+        ]
+    return lines
 
 
 def _beside_baseline(

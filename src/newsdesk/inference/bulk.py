@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeAlias
 
+import numpy as np
+
 from newsdesk import __version__
 from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.stream import open_rows, rows_of
@@ -17,12 +19,20 @@ from newsdesk.data.table import RowStream
 from newsdesk.errors import UserError
 from newsdesk.inference.decision import DecisionRule
 from newsdesk.inference.direct_output import direct_output
-from newsdesk.inference.output_table import Format, OutputTable, Piece, Refused, output_table
+from newsdesk.inference.output_table import (
+    Format,
+    OutputTable,
+    Piece,
+    Refused,
+    output_table,
+    remark_columns,
+)
 from newsdesk.inference.part_file import Checkpoint, PartFile, fingerprint
 from newsdesk.inference.predictions import Predictions
 from newsdesk.inference.text_classifier import TextClassifier
 from newsdesk.inference.windows import Reject, Window, ahead, windows
 from newsdesk.inference.writers import check_destination
+from newsdesk.model.tokenizer import Truncation
 
 ROWS_PER_WINDOW = 4096
 """Enough that batches of like length waste little, and little enough to be lost by a kill."""
@@ -84,6 +94,7 @@ def predict_file(
     confidence: float = 0.95,
     sets: float | None = None,
     off_topic: float | None = None,
+    answer_empty: bool = False,
     rejects: Path | None = None,
     strict: bool = False,
     observe: Observer = lambda _event: None,
@@ -105,7 +116,7 @@ def predict_file(
         dialect: how the input is written, and whether it has a header; by default detected.
         top_k: how many classes to name.
         all_probabilities: append a column for each class.
-        abstain, confidence, sets, off_topic: what is promised, as for ``TextClassifier.predict``.
+        abstain, confidence, sets, off_topic, answer_empty: as for ``TextClassifier.predict``.
         rejects: the file for bad rows; None: ``OUTPUT.rejects.jsonl``, and for a stream ``observe`` alone.
         strict: stop at the first bad row; what was written stays, and the call without ``strict`` goes on.
         observe: called with every event.
@@ -120,9 +131,8 @@ def predict_file(
             destination, source=source if isinstance(source, Path) else None, format=format
         )
     rule = predictor.decision_rule(abstain=abstain, confidence=confidence, sets=sets, off_topic=off_topic)
-    job = _Job(
-        predictor, format or "csv", text, template, dialect, top_k, all_probabilities, rule, strict, observe
-    )
+    wanted = (top_k, all_probabilities, rule, answer_empty, strict, observe)
+    job = _Job(predictor, format or "csv", text, template, dialect, *wanted)
     dialect = dialect.asking(text or predictor.layout.text_columns, template=template)
     with _opened(source, dialect) as stream:
         if direct:
@@ -141,6 +151,7 @@ class _Job:
     top_k: int
     all_probabilities: bool
     rule: DecisionRule | None
+    answer_empty: bool
     strict: bool
     observe: Observer
 
@@ -151,7 +162,7 @@ class _Job:
             self.predictor.label_names,
             top_k=self.top_k,
             all_probabilities=self.all_probabilities,
-            remarks=() if self.rule is None else self.rule.columns,
+            remarks=remark_columns(self.rule, answer_empty=self.answer_empty),
             arrow_schema=stream.arrow_schema,
         )
 
@@ -168,6 +179,7 @@ class _Job:
             "top_k": self.top_k,
             "all_probabilities": self.all_probabilities,
             "rule": None if self.rule is None else asdict(self.rule),
+            "answer_empty": self.answer_empty,
         }
 
 
@@ -177,9 +189,7 @@ class _Output(Protocol):
     @property
     def checkpoint(self) -> Checkpoint: ...
 
-    def append(
-        self, output: bytes, rejects: bytes, *, rows_read: int, rejected: int, unanswered: int = 0
-    ) -> None: ...
+    def append(self, output: bytes, rejects: bytes, **counts: int) -> None: ...
 
 
 @contextmanager
@@ -233,7 +243,10 @@ def _classify(job: _Job, stream: RowStream, table: OutputTable, output: _Output,
     coming = windows(stream, layout, skip=skip, strict=job.strict, size=ROWS_PER_WINDOW)
     for window in ahead(coming):
         predictions = job.predictor.classify(
-            window.texts, job.rule, progress=lambda rows: job.observe(Classified(rows))
+            window.texts,
+            job.rule,
+            answer_empty=job.answer_empty,
+            progress=lambda rows: job.observe(Classified(rows)),
         )
         written, refused = table.write(Piece(window.rows, predictions, window.numbers))
         rejected = _with_refused(window, refused, stream, strict=job.strict)
@@ -242,16 +255,23 @@ def _classify(job: _Job, stream: RowStream, table: OutputTable, output: _Output,
             b"".join(reject.to_json() for reject in rejected),
             rows_read=window.end - window.start,
             rejected=len(rejected),
-            unanswered=_unanswered(predictions, refused),
+            **_counts(predictions, refused),
         )
         job.observe(WindowWritten(output.checkpoint, window.share, tuple(rejected)))
 
 
-def _unanswered(predictions: Predictions, refused: Refused) -> int:
-    """How many of the rows that the output holds have no label."""
-    left = ~predictions.answered
-    left[[position for position, _ in refused]] = False
-    return int(left.sum())
+def _counts(predictions: Predictions, refused: Refused) -> dict[str, int]:
+    """How many of the rows that the output holds have no label, and how much of the texts was read."""
+    held = np.ones(len(predictions), dtype=np.bool_)
+    held[[position for position, _ in refused]] = False
+    read = predictions.truncation or Truncation()
+    return {
+        "unanswered": int((held & ~predictions.answered).sum()),
+        "unreadable": int((held & predictions.silent).sum()),
+        "cut": read.cut,
+        "tokens": read.tokens,
+        "lost": read.lost,
+    }
 
 
 def _with_refused(window: Window, refused: Refused, stream: RowStream, *, strict: bool) -> list[Reject]:

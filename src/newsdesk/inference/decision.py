@@ -55,7 +55,7 @@ class DecisionRule:
         """What an output says of each text besides its classes."""
         wanted = {
             CANDIDATES: self.names_candidates,
-            REASON: self.promise is not None or self.off_topic is not None,
+            REASON: True,  # an empty text gets no answer either
             OFF_TOPIC: self.off_topic is not None,
         }
         return tuple(name for name, is_wanted in wanted.items() if is_wanted)

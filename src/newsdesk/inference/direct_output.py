@@ -23,18 +23,13 @@ class DirectOutput:
         self._sink = sink
         self._rejects = rejects
 
-    def append(
-        self, output: bytes, rejects: bytes, *, rows_read: int, rejected: int, unanswered: int = 0
-    ) -> None:
+    def append(self, output: bytes, rejects: bytes, **counts: int) -> None:
         """Write both at once."""
         self._sink.write(output)
         self._sink.flush()
         if self._rejects is not None:
             self._rejects.write(rejects)
-        now = self.checkpoint
-        self.checkpoint = Checkpoint(
-            now.rows_read + rows_read, now.rejected + rejected, unanswered=now.unanswered + unanswered
-        )
+        self.checkpoint = self.checkpoint.plus(**counts)
 
 
 @contextmanager

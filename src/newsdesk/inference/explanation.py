@@ -14,6 +14,7 @@ from newsdesk.data.normalise import normalise
 from newsdesk.data.words import Span, without, word_spans
 from newsdesk.errors import UserError
 from newsdesk.inference.text_classifier import TextClassifier
+from newsdesk.model.tokenizer import Truncation
 
 PARTS = 128
 """How many parts of a text are left out in turn; a longer text is taken apart into phrases first."""
@@ -44,23 +45,29 @@ class Explanation:
 
     Attributes:
         text: the text, as it was given.
-        label: the predicted class.
+        label: the predicted class; None where the text says nothing, for the ``reason``.
         probability: its probability, 0 to 1.
         target: the class that is explained.
         target_probability: its probability.
         log_odds: of the target against all other classes, in nats, before any calibration.
         base_log_odds: the same for an empty text: where the words start from.
         words: the words in reading order. Their weights need not sum to the difference of the two.
+        reason: why there is nothing to explain, such as "empty text"; None where there is something.
+        tokens: tokens of the text, special ones included.
+        tokens_lost: how many of them stand behind the place where the model stops reading.
     """
 
     text: str
-    label: str
+    label: str | None
     probability: float
     target: str
     target_probability: float
     log_odds: float
     base_log_odds: float
     words: tuple[WordWeight, ...]
+    reason: str | None = None
+    tokens: int = 0
+    tokens_lost: int = 0
 
     def top(self, count: int) -> tuple[WordWeight, ...]:
         """The ``count`` words with the largest weights for or against the target, the largest first."""
@@ -94,7 +101,9 @@ def explain(classifier: TextClassifier, text: str, *, target: str | None = None)
             fix="name one of these with --target",
         )
     cleaned = normalise(text, classifier.layout.normaliser)
-    probabilities = classifier.predict_probabilities([cleaned])[0]
+    predictions = classifier.classify([cleaned])
+    probabilities, reason = predictions.probabilities[0], predictions.reasons[0]
+    read = predictions.truncation or Truncation()
     predicted = int(probabilities.argmax())
     target_id = predicted if target is None else classifier.label_names.index(target)
 
@@ -102,10 +111,10 @@ def explain(classifier: TextClassifier, text: str, *, target: str | None = None)
         return log_odds(_logits_of_distinct(classifier, texts), target_id)
 
     base, full = score(["", text]).tolist()
-    weights = _occlude_in_two_steps(score, text, full)
+    weights = {} if reason else _occlude_in_two_steps(score, text, full)
     return Explanation(
         text=text,
-        label=classifier.label_names[predicted],
+        label=None if reason else classifier.label_names[predicted],
         probability=float(probabilities[predicted]),
         target=classifier.label_names[target_id],
         target_probability=float(probabilities[target_id]),
@@ -115,6 +124,9 @@ def explain(classifier: TextClassifier, text: str, *, target: str | None = None)
             WordWeight(text[start:end], start, end, weight)
             for (start, end), weight in sorted(weights.items())
         ),
+        reason=reason,
+        tokens=read.tokens,
+        tokens_lost=read.lost,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Literal, get_args
 from newsdesk.data.table import Fault, Row
 from newsdesk.errors import UserError
 from newsdesk.evaluation.csv_lines import delimited_lines, probability_column, rounded
-from newsdesk.inference.decision import CANDIDATES, OFF_TOPIC, REASON
+from newsdesk.inference.decision import CANDIDATES, OFF_TOPIC, REASON, DecisionRule
 from newsdesk.inference.predictions import Predictions
 
 Format = Literal["csv", "tsv", "jsonl", "parquet", "submission"]
@@ -188,7 +188,7 @@ def output_table(
 ) -> OutputTable:
     """The table of a format for an input with these columns.
 
-    ``remarks`` are the columns that a decision rule adds, behind those of the classes.
+    ``remarks`` are those of ``remark_columns``.
     ``arrow_schema``, the pyarrow.Schema of an input that has one, gives its columns their types in parquet.
     Raises UserError when jsonl or parquet would need two columns of one name, and for parquet without
     pyarrow.
@@ -204,6 +204,13 @@ def output_table(
         "submission": SubmissionTable,
     }
     return kinds[format](columns, label_names, top_k, all_probabilities, remarks)
+
+
+def remark_columns(rule: DecisionRule | None, *, answer_empty: bool) -> tuple[str, ...]:
+    """The columns behind those of the classes: a rule's, and without one the reason of an empty text."""
+    if rule is not None:
+        return rule.columns
+    return () if answer_empty else (REASON,)
 
 
 def output_names(names: Sequence[str], taken: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from newsdesk.errors import UserError
 from newsdesk.files import atomic_writer, remove_leftovers, write_json
+from newsdesk.model.tokenizer import Truncation
 
 _HEAD = 1 << 16  # bytes by which an input is recognised, besides its size and time of change
 
@@ -31,7 +32,11 @@ class Checkpoint:
         output_bytes: length of the output so far.
         rejects_bytes: length of the rejects so far.
         complete: whether nothing is left but to put the files in their places.
-        unanswered: rows in the output that were left without a label.
+        unanswered: rows in the output that were left without a label,
+        unreadable: and how many of these because their text says nothing.
+        cut: texts that were longer than the model reads.
+        tokens: of all texts, before cutting.
+        lost: how many tokens were not read.
     """
 
     rows_read: int = 0
@@ -40,6 +45,19 @@ class Checkpoint:
     rejects_bytes: int = 0
     complete: bool = False
     unanswered: int = 0
+    unreadable: int = 0
+    cut: int = 0
+    tokens: int = 0
+    lost: int = 0
+
+    def plus(self, **counts: int) -> Checkpoint:
+        """The same with each of the named counts raised by so much."""
+        return replace(self, **{name: getattr(self, name) + more for name, more in counts.items()})
+
+    @property
+    def truncation(self) -> Truncation:
+        """How many of the texts were cut."""
+        return Truncation(self.rows_written, self.cut, self.tokens, self.lost)
 
     @property
     def rows_written(self) -> int:
@@ -87,23 +105,16 @@ class PartFile:
             ) from None
         Path(lock.lock_file).unlink(missing_ok=True)
 
-    def append(
-        self, output: bytes, rejects: bytes, *, rows_read: int, rejected: int, unanswered: int = 0
-    ) -> None:
-        """Add bytes to both files and make them last. Raises UserError where they cannot be written."""
+    def append(self, output: bytes, rejects: bytes, **counts: int) -> None:
+        """Add bytes to both files and make them last; ``counts`` are the checkpoint's, of the new rows.
+
+        Raises UserError where they cannot be written.
+        """
         now = self.checkpoint
         _append(self.part, now.output_bytes, output)
         if rejects:
             _append(self._rejects_part, now.rejects_bytes, rejects)
-        self._note(
-            Checkpoint(
-                now.rows_read + rows_read,
-                now.rejected + rejected,
-                now.output_bytes + len(output),
-                now.rejects_bytes + len(rejects),
-                unanswered=now.unanswered + unanswered,
-            )
-        )
+        self._note(now.plus(**counts, output_bytes=len(output), rejects_bytes=len(rejects)))
 
     def finish(self, convert: Convert | None = None) -> None:
         """Put the files in their places, the output through ``convert`` if given, and drop the journal.
@@ -111,7 +122,7 @@ class PartFile:
         A file of rejects that an earlier output left there goes when this one has none.
         """
         if not self.checkpoint.complete:
-            self._note(Checkpoint(**{**asdict(self.checkpoint), "complete": True}))
+            self._note(replace(self.checkpoint, complete=True))
         if self._rejects_part.is_file():
             self._rejects_part.replace(self.rejects)
         elif not self.checkpoint.rejects_bytes:

@@ -14,6 +14,7 @@ from newsdesk.calibration import softmax
 from newsdesk.errors import UserError
 from newsdesk.evaluation.csv_lines import rounded
 from newsdesk.inference.decision import CANDIDATES, FOREIGN, OFF_TOPIC, REASON, DecisionRule
+from newsdesk.model.tokenizer import Truncation
 
 
 class Predictor(Protocol):
@@ -34,7 +35,8 @@ class Prediction:
     """What a classifier says of one text.
 
     Attributes:
-        label: the most probable class; of equals, the one with the lowest id. None: it is not sure enough.
+        label: the most probable class; of equals, the one with the lowest id. None: there is no answer, for
+            the ``reason``.
         probability: the highest probability, 0 to 1, whether or not it was enough.
         probabilities: the probability of every class by name, in id order.
         candidates: the classes in question, the most probable first; None where nobody asked for any.
@@ -88,6 +90,9 @@ class Predictions:
         rule: what is answered, and which classes are named otherwise; None: every row gets its best class.
         off_topic: p-values, (rows,): the share of the classifier's own texts that look at least as foreign;
             None: not known.
+        unreadable: of each row, why its text says nothing and gets no answer, as "empty text"; None where it
+            says something, and for all rows together where such texts are answered like others.
+        truncation: how many of the texts were cut; None: not known.
 
     Raises ValueError when the first two do not fit, and UserError when the classifier gave anything but
     numbers.
@@ -97,6 +102,8 @@ class Predictions:
     label_names: tuple[str, ...]
     rule: DecisionRule | None = None
     off_topic: NDArray[np.float32] | None = None
+    unreadable: tuple[str | None, ...] | None = None
+    truncation: Truncation | None = None
 
     def __post_init__(self) -> None:
         """Bring the probabilities to float32 and refuse what cannot be a prediction."""
@@ -147,8 +154,15 @@ class Predictions:
     def answered(self) -> NDArray[np.bool_]:
         """Which rows are given a label, (rows,)."""
         if self.rule is None:
-            return np.ones(len(self), dtype=np.bool_)
-        return self.rule.confident(self.probabilities) & ~self.foreign
+            return ~self.silent
+        return self.rule.confident(self.probabilities) & ~self.foreign & ~self.silent
+
+    @cached_property
+    def silent(self) -> NDArray[np.bool_]:
+        """Which rows are not answered because their text says nothing, (rows,)."""
+        if self.unreadable is None:
+            return np.zeros(len(self), dtype=np.bool_)
+        return np.array([reason is not None for reason in self.unreadable], dtype=np.bool_)
 
     @cached_property
     def foreign(self) -> NDArray[np.bool_]:
@@ -166,11 +180,15 @@ class Predictions:
     @cached_property
     def reasons(self) -> tuple[str | None, ...]:
         """Why each row is not answered; None where it is."""
-        if self.rule is None or self.answered.all():
+        if self.answered.all():
             return (None,) * len(self)
-        unsure = self.rule.reason() if self.rule.promise is not None else None
-        pairs = zip(self.answered, self.foreign, strict=True)
-        return tuple(None if answered else FOREIGN if foreign else unsure for answered, foreign in pairs)
+        unsure = self.rule.reason() if self.rule is not None and self.rule.promise is not None else None
+        unreadable = self.unreadable or (None,) * len(self)
+        rows = zip(self.answered, unreadable, self.foreign, strict=True)
+        return tuple(
+            None if answered else silent or (FOREIGN if foreign else unsure)
+            for answered, silent, foreign in rows
+        )
 
     def candidates_of(self, row: int) -> tuple[str, ...] | None:
         """The classes in question for a row, the most probable first; None where no rule names any."""
@@ -184,7 +202,7 @@ class Predictions:
         """Which classes are each row's candidates, (rows, classes); None where no rule names any."""
         if self.rule is None or not self.rule.names_candidates:
             return None
-        return self.rule.in_question(self.probabilities) & ~self.foreign[:, None]
+        return self.rule.in_question(self.probabilities) & ~(self.foreign | self.silent)[:, None]
 
     def top_k(self, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Class ids and probabilities of each row's ``k`` most probable classes, both (rows, k).

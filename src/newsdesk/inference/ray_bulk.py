@@ -34,6 +34,7 @@ from newsdesk.inference.shards import (
     shards_of,
 )
 from newsdesk.inference.text_classifier import TextClassifier
+from newsdesk.model.tokenizer import Truncation
 from newsdesk.training.run_folder import MANIFEST
 
 
@@ -74,13 +75,24 @@ class Totals:
         shards: files.
         rows: rows read for them, bad ones included.
         rejected: how many of these were bad.
-        unanswered: how many were left without a label.
+        unanswered: how many were left without a label,
+        unreadable: and how many of these because their text says nothing.
+        cut, tokens, lost: texts that were cut, tokens of all texts, and those not read.
     """
 
     shards: int
     rows: int
     rejected: int
     unanswered: int = 0
+    unreadable: int = 0
+    cut: int = 0
+    tokens: int = 0
+    lost: int = 0
+
+    @property
+    def truncation(self) -> Truncation:
+        """How many of the texts were cut."""
+        return Truncation(self.rows - self.rejected, self.cut, self.tokens, self.lost)
 
 
 RayEvent: TypeAlias = JobBegun | ShardDone
@@ -188,7 +200,15 @@ class ShardWorker:
                 rejects=rejects,
                 **self._settings,
             )
-            counts = Counts(done.rows_read, done.rejected, done.unanswered)
+            counts = Counts(
+                done.rows_read,
+                done.rejected,
+                done.unanswered,
+                done.unreadable,
+                done.cut,
+                done.tokens,
+                done.lost,
+            )
             finish_shard(self._outputs, shard, written, rejects, counts)
             return counts
 
@@ -251,7 +271,7 @@ def _follow(
                 break
         else:
             done[report["output"]] = counts = Counts(*(report[name] for name in Counts._fields))
-            observe(ShardDone(report["output"], *counts, len(done), of))
+            observe(ShardDone(report["output"], *counts[:3], len(done), of))
     return failures
 
 

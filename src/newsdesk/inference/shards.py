@@ -31,11 +31,18 @@ _STREAM_CHUNK = 1 << 22
 
 
 class Counts(NamedTuple):
-    """Rows of a shard that were read, how many of them were rejected, and how many left without a label."""
+    """What became of a shard: rows read, rejected, left without a label, and that for an empty text.
+
+    ``cut`` texts were longer than the model reads; of ``tokens`` of all texts, ``lost`` were not read.
+    """
 
     rows: int
     rejected: int
     unanswered: int = 0
+    unreadable: int = 0
+    cut: int = 0
+    tokens: int = 0
+    lost: int = 0
 
 
 @dataclass(frozen=True)
@@ -255,7 +262,7 @@ def noted_counts(output: Storage, shard: Shard) -> Counts | None:
         return None
     note = json.loads(noted)
     same_input = (note["size"], note["changed"]) == (shard.size, shard.changed)
-    return Counts(note["rows"], note["rejected"], note.get("unanswered", 0)) if same_input else None
+    return Counts(*(note.get(name, 0) for name in Counts._fields)) if same_input else None
 
 
 def finish_shard(output: Storage, shard: Shard, written: Path, rejects: Path, counts: Counts) -> None:

@@ -26,7 +26,7 @@ from newsdesk.inference.artefact import ArtefactFolder
 from newsdesk.inference.decision import DecisionRule, decision_rule
 from newsdesk.inference.onnx_graph import FEATURES, LOGITS
 from newsdesk.inference.predictions import Predictions
-from newsdesk.model.tokenizer import TextTokenizer, TokenIds, batches_by_tokens, pad
+from newsdesk.model.tokenizer import Encoded, TextTokenizer, TokenIds, batches_by_tokens, pad
 from newsdesk.off_topic import OFF_TOPIC, OffTopicScore
 from newsdesk.training.run_folder import Labels
 
@@ -59,6 +59,11 @@ class TextClassifier(ABC):
         self.calibration: Calibration | None = read_calibration(path)
         self.off_topic = OffTopicScore.of_folder(path)
         self._tokenizer = tokenizer
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens that it reads of a text, special ones included."""
+        return self._tokenizer.max_length
 
     @property
     @abstractmethod
@@ -140,6 +145,7 @@ class TextClassifier(ABC):
         confidence: float = 0.95,
         sets: float | None = None,
         off_topic: float | None = None,
+        answer_empty: bool = False,
     ) -> Predictions:
         """Classify raw texts: a sequence of predictions in their order, each with all probabilities.
 
@@ -151,6 +157,7 @@ class TextClassifier(ABC):
             confidence: ... with this probability over the draw of the calibration rows.
             sets: name for each text the classes that hold the true one with this probability.
             off_topic: do not answer texts where at most this share of its own looks as foreign.
+            answer_empty: classify empty texts too, and those without a known token, which else get no label.
 
         Raises:
             TypeError: for a single str, which would be taken for a sequence of letters.
@@ -159,19 +166,28 @@ class TextClassifier(ABC):
         if isinstance(texts, str):
             raise TypeError("predict takes a sequence of texts; for one text write predict([text])")
         rule = self.decision_rule(abstain=abstain, confidence=confidence, sets=sets, off_topic=off_topic)
-        return self.classify([normalise(text, self.layout.normaliser) for text in texts], rule)
+        cleaned = [normalise(text, self.layout.normaliser) for text in texts]
+        return self.classify(cleaned, rule, answer_empty=answer_empty)
 
     def classify(
         self,
         texts: Sequence[str],
         rule: DecisionRule | None = None,
         *,
+        answer_empty: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> Predictions:
         """What it says of texts that ``layout`` has normalised already, by a rule from `decision_rule`."""
-        logits, distances = self.outputs(self.token_ids(texts), progress=progress)
-        foreign = None if distances is None or not self.off_topic else self.off_topic.p_values(distances)
-        return Predictions(softmax(logits, self.temperature), self.label_names, rule, foreign)
+        encoded = self.encode(texts)
+        logits, distances = self.outputs(encoded.ids, progress=progress)
+        return Predictions(
+            softmax(logits, self.temperature),
+            self.label_names,
+            rule,
+            None if distances is None or not self.off_topic else self.off_topic.p_values(distances),
+            None if answer_empty else encoded.unreadable,
+            encoded.truncation,
+        )
 
     def predict_probabilities(
         self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None
@@ -187,7 +203,11 @@ class TextClassifier(ABC):
 
     def token_ids(self, texts: Sequence[str]) -> list[TokenIds]:
         """The token ids of normalised texts, cut where the model stops reading: what ``logits`` takes."""
-        return self._tokenizer.encode(texts)
+        return self.encode(texts).ids
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """The token ids of normalised texts, with what was cut off and which texts say nothing."""
+        return self._tokenizer.encode_whole(texts)
 
 
 class ArtefactPredictor(TextClassifier):

@@ -11,7 +11,7 @@ from typing import BinaryIO, TextIO, cast
 from newsdesk.data.table import Row
 from newsdesk.errors import UserError
 from newsdesk.files import atomic_writer
-from newsdesk.inference.output_table import FORMATS, Format, Piece, output_table
+from newsdesk.inference.output_table import FORMATS, Format, Piece, output_table, remark_columns
 from newsdesk.inference.predictions import Predictions
 
 _ENDINGS: dict[str, Format] = {
@@ -42,8 +42,8 @@ def write_predictions(
     or more there follow ``label_2``, ``probability_2`` and so on; with ``all_probabilities`` a column
     ``p(<label>)`` for each class. An input column is never overwritten: where it bears the name of an
     output column, the latter is called ``predicted_<name>``. The format ``submission`` writes ``ID,Label``
-    alone, the 0-based row number and class id. What a rule leaves unanswered has no label; ``candidates`` and
-    ``reason`` follow where predictions were made by one.
+    alone, the 0-based row number and class id. What is left unanswered has no label; the column ``reason``
+    says why, and ``candidates`` stand before it where predictions were made by a rule that names them.
 
     The format follows the file's ending (see ``output_format``); a stream without one gets csv. A file is
     written atomically, and gzip-compressed if its name ends in .gz; a pipe or device is written directly.
@@ -61,7 +61,7 @@ def write_predictions(
         predictions.label_names,
         top_k=top_k,
         all_probabilities=all_probabilities,
-        remarks=() if predictions.rule is None else predictions.rule.columns,
+        remarks=remark_columns(predictions.rule, answer_empty=predictions.unreadable is None),
     )
     numbered = [Row(number, tuple(cells)) for number, cells in enumerate(rows)]
     pieces, _ = table.write(Piece(numbered, predictions, range(len(rows))))
