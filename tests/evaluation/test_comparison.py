@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from newsdesk.evaluation.comparison import compare_paired, holm, rows_needed
+from newsdesk.evaluation.comparison import compare_paired, holm, mcnemar_power, rows_needed
 
 
 def pair(both_right=0, both_wrong=0, only_model_wrong=0, only_baseline_wrong=0):
@@ -55,14 +55,44 @@ def test_p_values_of_several_tests_are_adjusted_by_holms_steps():
     assert holm([]) == ()
 
 
-def test_so_many_rows_find_the_difference_four_times_in_five():
-    measured = pair(900, 70, only_model_wrong=10, only_baseline_wrong=20)
-    rows = rows_needed(measured)
-    assert rows == 2353  # Connor (1987): (1.96 sqrt(0.03) + 0.8416 sqrt(0.03 - 0.01 ** 2)) ** 2 / 0.01 ** 2
-    drawn = np.random.default_rng(5).multinomial(rows, [0.01, 0.02, 0.97], size=400)
-    found = [pair(rest, 0, model, baseline).p_value < 0.05 for model, baseline, rest in drawn.tolist()]
-    assert 0.73 < np.mean(found) < 0.87
+MEASURED = [(970, 0, 10, 20), (0, 0, 30, 70), (20, 5, 10, 80), (990, 0, 0, 10), (0, 2, 0, 8)]
+
+
+@pytest.mark.parametrize("counts", MEASURED)
+def test_so_many_rows_find_the_difference_four_times_in_five_and_fewer_do_not(counts):
+    measured = pair(*counts)
+    rows, total = rows_needed(measured), sum(counts)
+    discordant, share = (counts[2] + counts[3]) / total, counts[3] / (counts[2] + counts[3])
+    powers = [mcnemar_power(rows + more, discordant, share) for more in range(-1, 40)]
+    assert powers[0] < 0.8
+    assert min(powers[1:]) >= 0.8
     assert rows_needed(measured, level=0.025) > rows
+    draws = 2000
+    drawn = np.random.default_rng(5).multinomial(rows, np.array(counts) / total, size=draws)
+    kinds, times = np.unique(drawn[:, 2:], axis=0, return_counts=True)
+    found = sum(
+        number * (pair(0, 0, model, baseline).p_value < 0.05)
+        for (model, baseline), number in zip(kinds.tolist(), times.tolist(), strict=True)
+    )
+    assert found / draws == pytest.approx(powers[1], abs=3.5 * (0.16 / draws) ** 0.5)
+
+
+def test_the_power_is_that_of_scipys_tails():
+    stats = pytest.importorskip("scipy.stats")
+    for rows, discordant, share in ((50, 0.5, 0.8), (2000, 0.03, 2 / 3), (40, 0.9, 1.0), (60, 1.0, 0.7)):
+        expected = 0.0
+        for count in range(rows + 1):
+            limits = np.arange(count // 2 + 1)
+            rejected = limits[2 * stats.binom.cdf(limits, count, 0.5) < 0.05]
+            if len(rejected):
+                tails = (stats.binom.cdf(rejected[-1], count, side) for side in (share, 1 - share))
+                expected += stats.binom.pmf(count, rows, discordant) * sum(tails)
+        assert mcnemar_power(rows, discordant, share) == pytest.approx(expected)
+
+
+def test_a_tiny_difference_needs_millions_of_rows_and_no_time():
+    rows = rows_needed(pair(99_000, 900, 52, 48))
+    assert mcnemar_power(rows - 1, 0.001, 0.52) < 0.8 <= mcnemar_power(rows, 0.001, 0.52)
 
 
 def test_no_number_of_rows_tells_apart_what_errs_equally_often():

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from math import ceil, sqrt
+from math import ceil, exp, lgamma, log, log1p, sqrt
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from newsdesk.evaluation.selective import binomial_tail
 
 LEVEL = 0.05
 """The chance of seeing a difference where there is none, which every verdict here allows for."""
@@ -74,18 +76,117 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
 
 
 def rows_needed(comparison: PairedComparison, level: float = LEVEL) -> int | None:
-    """On how many rows McNemar's test would find the difference in four cases of five, were it as measured.
+    """From how many rows on McNemar's exact test finds the difference in four cases of five, as measured.
 
-    The sample size of Connor (1987), two-sided at ``level``; None where the two err equally often.
+    The power is computed exactly (`mcnemar_power`); on this many rows and on more it is 0.8 or higher.
+    Two-sided at ``level``; None where the two err equally often.
     """
     first, second = comparison.only_model_wrong, comparison.only_baseline_wrong
-    rows = comparison.both_right + comparison.both_wrong + first + second
+    total = comparison.both_right + comparison.both_wrong + first + second
     if first == second:
         return None
-    discordant, difference = (first + second) / rows, abs(first - second) / rows
+    discordant, share = (first + second) / total, max(first, second) / (first + second)
+
+    # Connor (1987) approximates it from below; twice that, and some more for whole numbers, is enough.
     z_level, z_power = NormalDist().inv_cdf(1 - level / 2), NormalDist().inv_cdf(POWER)
-    root = z_level * sqrt(discordant) + z_power * sqrt(discordant - difference**2)
-    return ceil((root / difference) ** 2)
+    difference = discordant * (2 * share - 1)
+    root = z_level * sqrt(discordant) + z_power * sqrt(max(0.0, discordant - difference**2))
+    about = (root / difference) ** 2
+    enough, too_few = ceil(2 * about + 4 / difference + 20), 0
+    if about * discordant * (1 - discordant) < _SMOOTHING_VARIANCE:
+        powers = list(_conditional_powers(0, enough, share, level))
+        saw = (_power(rows, discordant, powers.__getitem__) for rows in range(enough, -1, -1))
+        return enough + 1 - next(steps for steps, power in enumerate(saw) if power < POWER)
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        if mcnemar_power(middle, discordant, share, level) >= POWER:
+            enough = middle
+        else:
+            too_few = middle
+    return enough
+
+
+_SMOOTHING_VARIANCE = 6
+"""Of the number of discordant rows: from here on the power rises evenly with the rows.
+
+Given the discordant rows it is a saw, as the test rejects at whole numbers alone; their variance smooths it.
+"""
+
+
+def mcnemar_power(rows: int, discordant: float, share: float, level: float = LEVEL) -> float:
+    """The chance that McNemar's exact two-sided test finds a difference on so many rows, computed exactly.
+
+    Args:
+        rows: how many both classify.
+        discordant: the probability that just one of the two classifies a row correctly.
+        share: the probability that, of these, it is the better one.
+        level: below which a p-value has to be.
+    """
+    counts = _likely_counts(rows, discordant)
+    powers = dict(zip(counts, _conditional_powers(counts[0], counts[-1], share, level), strict=True))
+    return _power(rows, discordant, powers.__getitem__)
+
+
+def _power(rows: int, discordant: float, given: Callable[[int], float]) -> float:
+    """The mean of the power given a number of discordant rows, over what that number may be."""
+    counts = _likely_counts(rows, discordant)
+    return sum(_binomial_mass(count, rows, discordant) * given(count) for count in counts)
+
+
+def _likely_counts(rows: int, discordant: float) -> range:
+    """How many of the rows may be discordant: all numbers but those of no weight."""
+    reach = 9 * sqrt(rows * discordant * (1 - discordant)) + 20 * (discordant < 1)
+    mean = rows * discordant
+    return range(max(0, int(mean - reach)), min(rows, ceil(mean + reach)) + 1)
+
+
+def _conditional_powers(least: int, most: int, share: float, level: float) -> Iterator[float]:
+    """The power given ``least``, ..., ``most`` discordant rows.
+
+    The test rejects where at most ``critical`` of them fall on one side. From one count to the next that
+    limit stays or grows by one, so that tails are carried on and not summed anew.
+    """
+    below, above = -1, (least + 1) // 2  # of these the first rejects, the second does not
+    while above - below > 1:
+        middle = (below + above) // 2
+        if 2 * binomial_tail(middle, least, 0.5) < level:
+            below = middle
+        else:
+            above = middle
+    critical = below
+    sides = (0.5, share, 1 - share)
+    tails = [_tail(critical, least, side) for side in sides]
+    for count in range(least, most + 1):
+        grown = [
+            tail + _binomial_mass(critical + 1, count, side) for tail, side in zip(tails, sides, strict=True)
+        ]
+        if 2 * grown[0] < level:
+            critical, tails = critical + 1, grown
+        yield tails[1] + tails[2]
+        # Of one coin more, at most as many fall on this side, unless the limit was reached and it does too.
+        tails = [
+            tail - side * _binomial_mass(critical, count, side)
+            for tail, side in zip(tails, sides, strict=True)
+        ]
+
+
+def _tail(most: int, trials: int, share: float) -> float:
+    """As ``binomial_tail``, for none and for shares of 0 and 1, too."""
+    if most < 0:
+        return 0.0
+    if share in (0.0, 1.0):
+        return float(share == 0 or most >= trials)
+    return binomial_tail(most, trials, share)
+
+
+def _binomial_mass(successes: int, trials: int, share: float) -> float:
+    """The probability of just so many successes."""
+    if not 0 <= successes <= trials:
+        return 0.0
+    if share in (0.0, 1.0):
+        return float(successes == trials * share)
+    ways = lgamma(trials + 1) - lgamma(successes + 1) - lgamma(trials - successes + 1)
+    return exp(ways + successes * log(share) + (trials - successes) * log1p(-share))
 
 
 def _exact_mcnemar(first: int, second: int) -> float:
