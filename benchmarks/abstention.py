@@ -168,8 +168,9 @@ def show_scores(validation: Rows, test: Rows, temperature: float) -> None:
             for rows in (validation, test)
         )
         found[name] = one.area
-        print(f"{name:<22}{one.area:>16.5f}{one.coverage_at[0.02]:>9.1%}{other.area:>12.5f}", end="")
-        print("".join(f"{other.coverage_at[rate]:>9.1%}" for rate in ERROR_RATES))
+        answered = {at.error_rate: at.coverage for at in one.coverage_at}[0.02]
+        print(f"{name:<22}{one.area:>16.5f}{answered:>9.1%}{other.area:>12.5f}", end="")
+        print("".join(f"{at.coverage:>9.1%}" for at in other.coverage_at))
     print(f"least area on the validation rows: {min(found, key=lambda name: found[name])}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,9 @@ from newsdesk.data.examples import Examples
 from newsdesk.data.layout import TextLayout
 from newsdesk.evaluation.evaluate import evaluate_examples, write_evaluated_rows, write_metrics
 from newsdesk.files import write_text
+from newsdesk.training.events import Event, Started, Step, Validation
+from newsdesk.training.log import EventLog
+from newsdesk.training.manifest import SPLIT_OFF, BaseFacts, DataFacts, Manifest, RowFacts, TrainingFacts
 from newsdesk.training.run_folder import Labels, RunFolder
 
 NAMES = ("World", "Sports", "Business", "Sci/Tech")
@@ -53,24 +55,22 @@ def build_run(
     evaluation = evaluate_examples(probabilities, rows, names, split="test", model=path.name)
     write_metrics(evaluation, run.metrics)
     write_evaluated_rows(probabilities, rows, names, run.path / "predictions-test.csv")
-    run.seal(_facts())
+    run.seal(_manifest())
     return EvaluatedRun(run, rows, probabilities)
 
 
 def write_log(path: Path, steps: int) -> None:
     """A log of so many steps, with a validation halfway and at the end; losses fall from 1 to 0."""
-    started = {"steps": steps, "epochs": 2.0, "rows": 800, "validation_rows": 40}
-    events = [{"event": "started", **started, "device": "cpu", "precision": "float32", "engine": "fused"}]
+    events: list[Event] = [Started(steps, 2.0, 800, 40, "cpu", "float32", "fused")]
     for step in range(1, steps + 1):
-        state = {"step": step, "epoch": 2 * step / steps}
-        rate = {"loss": 1 - step / steps, "learning_rate": 5e-4 * (1 - step / steps), "gradient_norm": 1.0}
-        counts = {"rows": 16, "tokens": 300, "padded_tokens": 320}
-        events.append({"event": "step", **state, **rate, **counts})
+        loss, epoch = 1 - step / steps, 2 * step / steps
+        events.append(Step(step, epoch, loss, 5e-4 * loss, 1.0, 16, 300, 320))
         if step in (steps // 2, steps):
-            scores = {"loss": 0.3, "accuracy": 0.5 + 0.4 * step / steps, "macro_f1": 0.8, "best": True}
-            events.append({"event": "validation", **state, **scores})
-    lines = [json.dumps(event | {"seconds": 2.0 * number}) for number, event in enumerate(events)]
-    write_text(path, "\n".join(lines) + "\n")
+            events.append(Validation(step, epoch, 0.3, 0.5 + 0.4 * step / steps, 0.8, best=True))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with EventLog(path) as log:
+        for event in events:
+            log.write(event)
 
 
 def _write_tokenizer(path: Path) -> None:
@@ -81,15 +81,16 @@ def _write_tokenizer(path: Path) -> None:
     write_text(path, tokenizer.to_str())
 
 
-def _facts() -> dict[str, object]:
-    return {
-        "newsdesk": "0.1.0",
-        "versions": {"python": "3.11.0"},
-        "base": {"name": "all-MiniLM-L6-v2", "reference": "a/b", "sha256": "ab" * 32, "licence": "mit"},
-        "data": {
-            "licence": None,
-            "train": {"source": "wire.csv", "rows": 800, "sha256": "cd" * 32},
-            "validation": {"source": "split off wire.csv", "rows": 40, "sha256": "ef" * 32},
-        },
-        "training": {"finished": "completed", "processes": 1},
-    }
+def _manifest() -> Manifest:
+    return Manifest(
+        newsdesk="0.1.0",
+        versions={"python": "3.11.0"},
+        base=BaseFacts("all-MiniLM-L6-v2", "a/b", "ab" * 32, "mit"),
+        seed=42,
+        data=DataFacts(
+            None,
+            RowFacts("wire.csv", 800, "cd" * 32),
+            RowFacts(f"{SPLIT_OFF}wire.csv", 40, "ef" * 32),
+        ),
+        training=TrainingFacts("completed", 50, 2.0, 50, 0.06),
+    )

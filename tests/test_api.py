@@ -73,7 +73,7 @@ def test_a_run_is_overwritten_only_when_asked(tiny_base, topical_csv, run):
     with pytest.raises(UserError, match="is not empty"):
         train(tiny_base("bert"), topical_csv, run)
     again = train(tiny_base("bert"), topical_csv, run, "training.epochs=0.1", overwrite=True)
-    assert again.manifest["training"]["epochs"] == pytest.approx(0.1, abs=0.05)
+    assert again.manifest.training.epochs == pytest.approx(0.1, abs=0.05)
 
 
 def test_evaluating_counts_every_row_and_announces_them_first(run, topical_csv):

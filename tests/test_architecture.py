@@ -26,6 +26,9 @@ LIGHT_IN_HEAVY_ROOMS = (
     "newsdesk.model.catalog",
     "newsdesk.model.tokenizer",
     "newsdesk.training",
+    "newsdesk.training.events",
+    "newsdesk.training.log",
+    "newsdesk.training.manifest",
     "newsdesk.training.run_folder",
 )
 HEAVY_PACKAGES = ("torch", "transformers", "peft", "sklearn", "pyarrow")

@@ -16,6 +16,7 @@ from newsdesk.metrics import (
     reliability,
     wilson_interval,
 )
+from newsdesk.stored import WrongContentError, from_content, to_content
 
 NAMES = ("World", "Sports", "Business", "Sci/Tech")
 
@@ -229,8 +230,8 @@ def test_what_does_not_line_up_is_refused(probabilities, labels, complaint):
 def test_metrics_survive_json_and_name_the_unit_of_every_figure():
     probabilities, labels = random_case(1, rows=30)
     metrics = evaluate_probabilities(probabilities, labels, NAMES)
-    plain = json.loads(json.dumps(metrics.to_dict()))
-    assert Metrics.from_dict(plain) == metrics
+    plain = json.loads(json.dumps(to_content(metrics)))
+    assert from_content(Metrics, plain) == metrics
     assert plain["accuracy_interval"] == list(metrics.accuracy_interval)
     assert plain["units"] == UNITS
     assert set(UNITS) == set(plain) - {"units", "rows", "label_names"}
@@ -238,7 +239,7 @@ def test_metrics_survive_json_and_name_the_unit_of_every_figure():
 
 def test_metrics_with_an_entry_missing_are_refused():
     probabilities, labels = random_case(1, rows=30)
-    plain = evaluate_probabilities(probabilities, labels, NAMES).to_dict()
+    plain = to_content(evaluate_probabilities(probabilities, labels, NAMES))
     del plain["brier_score"]
-    with pytest.raises(KeyError, match="brier_score"):
-        Metrics.from_dict(plain)
+    with pytest.raises(WrongContentError, match="no brier_score"):
+        from_content(Metrics, plain)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from newsdesk.data.layout import TextLayout
 from newsdesk.files import sha256_of, write_json
-from newsdesk.inference.artefact import MODEL_FILES
+from newsdesk.inference.artefact import MODEL_FILES, ArtefactFolder, ExportManifest, Kind
+from newsdesk.stored import write_stored
+from newsdesk.training.manifest import BaseFacts, ExportedRun
+from newsdesk.training.run_folder import Labels
 
 LABELS = ("Business", "Science", "Sports")
 WORDS = {
@@ -32,18 +36,19 @@ def expected_logits(ids: list[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def build_artefact(
-    folder: Path, *, kind: str = "onnx-int8", text_columns: tuple[str, ...] = ("text",), max_length: int = 16
+    folder: Path, *, kind: Kind = "onnx-int8", text_columns: tuple[str, ...] = ("text",), max_length: int = 16
 ) -> Path:
     """An artefact folder as an export leaves it."""
     (folder / "onnx").mkdir(parents=True)
     write_json(folder / "config.json", {"model_type": "bert", "pad_token_id": 0})
-    layout = {"text_columns": list(text_columns), "template": None, "normaliser": "none"}
-    write_json(folder / "labels.json", {"labels": list(LABELS), "text": layout, "max_length": max_length})
+    Labels(LABELS, TextLayout(text_columns), max_length).write(folder)
     write_tokenizer(folder / "tokenizer.json")
-    (folder / MODEL_FILES[kind]).write_bytes(graph())  # type: ignore[index]
+    (folder / MODEL_FILES[kind]).write_bytes(graph())
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     hashes = {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
-    write_json(folder / "manifest.json", {"kind": kind, "max_length": max_length, "files": hashes})
+    run = ExportedRun(newsdesk="0.1.0", versions={}, base=BaseFacts("tiny", "tiny", None), sha256="0")
+    manifest = ExportManifest(kind=kind, newsdesk="0.1.0", run=run, max_length=max_length, files=hashes)
+    write_stored(folder / "manifest.json", manifest)
     return folder
 
 
@@ -90,5 +95,4 @@ def graph() -> bytes:
 
 def tampered(folder: Path, **facts: Any) -> None:
     """Write the manifest anew with other facts."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    write_json(folder / "manifest.json", {**manifest, **facts})
+    write_stored(folder / "manifest.json", replace(ArtefactFolder(folder).manifest, **facts))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.files import damaged, read_json, write_bytes, write_json
+from newsdesk.files import damaged, write_bytes
 from newsdesk.metrics import expected_calibration_error
+from newsdesk.stored import read_stored, write_stored
 
 CALIBRATION = "calibration.json"
 CALIBRATION_ROWS = "calibration.safetensors"
@@ -78,13 +79,6 @@ class Calibration:
     expected_calibration_error: Change
     negative_log_likelihood: Change
     how: str
-
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> Self:
-        """The inverse of ``dataclasses.asdict``. Raises KeyError or TypeError for anything else."""
-        changes = ("expected_calibration_error", "negative_log_likelihood")
-        known = {name: content[name] for name in cls.__dataclass_fields__}
-        return cls(**known | {name: Change(**content[name]) for name in changes})
 
 
 def softmax(logits: NDArray[np.floating], temperature: float = 1.0) -> NDArray[np.float32]:
@@ -162,7 +156,7 @@ def store_calibration(folder: Path, rows: HeldOutRows, source: str) -> Calibrati
     """
     found = calibrate(rows, source)
     _write_rows(folder, rows)
-    write_json(folder / CALIBRATION, asdict(found))
+    write_stored(folder / CALIBRATION, found)
     return found
 
 
@@ -193,13 +187,10 @@ def read_calibration(folder: Path) -> Calibration | None:
     path = folder / CALIBRATION
     if not path.is_file():
         return None
-    try:
-        found = Calibration.from_dict(read_json(path, fix=_FIX))
-        if LOWEST_TEMPERATURE <= found.temperature <= HIGHEST_TEMPERATURE:
-            return found
-    except (KeyError, TypeError) as error:
-        raise damaged(path, f"no usable {error}", fix=_FIX) from None
-    raise damaged(path, f"a temperature of {found.temperature}", fix=_FIX)
+    found = read_stored(path, Calibration, fix=_FIX)
+    if not LOWEST_TEMPERATURE <= found.temperature <= HIGHEST_TEMPERATURE:
+        raise damaged(path, f"a temperature of {found.temperature}", fix=_FIX)
+    return found
 
 
 def read_held_out_rows(folder: Path) -> HeldOutRows | None:

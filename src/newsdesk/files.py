@@ -78,7 +78,12 @@ def write_text(path: Path, content: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` to ``path`` atomically, as indented JSON that git can diff."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_bytes(path, json_bytes(content))
+
+
+def json_bytes(content: Any) -> bytes:
+    """``content`` as indented JSON in UTF-8."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def read_json(path: Path, *, fix: str) -> dict[str, Any]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field
 from math import sqrt
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +66,7 @@ class Metrics:
         brier_score: mean squared distance to the one-hot truth, summed over classes (Brier, 1950), 0 to 2.
         expected_calibration_error: see the function of that name.
         most_confident_errors: up to 20 wrong rows, the most confident first, equals in row order.
+        units: of each figure, for who reads the file without this code.
     """
 
     rows: int
@@ -80,34 +80,12 @@ class Metrics:
     brier_score: float
     expected_calibration_error: float
     most_confident_errors: tuple[int, ...]
+    units: Mapping[str, str] = field(default_factory=lambda: dict(UNITS), repr=False, compare=False)
 
     @property
     def correct(self) -> int:
         """The number of rows classified correctly."""
         return sum(row[i] for i, row in enumerate(self.confusion))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON types, with a ``units`` entry for who reads the file without this code."""
-        plain = asdict(self)
-        for name in ("label_names", "accuracy_interval", "per_class", "most_confident_errors"):
-            plain[name] = list(plain[name])
-        return plain | {"confusion": [list(row) for row in self.confusion], "units": dict(UNITS)}
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Metrics:
-        """The inverse of ``to_dict``; entries it does not know are ignored. Raises KeyError if one lacks."""
-        known = {field.name: content[field.name] for field in fields(cls)}
-        low, high = known["accuracy_interval"]
-        return cls(
-            **known
-            | {
-                "label_names": tuple(known["label_names"]),
-                "accuracy_interval": (low, high),
-                "per_class": tuple(ClassMetrics(**entry) for entry in known["per_class"]),
-                "confusion": tuple(tuple(row) for row in known["confusion"]),
-                "most_confident_errors": tuple(known["most_confident_errors"]),
-            }
-        )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from newsdesk.data.layout import AG_NEWS_LABELS, TextLayout, label_column, label
 from newsdesk.data.readers import read_table
 from newsdesk.data.table import Table
 from newsdesk.errors import UserError
+from newsdesk.stored import from_content, to_content
 
 
 def table(columns: str, *rows: tuple[object, ...], **more: object) -> Table:
@@ -194,7 +195,7 @@ def test_cells_that_are_no_text_name_their_line():
 
 def test_a_layout_goes_through_json_and_renders_the_same_later():
     layout = TextLayout(("title", "description"), "{title} | {description}", "ag_news")
-    again = TextLayout.from_dict(json.loads(json.dumps(layout.to_dict())))
+    again = from_content(TextLayout, json.loads(json.dumps(to_content(layout))))
     assert again == layout
     assert again.render({"title": "Oracle #39;s", "description": "bid", "id": 3}) == "Oracle's | bid"
     with pytest.raises(UserError, match="no column 'description'"):

@@ -15,6 +15,7 @@ import pytest
 import newsdesk as package
 from newsdesk.calibration import CALIBRATION, CALIBRATION_ROWS, softmax
 from newsdesk.files import write_json
+from newsdesk.training.run_folder import RunFolder
 
 pytest.importorskip("onnx")
 
@@ -48,11 +49,9 @@ def judged(trained, more_rows, tmp_path_factory):
 
 def without_calibration(run):
     """The run as an earlier version left it."""
-    manifest = json.loads((run / "manifest.json").read_text())
     for name in (CALIBRATION, CALIBRATION_ROWS):
         (run / name).unlink()
-        del manifest["files"][name]
-    write_json(run / "manifest.json", manifest)
+    RunFolder(run).reseal()
     return run
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from newsdesk.evaluation.evaluate import (
     write_evaluated_rows,
     write_metrics,
 )
-from newsdesk.metrics import Metrics, evaluate_probabilities
+from newsdesk.metrics import evaluate_probabilities
 
 NAMES = ("Sports", 'Sci,"Tech"')
 ROWS = Examples(("one, two", 'three\n"four"', "five"), np.array([0, 1, 0]), NAMES, "wire.csv")
@@ -83,8 +84,9 @@ def test_metrics_are_kept_by_split_and_an_earlier_one_of_the_same_split_is_repla
     write_metrics(evaluation("test", model="new", baseline=BASELINE), path)
     content = read_metrics(path)
     assert list(content) == ["validation", "test"]
-    assert content["test"]["model"] == "new"
-    assert Metrics.from_dict(content["validation"]["metrics"]) == evaluation().metrics
+    assert content["test"].model == "new"
+    assert content["test"].baseline == replace(BASELINE, predicted=())
+    assert content["validation"] == replace(evaluation("validation"), errors=())
     assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.json"]
 
 
@@ -93,7 +95,7 @@ def test_a_file_that_is_not_ours_is_reported_and_left_alone(tmp_path, damaged):
     path = tmp_path / "metrics.json"
     content = damaged.encode(errors="surrogateescape")
     path.write_bytes(content)
-    with pytest.raises(UserError, match="not a metrics file") as caught:
+    with pytest.raises(UserError, match=r"metrics\.json is missing or damaged") as caught:
         write_metrics(evaluation(), path)
     assert "move it away" in str(caught.value.fix)
     assert path.read_bytes() == content
@@ -138,6 +140,11 @@ def test_the_predictions_file_is_named_for_its_split(tmp_path):
 def test_a_split_name_that_makes_no_file_name_is_refused(tmp_path, split):
     with pytest.raises(UserError, match="part of a file's name"):
         predictions_path(tmp_path, split)
+
+
+def test_a_split_cannot_take_the_name_of_the_files_own_version(tmp_path):
+    with pytest.raises(UserError, match="cannot be called 'format'"):
+        predictions_path(tmp_path, "format")
 
 
 def test_the_content_is_json_without_special_numbers():

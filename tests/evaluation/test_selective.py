@@ -10,6 +10,7 @@ import pytest
 from newsdesk.calibration import fit_temperature, softmax
 from newsdesk.evaluation.selective import (
     THRESHOLDS,
+    CoverageAt,
     binomial_tail,
     lowest_promise,
     promised_threshold,
@@ -24,13 +25,13 @@ def test_the_curve_is_the_share_wrong_among_the_surest():
     assert found.curve == ((0.25, 0.0), (0.5, 0.5), (0.75, pytest.approx(1 / 3)), (1.0, 0.5))
     assert found.area == pytest.approx((0 + 1 / 2 + 1 / 3 + 1 / 2) / 4)
     assert found.excess_area == pytest.approx(found.area - (0 + 0 + 1 / 3 + 1 / 2) / 4)
-    assert found.coverage_at == {0.0: 0.25, 0.4: 0.75, 0.5: 1.0}
+    assert found.coverage_at == (CoverageAt(0.0, 0.25), CoverageAt(0.4, 0.75), CoverageAt(0.5, 1.0))
 
 
 def test_nothing_can_be_saved_where_the_wrong_rows_come_last():
     found = risk_coverage(SCORE, np.array([True, True, False, False]))
     assert found.excess_area == 0
-    assert found.coverage_at[0.01] == 0.5
+    assert found.coverage_at[0] == CoverageAt(0.01, 0.5)
 
 
 def test_equally_sure_rows_are_answered_together_in_whatever_order():
@@ -39,7 +40,7 @@ def test_equally_sure_rows_are_answered_together_in_whatever_order():
     one, other = risk_coverage(ties, correct), risk_coverage(ties[::-1], correct[::-1])
     assert one == other
     assert one.curve[1] == (0.5, pytest.approx(1 / 6))  # a third of an error in two rows
-    assert one.coverage_at[0.05] == 0.25
+    assert one.coverage_at[-1] == CoverageAt(0.05, 0.25)
 
 
 def test_a_long_curve_is_thinned_and_keeps_its_ends():

@@ -9,9 +9,9 @@ from rich.cells import cell_len
 from newsdesk.calibration import Change
 from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.evaluation.comparison import PairedComparison
-from newsdesk.evaluation.evaluate import RowError, Trust
-from newsdesk.evaluation.selective import RiskCoverage
-from newsdesk.evaluation.tables import WIDTH, render_errors, render_metrics
+from newsdesk.evaluation.evaluate import Evaluation, RowError, Trust
+from newsdesk.evaluation.selective import CoverageAt, RiskCoverage
+from newsdesk.evaluation.tables import WIDTH, render_errors, render_evaluation
 from newsdesk.metrics import evaluate_probabilities, wilson_interval
 
 R8 = ("acq", "crude", "earn", "grain", "interest", "money-fx", "ship", "trade")
@@ -40,6 +40,12 @@ def scaled(small, factor):
     )
 
 
+def rendered(measured, baseline=None, comparison=None, **parts) -> list[str]:
+    """The lines of an evaluation with these parts."""
+    evaluation = Evaluation("test", "wire.csv", "0", "runs/wire", measured, **parts)
+    return render_evaluation(replace(evaluation, baseline=baseline, comparison=comparison))
+
+
 def sections(lines):
     """The report's parts, which blank lines separate, with runs of spaces as one."""
     return [[" ".join(line.split()) for line in part.split("\n")] for part in "\n".join(lines).split("\n\n")]
@@ -50,7 +56,7 @@ def widest(lines):
 
 
 def test_the_headline_is_the_accuracy_with_its_interval():
-    (headline, *_) = sections(render_metrics(metrics([[95, 5], [4, 96]], ("a", "b"))))
+    (headline, *_) = sections(rendered(metrics([[95, 5], [4, 96]], ("a", "b"))))
     low, high = wilson_interval(191, 200)
     assert headline[0] == f"accuracy 95.50 % 95 % interval {100 * low:.2f} to {100 * high:.2f} %"
     assert headline[1] == "rows 200, of which 191 right"
@@ -61,7 +67,7 @@ def test_the_headline_is_the_accuracy_with_its_interval():
 
 
 def test_classes_and_confusions_stand_in_tables():
-    _, classes, matrix = sections(render_metrics(metrics([[95, 5], [20, 80]], ("Sports", "World"))))
+    _, classes, matrix = sections(rendered(metrics([[95, 5], [20, 80]], ("Sports", "World"))))
     assert classes == [
         "class precision recall F1 rows",
         "Sports 82.61 % 95.00 % 88.37 % 100",
@@ -75,7 +81,7 @@ def test_classes_and_confusions_stand_in_tables():
 
 
 def test_the_baseline_stands_beside_the_model_with_the_difference():
-    report = render_metrics(metrics([[95, 5], [4, 96]], ("a", "b")), BASELINE, COMPARISON)
+    report = rendered(metrics([[95, 5], [4, 96]], ("a", "b")), BASELINE, COMPARISON)
     _, baseline, *_ = sections(report)
     assert baseline[0].startswith("baseline 92.10 % 95 % interval 90.2")
     assert baseline[1] == "TF-IDF, linear SVM " + "x" * 32 + "…"
@@ -92,13 +98,13 @@ def test_the_baseline_stands_beside_the_model_with_the_difference():
 
 
 def test_a_model_below_its_baseline_shows_a_negative_difference():
-    _, baseline, *_ = sections(render_metrics(metrics([[50, 50], [50, 50]], ("a", "b")), BASELINE))
+    _, baseline, *_ = sections(rendered(metrics([[50, 50], [50, 50]], ("a", "b")), BASELINE))
     assert baseline[-1] == "model minus baseline -42.10 points"
 
 
 def test_a_p_value_that_is_not_tiny_is_shown():
     comparison = PairedComparison(1, 2, 3, 4, 0.4321)
-    report = render_metrics(metrics([[9, 1], [1, 9]], ("a", "b")), BASELINE, comparison)
+    report = rendered(metrics([[9, 1], [1, 9]], ("a", "b")), BASELINE, comparison)
     assert "p = 0.43" in "\n".join(report)
 
 
@@ -116,19 +122,19 @@ def test_a_p_value_that_is_not_tiny_is_shown():
     ],
 )
 def test_no_line_is_wider_than_the_terminal_whatever_the_labels(names, factor):
-    report = render_metrics(scaled(metrics(diagonal(len(names)), names), factor), BASELINE, COMPARISON)
+    report = rendered(scaled(metrics(diagonal(len(names)), names), factor), BASELINE, COMPARISON)
     assert widest(report) <= WIDTH
     assert all(line.isprintable() for line in report)
 
 
 def test_long_names_are_cut_with_an_ellipsis():
-    report = render_metrics(metrics(diagonal(8), R8))
+    report = rendered(metrics(diagonal(8), R8))
     assert sections(report)[-1][0] == "true \\ predicted acq crude earn grain intere… money-… ship trade"
     assert sections(report)[-1][6].startswith("money-fx ")
 
 
 def test_columns_of_the_matrix_line_up():
-    lines = render_metrics(scaled(metrics(diagonal(8), R8), 12))[-9:]
+    lines = rendered(scaled(metrics(diagonal(8), R8), 12))[-9:]
     assert len({cell_len(line) for line in lines}) == 1
 
 
@@ -136,7 +142,7 @@ def test_many_classes_show_the_worst_and_the_largest_confusions_instead():
     confusion = np.eye(30, dtype=int) * 100
     confusion[3, 4], confusion[7, 8], confusion[29] = 50, 25, 0
     names = tuple(f"c{i}" for i in range(30))
-    _, classes, confusions = sections(render_metrics(metrics(confusion, names)))
+    _, classes, confusions = sections(rendered(metrics(confusion, names)))
     assert classes[0].startswith("worst 10 of 30 classes ")
     assert [row.split()[0] for row in classes[1:5]] == ["c3", "c4", "c7", "c8"]
     assert len(classes) == 11
@@ -150,12 +156,12 @@ def test_many_classes_show_the_worst_and_the_largest_confusions_instead():
 
 def test_many_classes_without_an_error_say_so():
     names = tuple(f"c{i}" for i in range(13))
-    assert render_metrics(metrics(np.eye(13, dtype=int), names))[-1] == "no confusions"
+    assert rendered(metrics(np.eye(13, dtype=int), names))[-1] == "no confusions"
 
 
 def test_counts_too_long_for_a_matrix_of_many_classes_show_the_largest_confusions():
     names = tuple(f"c{i}" for i in range(12))
-    report = render_metrics(scaled(metrics(diagonal(12), names), 2000))
+    report = rendered(scaled(metrics(diagonal(12), names), 2000))
     assert sections(report)[-1][0] == "true predicted rows share of true"
 
 
@@ -168,11 +174,10 @@ def test_errors_are_shown_with_verdict_and_text_cut_to_the_terminal():
 
 
 def test_calibration_and_coverage_get_a_line_each():
-    trust = Trust(
-        1.25, Change(0.04, 0.01), Change(0.3, 0.2), (), RiskCoverage((), 0, 0, {0.01: 0.5, 0.02: 1})
-    )
-    lines = render_metrics(metrics([[95, 5], [4, 96]], ("a", "b")), trust=trust)
+    trust = Trust(1.25, Change(0.04, 0.01), Change(0.3, 0.2), ())
+    coverage = RiskCoverage((), 0, 0, (CoverageAt(0.01, 0.5), CoverageAt(0.02, 1)))
+    lines = rendered(metrics([[95, 5], [4, 96]], ("a", "b")), calibration=trust, risk_coverage=coverage)
     assert "calibration                 temperature 1.250; without it 4.00 points" in lines
     assert "answered at an error of     50.0% at 1 %, 100.0% at 2 %" in lines
-    plain = render_metrics(metrics([[95, 5], [4, 96]], ("a", "b")), trust=replace(trust, temperature=1))
+    plain = rendered(metrics([[95, 5], [4, 96]], ("a", "b")), calibration=replace(trust, temperature=1))
     assert "calibration                 none yet: newsdesk calibrate" in plain

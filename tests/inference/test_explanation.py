@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import newsdesk
 from newsdesk.errors import UserError
-from newsdesk.files import write_json
+from newsdesk.inference.artefact import find_artefact
 from newsdesk.inference.explanation import PARTS, log_odds
 from tiny_artefacts import LABELS, PIECES, build_artefact, expected_logits
 
@@ -89,8 +90,8 @@ def test_words_speak_for_and_against_and_the_weightiest_come_first(classifier):
 
 def test_offsets_are_those_of_the_text_as_given_though_the_classifier_reads_it_normalised(tmp_path):
     folder = build_artefact(tmp_path / "artefact")
-    labels = json.loads((folder / "labels.json").read_text())
-    write_json(folder / "labels.json", labels | {"text": labels["text"] | {"normaliser": "ag_news"}})
+    labels = find_artefact(folder).labels
+    replace(labels, layout=replace(labels.layout, normaliser="ag_news")).write(folder)
     found = newsdesk.explain(newsdesk.load(folder), "bank quot;goal coach")
     expected = expected_log_odds(["bank", '"', "goal", "coach"], "Sports")
     assert found.log_odds == pytest.approx(expected, abs=1e-5)

@@ -19,6 +19,7 @@ from newsdesk.inference import export as export_module
 from newsdesk.inference import gentler, quantise
 from newsdesk.inference.gate import (
     Evidence,
+    ExportQuality,
     Quality,
     compare,
     evidence_from,
@@ -27,6 +28,7 @@ from newsdesk.inference.gate import (
     render_tried,
     require_exact,
 )
+from newsdesk.stored import read_stored
 
 pytest.importorskip("onnx")
 
@@ -96,10 +98,10 @@ def test_a_gentler_setting_is_taken_where_the_fastest_fails(run, monkeypatch):
 
     monkeypatch.setattr(gentler, "quantise", only_fine)
     made = api.export(run, "onnx-int8")
-    first, last = made.tried[0], made.tried[-1]
+    tried = made.quality.tried
+    first, last = tried[0], tried[-1]
     assert (first.is_close, last.is_close) == (False, True)
-    assert made.quality["setting"] == last.setting != str(careless)
-    assert [entry["setting"] for entry in made.quality["tried"]] == [entry.setting for entry in made.tried]
+    assert made.quality.setting == last.setting != str(careless)
 
 
 def zeroed(model):
@@ -139,12 +141,12 @@ def test_every_kind_predicts_as_the_run_and_says_what_it_is_worth(run):
         made = api.export(run, kind)
         assert made.path == run / "export" / kind
         np.testing.assert_allclose(newsdesk.load(made.path).predict_logits(texts), expected, atol=tolerance)
-        quality = json.loads((made.path / "quality.json").read_text())
+        quality = read_stored(made.path / "quality.json", ExportQuality, fix="")
         assert quality == made.quality
-        assert quality["rows"]["validation"] == 48
-        assert quality["rows"]["training"] == 192
-        assert "too few" in quality["rows"]["note"]
-        low, high = quality["tried"][-1]["agreement_interval"]
+        assert quality.rows.validation == 48
+        assert quality.rows.training == 192
+        assert "too few" in (quality.rows.note or "")
+        low, high = quality.tried[-1].agreement_interval
         assert low < 1
         assert high == 1
     manifest = json.loads((run / "manifest.json").read_text())
@@ -171,7 +173,7 @@ def test_what_others_read_names_the_classes(run):
 def test_a_kill_before_the_end_leaves_no_artefact_and_the_next_export_cleans_up(run, monkeypatch):
     """What a killed process leaves is a hidden folder: no cleaning up is let happen here."""
     with monkeypatch.context() as killed:
-        killed.setattr(export_module, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        killed.setattr(export_module, "write_stored", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         killed.setattr(export_module.shutil, "rmtree", lambda *_arguments, **_named: None)
         with pytest.raises(KeyboardInterrupt):
             api.export(run, "onnx-fp32")
@@ -205,7 +207,7 @@ def test_validation_rows_are_compared_and_training_rows_where_they_are_few(train
     assert (evidence.validation_rows, evidence.training_rows) == compared
     assert len(evidence.examples) == sum(compared)
     assert len(evidence.labels) == sum(compared)
-    assert ("note" in evidence.to_dict()) == bool(compared[1])
+    assert (evidence.facts.note is not None) == bool(compared[1])
 
 
 def test_given_rows_are_compared_on_and_calibrated_with():
@@ -215,7 +217,7 @@ def test_given_rows_are_compared_on_and_calibrated_with():
     assert len(evidence.calibration) == 128
 
 
-QUALITY = Quality("some", 1000, 0.9, 0.0, 1.0, 1e-5, 3.0)
+QUALITY = Quality("some", 1000, 0.9, 0.0, 1.0, 1e-5, 3.0, (0.87, 0.92), (0.99, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -239,7 +241,7 @@ def test_figures_are_those_of_the_rows():
     quality = compare("x", reference, logits, np.array([0, 0, 1, 0]), 1.5)
     assert (quality.accuracy, quality.accuracy_lost, quality.agreement) == (0.5, 0.25, 0.75)
     assert quality.largest_difference == 1
-    assert quality.to_dict()["agreement_interval"] == pytest.approx([0.3006, 0.9544], abs=1e-4)
+    assert quality.agreement_interval == pytest.approx([0.3006, 0.9544], abs=1e-4)
 
 
 def test_not_a_number_never_passes():

@@ -70,7 +70,7 @@ def test_every_kind_of_adapter_merges_to_what_the_run_computes(variant, tiny_bas
     settings = ["training.learning_rate=2e-2", "model.max_length=32"]
     run = newsdesk.train(out=tmp_path / "run", flags=flags, overrides=settings)
     for kind in ("merged", "onnx-fp32"):
-        assert api.export(run.path, kind).quality["tried"][0]["largest_difference"] < 1e-4
+        assert api.export(run.path, kind).quality.tried[0].largest_difference < 1e-4
 
 
 def modules_of_node():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -95,18 +94,25 @@ def test_all_files_are_verified_by_name(artefact):
 
 def test_the_fingerprint_changes_with_what_decides_predictions_and_not_with_figures(artefact):
     before = load(artefact).fingerprint
-    manifest = json.loads((artefact / "manifest.json").read_text())
-    tampered(artefact, files=manifest["files"] | {"quality.json": "0"})
+    files = find_artefact(artefact).manifest.files
+    tampered(artefact, files={**files, "quality.json": "0"})
     assert load(artefact).fingerprint == before
-    tampered(artefact, files=manifest["files"] | {"tokenizer.json": "0"})
+    tampered(artefact, files={**files, "tokenizer.json": "0"})
     assert load(artefact).fingerprint != before
 
 
 def test_what_is_no_finished_artefact_is_none(artefact, tmp_path):
     assert find_artefact(tmp_path / "nowhere") is None
-    for content in ("[]", "{", '{"kind": "onnx-int3"}'):
+    for content in ("[]", "{", '{"newsdesk": "0.1.0"}'):
         (artefact / "manifest.json").write_text(content)
         assert find_artefact(artefact) is None
+
+
+def test_an_artefact_of_a_kind_that_is_not_known_is_said_to_be_so(artefact):
+    tampered(artefact, kind="onnx-int3")
+    with pytest.raises(UserError, match=r"manifest\.json is missing or damaged") as refused:
+        load(artefact)
+    assert refused.value.found == 'kind is "onnx-int3", not one of merged, onnx-fp32, onnx-int8'
 
 
 def test_int8_is_preferred_to_float32(tmp_path):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import newsdesk
 from newsdesk.errors import UserError
-from newsdesk.files import write_json
 from newsdesk.inference.load import load
 from newsdesk.inference.run_predictor import RunPredictor, needing_train_extra
+from newsdesk.training.run_folder import RunFolder
 
 TEXTS = ["goal coach league medal", "bank", "orbit genome", "market shares profit bank trade prices", ""]
 
@@ -81,9 +81,8 @@ def test_a_single_text_is_not_taken_for_a_sequence_of_letters(predictor):
 def rebased(run, base, folder):
     """A copy of the run that was, by its manifest, trained on ``base``."""
     copy = shutil.copytree(run, folder)
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["base"] |= {"name": "renamed", "reference": str(base)}
-    write_json(copy / "manifest.json", manifest)
+    known = RunFolder(copy).manifest
+    RunFolder(copy).seal(replace(known, base=replace(known.base, name="renamed", reference=str(base))))
     return copy
 
 
@@ -96,14 +95,13 @@ def test_the_base_is_found_by_its_reference_and_must_be_the_same_bytes(
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(UserError, match="the base model renamed is not the one") as error:
         load(same)
-    assert json.loads((trained / "manifest.json").read_text())["base"]["sha256"] in str(error.value)
+    assert RunFolder(trained).manifest.base.sha256 in str(error.value)
 
 
 def test_a_run_of_sharded_weights_has_no_hash_to_check(trained, tiny_base, tmp_path):
     other = rebased(trained, tiny_base("bert"), tmp_path / "run")
-    manifest = json.loads((other / "manifest.json").read_text())
-    manifest["base"]["sha256"] = None
-    write_json(other / "manifest.json", manifest)
+    known = RunFolder(other).manifest
+    RunFolder(other).seal(replace(known, base=replace(known.base, sha256=None)))
     assert load(other).label_names == ("Business", "Science", "Sports")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -14,11 +14,16 @@ from markdown_it import MarkdownIt
 import newsdesk
 from newsdesk.calibration import Calibration, Change
 from newsdesk.errors import UserError
-from newsdesk.files import sha256_of, write_json
+from newsdesk.evaluation.baseline import BaselineResult
+from newsdesk.evaluation.evaluate import read_metrics, write_metrics
+from newsdesk.evaluation.selective import CoverageAt
+from newsdesk.files import sha256_of
 from newsdesk.reporting import model_card
 from newsdesk.reporting.card_facts import CardFacts
 from newsdesk.reporting.model_card import BEGIN, END, card_metadata, card_text, refresh_card
 from newsdesk.sources.cache import Slot
+from newsdesk.stored import write_stored
+from newsdesk.training.manifest import SPLIT_OFF, DataFacts
 from newsdesk.training.run_folder import RunFolder, open_run
 
 HOSTILE = (
@@ -41,15 +46,16 @@ def run(run) -> RunFolder:
 @pytest.fixture
 def published(run) -> RunFolder:
     """The run as if its base and data were those that strangers can have."""
-    base = {"reference": "sentence-transformers/all-MiniLM-L6-v2", "licence": "apache-2.0"}
-    data = {"licence": "non-commercial use only", "train": {"source": "ag_news"}}
-    manifest = json.loads((run.path / "manifest.json").read_text())
-    manifest["base"] |= base
-    manifest["data"]["licence"] = data["licence"]
-    manifest["data"]["train"] |= data["train"]
-    manifest["data"]["validation"]["source"] = "split off ag_news"
-    write_json(run.path / "manifest.json", manifest)
-    return RunFolder(run.path)
+    known = run.manifest
+    assert known.data is not None
+    base = replace(known.base, reference="sentence-transformers/all-MiniLM-L6-v2", licence="apache-2.0")
+    data = DataFacts(
+        "non-commercial use only",
+        replace(known.data.train, source="ag_news"),
+        replace(known.data.validation, source=f"{SPLIT_OFF}ag_news"),
+    )
+    run.seal(replace(known, base=base, data=data))
+    return run
 
 
 def card_of(run: RunFolder) -> ModelCard:
@@ -68,7 +74,7 @@ def cells(text: str) -> list[str]:
 
 
 def test_training_leaves_a_card_and_evaluating_puts_its_figures_in(run):
-    assert run.manifest["files"]["README.md"] == sha256_of(run.path / "README.md")
+    assert run.manifest.files["README.md"] == sha256_of(run.path / "README.md")
     figures = json.loads(run.metrics.read_text())["seen"]["metrics"]
     accuracy, f1 = card_of(run).data.eval_results
     assert (accuracy.metric_type, accuracy.metric_value) == ("accuracy", figures["accuracy"])
@@ -110,9 +116,8 @@ def test_what_is_not_known_is_not_told(run, tiny_base, topical_csv):
 
 def test_rows_out_of_the_cache_go_by_the_name_of_their_data_set(run, monkeypatch, tmp_path):
     monkeypatch.setenv("NEWSDESK_CACHE", str(tmp_path / "cache"))
-    content = json.loads(run.metrics.read_text())
-    content["seen"]["source"] = str(Slot("data", "ag_news").folder / "data" / "test.parquet")
-    write_json(run.metrics, content)
+    source = str(Slot("data", "ag_news").folder / "data" / "test.parquet")
+    write_metrics(replace(read_metrics(run.metrics)["seen"], source=source), run.metrics)
     result = card_metadata(CardFacts.of(run))["model-index"][0]["results"][0]
     assert (result["dataset"]["type"], result["dataset"]["name"]) == ("fancyzhx/ag_news", "ag_news")
 
@@ -124,9 +129,8 @@ def test_an_unmeasured_run_says_so(run):
 
 
 def test_an_imported_run_says_what_nobody_knows(run):
-    manifest = {key: value for key, value in run.manifest.items() if key not in ("training", "data", "seed")}
-    write_json(run.path / "manifest.json", manifest)
     run.log.unlink()
+    run.seal(replace(run.manifest, training=None, data=None, seed=None))
     body = card_text(CardFacts.of(RunFolder(run.path)))
     assert "What it was trained on is not known" in body
     assert "no more is known" in body
@@ -143,16 +147,16 @@ def test_weights_that_tell_nothing_are_not_counted(run, damage):
 
 
 def test_names_with_any_characters_stay_one_cell_that_reads_as_they_do(run):
-    labels = json.loads((run.path / "labels.json").read_text()) | {"labels": list(HOSTILE)}
-    write_json(run.path / "labels.json", labels)
-    content = json.loads(run.metrics.read_text())
-    figures = content["seen"]["metrics"]
-    entry = figures["per_class"][0]
-    figures["per_class"] = [{**entry, "label": name} for name in HOSTILE]
-    figures["label_names"] = list(HOSTILE)
-    figures["confusion"] = [[0, 1, 0], [0, 0, 0], [0, 0, 0]]
-    content["seen"]["source"] = "/data/a: b\n---\n'c' | \"d\".csv"
-    write_json(run.metrics, content)
+    run.write_labels(replace(run.labels, names=HOSTILE))
+    measured = read_metrics(run.metrics)["seen"]
+    metrics = replace(
+        measured.metrics,
+        per_class=tuple(replace(measured.metrics.per_class[0], label=name) for name in HOSTILE),
+        label_names=HOSTILE,
+        confusion=((0, 1, 0), (0, 0, 0), (0, 0, 0)),
+    )
+    source = "/data/a: b\n---\n'c' | \"d\".csv"
+    write_metrics(replace(measured, metrics=metrics, source=source), run.metrics)
     text = card_text(CardFacts.of(RunFolder(run.path)))
     shown = [" ".join(name.split()) for name in HOSTILE]
     assert [cell for cell in cells(text) if cell in shown] == shown
@@ -212,21 +216,19 @@ def test_what_was_trained_otherwise_than_usual_is_told(run):
     for key, value in (("rslora = false", "rslora = true"), ('init = "default"', 'init = "pissa"')):
         recipe = recipe.replace(key, value)
     run.recipe.write_text(recipe.replace("accumulation = 1", "accumulation = 2"))
-    manifest = dict(run.manifest)
-    manifest["training"] = {**manifest["training"], "finished": "interrupted", "processes": 3}
-    write_json(run.path / "manifest.json", manifest)
-    write_json(run.path / "calibration.json", asdict(CALIBRATION))
-    content = json.loads(run.metrics.read_text())
-    content["seen"]["baseline"] = {
-        "accuracy": 0.5,
-        "accuracy_interval": [0.4, 0.6],
-        "description": "TF-IDF",
-    }
-    content["seen"]["risk_coverage"] = {"coverage_at": [{"error_rate": 0.02, "coverage": 0.793}]}
-    content["seen"]["calibration"] = {"expected_calibration_error": {"before": 0.5, "after": 0.25}}
-    content["seen"]["metrics"]["expected_calibration_error"] = 0.25
-    write_json(run.metrics, content)
-    text = card_text(CardFacts.of(RunFolder(run.path)))
+    measured = read_metrics(run.metrics)["seen"]
+    changed = replace(
+        measured,
+        metrics=replace(measured.metrics, expected_calibration_error=0.25),
+        baseline=BaselineResult(0.5, (0.4, 0.6), 1.0, "TF-IDF"),
+        risk_coverage=replace(measured.risk_coverage, coverage_at=(CoverageAt(0.02, 0.793),)),
+        calibration=replace(measured.calibration, expected_calibration_error=Change(0.5, 0.25)),
+    )
+    write_metrics(changed, run.metrics)
+    write_stored(run.path / "calibration.json", CALIBRATION)
+    training = replace(run.manifest.training, finished="interrupted", processes=3)
+    run.seal(replace(run.manifest, training=training))
+    text = card_text(CardFacts.of(run))
     told = {
         "2 %",
         "79.30 %",

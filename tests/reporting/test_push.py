@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ import newsdesk
 from hub_for_pushes import TOKEN, PushableHub, Repository, serving
 from newsdesk.cli import cli
 from newsdesk.errors import UserError
-from newsdesk.files import sha256_of, write_json
+from newsdesk.files import sha256_of
 from newsdesk.reporting.model_card import END
 from newsdesk.reporting.push_plan import plan_push
+from newsdesk.training.manifest import DataFacts, RowFacts
 from newsdesk.training.run_folder import RunFolder
 from tiny_artefacts import build_artefact
 
@@ -81,9 +83,8 @@ def test_a_pushed_run_comes_back_byte_for_byte_and_predicts(hub, run, tmp_path):
         original = run / ("adapter" if name.startswith("adapter_") else "") / name
         assert (back / name).read_bytes() == original.read_bytes(), name
     pulled, here = RunFolder(back), RunFolder(run)
-    facts = {key: value for key, value in here.manifest.items() if key != "files"}
-    assert {key: value for key, value in pulled.manifest.items() if key != "files"} == facts
-    assert {name: sha256_of(back / name) for name in OF_A_RUN - {"manifest.json"}} == pulled.manifest["files"]
+    sent = {name: sha256_of(back / name) for name in OF_A_RUN - {"manifest.json"}}
+    assert pulled.manifest == replace(here.manifest, files=sent)
     expected = newsdesk.load(run).predict(TEXTS).probabilities
     assert (newsdesk.load(back).predict(TEXTS).probabilities == expected).all()
     assert newsdesk.push(back, "desk/again").changed  # a run that came back is a run
@@ -96,7 +97,7 @@ def test_the_pushed_card_is_read_by_the_hubs_client_and_its_code_runs(hub, run, 
     figures = json.loads((run / "metrics.json").read_text())["seen"]["metrics"]
     assert card.data.eval_results[0].metric_value == figures["accuracy"]
     (code,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
-    base = RunFolder(run).manifest["base"]["reference"]
+    base = RunFolder(run).manifest.base.reference
     exec(code.replace(json.dumps(Path(base).name), json.dumps(base)).replace("TEXT", TEXTS[0]), {})
     assert capsys.readouterr().out == f"{list(newsdesk.load(run).predict(TEXTS[:1]).labels)}\n"
 
@@ -289,10 +290,9 @@ def test_places_on_this_machine_and_a_base_that_others_lack_are_told_before(run,
     assert recognised.startswith("by known_texts.safetensors, whoever has a text can tell")
     assert f"{tiny_base('bert').name} is not on the Hub" in local
     assert str(topical_csv) in places
-    manifest = json.loads((run / "manifest.json").read_text())
-    manifest["base"]["reference"] = "sentence-transformers/all-MiniLM-L6-v2"
-    manifest["data"] = {"train": {"source": "ag_news", "rows": 1, "sha256": "0"}}
     (run / "metrics.json").unlink()
-    del manifest["files"]["metrics.json"]
-    write_json(run / "manifest.json", manifest)
+    known = RunFolder(run).manifest
+    base = replace(known.base, reference="sentence-transformers/all-MiniLM-L6-v2")
+    rows = RowFacts("ag_news", 1, "0")
+    RunFolder(run).seal(replace(known, base=base, data=DataFacts(None, rows, rows)))
     assert plan_push(run, REPO).notes == (recognised,)

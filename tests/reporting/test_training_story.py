@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from newsdesk.errors import UserError
@@ -21,19 +23,18 @@ def test_a_long_training_is_told_in_few_points_that_keep_its_mean_loss(tmp_path)
     assert [one.epoch for one in story.validations] == [1.0, 2.0]
     cost = story.cost
     assert (cost.steps, cost.rows, cost.tokens, cost.padded_tokens) == (1000, 16_000, 300_000, 320_000)
-    assert (cost.seconds, cost.device, cost.processes) == (2.0 * 1002, "cpu", 2)
+    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert (cost.seconds, cost.device, cost.processes) == (last["seconds"], "cpu", 2)
 
 
-@pytest.mark.parametrize("content", [None, '{"event": "started", "seconds": 1}\n'])
+@pytest.mark.parametrize("content", [None, ""])
 def test_a_run_without_steps_says_so(tmp_path, content):
     if content is not None:
         (tmp_path / "log.jsonl").write_text(content)
     assert isinstance(training_story(tmp_path / "log.jsonl", processes=1), Missing)
 
 
-@pytest.mark.parametrize(
-    ("line", "found"), [("{", "line 2"), ('{"event": "step", "seconds": 1}', "without 'epoch'")]
-)
+@pytest.mark.parametrize(("line", "found"), [("{", "line 2"), ('{"event": "step", "seconds": 1}', "no step")])
 def test_a_damaged_log_is_reported(tmp_path, line, found):
     write_log(tmp_path / "log.jsonl", steps=2)
     first, *_ = (tmp_path / "log.jsonl").read_text().splitlines()

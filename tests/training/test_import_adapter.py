@@ -22,6 +22,7 @@ from newsdesk.files import sha256_of  # noqa: E402
 from newsdesk.inference.load import load  # noqa: E402
 from newsdesk.training import import_adapter as module  # noqa: E402
 from newsdesk.training.import_adapter import import_adapter  # noqa: E402
+from newsdesk.training.manifest import BaseFacts, ImportFacts  # noqa: E402
 from newsdesk.training.run_folder import RunFolder, open_run  # noqa: E402
 
 TENSORS = "adapter_model.safetensors"
@@ -104,17 +105,10 @@ def test_the_run_holds_what_a_run_holds_and_peft_files_byte_for_byte(adapter, ou
     }
     for name in ("adapter_config.json", TENSORS):
         assert (run.adapter / name).read_bytes() == (adapter / name).read_bytes()
-    assert run.manifest["files"] == {
-        name: sha256_of(out / name) for name in files_in(out) - {"manifest.json"}
-    }
+    assert run.manifest.files == {name: sha256_of(out / name) for name in files_in(out) - {"manifest.json"}}
     base = tiny_base("bert")
-    assert run.manifest["base"] == {
-        "name": str(base),
-        "reference": str(base),
-        "sha256": sha256_of(base / "model.safetensors"),
-        "licence": None,
-    }
-    assert run.manifest["imported"] == {"from": str(adapter), "peft": peft.__version__}
+    assert run.manifest.base == BaseFacts(str(base), str(base), sha256_of(base / "model.safetensors"))
+    assert run.manifest.imported == ImportFacts(str(adapter), peft.__version__)
     assert [path.name for path in out.parent.iterdir()] == ["imported"]
 
 
@@ -219,14 +213,14 @@ def test_a_base_that_moved_is_named_by_flag(save_adapter, tiny_base, tmp_path, o
     assert str(base) in error.wrong
     assert "--base" in (error.fix or "")
     run = make(adapter, out, base=str(tmp_path / "after"))
-    assert run.manifest["base"]["name"] == str(tmp_path / "after")
+    assert run.manifest.base.name == str(tmp_path / "after")
 
 
 def test_a_base_given_by_a_relative_path_is_found_from_anywhere(adapter, tiny_base, out, monkeypatch):
     base = tiny_base("bert")
     monkeypatch.chdir(base.parent)
     run = make(adapter, out, base=f"./{base.name}")
-    assert Path(run.manifest["base"]["name"]).is_absolute()
+    assert Path(run.manifest.base.name).is_absolute()
 
 
 @pytest.mark.parametrize("reference", ["./base", "../models/base", "runs/one/base", "base-folder", None, ""])
@@ -250,12 +244,9 @@ def test_a_catalogue_name_in_the_adapter_is_looked_up(adapter, out, tiny_base, m
 
     monkeypatch.setattr(module, "resolve_base", resolve)
     amend(adapter, base_model_name_or_path="sentence-transformers/all-MiniLM-L6-v2")
-    assert make(adapter, out).manifest["base"] == {
-        "name": "all-MiniLM-L6-v2",
-        "reference": "sentence-transformers/all-MiniLM-L6-v2",
-        "sha256": "f00d",
-        "licence": "apache-2.0",
-    }
+    assert make(adapter, out).manifest.base == BaseFacts(
+        "all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2", "f00d", "apache-2.0"
+    )
     assert asked == ["sentence-transformers/all-MiniLM-L6-v2"]
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def held_out_logits(run: RunFolder) -> bytes:
 
 
 def figures(run: RunFolder) -> dict[str, Any]:
-    return {key: run.manifest[key] for key in ("data", "training")}
+    return {"data": run.manifest.data, "training": run.manifest.training}
 
 
 def told(run: RunFolder) -> list[dict[str, Any]]:
@@ -167,7 +168,7 @@ def interrupted_at(step: int, recipe: Any, out: Path, **settings: Any) -> RunFol
 
 def test_a_run_asked_to_stop_goes_on_from_that_very_step(recipe, uninterrupted, tmp_path):
     run = interrupted_at(8, recipe, tmp_path / "run")
-    assert run.manifest["training"]["finished"] == "interrupted"
+    assert run.manifest.training.finished == "interrupted"
     events: list[Event] = []
     run = run_training(recipe, run.path, resume=True, observe=events.append)
     assert events[1] == Resumed(step=8, epoch=8 / 12, passed_over=())
@@ -194,7 +195,7 @@ def test_a_request_to_stop_does_not_wait_for_validation_to_end(recipe, uninterru
 
     monkeypatch.setattr(loop, "predict_logits", interrupted_midway)
     run = run_training(recipe, tmp_path / "run")
-    assert (run.manifest["training"]["finished"], run.manifest["training"]["steps"]) == ("interrupted", 4)
+    assert (run.manifest.training.finished, run.manifest.training.steps) == ("interrupted", 4)
     assert adapter_bytes(run_training(recipe, run.path, resume=True)) == adapter_bytes(uninterrupted)
 
 
@@ -217,9 +218,7 @@ def test_resuming_a_complete_run_changes_nothing(recipe, uninterrupted):
 
 
 def test_an_imported_run_has_no_training_to_go_on_with(recipe, uninterrupted):
-    manifest = json.loads((uninterrupted.path / "manifest.json").read_text())
-    del manifest["training"]
-    (uninterrupted.path / "manifest.json").write_text(json.dumps(manifest))
+    uninterrupted.seal(replace(uninterrupted.manifest, training=None))
     with pytest.raises(UserError, match="was imported, not trained"):
         run_training(recipe, uninterrupted.path, resume=True)
 
@@ -272,7 +271,7 @@ def test_another_recipe_is_refused_with_the_keys_that_differ(tiny_recipe, recipe
     with pytest.raises(UserError, match="another recipe") as raised:
         run_training(tiny_recipe(*DROPOUTS, *BUSY, "lora.rank=4"), run.path, resume=True)
     assert raised.value.found == "lora.rank = 8, asked for 4"
-    assert open_run(run.path).manifest["training"]["finished"] == "interrupted"
+    assert open_run(run.path).manifest.training.finished == "interrupted"
 
 
 def test_other_rows_are_refused(recipe, tmp_path, topical_csv):

@@ -32,6 +32,7 @@ from newsdesk.model.classifier import load_classifier  # noqa: E402
 from newsdesk.model.network import Network, predict_logits  # noqa: E402
 from newsdesk.model.tokenizer import TextTokenizer  # noqa: E402
 from newsdesk.training.events import Event, Finished, Step, Validation, to_record  # noqa: E402
+from newsdesk.training.manifest import BaseFacts, Manifest, TrainingFacts  # noqa: E402
 from newsdesk.training.provenance import hub_reference  # noqa: E402
 from newsdesk.training.run import (  # noqa: E402
     encode_rows,
@@ -69,7 +70,7 @@ def test_a_run_folder_holds_exactly_its_files_and_the_manifest_knows_them(tiny_r
     events: list[Event] = []
     run = run_training(resolved, tmp_path / "deep" / "run", observe=events.append)
     assert files_of(run.path) == FILES
-    assert open_run(run.path).manifest["files"] == {
+    assert open_run(run.path).manifest.files == {
         name: sha256_of(run.path / name) for name in FILES - {"manifest.json"}
     }
     assert load_recipe(str(run.recipe)).recipe == resolved.recipe
@@ -83,28 +84,17 @@ def test_a_run_folder_holds_exactly_its_files_and_the_manifest_knows_them(tiny_r
 def test_the_manifest_says_what_the_run_came_from(tiny_recipe, tiny_base, topical_csv, tmp_path):
     manifest = run_training(tiny_recipe("training.seed=7"), tmp_path / "run").manifest
     base = tiny_base()
-    assert (manifest["newsdesk"], manifest["seed"]) == (__version__, 7)
-    assert manifest["versions"].keys() == {"python", "torch", "transformers", "peft", "tokenizers", "numpy"}
-    assert manifest["versions"]["numpy"] == np.__version__
-    assert manifest["base"] == {
-        "name": str(base),
-        "reference": str(base),
-        "sha256": sha256_of(base / "model.safetensors"),
-        "licence": None,
-    }
-    train, validation = manifest["data"]["train"], manifest["data"]["validation"]
-    assert (train["source"], train["rows"]) == (str(topical_csv), 192)
-    assert (validation["source"], validation["rows"]) == (f"split off {topical_csv}", 48)
-    assert train["sha256"] != validation["sha256"]
-    assert manifest["training"] == {
-        "finished": "completed",
-        "steps": 12,
-        "epochs": 1.0,
-        "best_step": 12,
-        "padding_share": manifest["training"]["padding_share"],
-        "processes": 1,
-    }
-    assert 0 <= manifest["training"]["padding_share"] < 0.2
+    assert (manifest.newsdesk, manifest.seed) == (__version__, 7)
+    assert manifest.versions.keys() == {"python", "torch", "transformers", "peft", "tokenizers", "numpy"}
+    assert manifest.versions["numpy"] == np.__version__
+    assert manifest.base == BaseFacts(str(base), str(base), sha256_of(base / "model.safetensors"))
+    train, validation = manifest.data.train, manifest.data.validation
+    assert (train.source, train.rows) == (str(topical_csv), 192)
+    assert (validation.source, validation.rows) == (f"split off {topical_csv}", 48)
+    assert train.sha256 != validation.sha256
+    share = manifest.training.padding_share
+    assert manifest.training == TrainingFacts("completed", 12, 1.0, 12, share, processes=1)
+    assert 0 <= manifest.training.padding_share < 0.2
 
 
 def test_the_manifest_is_written_after_everything_else(tiny_recipe, tmp_path):
@@ -190,7 +180,7 @@ def test_variants_run_from_recipe_to_folder(override, tiny_recipe, tmp_path):
 
 def test_without_validation_rows_the_last_state_is_what_the_run_keeps(tiny_recipe, tmp_path):
     run = run_training(tiny_recipe("data.validation_share=0.0", "training.epochs=0.25"), tmp_path / "run")
-    assert run.manifest["data"]["validation"]["rows"] == 0
+    assert run.manifest.data.validation.rows == 0
     assert (run.path / ADAPTER).is_file()
 
 
@@ -204,7 +194,7 @@ def test_a_run_is_replaced_only_when_asked(tiny_recipe, tmp_path):
     assert raised.value.found == "a finished run"
     assert open_run(out).manifest == first
     second = run_training(tiny_recipe("training.epochs=0.1", "training.seed=9"), out, overwrite=True)
-    assert second.manifest["seed"] == 9
+    assert second.manifest.seed == 9
     assert files_of(out) == FILES
 
 
@@ -228,7 +218,7 @@ def test_a_fault_leaves_no_folder_and_an_old_run_untouched(override, words, tiny
     assert not out.exists()
     old = RunFolder(out)
     old.write_recipe("[lora]\n")
-    old.seal({})
+    old.seal(Manifest(newsdesk="0.1.0", versions={}, base=BaseFacts("b", "b", None)))
     with pytest.raises(UserError, match=words):
         run_training(tiny_recipe(override), out, overwrite=True)
     assert files_of(out) == {"recipe.toml", "manifest.json"}
@@ -282,9 +272,9 @@ def test_an_interrupt_finishes_the_run_and_gives_the_handler_back(tiny_recipe, t
     assert signal.getsignal(signal.SIGINT) is before
     # Nothing was validated yet, and who interrupts will not wait for an off-topic score.
     kept = FILES - {"off_topic.safetensors", "calibration.json", "calibration.safetensors"}
-    assert files_of(run.path) == kept == set(run.manifest["files"]) | {"manifest.json"}
-    assert run.manifest["training"]["finished"] == "interrupted"
-    assert run.manifest["training"]["steps"] == 3
+    assert files_of(run.path) == kept == set(run.manifest.files) | {"manifest.json"}
+    assert run.manifest.training.finished == "interrupted"
+    assert run.manifest.training.steps == 3
     assert [path.name[:13] for path in run.checkpoints.iterdir()] == ["step-00000003"]
 
 
@@ -328,8 +318,8 @@ def test_ctrl_c_leaves_a_usable_finished_run(tiny_recipe, tiny_base, tmp_path):
     assert process.returncode == 0, errors
     run = open_run(tmp_path / "run")
     assert files_of(run.path) == FILES - {"off_topic.safetensors"}
-    assert run.manifest["training"]["finished"] == "interrupted"
-    assert run.manifest["training"]["best_step"] >= 4
+    assert run.manifest.training.finished == "interrupted"
+    assert run.manifest.training.best_step >= 4
     assert load_classifier(tiny_base(), run.adapter, run.labels.names)
 
 

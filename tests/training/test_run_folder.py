@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from newsdesk.data.layout import TextLayout
 from newsdesk.errors import UserError
 from newsdesk.files import sha256_of
+from newsdesk.training.manifest import BaseFacts, Manifest
 from newsdesk.training.run_folder import MANIFEST, Labels, RunFolder, open_run, require_free, staged
 
+SEALED = Manifest(newsdesk="0.1.0", versions={}, base=BaseFacts("b", "b", None), seed=42)
 LABELS = Labels(("cold", "hot"), TextLayout(("title", "body"), "{title}. {body}", "ag_news"), 64)
 
 
@@ -39,24 +42,24 @@ def test_labels_are_read_back_as_written(run: RunFolder):
 def test_the_manifest_has_the_facts_and_the_hash_of_every_other_file(run: RunFolder):
     (run.path / ".hidden").mkdir()
     (run.path / ".hidden" / "part").write_text("x")
-    run.seal({"seed": 42})
-    assert run.manifest["seed"] == 42
+    run.seal(SEALED)
+    assert run.manifest.seed == 42
     files = ("adapter/adapter_config.json", "labels.json", "recipe.toml")
-    assert run.manifest["files"] == {name: sha256_of(run.path / name) for name in files}
+    assert run.manifest.files == {name: sha256_of(run.path / name) for name in files}
 
 
 def test_sealing_anew_keeps_the_facts_and_sees_new_files(run: RunFolder):
-    run.seal({"seed": 42})
-    before = dict(run.manifest)
+    run.seal(SEALED)
+    before = run.manifest
     run.metrics.write_text("{}")
     run.reseal()
-    assert run.manifest["seed"] == 42
-    assert run.manifest["files"].keys() - before["files"].keys() == {"metrics.json"}
+    assert run.manifest.seed == 42
+    assert run.manifest.files.keys() - before.files.keys() == {"metrics.json"}
     assert RunFolder(run.path).manifest == run.manifest
 
 
 def test_a_finished_run_opens(run: RunFolder):
-    run.seal({})
+    run.seal(SEALED)
     assert open_run(run.path) == run
 
 
@@ -114,7 +117,7 @@ def test_a_place_that_is_taken_is_refused_and_only_a_run_may_be_replaced(tmp_pat
         assert raised.value.found == kind
         assert "--overwrite" in (raised.value.fix or "")
         require_free(run.path, overwrite=True)
-        run.seal({})
+        run.seal(SEALED)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("")
     for overwrite in (False, True):
@@ -137,27 +140,27 @@ def test_what_is_prepared_takes_the_place_of_the_old_run_only_when_all_is_there(
 
 
 def test_a_replacement_broken_off_anywhere_looks_unfinished(run: RunFolder, monkeypatch: pytest.MonkeyPatch):
-    run.seal({"seed": 1})
+    run.seal(SEALED)
     moves = 0
-    replace = Path.replace
+    move = Path.replace
 
     def counted(self: Path, target: Path) -> Path:
         nonlocal moves
         moves += self.parent.name == ".staging"
         if moves == 3:
             raise KeyboardInterrupt
-        return replace(self, target)
+        return move(self, target)
 
     def interrupted() -> None:
         with staged(run.path) as new:
             new.write_recipe("[model]\n")
             new.write_labels(LABELS)
-            new.seal({"seed": 2})
+            new.seal(replace(SEALED, seed=2))
             monkeypatch.setattr(Path, "replace", counted)
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(Path, "replace", move)
     with pytest.raises(UserError, match="is unfinished"):
         open_run(run.path)
 
@@ -189,6 +192,7 @@ def test_a_place_nothing_can_be_written_to_is_refused_in_a_sentence(tmp_path: Pa
 def test_the_files_are_json_that_people_can_read(run: RunFolder):
     content = json.loads((run.path / "labels.json").read_text("utf-8"))
     assert content == {
+        "format": 1,
         "labels": ["cold", "hot"],
         "text": {"text_columns": ["title", "body"], "template": "{title}. {body}", "normaliser": "ag_news"},
         "max_length": 64,

@@ -85,7 +85,7 @@ def test_two_processes_train_the_adapter_of_one_and_log_once(recipe, torchrun, t
     stdout, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, stderr
     two, one = open_run(tmp_path / "two"), run_training(recipe, tmp_path / "one")
-    assert json.loads(stdout)["processes"] == two.manifest["training"]["processes"] == 2
+    assert json.loads(stdout)["processes"] == two.manifest.training.processes == 2
     assert stderr.count("training rows") == stderr.count("finished after") == 1
     steps = events(two, "step")
     assert [step["step"] for step in steps] == list(range(1, 53))

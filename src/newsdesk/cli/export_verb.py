@@ -42,6 +42,7 @@ def export(
     """Write a run as transformers or ONNX files, once they are found to do what the run does."""
     from newsdesk import api
     from newsdesk.inference.gate import render_progress, render_tried
+    from newsdesk.stored import to_content
 
     console = terminal()
     with shown_fetching(console) as progress:
@@ -56,6 +57,6 @@ def export(
             observe=lambda quality: note(console, render_progress(quality)),
         )
     if as_json:
-        say({"path": str(made.path), **made.quality})
+        say({"path": str(made.path), **to_content(made.quality)})
     else:
-        say([*render_tried(made.tried), f"export saved to {made.path}"])
+        say([*render_tried(made.quality.tried), f"export saved to {made.path}"])

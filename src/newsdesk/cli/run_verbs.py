@@ -96,6 +96,7 @@ def _train_and_tell(
     """Train with a display; of several processes that train together the first one alone shows anything."""
     from newsdesk.api import train_resolved
     from newsdesk.display import TrainingDisplay
+    from newsdesk.stored import to_content
     from newsdesk.training.launch import rank
 
     console = terminal()
@@ -110,12 +111,11 @@ def _train_and_tell(
             display.close()
     if rank() > 0:
         return
-    outcome = run.manifest["training"]
-    interrupted = outcome["finished"] == "interrupted"
+    interrupted = run.manifest.is_interrupted
     ending = f"run saved to {out}"
     if interrupted:
         ending = f"interrupted; a usable run was saved to {out}; continue it with --resume"
-    say({"run": str(out), **outcome} if as_json else [ending])
+    say({"run": str(out), **to_content(run.manifest.training)} if as_json else [ending])
     if interrupted:
         click.get_current_context().exit(130)
 
@@ -143,7 +143,7 @@ def evaluate(
     from newsdesk import api
     from newsdesk.display import RowCounter
     from newsdesk.evaluation.evaluate import predictions_path
-    from newsdesk.evaluation.tables import render_errors, render_metrics
+    from newsdesk.evaluation.tables import render_errors, render_evaluation
 
     console = terminal()
     with shown_fetching(console) as progress, RowCounter(console, "evaluating") as rows:
@@ -161,7 +161,7 @@ def evaluate(
     if as_json:
         say(result.to_dict())
     else:
-        table = render_metrics(result.metrics, result.baseline, result.comparison, result.trust, result.texts)
+        table = render_evaluation(result)
         say([*table, *render_errors(result.errors)])
         note(console, f"every row's probabilities are in {predictions_path(run, split)}")
 

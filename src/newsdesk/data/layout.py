@@ -7,7 +7,6 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,19 +94,6 @@ class TextLayout:
             if self.template is None and None not in found:
                 return replace(self, text_columns=tuple(filter(None, found)))
         return text_layout(table, text=text, template=template, normaliser=self.normaliser)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The layout as JSON values, for a run's labels.json."""
-        return {
-            "text_columns": list(self.text_columns),
-            "template": self.template,
-            "normaliser": self.normaliser,
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TextLayout:
-        """The layout that ``to_dict`` wrote."""
-        return cls(tuple(values["text_columns"]), values["template"], values["normaliser"])
 
 
 def text_layout(

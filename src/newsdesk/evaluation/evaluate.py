@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from newsdesk.evaluation.selective import RiskCoverage, risk_coverage
 from newsdesk.files import atomic_writer, write_json
 from newsdesk.metrics import Metrics, ReliabilityBin, evaluate_probabilities, reliability
 from newsdesk.model.tokenizer import Encoded, Truncation
+from newsdesk.stored import FORMAT, OPTIONAL, UNSTORED, read_stored_by_name, to_content, with_format
 
 _ERRORS_NAMED = 5
 
@@ -56,53 +56,31 @@ class Trust:
         expected_calibration_error: of the same rows without and with it, 0 to 1.
         negative_log_likelihood: likewise, nats per row.
         reliability: bins of equally many rows, from unsure to sure.
-        risk_coverage: what answering only the sure rows would gain.
     """
 
     temperature: float
     expected_calibration_error: Change
     negative_log_likelihood: Change
     reliability: tuple[ReliabilityBin, ...]
-    risk_coverage: RiskCoverage
-
-    def to_dict(self) -> dict[str, Any]:
-        """The entries ``calibration`` and ``risk_coverage`` of metrics.json."""
-        calibration = asdict(self)
-        del calibration["risk_coverage"]
-        bins = [
-            entry | {"accuracy_interval": list(entry["accuracy_interval"])}
-            for entry in calibration["reliability"]
-        ]
-        return {
-            "calibration": calibration | {"reliability": bins},
-            "risk_coverage": self.risk_coverage.to_dict(),
-        }
 
 
 @dataclass(frozen=True)
-class TextsRead:
-    """How much of the evaluated texts the model read.
+class TextsRead(Truncation):
+    """How much of the evaluated texts the model read: how many were cut, and how many tokens that lost.
 
     Attributes:
-        truncation: how many were cut, and how many tokens that lost.
         unreadable: rows whose text says nothing, being empty or without a known token: ``predict`` gives them
             no label. So that figures of several models compare, they count by the best guess,
         unreadable_right: and so many of these guesses are right.
     """
 
-    truncation: Truncation
-    unreadable: int
-    unreadable_right: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """The entry ``texts`` of metrics.json."""
-        others = {"unreadable": self.unreadable, "unreadable_right": self.unreadable_right}
-        return {**self.truncation.to_dict(), **others}
+    unreadable: int = 0
+    unreadable_right: int = 0
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One model on one split, with all that is needed to know what was measured.
+    """One model on one split, with all that is needed to know what was measured: an entry of metrics.json.
 
     Attributes:
         split: the split's name, such as ``test``; the key under which metrics.json keeps it.
@@ -110,12 +88,12 @@ class Evaluation:
         fingerprint: ``Examples.fingerprint()`` of the rows.
         model: the run or artefact that gave the probabilities.
         metrics: its figures.
-        trust: how far its confidence can be believed.
-        texts: how much of the texts it read; None: not known.
+        calibration: how far its confidence can be believed.
+        risk_coverage: what answering only the sure rows would gain.
+        texts: how much of the texts it read.
         baseline: a yardstick on the same rows, where one was asked for.
         comparison: the model and that baseline row by row.
-        errors: the most confident errors with their texts; not part of ``to_dict``, since many corpora
-            may not be copied.
+        errors: the most confident errors with their texts; not stored, since many corpora may not be copied.
     """
 
     split: str
@@ -123,28 +101,16 @@ class Evaluation:
     fingerprint: str
     model: str
     metrics: Metrics
-    trust: Trust
-    texts: TextsRead | None = None
-    baseline: BaselineResult | None = None
-    comparison: PairedComparison | None = None
-    errors: tuple[RowError, ...] = ()
+    calibration: Trust | None = field(default=None, metadata=OPTIONAL)
+    risk_coverage: RiskCoverage | None = field(default=None, metadata=OPTIONAL)
+    texts: TextsRead | None = field(default=None, metadata=OPTIONAL)
+    baseline: BaselineResult | None = field(default=None, metadata=OPTIONAL)
+    comparison: PairedComparison | None = field(default=None, metadata=OPTIONAL)
+    errors: tuple[RowError, ...] = field(default=(), metadata=UNSTORED)
 
     def to_dict(self) -> dict[str, Any]:
         """The evaluation as JSON types; without a baseline there are no entries for one."""
-        content: dict[str, Any] = {
-            "split": self.split,
-            "source": self.source,
-            "fingerprint": self.fingerprint,
-            "model": self.model,
-            "metrics": self.metrics.to_dict(),
-            **self.trust.to_dict(),
-        }
-        if self.texts is not None:
-            content["texts"] = self.texts.to_dict()
-        if self.baseline is not None:
-            content["baseline"] = self.baseline.to_dict()
-        if self.comparison is not None:
-            content["comparison"] = self.comparison.to_dict()
+        content: dict[str, Any] = to_content(self)
         return content
 
 
@@ -177,14 +143,22 @@ def evaluate_examples(
         ids = {name: i for i, name in enumerate(label_names)}
         baseline_ids = np.array([ids.get(name, -1) for name in baseline.predicted])
         comparison = compare_paired(labels, np.argmax(probabilities, axis=1), baseline_ids)
+    confidence = np.max(probabilities, axis=1).astype(np.float64)
+    correct = np.asarray(np.argmax(probabilities, axis=1) == labels, dtype=np.bool_)
     return Evaluation(
         split=split,
         source=examples.source,
         fingerprint=examples.fingerprint(),
         model=model,
         metrics=metrics,
-        trust=_trust(probabilities, labels, temperature, before, metrics),
-        texts=None if encoded is None else _texts_read(encoded, np.argmax(probabilities, axis=1) == labels),
+        calibration=Trust(
+            temperature,
+            Change(before.expected_calibration_error, metrics.expected_calibration_error),
+            Change(before.negative_log_likelihood, metrics.negative_log_likelihood),
+            reliability(confidence, correct),
+        ),
+        risk_coverage=risk_coverage(confidence, correct),
+        texts=None if encoded is None else _texts_read(encoded, correct),
         baseline=baseline,
         comparison=comparison,
         errors=tuple(
@@ -202,25 +176,8 @@ def evaluate_examples(
 
 def _texts_read(encoded: Encoded, correct: NDArray[np.bool_]) -> TextsRead:
     silent = np.array([reason is not None for reason in encoded.unreadable], dtype=np.bool_)
-    return TextsRead(encoded.truncation, int(silent.sum()), int((silent & correct).sum()))
-
-
-def _trust(
-    probabilities: NDArray[np.floating],
-    labels: NDArray[np.int64],
-    temperature: float,
-    before: Metrics,
-    after: Metrics,
-) -> Trust:
-    confidence = np.max(probabilities, axis=1).astype(np.float64)
-    correct = np.asarray(np.argmax(probabilities, axis=1) == labels, dtype=np.bool_)
-    return Trust(
-        temperature,
-        Change(before.expected_calibration_error, after.expected_calibration_error),
-        Change(before.negative_log_likelihood, after.negative_log_likelihood),
-        reliability(confidence, correct),
-        risk_coverage(confidence, correct),
-    )
+    read = vars(encoded.truncation)
+    return TextsRead(**read, unreadable=int(silent.sum()), unreadable_right=int((silent & correct).sum()))
 
 
 def keep_evaluation(
@@ -247,27 +204,27 @@ def write_metrics(evaluation: Evaluation, path: Path) -> None:
     An earlier evaluation of the same split is replaced. Atomic. Raises UserError when the file there
     is not one of ours, and leaves it as it is.
     """
-    write_json(path, read_metrics(path) | {evaluation.split: evaluation.to_dict()})
+    evaluations = {**read_metrics(path), evaluation.split: evaluation}
+    write_json(path, with_format({split: entry.to_dict() for split, entry in evaluations.items()}))
 
 
-def read_metrics(path: Path) -> dict[str, Any]:
-    """The content of a metrics.json by split, empty where there is none. Raises UserError if damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+def read_metrics(path: Path) -> dict[str, Evaluation]:
+    """The evaluations in a metrics.json by split, empty where there is none. Raises UserError if damaged."""
+    if not path.exists():
         return {}
-    except ValueError as error:
-        raise _not_metrics(path, str(error)) from error
-    if not isinstance(content, dict):
-        raise _not_metrics(path, f"a JSON {type(content).__name__}, not an object with a key for each split")
-    return content
+    return read_stored_by_name(path, Evaluation, fix="move it away and evaluate again")
 
 
 def predictions_path(folder: Path, split: str) -> Path:
     """Where the predictions on a split lie: ``folder/predictions-<split>.csv``.
 
-    Raises UserError for a split name that does not make a plain file name.
+    Raises UserError for a split name that does not make a plain file name, or that metrics.json uses itself.
     """
+    if split == FORMAT:
+        raise UserError(
+            f"a split cannot be called {FORMAT!r}: metrics.json keeps its own version under that name",
+            fix="give it another name with --split",
+        )
     if not re.fullmatch(r"[\w.+-]+", split):
         raise UserError(
             "a split's name becomes part of a file's name: letters, digits and . _ + - only",
@@ -302,11 +259,3 @@ def write_evaluated_rows(
         table = ([*line, text] for line, text in zip(table, ("text", *examples.texts), strict=True))
     with atomic_writer(path) as stream:
         stream.writelines(delimited_lines(table))
-
-
-def _not_metrics(path: Path, found: str) -> UserError:
-    return UserError(
-        f"{path} is not a metrics file of newsdesk",
-        found=found,
-        fix="move it away and evaluate again",
-    )

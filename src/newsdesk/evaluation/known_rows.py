@@ -18,7 +18,8 @@ def known_rows(
     ``offline`` takes named data sets from the cache alone.
     Raises UserError when they are not known, or no longer the same.
     """
-    if "data" not in run.manifest:
+    recorded = run.manifest.data
+    if recorded is None:
         raise UserError(
             f"{purpose} the run's own training rows",
             found=f"{run.path} is an imported adapter, whose training rows are not known",
@@ -26,8 +27,9 @@ def known_rows(
         )
     recipe = load_recipe(str(run.recipe)).recipe
     data = load_training_data(recipe.data, seed=recipe.training.seed, offline=offline, progress=progress)
-    for name, part in (("train", data.train), ("validation", data.validation)):
-        if part.fingerprint() != run.manifest["data"][name]["sha256"]:
+    parts = (("train", data.train, recorded.train), ("validation", data.validation, recorded.validation))
+    for name, part, facts in parts:
+        if part.fingerprint() != facts.sha256:
             raise UserError(
                 f"the {name} rows are no longer those that {run.path} was trained with",
                 found=f"{len(part):,} rows in {part.source} with another sha256 than the manifest's",

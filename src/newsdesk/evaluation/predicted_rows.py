@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,7 @@ from newsdesk.data.readers import read_table
 from newsdesk.data.table import Cell
 from newsdesk.errors import UserError
 from newsdesk.evaluation.csv_lines import PROBABILITY_DIGITS, WRITTEN, probability_column
-from newsdesk.evaluation.evaluate import predictions_path, read_metrics
+from newsdesk.evaluation.evaluate import Evaluation, predictions_path, read_metrics
 
 SMALLEST_WRITTEN = 0.5 * 10**-PROBABILITY_DIGITS
 """What a probability written as 0 is taken for: half of the last digit."""
@@ -72,10 +71,10 @@ def read_predicted_rows(path: str | Path, split: str) -> PredictedRows:
         )
     named = re.fullmatch(r"predictions-(.+)\.csv", given.name)
     facts = read_metrics(given.parent / "metrics.json").get(named[1]) if named else None
-    return _read(given, str(path), facts or {})
+    return _read(given, str(path), facts)
 
 
-def _read(file: Path, name: str, facts: Mapping[str, Any]) -> PredictedRows:
+def _read(file: Path, name: str, facts: Evaluation | None) -> PredictedRows:
     table = read_table(file, WRITTEN)
     missing = {"row", "true_label", "predicted_label"} - set(table.columns)
     if missing:
@@ -86,16 +85,17 @@ def _read(file: Path, name: str, facts: Mapping[str, Any]) -> PredictedRows:
     true_labels = tuple(map(str, columns["true_label"]))
     rows = PredictedRows(
         name=name,
-        split=facts.get("split"),
-        source=facts.get("source"),
-        fingerprint=facts.get("fingerprint"),
+        split=facts.split if facts else None,
+        source=facts.source if facts else None,
+        fingerprint=facts.fingerprint if facts else None,
         numbers=tuple(map(str, columns["row"])),
         true_labels=true_labels,
         predicted_labels=tuple(map(str, columns["predicted_label"])),
         true_probabilities=_true_probabilities(file, columns, true_labels),
         texts=tuple(map(str, columns["text"])) if "text" in columns else None,
     )
-    _require_those_measured(file, rows, facts)
+    if facts is not None:
+        _require_those_measured(file, rows, facts)
     return rows
 
 
@@ -112,16 +112,14 @@ def _true_probabilities(
         raise _unusable(file, str(error)) from None
 
 
-def _require_those_measured(file: Path, rows: PredictedRows, facts: Mapping[str, Any]) -> None:
+def _require_those_measured(file: Path, rows: PredictedRows, facts: Evaluation) -> None:
     """Refuse a file that is not of the evaluation that gave the figures beside it."""
-    if "metrics" not in facts:
-        return
     pairs = zip(rows.true_labels, rows.predicted_labels, strict=True)
     right = sum(true == predicted for true, predicted in pairs)
-    stated = facts["metrics"]
-    if len(rows) != stated["rows"] or abs(right - stated["accuracy"] * stated["rows"]) > 0.5:
+    stated = facts.metrics
+    if (len(rows), right) != (stated.rows, stated.correct):
         raise _unusable(
-            file, f"{right:,} of {len(rows):,} rows right; metrics.json has {stated['accuracy']:.2%}"
+            file, f"{right:,} of {len(rows):,} rows right; metrics.json has {stated.accuracy:.2%}"
         )
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from math import ceil, log, log1p
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +23,14 @@ RATES_SUGGESTED = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 
 
 
 @dataclass(frozen=True)
+class CoverageAt:
+    """The largest share of rows that can be answered at no more than this share of errors, both 0 to 1."""
+
+    error_rate: float
+    coverage: float
+
+
+@dataclass(frozen=True)
 class RiskCoverage:
     """What a classifier gains by leaving the least sure rows to a person (Geifman and El-Yaniv, 2017).
 
@@ -31,19 +38,14 @@ class RiskCoverage:
         curve: (coverage, share wrong among the answered), up to 200 points of rising coverage.
         area: under the whole curve, lower is better; the mean share wrong over all coverages.
         excess_area: of that, what an ideal order, all wrong rows last, would save.
-        coverage_at: by error rate, the largest share of rows that can be answered at no more errors. It is
-            read off these rows' labels, so it is no promise.
+        coverage_at: for some error rates, the coverage. It is read off these rows' labels, so it is no
+            promise.
     """
 
     curve: tuple[tuple[float, float], ...]
     area: float
     excess_area: float
-    coverage_at: Mapping[float, float]
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON types; ``coverage_at`` is a list of objects with ``error_rate`` and ``coverage``."""
-        coverages = [{"error_rate": e, "coverage": share} for e, share in self.coverage_at.items()]
-        return asdict(self) | {"curve": [list(point) for point in self.curve], "coverage_at": coverages}
+    coverage_at: tuple[CoverageAt, ...]
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,13 @@ def risk_coverage(
     right = int(np.sum(correct))
     ideal = np.maximum(0, answered - right) / answered
     reachable = np.cumsum(rows_at)
-    coverage_at = {}
+    coverage_at = []
     for rate in error_rates:
         within = reachable[np.cumsum(wrong_at) <= rate * reachable]
-        coverage_at[rate] = float(within[-1] / total) if len(within) else 0.0
+        coverage_at.append(CoverageAt(rate, float(within[-1] / total) if len(within) else 0.0))
     kept = np.unique(np.linspace(0, total - 1, POINTS_KEPT).round().astype(np.int64))
     points = zip((answered[kept] / total).tolist(), risk[kept].tolist(), strict=True)
-    return RiskCoverage(tuple(points), float(risk.mean()), float((risk - ideal).mean()), coverage_at)
+    return RiskCoverage(tuple(points), float(risk.mean()), float((risk - ideal).mean()), tuple(coverage_at))
 
 
 def promised_threshold(

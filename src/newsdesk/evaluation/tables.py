@@ -8,7 +8,8 @@ from rich.cells import cell_len, set_cell_size
 
 from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.evaluation.comparison import PairedComparison
-from newsdesk.evaluation.evaluate import RowError, TextsRead, Trust
+from newsdesk.evaluation.evaluate import Evaluation, RowError, TextsRead, Trust
+from newsdesk.evaluation.selective import RiskCoverage
 from newsdesk.metrics import Metrics
 
 WIDTH = 80
@@ -23,25 +24,22 @@ _CORNER = "true \\ predicted"
 _SMALLEST_P_SHOWN = 0.0001
 
 
-def render_metrics(
-    metrics: Metrics,
-    baseline: BaselineResult | None = None,
-    comparison: PairedComparison | None = None,
-    trust: Trust | None = None,
-    texts: TextsRead | None = None,
-) -> list[str]:
+def render_evaluation(evaluation: Evaluation) -> list[str]:
     """The lines of a report: headline figures, the baseline beside them, classes, confusions.
 
     With more than 12 classes, the 10 with the lowest F1 and the 10 largest confusions stand for all.
     Lines are at most 80 cells wide, wide characters counted as two.
     """
+    metrics = evaluation.metrics
     lines = _headline(metrics)
-    if trust is not None:
-        lines += _trust(trust)
-    if texts is not None:
-        lines += _texts_read(texts)
-    if baseline is not None:
-        lines += ["", *_beside_baseline(metrics, baseline, comparison)]
+    if evaluation.calibration is not None:
+        lines.append(_calibration(evaluation.calibration))
+    if evaluation.risk_coverage is not None:
+        lines.append(_coverage(evaluation.risk_coverage))
+    if evaluation.texts is not None:
+        lines += _texts_read(evaluation.texts)
+    if evaluation.baseline is not None:
+        lines += ["", *_beside_baseline(metrics, evaluation.baseline, evaluation.comparison)]
     lines += ["", *_class_table(metrics)]
     confusions = _confusion_matrix(metrics) if _matrix_fits(metrics) else _largest_confusions(metrics)
     return [*lines, "", *confusions]
@@ -67,22 +65,22 @@ def _headline(metrics: Metrics) -> list[str]:
     ]
 
 
-def _trust(trust: Trust) -> list[str]:
-    coverages = ", ".join(
-        f"{share:.1%} at {100 * rate:g} %" for rate, share in trust.risk_coverage.coverage_at.items()
-    )
+def _calibration(trust: Trust) -> str:
     before = 100 * trust.expected_calibration_error.before
     effect = f"temperature {trust.temperature:.3f}; without it {before:.2f} points"
-    return [
-        _figure("calibration", "none yet: newsdesk calibrate" if trust.temperature == 1 else effect),
-        _figure("answered at an error of", coverages),
-    ]
+    return _figure("calibration", "none yet: newsdesk calibrate" if trust.temperature == 1 else effect)
+
+
+def _coverage(found: RiskCoverage) -> str:
+    shares = (f"{at.coverage:.1%} at {100 * at.error_rate:g} %" for at in found.coverage_at)
+    return _figure("answered at an error of", ", ".join(shares))
 
 
 def _texts_read(texts: TextsRead) -> list[str]:
-    read = texts.truncation
-    cut = f"{read.cut:,} ({_percent(read.share_cut)}), which lost {_percent(read.share_lost)} of all tokens"
-    lines = [_figure("texts cut", cut if read.cut else "none")]
+    cut = (
+        f"{texts.cut:,} ({_percent(texts.share_cut)}), which lost {_percent(texts.share_lost)} of all tokens"
+    )
+    lines = [_figure("texts cut", cut if texts.cut else "none")]
     if texts.unreadable:
         guesses = f"{texts.unreadable:,}, counted by the best guess: {texts.unreadable_right:,} right"
         lines += [
@@ -97,7 +95,7 @@ def _beside_baseline(
 ) -> list[str]:
     difference = 100 * (metrics.accuracy - baseline.accuracy)
     lines = [
-        _figure("baseline", _accuracy(baseline.accuracy, baseline.interval)),
+        _figure("baseline", _accuracy(baseline.accuracy, baseline.accuracy_interval)),
         _figure("", cut(baseline.description, WIDTH - _FIGURE_AT)),
         _figure("", f"trained and tested in {baseline.seconds:.0f} s"),
         _figure("model minus baseline", f"{difference:+.2f} points"),

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from newsdesk.calibration import CALIBRATION, CALIBRATION_ROWS
 from newsdesk.data.known_texts import KnownTexts
-from newsdesk.files import damaged, read_json, sha256_of, write_json
+from newsdesk.files import damaged, read_json, sha256_of
 from newsdesk.off_topic import OFF_TOPIC
-from newsdesk.training.run_folder import MANIFEST, Labels, RunFolder
+from newsdesk.stored import read_stored, write_stored
+from newsdesk.training.manifest import ExportedRun
+from newsdesk.training.run_folder import MANIFEST, Labels
 
 Kind = Literal["merged", "onnx-fp32", "onnx-int8"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -26,10 +29,32 @@ MODEL_FILES: dict[Kind, str] = {
 }
 """Where each kind keeps its weights; the onnx names are those that transformers.js and optimum look for."""
 
+QUALITY = "quality.json"
+"""What an export was found to be worth, by the gate."""
+
 _FIX = "copy the artefact anew from where it is whole, or export it again with newsdesk export"
 
 _FITTED = (CALIBRATION, CALIBRATION_ROWS, OFF_TOPIC)
 """What is fitted on held-out rows, and may be again after the export."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportManifest:
+    """The manifest of an export.
+
+    Attributes:
+        kind: what was exported.
+        newsdesk: the version that wrote it.
+        run: the run that it was made of.
+        max_length: tokens that a text is cut to.
+        files: the sha256 of every file but this one, by its path in the folder.
+    """
+
+    kind: Kind
+    newsdesk: str
+    run: ExportedRun
+    max_length: int
+    files: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -47,8 +72,7 @@ class ArtefactFolder:
     @property
     def kind(self) -> Kind:
         """What was exported."""
-        kind: Kind = self.manifest["kind"]
-        return kind
+        return self.manifest.kind
 
     @property
     def model(self) -> Path:
@@ -65,26 +89,26 @@ class ArtefactFolder:
         return KnownTexts.of_folder(self.path)
 
     @cached_property
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> ExportManifest:
         """Kind, versions, the run it was made of, and the sha256 of every file."""
-        return self._read(MANIFEST)
+        return read_stored(self.path / MANIFEST, ExportManifest, fix=_FIX)
 
     @cached_property
     def labels(self) -> Labels:
         """Class names in id order, how a row becomes a text, where it is cut."""
-        return RunFolder(self.path).labels
+        return Labels.read(self.path, fix=_FIX)
 
     @cached_property
     def pad_id(self) -> int:
         """The token id that fills rows up to the longest of their batch."""
-        return int(self._read("config.json").get("pad_token_id") or 0)
+        return int(read_json(self.path / "config.json", fix=_FIX).get("pad_token_id") or 0)
 
     def verify(self, name: str | None = None) -> None:
         """Check the files, or the one called ``name``, against the manifest's sha256.
 
         Raises UserError for the first that is missing or differs.
         """
-        recorded: dict[str, str] = self.manifest["files"]
+        recorded = self.manifest.files
         for file in recorded if name is None else (name,):
             path = self.path / file
             found = sha256_of(path) if path.is_file() else "no such file"
@@ -99,28 +123,23 @@ class ArtefactFolder:
     def verify_calibration(self) -> None:
         """Check what was fitted on held-out rows, where it has it. Raises UserError as ``verify`` does."""
         for name in _FITTED:
-            if name in self.manifest["files"] or (self.path / name).exists():
+            if name in self.manifest.files or (self.path / name).exists():
                 self.verify(name)
 
     def seal_calibration(self) -> None:
         """Write the manifest anew with the sha256 of a calibration that was made since."""
         hashes = {name: sha256_of(self.path / name) for name in _FITTED if (self.path / name).is_file()}
-        write_json(self.path / MANIFEST, {**self.manifest, "files": {**self.manifest["files"], **hashes}})
+        write_stored(self.path / MANIFEST, replace(self.manifest, files={**self.manifest.files, **hashes}))
         self.__dict__.pop("manifest", None)  # read before, it is out of date now
-
-    def _read(self, name: str) -> dict[str, Any]:
-        return read_json(self.path / name, fix=_FIX)
 
 
 def find_artefact(path: Path) -> ArtefactFolder | None:
-    """The finished export at ``path``; None for anything else, such as a run."""
+    """The finished export at ``path``; None for anything else, such as a run, whose manifest has no kind."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if not isinstance(manifest, dict) or manifest.get("kind") not in KINDS:
-        return None
-    return ArtefactFolder(path)
+    return ArtefactFolder(path) if isinstance(manifest, dict) and "kind" in manifest else None
 
 
 def preferred_export(run: Path) -> ArtefactFolder | None:

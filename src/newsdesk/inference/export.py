@@ -16,14 +16,23 @@ from newsdesk.calibration import store_calibration
 from newsdesk.data.known_texts import KNOWN_TEXTS
 from newsdesk.errors import UserError, missing_package
 from newsdesk.files import read_json, sha256_of, write_json
-from newsdesk.inference.artefact import MODEL_FILES, Kind
-from newsdesk.inference.gate import Evidence, Logits, Quality, compare, measured_with, require_exact
+from newsdesk.inference.artefact import MODEL_FILES, QUALITY, ExportManifest, Kind
+from newsdesk.inference.gate import (
+    Evidence,
+    ExportQuality,
+    Logits,
+    Quality,
+    compare,
+    measured_with,
+    require_exact,
+)
 from newsdesk.inference.load import load
 from newsdesk.inference.onnx_conversion import to_onnx, write_onnx
 from newsdesk.inference.run_predictor import RunPredictor, base_of, needing_train_extra
 from newsdesk.model.tokenizer import TextTokenizer
 from newsdesk.off_topic import OFF_TOPIC
 from newsdesk.sources.source import Progress
+from newsdesk.stored import write_stored
 from newsdesk.training.run_folder import MANIFEST, RunFolder
 
 if TYPE_CHECKING:
@@ -41,13 +50,11 @@ class Export:
         path: its folder.
         kind: one of KINDS.
         quality: the content of its quality.json.
-        tried: every setting that was measured; the last is the one taken.
     """
 
     path: Path
     kind: Kind
-    quality: dict[str, Any]
-    tried: tuple[Quality, ...]
+    quality: ExportQuality
 
 
 def target_of(run: RunFolder, kind: Kind, out: Path | None) -> Path:
@@ -85,19 +92,19 @@ def export_run(
         _write_common(run, model, folder)
         candidate = Candidate(run, kind, folder, evidence, reference, observe)
         tried = _WRITERS[kind](model, candidate)
-        quality = {
-            "kind": kind,
-            "setting": tried[-1].setting,
-            "rows": evidence.to_dict(),
-            "run_accuracy": tried[-1].accuracy + tried[-1].accuracy_lost,
-            "tried": [entry.to_dict() for entry in tried],
-            "measured_with": measured_with(kind),
-        }
-        write_json(folder / "quality.json", quality)
+        quality = ExportQuality(
+            kind=kind,
+            setting=tried[-1].setting,
+            rows=evidence.facts,
+            run_accuracy=tried[-1].accuracy + tried[-1].accuracy_lost,
+            tried=tuple(tried),
+            measured_with=measured_with(kind),
+        )
+        write_stored(folder / QUALITY, quality)
         _seal(run, kind, folder)
     if target.resolve().is_relative_to(run.path.resolve()):
         run.reseal()
-    return Export(target, kind, quality, tuple(tried))
+    return Export(target, kind, quality)
 
 
 @dataclass(frozen=True)
@@ -196,7 +203,7 @@ def _write_common(run: RunFolder, model: PreTrainedModel, folder: Path) -> None:
         content = json.loads(settings.read_text(encoding="utf-8"))
         content["model_max_length"] = run.labels.max_length  # where other programs cut texts
         write_json(settings, _for_transformers_4(content, folder / "tokenizer.json"))
-    write_json(folder / "labels.json", run.labels.to_dict())
+    run.labels.write(folder)
     if run.off_topic.is_file():  # its own texts are measured again, by what the artefact computes of them
         shutil.copyfile(run.off_topic, folder / OFF_TOPIC)
     if (run.path / KNOWN_TEXTS).is_file():
@@ -215,23 +222,22 @@ def _for_transformers_4(settings: dict[str, Any], tokenizer: Path) -> dict[str, 
 
 def _seal(run: RunFolder, kind: Kind, folder: Path) -> None:
     """Write the artefact's manifest, last of all."""
-    facts = {key: value for key, value in run.manifest.items() if key not in ("files", "training")}
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
-    content = {
-        "kind": kind,
-        "newsdesk": __version__,
-        "run": {**facts, "sha256": sha256_of(run.path / MANIFEST)},
-        "max_length": run.labels.max_length,
-        "files": {file.relative_to(folder).as_posix(): sha256_of(file) for file in files},
-    }
-    write_json(folder / MANIFEST, content)
+    manifest = ExportManifest(
+        kind=kind,
+        newsdesk=__version__,
+        run=run.manifest.exported(sha256_of(run.path / MANIFEST)),
+        max_length=run.labels.max_length,
+        files={file.relative_to(folder).as_posix(): sha256_of(file) for file in files},
+    )
+    write_stored(folder / MANIFEST, manifest)
 
 
 def require_free_for_artefact(target: Path, *, overwrite: bool) -> None:
     """Raise UserError unless an artefact may be written there: nothing is, or an artefact to be replaced."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
-    is_artefact = (target / MANIFEST).is_file() and (target / "quality.json").is_file()
+    is_artefact = (target / MANIFEST).is_file() and (target / QUALITY).is_file()
     if not (overwrite and is_artefact):
         raise UserError(
             f"there is something at {target} already",

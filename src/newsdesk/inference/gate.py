@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from newsdesk.data.load import TrainingData
 from newsdesk.errors import UserError
 from newsdesk.inference.artefact import Kind
 from newsdesk.metrics import wilson_interval
+from newsdesk.stored import OPTIONAL
 
 LARGEST_DIFFERENCE = 1e-3
 """Between a float32 export's logits and the run's: rounding of sums in another order stays far below."""
@@ -68,11 +68,21 @@ class Evidence:
         of_rows = None if distances is None else distances[:count]
         return HeldOutRows(logits[:count], self.labels[:count], rows.fingerprint(), of_rows)
 
-    def to_dict(self) -> dict[str, Any]:
+    @property
+    def facts(self) -> EvidenceFacts:
         """What quality.json says of the rows."""
         note = "training rows besides: too few rows were held out" if self.training_rows else None
-        content = {"source": self.examples.source, "validation": self.validation_rows}
-        return content | {"training": self.training_rows} | ({"note": note} if note else {})
+        return EvidenceFacts(self.examples.source, self.validation_rows, self.training_rows, note)
+
+
+@dataclass(frozen=True)
+class EvidenceFacts:
+    """The rows that an export was judged by: their source, how many of each kind, and why of both."""
+
+    source: str
+    validation: int
+    training: int
+    note: str | None = field(default=None, metadata=OPTIONAL)
 
 
 def evidence_of(data: TrainingData, seed: int = 0) -> Evidence:
@@ -110,6 +120,8 @@ class Quality:
         agreement: share of rows to which both give the same class.
         largest_difference: between their logits, absolute.
         megabytes: size of the model file, 10**6 bytes.
+        accuracy_interval: 95 % Wilson interval of the accuracy.
+        agreement_interval: likewise, of the agreement.
     """
 
     setting: str
@@ -119,6 +131,8 @@ class Quality:
     agreement: float
     largest_difference: float
     megabytes: float
+    accuracy_interval: tuple[float, float]
+    agreement_interval: tuple[float, float]
 
     @property
     def is_exact(self) -> bool:
@@ -132,11 +146,34 @@ class Quality:
         lost_rows = self.accuracy_lost * self.rows
         return lost_rows <= MOST_ACCURACY_LOST * self.rows + 0.1 and self.agreement > LEAST_AGREEMENT
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON types, with the 95 % intervals of accuracy and agreement."""
-        shares = {"accuracy": self.accuracy, "agreement": self.agreement}
-        intervals = {f"{name}_interval": list(_interval(share, self.rows)) for name, share in shares.items()}
-        return asdict(self) | intervals
+
+@dataclass(frozen=True)
+class Measurer:
+    """What computed an export as it was measured: engine and version, processor."""
+
+    engine: str
+    processor: str
+
+
+@dataclass(frozen=True)
+class ExportQuality:
+    """The content of an export's quality.json: what it was found to be worth.
+
+    Attributes:
+        kind: what was exported.
+        setting: the one that was taken, in words.
+        rows: what it was measured on.
+        run_accuracy: the run's own accuracy on these rows, 0 to 1.
+        tried: every setting that was measured; the last is the one taken.
+        measured_with: engine and machine.
+    """
+
+    kind: Kind
+    setting: str
+    rows: EvidenceFacts
+    run_accuracy: float
+    tried: tuple[Quality, ...]
+    measured_with: Measurer
 
 
 def compare(
@@ -144,24 +181,27 @@ def compare(
 ) -> Quality:
     """Hold a candidate's logits against the run's, both (rows, classes); ``labels`` are (rows,)."""
     expected, given = reference.argmax(axis=1), logits.argmax(axis=1)
-    accuracy = float((given == labels).mean())
+    rows, right = len(labels), int((given == labels).sum())
     # Not a number is neither close nor equal, and argmax would take it for a class.
     sound = bool(np.isfinite(logits).all())
+    same = int((given == expected).sum()) if sound else 0
     return Quality(
-        setting,
-        len(labels),
-        accuracy,
-        float((expected == labels).mean()) - accuracy,
-        float((given == expected).mean()) if sound else 0.0,
-        float(np.abs(reference - logits).max()) if sound else float("inf"),
-        megabytes,
+        setting=setting,
+        rows=rows,
+        accuracy=right / rows,
+        accuracy_lost=float((expected == labels).mean()) - right / rows,
+        agreement=same / rows,
+        largest_difference=float(np.abs(reference - logits).max()) if sound else float("inf"),
+        megabytes=megabytes,
+        accuracy_interval=wilson_interval(right, rows),
+        agreement_interval=wilson_interval(same, rows),
     )
 
 
-def measured_with(kind: Kind) -> dict[str, str]:
+def measured_with(kind: Kind) -> Measurer:
     """Engine and machine: integer arithmetic differs between processors with and without VNNI."""
     engine = "transformers" if kind == "merged" else "onnxruntime"
-    return {"engine": f"{engine} {version(engine)}", "processor": _processor()}
+    return Measurer(f"{engine} {version(engine)}", _processor())
 
 
 def _processor() -> str:
@@ -196,7 +236,7 @@ def render_tried(tried: Sequence[Quality]) -> list[str]:
     width = max((len(quality.setting) for quality in tried), default=0)
     lines = [f"{'setting':<{width}} {'lost':>6} {'agreement':>9} {'95 % interval':>15} {'MB':>6}"]
     for quality in tried:
-        low, high = _interval(quality.agreement, quality.rows)
+        low, high = quality.agreement_interval
         interval = f"{low:.2%}-{high:.2%}"
         lines.append(
             f"{quality.setting:<{width}} {quality.accuracy_lost * 100:>6.2f} {quality.agreement:>9.2%} "
@@ -205,7 +245,3 @@ def render_tried(tried: Sequence[Quality]) -> list[str]:
     rows = tried[0].rows if tried else 0
     limits = f"at most {MOST_ACCURACY_LOST * 100:g} points lost, more than {LEAST_AGREEMENT:.0%} agreement"
     return [*lines, f"allowed: {limits}; measured on {rows:,} rows"]
-
-
-def _interval(share: float, rows: int) -> tuple[float, float]:
-    return wilson_interval(round(share * rows), rows)

@@ -295,5 +295,5 @@ def _check_finished(outputs: Storage, done: dict[str, Counts], failures: list[st
 
 def _files_of(artefact: ArtefactFolder) -> dict[str, bytes]:
     """The bytes of an artefact's files by name; each worker checks them against the manifest."""
-    names = (*artefact.manifest["files"], MANIFEST)
+    names = (*artefact.manifest.files, MANIFEST)
     return {name: (artefact.path / name).read_bytes() for name in names}

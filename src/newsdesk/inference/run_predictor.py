@@ -48,8 +48,7 @@ class RunPredictor(TextClassifier):
     @property
     def files(self) -> Mapping[str, str]:
         """The sha256 of each file of the run."""
-        files: Mapping[str, str] = self.run.manifest["files"]
-        return files
+        return self.run.manifest.files
 
     def outputs(
         self, sequences: Sequence[TokenIds], *, progress: Callable[[int], None] | None = None
@@ -85,13 +84,13 @@ def base_of(run: RunFolder, progress: Progress | None) -> Path:
     """The base model's folder, its weights checked against what the manifest says the run was trained on."""
     from newsdesk.model.catalog import resolve_base
 
-    recorded = run.manifest["base"]
+    recorded = run.manifest.base
     # The name of a local folder may be relative to where the training was started; its reference is not.
-    base = resolve_base(recorded["reference"], progress=progress)
-    if recorded["sha256"] is not None and base.sha256 != recorded["sha256"]:
+    base = resolve_base(recorded.reference, progress=progress)
+    if recorded.sha256 is not None and base.sha256 != recorded.sha256:
         raise UserError(
-            f"the base model {recorded['name']} is not the one that {run.path} was trained on",
-            found=f"sha256 {base.sha256}, trained on {recorded['sha256']}",
+            f"the base model {recorded.name} is not the one that {run.path} was trained on",
+            found=f"sha256 {base.sha256}, trained on {recorded.sha256}",
             fix="put the original weights back, or train again on these",
         )
     return base.path

@@ -229,8 +229,7 @@ class ArtefactPredictor(TextClassifier):
     @property
     def files(self) -> Mapping[str, str]:
         """The sha256 of each file of the artefact."""
-        files: Mapping[str, str] = self.artefact.manifest["files"]
-        return files
+        return self.artefact.manifest.files
 
     def outputs(
         self, sequences: Sequence[TokenIds], *, progress: Callable[[int], None] | None = None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from shlex import quote
-from typing import Any
 
+from newsdesk.evaluation.baseline import BaselineResult
+from newsdesk.evaluation.evaluate import Evaluation
+from newsdesk.metrics import ClassMetrics, Metrics
 from newsdesk.reporting.card_facts import CardFacts, Source
 from newsdesk.reporting.markdown import fenced, plain, table
+from newsdesk.training.manifest import TrainingFacts
 
 _CLASSES_NAMED = 12
 _WEAKEST_NAMED = 3
@@ -85,7 +88,7 @@ def _peft_code(facts: CardFacts) -> str:
     """Python that predicts with peft; run inside the folder where the model is not on the Hub."""
     here = facts.repo_id is None
     place = json.dumps(facts.repo_id)
-    base = json.dumps(facts.base_on_hub or str(facts.manifest["base"]["name"] if here else facts.base))
+    base = json.dumps(facts.base_on_hub or (facts.manifest.base.name if here else facts.base))
     labels = '"labels.json"' if here else f'hf_hub_download({place}, "labels.json")'
     adapter = '"adapter"' if here else place
     tokenizer = '"tokenizer"' if here else f'{place}, subfolder="tokenizer"'
@@ -153,7 +156,7 @@ def _data(facts: CardFacts) -> list[str]:
 
 
 def _training(facts: CardFacts) -> list[str]:
-    recipe, outcome = facts.recipe, facts.manifest.get("training")
+    recipe, outcome = facts.recipe, facts.manifest.training
     lora = recipe.lora
     rows = [
         ["adapters", f"LoRA, rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}"],
@@ -172,35 +175,31 @@ def _training(facts: CardFacts) -> list[str]:
     return table(["", ""], [*rows, *_optimisation(facts, outcome)])
 
 
-def _optimisation(facts: CardFacts, outcome: Mapping[str, Any]) -> list[list[str]]:
+def _optimisation(facts: CardFacts, outcome: TrainingFacts) -> list[list[str]]:
     training = facts.recipe.training
-    processes = outcome.get("processes", 1)
     batch = " x ".join(
         f"{number} {of}"
         for number, of in (
             (training.batch_size, "rows"),
             (training.accumulation, "batches"),
-            (processes, "processes"),
+            (outcome.processes, "processes"),
         )
         if number > 1 or of == "rows"
     )
     rows = [
-        ["epochs, steps", f"{outcome['epochs']:g}, {outcome['steps']:,}"],
-        ["kept", f"the state of step {outcome['best_step']:,}, the best by {training.metric}"],
+        ["epochs, steps", f"{outcome.epochs:g}, {outcome.steps:,}"],
+        ["kept", f"the state of step {outcome.best_step:,}, the best by {training.metric}"],
         ["batch", batch],
         [
             "learning rate",
             f"{training.learning_rate:g}, {training.schedule}, warm-up {training.warmup:g}, AdamW, "
             f"weight decay {training.weight_decay:g}",
         ],
-        ["seed", str(facts.manifest.get("seed", training.seed))],
+        ["seed", str(training.seed if facts.manifest.seed is None else facts.manifest.seed)],
     ]
-    started, finished = (facts.trained.get(event) for event in ("started", "finished"))
-    if started and finished:
-        rows.append(
-            ["time", f"{_duration(finished['seconds'])} on {started['device']}, {started['precision']}"]
-        )
-    if outcome.get("finished") == "interrupted":
+    if (started := facts.started) and facts.finished:
+        rows.append(["time", f"{_duration(facts.finished.seconds)} on {started.device}, {started.precision}"])
+    if facts.manifest.is_interrupted:
         rows.append(["ended", "interrupted before its last step"])
     return rows
 
@@ -210,32 +209,32 @@ def _figures(facts: CardFacts) -> list[str]:
         return ["Not measured yet: `newsdesk evaluate RUN --data NAME|PATH` puts the figures here.", ""]
     rows = []
     for split, entry in facts.splits.items():
-        figures = entry["metrics"]
+        figures = entry.metrics
         rows.append(
             [
                 plain(split),
-                f"{figures['rows']:,}",
+                f"{figures.rows:,}",
                 _accuracy(figures),
-                f"{figures['macro_f1']:.4f}",
+                f"{figures.macro_f1:.4f}",
                 _calibration_error(entry),
-                f"{figures['negative_log_likelihood']:.4f}",
+                f"{figures.negative_log_likelihood:.4f}",
             ]
         )
-        if baseline := entry.get("baseline"):
-            name = f"{plain(split)}: {plain(baseline['description'])}"
-            rows.append([name, f"{figures['rows']:,}", _accuracy(baseline), "", "", ""])
+        if baseline := entry.baseline:
+            name = f"{plain(split)}: {plain(baseline.description)}"
+            rows.append([name, f"{figures.rows:,}", _accuracy(baseline), "", "", ""])
     header = ["split", "rows", "accuracy (95 % interval)", "macro F1", "calibration error", "nats a row"]
     lines = table(header, rows)
     lines += _confidence(facts)
     for split, entry in facts.splits.items():
-        lines += [f"### By class: {plain(split)}", "", *_by_class(entry["metrics"]["per_class"])]
+        lines += [f"### By class: {plain(split)}", "", *_by_class(entry.metrics.per_class)]
     return lines
 
 
-def _calibration_error(entry: Mapping[str, Any]) -> str:
+def _calibration_error(entry: Evaluation) -> str:
     """That of the probabilities as they are told, and what it was before the temperature, if there is one."""
-    error = entry["metrics"]["expected_calibration_error"]
-    before = entry.get("calibration", {}).get("expected_calibration_error", {}).get("before", error)
+    error = entry.metrics.expected_calibration_error
+    before = entry.calibration.expected_calibration_error.before if entry.calibration else error
     return f"{error:.4f}" + (f" ({before:.4f} without the temperature)" if before != error else "")
 
 
@@ -251,21 +250,21 @@ def _confidence(facts: CardFacts) -> list[str]:
             "",
         ]
     rows = [
-        [plain(split), f"{100 * point['error_rate']:g} %", f"{100 * point['coverage']:.2f} %"]
+        [plain(split), f"{100 * point.error_rate:g} %", f"{100 * point.coverage:.2f} %"]
         for split, entry in facts.splits.items()
-        for point in entry.get("risk_coverage", {}).get("coverage_at", ())
+        for point in (entry.risk_coverage.coverage_at if entry.risk_coverage else ())
     ]
     return lines + (table(["split", "wrong among the answered", "answered"], rows) if rows else [])
 
 
-def _by_class(per_class: Sequence[Mapping[str, Any]]) -> list[str]:
+def _by_class(per_class: Sequence[ClassMetrics]) -> list[str]:
     return table(
         ["class", "precision", "recall", "F1", "rows"],
         [
             [
-                plain(entry["label"]),
-                *(f"{entry[figure]:.4f}" for figure in ("precision", "recall", "f1")),
-                f"{entry['support']:,}",
+                plain(entry.label),
+                *(f"{share:.4f}" for share in (entry.precision, entry.recall, entry.f1)),
+                f"{entry.support:,}",
             ]
             for entry in per_class
         ],
@@ -273,7 +272,7 @@ def _by_class(per_class: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _limits(facts: CardFacts) -> list[str]:
-    limits = [_weakest(split, entry["metrics"]) for split, entry in facts.splits.items()]
+    limits = [_weakest(split, entry.metrics) for split, entry in facts.splits.items()]
     if not facts.splits:
         limits.append("It was not measured on rows that it did not learn from.")
     limits += [
@@ -287,15 +286,15 @@ def _limits(facts: CardFacts) -> list[str]:
     return [*(f"- {limit}" for limit in limits), ""]
 
 
-def _weakest(split: str, figures: Mapping[str, Any]) -> str:
+def _weakest(split: str, figures: Metrics) -> str:
     """Where it fails most often on a split: the classes of the lowest F1, the pair confused most."""
-    present = [entry for entry in figures["per_class"] if entry["support"]]
-    ranked = sorted(present, key=lambda entry: entry["f1"])[:_WEAKEST_NAMED]
-    named = ", ".join(f"{plain(entry['label'])} ({entry['f1']:.4f})" for entry in ranked)
-    names, confusion = figures["label_names"], figures["confusion"]
+    present = [entry for entry in figures.per_class if entry.support]
+    ranked = sorted(present, key=lambda entry: entry.f1)[:_WEAKEST_NAMED]
+    named = ", ".join(f"{plain(entry.label)} ({entry.f1:.4f})" for entry in ranked)
+    names = figures.label_names
     pairs = [
         (count, names[true], names[predicted])
-        for true, row in enumerate(confusion)
+        for true, row in enumerate(figures.confusion)
         for predicted, count in enumerate(row)
         if true != predicted and count
     ]
@@ -305,16 +304,16 @@ def _weakest(split: str, figures: Mapping[str, Any]) -> str:
     count, true, predicted = max(pairs, key=lambda pair: pair[0])
     return (
         f"{sentence} Most often confused: {plain(true)} taken for {plain(predicted)}, {count:,} "
-        f"of {figures['rows']:,} rows."
+        f"of {figures.rows:,} rows."
     )
 
 
 def _commands(facts: CardFacts) -> list[str]:
     lines = []
-    if "training" in facts.manifest:
+    if facts.manifest.training is not None:
         lines.append("newsdesk train --recipe recipe.toml --out RUN")
     lines += [
-        f"newsdesk evaluate RUN --data {quote(Source.of(entry['source']).shown)} --split {quote(split)}"
+        f"newsdesk evaluate RUN --data {quote(Source.of(entry.source).shown)} --split {quote(split)}"
         for split, entry in facts.splits.items()
     ]
     if not lines:
@@ -327,15 +326,15 @@ def _commands(facts: CardFacts) -> list[str]:
 
 
 def _versions(facts: CardFacts) -> list[str]:
-    versions = {"newsdesk": facts.manifest.get("newsdesk"), **facts.manifest.get("versions", {})}
-    weights = facts.manifest["base"].get("sha256")
+    versions = {"newsdesk": facts.manifest.newsdesk, **facts.manifest.versions}
+    weights = facts.manifest.base.sha256
     named = ", ".join(f"{name} {plain(version)}" for name, version in versions.items())
     return [f"{named}. sha256 of the base model's weights: `{weights or 'unknown'}`.", ""]
 
 
-def _accuracy(figures: Mapping[str, Any]) -> str:
-    low, high = (100 * bound for bound in figures["accuracy_interval"])
-    return f"{100 * figures['accuracy']:.2f} % ({low:.2f} to {high:.2f} %)"
+def _accuracy(figures: Metrics | BaselineResult) -> str:
+    low, high = (100 * bound for bound in figures.accuracy_interval)
+    return f"{100 * figures.accuracy:.2f} % ({low:.2f} to {high:.2f} %)"
 
 
 def _duration(seconds: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
@@ -14,9 +14,13 @@ from typing import Any
 from newsdesk.calibration import Calibration, read_calibration
 from newsdesk.config import Recipe, load_recipe
 from newsdesk.data.datasets import DATA_SETS
-from newsdesk.evaluation.evaluate import read_metrics
+from newsdesk.errors import UserError
+from newsdesk.evaluation.evaluate import Evaluation, read_metrics
 from newsdesk.sources.cache import Slot
 from newsdesk.sources.hub import HubSource
+from newsdesk.training.events import Finished, Started
+from newsdesk.training.log import Logged, read_log
+from newsdesk.training.manifest import Manifest
 from newsdesk.training.run_folder import Labels, RunFolder
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -75,60 +79,62 @@ class CardFacts:
         splits: evaluations by split, as metrics.json has them.
         calibration: the temperature and what it was fitted on; None for a run without.
         tells_off_topic: whether the run can tell texts of other topics.
-        trained: the events ``started`` and ``finished`` of the log, each with its seconds, by name.
+        started: what the log says of the training's beginning; None where it does not.
+        finished: likewise, of its end.
         parameters: numbers stored in the adapter: factors, head and whatever else was trained.
     """
 
     name: str
     repo_id: str | None
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     recipe: Recipe
     labels: Labels
-    splits: Mapping[str, Any]
+    splits: Mapping[str, Evaluation]
     calibration: Calibration | None
     tells_off_topic: bool
-    trained: Mapping[str, Any]
+    started: Started | None
+    finished: Logged | None
     parameters: int | None
 
     @classmethod
     def of(cls, run: RunFolder, repo_id: str | None = None) -> CardFacts:
         """Read a finished run. Raises UserError for files that are missing or damaged."""
-        splits = read_metrics(run.metrics)
+        events = _first_and_last(run.log)
         return cls(
             name=repo_id.rpartition("/")[2] if repo_id else run.path.resolve().name,
             repo_id=repo_id,
             manifest=run.manifest,
             recipe=load_recipe(str(run.recipe)).recipe,
             labels=run.labels,
-            splits={name: entry for name, entry in splits.items() if _is_evaluation(entry)},
+            splits=read_metrics(run.metrics),
             calibration=read_calibration(run.path),
-            tells_off_topic=(run.path / "off_topic.safetensors").is_file(),
-            trained=_first_and_last(run.log),
+            tells_off_topic=run.off_topic.is_file(),
+            started=next((one.event for one in events if isinstance(one.event, Started)), None),
+            finished=next((one for one in events if isinstance(one.event, Finished)), None),
             parameters=_stored_parameters(run.adapter / "adapter_model.safetensors"),
         )
 
     @property
     def base(self) -> str:
         """The base model as others can name it: its Hub id, else the name of its folder."""
-        return self.base_on_hub or Path(self.manifest["base"]["reference"]).name
+        return self.base_on_hub or Path(self.manifest.base.reference).name
 
     @property
     def base_on_hub(self) -> str | None:
         """The base model's Hub id, where it has one."""
-        reference = str(self.manifest["base"]["reference"])
+        reference = self.manifest.base.reference
         return reference if _HUB_ID.fullmatch(reference) else None
 
     @property
     def base_licence(self) -> str | None:
         """The base model's licence, as far as it is known."""
-        licence = self.manifest["base"].get("licence")
-        return licence if isinstance(licence, str) and _LICENCE_ID.fullmatch(licence) else None
+        licence = self.manifest.base.licence
+        return licence if licence is not None and _LICENCE_ID.fullmatch(licence) else None
 
     @property
     def data_licence(self) -> str | None:
         """The training texts' licence, as far as it is known."""
-        licence = self.manifest.get("data", {}).get("licence")
-        return None if licence is None else str(licence)
+        return None if self.manifest.data is None else self.manifest.data.licence
 
     @property
     def train_source(self) -> Source | None:
@@ -138,26 +144,14 @@ class CardFacts:
     @property
     def rows(self) -> Sequence[Rows]:
         """The rows it learned from, chose its best state on, and was measured on."""
-        data = self.manifest.get("data", {})
-        split_off = str(data.get("validation", {}).get("source", "")).startswith("split off ")
-        parts = [
-            Rows("training", Source.of(part["source"]), part["rows"], part["sha256"])
-            for part in [data.get("train")]
-            if part
-        ]
-        if validation := data.get("validation"):
-            recorded = validation["source"].removeprefix("split off ")
-            part = "validation, split off training" if split_off else "validation"
-            parts.append(Rows(part, Source.of(recorded), validation["rows"], validation["sha256"]))
-        parts += [
-            Rows(
-                f"evaluation: {split}",
-                Source.of(entry["source"]),
-                entry["metrics"]["rows"],
-                entry["fingerprint"],
-            )
-            for split, entry in self.splits.items()
-        ]
+        parts = []
+        if (data := self.manifest.data) is not None:
+            kept = "validation, split off training" if data.validation.is_split_off else "validation"
+            for part, rows in (("training", data.train), (kept, data.validation)):
+                parts.append(Rows(part, Source.of(rows.origin), rows.rows, rows.sha256))
+        for split, entry in self.splits.items():
+            source = Source.of(entry.source)
+            parts.append(Rows(f"evaluation: {split}", source, entry.metrics.rows, entry.fingerprint))
         return parts
 
     @property
@@ -166,23 +160,12 @@ class CardFacts:
         return "en" if self.train_source is not None and self.train_source.name else None
 
 
-def _is_evaluation(entry: object) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("metrics"), dict) and "source" in entry
-
-
-def _first_and_last(log: Path) -> dict[str, Any]:
-    """The events of a log that say on what it was trained and how long it took."""
-    return {event["event"]: event for event in _events(log) if event.get("event") in ("started", "finished")}
-
-
-def _events(log: Path) -> Iterator[dict[str, Any]]:
-    """Those of a log that are not steps: the steps are many, and each is like the next."""
-    if not log.is_file():
-        return
-    with log.open(encoding="utf-8") as stream, suppress(ValueError):  # what is damaged tells nothing
-        for line in stream:
-            if not line.startswith('{"event": "step"'):
-                yield json.loads(line)
+def _first_and_last(log: Path) -> list[Logged]:
+    """The newest events first of those that say on what it was trained and how long it took."""
+    found: list[Logged] = []
+    with suppress(UserError):  # what is missing or damaged tells nothing
+        found.extend(read_log(log, Started, Finished))
+    return found[::-1]
 
 
 def _stored_parameters(weights: Path) -> int | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.evaluation.selective import RiskCoverage
 from newsdesk.inference.explanation import WordWeight
 from newsdesk.metrics import Metrics, ReliabilityBin
 from newsdesk.reporting.card_facts import CardFacts, Source
+from newsdesk.training.events import Validation
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,6 @@ class Measured:
 
     value: float
     interval: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """A yardstick measured on the same rows: its accuracy, and what it is."""
-
-    accuracy: Measured
-    description: str
 
 
 @dataclass(frozen=True)
@@ -159,7 +153,7 @@ class EvaluationContent:
     macro_f1: Measured
     negative_log_likelihood: Measured
     brier_score: Measured
-    baseline: Baseline | None
+    baseline: BaselineResult | None
     calibration: Calibration
     risk_coverage: RiskCoverage
     lengths: Lengths | Missing
@@ -177,17 +171,6 @@ class TrainingPoint:
     epoch: float
     loss: float
     learning_rate: float
-
-
-@dataclass(frozen=True)
-class ValidationPoint:
-    """One validation: epochs done, mean loss in nats, accuracy and macro F1 (0 to 1)."""
-
-    epoch: float
-    loss: float
-    accuracy: float
-    macro_f1: float
-    best: bool
 
 
 @dataclass(frozen=True)
@@ -222,7 +205,7 @@ class TrainingContent:
     """A training as its log tells it. ``steps_a_point`` says how many steps one point stands for."""
 
     points: tuple[TrainingPoint, ...]
-    validations: tuple[ValidationPoint, ...]
+    validations: tuple[Validation, ...]
     steps_a_point: int
     cost: Cost
 

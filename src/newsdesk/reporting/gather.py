@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import sqrt
-from pathlib import Path
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +15,8 @@ from newsdesk.data.datasets import DATA_SETS
 from newsdesk.errors import UserError
 from newsdesk.evaluation.audit.label_errors import least_accuracy, rank_label_errors
 from newsdesk.evaluation.bootstrap import accuracy_and_macro_f1
+from newsdesk.evaluation.evaluate import Evaluation
 from newsdesk.evaluation.selective import risk_coverage
-from newsdesk.files import damaged
 from newsdesk.inference.explanation import explain
 from newsdesk.inference.text_classifier import TextClassifier
 from newsdesk.metrics import SMALLEST_PROBABILITY, Metrics, wilson_interval
@@ -27,7 +25,6 @@ from newsdesk.model.tokenizer import TextTokenizer
 from newsdesk.reporting.card_facts import CardFacts, Source
 from newsdesk.reporting.confidence import calibration_of
 from newsdesk.reporting.content import (
-    Baseline,
     EvaluationContent,
     LabelSuspects,
     LengthBin,
@@ -70,8 +67,8 @@ def gather(
         UserError: when files of the run are damaged, or it was evaluated, but on other splits alone.
     """
     facts = CardFacts.of(run)
-    base = next((base for base in BASE_MODELS.values() if base.name == facts.manifest["base"]["name"]), None)
-    evaluated = facts.splits.get(split)
+    base = next((base for base in BASE_MODELS.values() if base.name == facts.manifest.base.name), None)
+    evaluated, trained = facts.splits.get(split), facts.manifest.training
     return ReportContent(
         split=split,
         facts=facts,
@@ -79,7 +76,7 @@ def gather(
         evaluation=_not_evaluated(run, facts, split)
         if evaluated is None
         else _evaluation(run, split, evaluated, texts, classifier, quote=quote),
-        training=training_story(run.log, processes=facts.manifest.get("training", {}).get("processes", 1)),
+        training=training_story(run.log, processes=trained.processes if trained else 1),
         untold=None
         if facts.train_source
         else Missing("it is not known what this run learned from: its adapter was trained elsewhere"),
@@ -101,31 +98,31 @@ def _not_evaluated(run: RunFolder, facts: CardFacts, split: str) -> Missing:
 def _evaluation(
     run: RunFolder,
     split: str,
-    evaluated: Mapping[str, Any],
+    evaluated: Evaluation,
     find_texts: Callable[[str, str], Texts],
     classifier: Callable[[], TextClassifier],
     *,
     quote: bool,
 ) -> EvaluationContent:
-    metrics = _metrics_of(evaluated, run.metrics)
+    metrics = evaluated.metrics
     rows = read_evaluated_rows(run.path, split, metrics)
-    texts = find_texts(evaluated["source"], evaluated["fingerprint"])
+    texts = find_texts(evaluated.source, evaluated.fingerprint)
     if isinstance(texts, Missing) and rows.texts is not None:
         texts = rows.texts
     shown: Texts = texts if quote else Missing("left out of this page, as --without-texts asked", asked=True)
     errors, suspects = _rows_to_look_at(rows, metrics.label_names, shown)
     errors, words = _with_words(errors, classifier)
-    source = Source.of(evaluated["source"])
-    temperature = evaluated.get("calibration", {}).get("temperature", 1.0)
+    source = Source.of(evaluated.source)
+    temperature = evaluated.calibration.temperature if evaluated.calibration else 1.0
     return EvaluationContent(
         source=source,
         licence=DATA_SETS[source.name].licence if source.name else None,
-        fingerprint=evaluated["fingerprint"],
+        fingerprint=evaluated.fingerprint,
         metrics=metrics,
         macro_f1=_measured_macro_f1(rows, metrics),
         negative_log_likelihood=_measured_likelihood(rows),
         brier_score=_measured_brier(rows),
-        baseline=_baseline(evaluated.get("baseline")),
+        baseline=evaluated.baseline,
         calibration=calibration_of(rows, temperature, shlex.join(["newsdesk", "calibrate", str(run.path)])),
         risk_coverage=risk_coverage(rows.confidence, rows.correct),
         lengths=texts if isinstance(texts, Missing) else lengths_of(rows, texts, run),
@@ -135,13 +132,6 @@ def _evaluation(
         texts=shown if isinstance(shown, Missing) else None,
         words=words,
     )
-
-
-def _metrics_of(evaluated: Mapping[str, Any], path: Path) -> Metrics:
-    try:
-        return Metrics.from_dict(evaluated["metrics"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise damaged(path, f"no usable {error}", fix="move it away and evaluate again") from None
 
 
 def _measured_macro_f1(rows: EvaluatedRows, metrics: Metrics) -> Measured:
@@ -169,13 +159,6 @@ def _measured_likelihood(rows: EvaluatedRows) -> Measured:
 def _measured_brier(rows: EvaluatedRows) -> Measured:
     truth = np.eye(rows.probabilities.shape[1])[rows.labels]
     return _measured_mean(((rows.probabilities - truth) ** 2).sum(axis=1))
-
-
-def _baseline(content: Mapping[str, Any] | None) -> Baseline | None:
-    if content is None:
-        return None
-    low, high = content["accuracy_interval"]
-    return Baseline(Measured(content["accuracy"], (low, high)), content["description"])
 
 
 def lengths_of(rows: EvaluatedRows, texts: Sequence[str], run: RunFolder) -> Lengths:
@@ -255,11 +238,11 @@ def _with_words(
 
 
 def _commands(
-    run: RunFolder, split: str, evaluated: Mapping[str, Any] | None, *, trained_here: bool
+    run: RunFolder, split: str, evaluated: Evaluation | None, *, trained_here: bool
 ) -> tuple[str, ...]:
     """What to type to train, evaluate and report again."""
     again = run.path.name + "-again" if trained_here else str(run.path)
-    source = "NAME|PATH" if evaluated is None else Source.of(evaluated["source"]).name or evaluated["source"]
+    source = "NAME|PATH" if evaluated is None else Source.of(evaluated.source).name or evaluated.source
     lines = [
         ["newsdesk", "evaluate", again, "--data", source, "--split", split],
         ["newsdesk", "report", again, "--split", split],

@@ -103,19 +103,19 @@ def evaluation_results(facts: CardFacts) -> list[EvalResult]:
 
     results = []
     for split, entry in facts.splits.items():
-        source, figures = Source.of(entry["source"]), entry["metrics"]
+        source, figures = Source.of(entry.source), entry.metrics
         described: dict[str, Any] = {
             "task_type": "text-classification",
             "task_name": "Text Classification",
             "dataset_type": source.hub_id or source.shown,
             "dataset_name": source.shown,
             "dataset_split": split,
-            "dataset_args": {"rows": figures["rows"], "sha256": entry["fingerprint"]},
+            "dataset_args": {"rows": figures.rows, "sha256": entry.fingerprint},
         }
-        low, high = figures["accuracy_interval"]
+        low, high = figures.accuracy_interval
         for kind, name, value, arguments in (
-            ("accuracy", "Accuracy", figures["accuracy"], {"interval": [low, high], "confidence": 0.95}),
-            ("f1", "Macro F1", figures["macro_f1"], {"average": "macro"}),
+            ("accuracy", "Accuracy", figures.accuracy, {"interval": [low, high], "confidence": 0.95}),
+            ("f1", "Macro F1", figures.macro_f1, {"average": "macro"}),
         ):
             results.append(
                 EvalResult(

@@ -86,7 +86,7 @@ class Ruler:
 def ruler(evaluation: EvaluationContent) -> Ruler:
     """Where accuracy, its interval and the baseline lie; the scale begins at the five percent below them."""
     metrics, baseline = evaluation.metrics, evaluation.baseline
-    shares = [*metrics.accuracy_interval, metrics.accuracy, *([baseline.accuracy.value] if baseline else [])]
+    shares = [*metrics.accuracy_interval, metrics.accuracy, *([baseline.accuracy] if baseline else [])]
     start = max(0, floor(100 * min(shares) / 5 - 0.5) * 5)
 
     def along(share: float) -> float:

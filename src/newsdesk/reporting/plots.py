@@ -164,11 +164,12 @@ def _risk_coverage(curve: RiskCoverage) -> Chart:
     settled = [risk for coverage, risk in curve.curve if coverage >= 0.1]  # the first few rows jump
     top = max(max(settled, default=0.01) * 1.2, 0.01)
     axes.set(xlim=(0, 1.02), ylim=(0, top))
-    for allowed, coverage in curve.coverage_at.items():
-        if 0 < coverage < 1 and allowed < top:
-            axes.plot(coverage, allowed, "o", color=_SECOND, markersize=6)
-            label = f"{100 * coverage:.0f} % answered"
-            axes.annotate(label, (coverage, allowed), (-9, 3), textcoords="offset points", ha="right")
+    for at in curve.coverage_at:
+        if 0 < at.coverage < 1 and at.error_rate < top:
+            place = (at.coverage, at.error_rate)
+            axes.plot(*place, "o", color=_SECOND, markersize=6)
+            label = f"{100 * at.coverage:.0f} % answered"
+            axes.annotate(label, place, (-9, 3), textcoords="offset points", ha="right")
     _in_percent(axes.xaxis, axes.yaxis)
     return Chart(
         "risk-coverage",

@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from newsdesk import __version__
 from newsdesk.errors import UserError
-from newsdesk.files import read_json, sha256_of
+from newsdesk.files import sha256_of
 from newsdesk.reporting.model_card import CARD
 from newsdesk.reporting.push_plan import PushPlan, plan_push
 from newsdesk.sources.hub import without_progress_bars
-from newsdesk.training.run_folder import MANIFEST
+from newsdesk.stored import read_stored
+from newsdesk.training.manifest import Manifest
+from newsdesk.training.run_folder import LABELS, MANIFEST
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
 
-_OF_EVERY_RUN = {MANIFEST, "labels.json", "recipe.toml"}
+_OF_EVERY_RUN = {MANIFEST, LABELS, "recipe.toml"}
 _OF_NEW_REPOSITORIES = {".gitattributes", ".gitignore", "LICENSE", CARD}
 
 
@@ -170,7 +172,7 @@ def _earlier_push(api: HfApi, there: ModelInfo) -> tuple[set[str], str | None]:
             Path(api.hf_hub_download(there.id, name, revision=there.sha, local_dir=folder))
             for name in (CARD, MANIFEST)
         )
-        pushed = read_json(manifest, fix="choose another name").get("files", {})
+        pushed = read_stored(manifest, Manifest, fix="choose another name").files
         edited = sha256_of(card) != pushed.get(CARD)
         return set(pushed), card.read_text(encoding="utf-8") if edited else None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -21,6 +20,7 @@ from newsdesk.files import sha256_of
 from newsdesk.inference.artefact import KINDS, find_artefact
 from newsdesk.reporting.card_facts import CardFacts
 from newsdesk.reporting.model_card import CARD, card_text, existing_card, require_readable_metadata
+from newsdesk.stored import stored_bytes
 from newsdesk.training.run_folder import MANIFEST, RunFolder, open_run
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -98,7 +98,7 @@ def plan_push(
     """
     _require_repo_id(repo_id)
     run = open_run(Path(run_path))
-    sealed: Mapping[str, str] = run.manifest["files"]
+    sealed = run.manifest.files
     uploads = {name: _sealed(run, name, sha256) for name, sha256 in sealed.items() if _goes(run, name)}
     if with_exports:
         uploads |= {upload.path: upload for upload in _exports(run)}
@@ -109,8 +109,7 @@ def plan_push(
     require_readable_metadata(text)
     uploads[CARD] = _of_bytes(CARD, text.encode())
     hashes = {path: uploads[path].sha256 for path in sorted(uploads)}
-    manifest = json.dumps({**run.manifest, "files": hashes}, indent=2, ensure_ascii=False) + "\n"
-    uploads[MANIFEST] = _of_bytes(MANIFEST, manifest.encode())
+    uploads[MANIFEST] = _of_bytes(MANIFEST, stored_bytes(replace(run.manifest, files=hashes)))
     left_out = {name: why for name, why in _left_out(run, sealed) if name not in uploads}
     ordered = tuple(uploads[path] for path in sorted(uploads))
     return PushPlan(run, repo_id, ordered, left_out, tuple(_notes(run)))
@@ -169,7 +168,7 @@ def _exports(run: RunFolder) -> Iterator[Upload]:
         if artefact is None:
             continue
         artefact.verify()
-        names = {**artefact.manifest["files"], MANIFEST: sha256_of(artefact.path / MANIFEST)}
+        names = {**artefact.manifest.files, MANIFEST: sha256_of(artefact.path / MANIFEST)}
         for name, sha256 in names.items():
             yield Upload(f"{_EXPORTS}{kind}/{name}", artefact.path / name, sha256)
 
@@ -198,15 +197,7 @@ def _notes(run: RunFolder) -> Iterator[str]:
         yield f"the base model {facts.base} is not on the Hub: without it, nobody can use these adapters"
     if (run.path / KNOWN_TEXTS).is_file():
         yield f"by {KNOWN_TEXTS}, whoever has a text can tell whether the run was trained on it"
-    data = run.manifest.get("data", {})
-    named = [
-        *(
-            data.get(part, {}).get("source", "").removeprefix("split off ")
-            for part in ("train", "validation")
-        ),
-        run.manifest["base"]["reference"],
-        run.manifest.get("imported", {}).get("from", ""),
-        *(entry[key] for entry in facts.splits.values() for key in ("source", "model") if key in entry),
-    ]
-    if local := sorted({place for place in named if Path(place).is_absolute()}):
+    evaluated = {place for entry in facts.splits.values() for place in (entry.source, entry.model)}
+    local = sorted({*run.manifest.local_paths, *(place for place in evaluated if Path(place).is_absolute())})
+    if local:
         yield f"the recipe, manifest or figures name places on this machine: {', '.join(local)}"

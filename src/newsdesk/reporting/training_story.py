@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from newsdesk.files import damaged
-from newsdesk.reporting.content import Cost, Missing, TrainingContent, TrainingPoint, ValidationPoint
+from newsdesk.reporting.content import Cost, Missing, TrainingContent, TrainingPoint
+from newsdesk.training.events import Started, Step, Validation
+from newsdesk.training.log import read_log
 
 POINTS = 160
 """Points of a curve, at most: more would not be told apart on a page."""
@@ -26,48 +25,36 @@ def training_story(log: Path, *, processes: int) -> TrainingContent | Missing:
     """
     if not log.is_file():
         return Missing("this run was not trained by newsdesk: it has no log")
-    events = list(_events(log))
-    try:
-        return _story(events, processes)
-    except (KeyError, TypeError) as error:
-        raise damaged(log, f"an event without {error}", fix=_FIX) from None
-
-
-def _events(log: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(log.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            yield json.loads(line)
-        except ValueError as error:
-            raise damaged(log, f"line {number}: {error}", fix=_FIX) from None
-
-
-def _story(events: Sequence[dict[str, Any]], processes: int) -> TrainingContent | Missing:
-    steps = [event for event in events if event["event"] == "step"]
+    logged = list(read_log(log))
+    events = [entry.event for entry in logged]
+    steps = [event for event in events if isinstance(event, Step)]
     if not steps:
         return Missing("the log of this run holds no step")
-    started = next(event for event in events if event["event"] == "started")
+    started = next((event for event in events if isinstance(event, Started)), None)
+    if started is None:
+        raise damaged(log, "no event that says what it was started on", fix=_FIX)
     size = -(-len(steps) // POINTS)
     groups = [steps[first : first + size] for first in range(0, len(steps), size)]
     return TrainingContent(
         points=tuple(
             TrainingPoint(
-                epoch=group[-1]["epoch"],
-                loss=float(np.mean([step["loss"] for step in group])),
-                learning_rate=group[-1]["learning_rate"],
+                epoch=group[-1].epoch,
+                loss=float(np.mean([step.loss for step in group])),
+                learning_rate=group[-1].learning_rate,
             )
             for group in groups
         ),
-        validations=tuple(
-            ValidationPoint(*(event[key] for key in ("epoch", "loss", "accuracy", "macro_f1", "best")))
-            for event in events
-            if event["event"] == "validation"
-        ),
+        validations=tuple(event for event in events if isinstance(event, Validation)),
         steps_a_point=size,
         cost=Cost(
-            seconds=events[-1]["seconds"],
-            steps=steps[-1]["step"],
-            **{key: sum(step[key] for step in steps) for key in ("rows", "tokens", "padded_tokens")},
-            **{key: started[key] for key in ("device", "precision", "engine")},
+            seconds=logged[-1].seconds,
+            steps=steps[-1].step,
+            rows=sum(step.rows for step in steps),
+            tokens=sum(step.tokens for step in steps),
+            padded_tokens=sum(step.padded_tokens for step in steps),
+            device=started.device,
+            precision=started.precision,
+            engine=started.engine,
             processes=processes,
         ),
     )

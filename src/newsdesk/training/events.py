@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from newsdesk.stored import from_content
 
 FinishReason = Literal["completed", "early-stopping", "interrupted"]
 
@@ -89,4 +92,15 @@ def to_record(event: Event) -> dict[str, Any]:
     """
     values = asdict(event).items()
     finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values}
-    return {"event": type(event).__name__.lower(), **finite}
+    return {"event": event_name(type(event)), **finite}
+
+
+def from_record(kind: type[Event], record: Mapping[str, Any]) -> Event:
+    """The inverse of ``to_record`` for an event of a kind. Raises WrongContentError for anything else."""
+    lost = {"gradient_norm": math.inf} if record.get("gradient_norm", 0.0) is None else {}
+    return from_content(kind, {**record, **lost})
+
+
+def event_name(kind: type[Event]) -> str:
+    """What a log calls events of a kind."""
+    return kind.__name__.lower()

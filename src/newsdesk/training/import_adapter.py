@@ -14,6 +14,7 @@ from typing import Any, get_args
 import torch
 from pydantic import ValidationError
 
+from newsdesk import __version__
 from newsdesk.config import LoraSection, Recipe, ResolvedRecipe
 from newsdesk.data.layout import TextLayout
 from newsdesk.errors import UserError
@@ -22,7 +23,8 @@ from newsdesk.model.catalog import BASE_MODELS, ResolvedBase, resolve_base
 from newsdesk.model.classifier import ADAPTER_FILES, copy_tokenizer, load_classifier, require_adapter_files
 from newsdesk.model.tokenizer import TextTokenizer
 from newsdesk.sources.source import Progress
-from newsdesk.training.provenance import base_name, software_and_base
+from newsdesk.training.manifest import ImportFacts, Manifest
+from newsdesk.training.provenance import base_facts, base_name, installed_versions
 from newsdesk.training.run import require_length
 from newsdesk.training.run_folder import Labels, RunFolder, require_free, staged
 
@@ -117,7 +119,7 @@ def import_adapter(
         prepared.write_recipe(recipe.to_toml())
         copy_tokenizer(_tokenizer_source(saved, found), prepared.tokenizer)
         TextTokenizer.from_folder(prepared.tokenizer, max_length)
-    run.seal(_facts(saved, found))
+    run.seal(_manifest(saved, found))
     return run
 
 
@@ -297,12 +299,15 @@ def _differing_parameters(one: torch.nn.Module, other: torch.nn.Module) -> Itera
             yield name.removeprefix(_PREFIX)
 
 
-def _facts(saved: SavedAdapter, base: ResolvedBase) -> dict[str, Any]:
+def _manifest(saved: SavedAdapter, base: ResolvedBase) -> Manifest:
     """What the manifest says besides the files' hashes."""
-    return {
-        **software_and_base(base),
-        "imported": {"from": str(saved.folder.absolute()), "peft": saved.config.get("peft_version")},
-    }
+    written_by = saved.config.get("peft_version")
+    return Manifest(
+        newsdesk=__version__,
+        versions=installed_versions(),
+        base=base_facts(base),
+        imported=ImportFacts(str(saved.folder.absolute()), None if written_by is None else str(written_by)),
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

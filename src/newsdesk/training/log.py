@@ -1,16 +1,59 @@
-"""The log of a run: one JSON object a line, each on disk before the next event happens."""
+"""The log of a run, log.jsonl: one event a line, each on disk before the next one happens."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, get_args
 
-from newsdesk.files import explaining_full_disk
-from newsdesk.training.events import Event, to_record
+from newsdesk.files import damaged, explaining_full_disk
+from newsdesk.stored import WrongContentError, from_content
+from newsdesk.training.events import Event, event_name, from_record, to_record
+
+_FIX = "copy the run anew from where it is whole, or train it again"
+
+
+@dataclass(frozen=True)
+class Logged:
+    """An event, and the seconds that training had taken by then."""
+
+    event: Event
+    seconds: float
+
+
+def read_log(path: Path, *kinds: type[Event]) -> Iterator[Logged]:
+    """The events of a log in their order: those of the ``kinds`` named, else all.
+
+    Raises UserError for a log that is missing, or damaged in a line that is read.
+    """
+    wanted = {event_name(kind): kind for kind in kinds or get_args(Event)}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise damaged(path, str(error), fix=_FIX) from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            head = from_content(_Line, record)
+            if head.event in wanted:
+                yield Logged(from_record(wanted[head.event], record), head.seconds)
+            elif not kinds:
+                raise WrongContentError(f"event is {head.event!r}, which this version does not know")
+        except ValueError as error:
+            raise damaged(path, f"line {number}: {error}", fix=_FIX) from None
+
+
+@dataclass(frozen=True)
+class _Line:
+    """What every line of a log has."""
+
+    event: str
+    seconds: float
 
 
 class EventLog:
@@ -54,4 +97,4 @@ class EventLog:
 def _last_seconds(path: Path) -> float:
     """The seconds in the last line of a log, 0 for an empty one."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    return float(json.loads(lines[-1])["seconds"]) if lines else 0.0
+    return from_content(_Line, json.loads(lines[-1])).seconds if lines else 0.0

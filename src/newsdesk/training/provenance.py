@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import version
-from typing import Any
 
-from newsdesk import __version__
 from newsdesk.model.catalog import BASE_MODELS, ResolvedBase
+from newsdesk.training.manifest import BaseFacts
 
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy")
 
 
-def software_and_base(base: ResolvedBase) -> dict[str, Any]:
-    """Versions of all that computes, and the base model with what finds it again from any working folder."""
-    return {
-        "newsdesk": __version__,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
-        "base": {
-            "name": base_name(base),
-            "reference": hub_reference(base),
-            "sha256": base.sha256,
-            "licence": base.licence,
-        },
-    }
+def installed_versions() -> dict[str, str]:
+    """Versions of all that computes."""
+    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+
+
+def base_facts(base: ResolvedBase) -> BaseFacts:
+    """The base model, with what finds it again from any working folder."""
+    return BaseFacts(base_name(base), hub_reference(base), base.sha256, base.licence)
 
 
 def base_name(base: ResolvedBase) -> str:

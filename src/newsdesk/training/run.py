@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from newsdesk import __version__
 from newsdesk.calibration import HeldOutRows, store_calibration, store_distances
 from newsdesk.config import ResolvedRecipe, TrainingSection, load_recipe
 from newsdesk.data.examples import Examples
@@ -38,7 +39,8 @@ from newsdesk.training.interruption import interruptible
 from newsdesk.training.launch import restarted
 from newsdesk.training.log import EventLog
 from newsdesk.training.loop import EncodedRows, TrainingLoop, total_steps
-from newsdesk.training.provenance import hub_reference, software_and_base
+from newsdesk.training.manifest import SPLIT_OFF, DataFacts, Manifest, RowFacts, TrainingFacts
+from newsdesk.training.provenance import base_facts, hub_reference, installed_versions
 from newsdesk.training.run_folder import Labels, RunFolder, in_use, require_free, staged
 from newsdesk.training.team import Team, gathered
 
@@ -95,7 +97,7 @@ def run_training(
             return run
         with EventLog(run.log, keep=log_bytes) as log:
             finished = _lead(run, prepared, checkpoints, log, observe, resumed)
-        run.seal(_facts(resolved, prepared, finished, team))
+        run.seal(_manifest(resolved, prepared, finished, team))
         if finished.reason != "interrupted":
             checkpoints.clear()
     return run
@@ -266,7 +268,7 @@ def _checkpoint_is_due(event: Event, loop: TrainingLoop, seconds: float) -> bool
 
 def _came_to_its_end(run: RunFolder) -> bool:
     """Whether nothing is left to train. Raises UserError for a run that was never trained here."""
-    if run.is_complete() and "training" not in run.manifest:
+    if run.is_complete() and run.manifest.training is None:
         raise UserError(
             f"{run.path} was imported, not trained by newsdesk",
             found="a manifest without a training",
@@ -326,29 +328,31 @@ def require_length(config: Any, max_length: int) -> None:
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text")
 
 
-def _facts(resolved: ResolvedRecipe, prepared: _Prepared, finished: Finished, team: Team) -> dict[str, Any]:
+def _manifest(resolved: ResolvedRecipe, prepared: _Prepared, finished: Finished, team: Team) -> Manifest:
     """What the manifest says besides the files' hashes."""
     data, train_source = prepared.data, resolved.recipe.data.train
-    validation_source = resolved.recipe.data.validation or f"split off {train_source}"
-    return {
-        **software_and_base(prepared.base),
-        "description": resolved.recipe.description,
-        "seed": resolved.recipe.training.seed,
-        "data": {
-            "licence": data.licence,
-            "train": _described(data.train, train_source),
-            "validation": _described(data.validation, validation_source),
-        },
-        "training": {
-            "finished": finished.reason,
-            "steps": finished.step,
-            "epochs": round(finished.epoch, 4),
-            "best_step": finished.best_step,
-            "padding_share": round(finished.padding_share, 5),
-            "processes": team.size,
-        },
-    }
+    validation_source = resolved.recipe.data.validation or f"{SPLIT_OFF}{train_source}"
+    return Manifest(
+        newsdesk=__version__,
+        versions=installed_versions(),
+        base=base_facts(prepared.base),
+        description=resolved.recipe.description,
+        seed=resolved.recipe.training.seed,
+        data=DataFacts(
+            licence=data.licence,
+            train=_row_facts(data.train, train_source),
+            validation=_row_facts(data.validation, validation_source),
+        ),
+        training=TrainingFacts(
+            finished=finished.reason,
+            steps=finished.step,
+            epochs=round(finished.epoch, 4),
+            best_step=finished.best_step,
+            padding_share=round(finished.padding_share, 5),
+            processes=team.size,
+        ),
+    )
 
 
-def _described(examples: Examples, name: str) -> dict[str, Any]:
-    return {"source": name, "rows": len(examples), "sha256": examples.fingerprint()}
+def _row_facts(examples: Examples, source: str) -> RowFacts:
+    return RowFacts(source, len(examples), examples.fingerprint())

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from newsdesk.data.known_texts import KnownTexts
 from newsdesk.data.layout import TextLayout
 from newsdesk.errors import UserError
-from newsdesk.files import damaged, read_json, sha256_of, write_json, write_text
+from newsdesk.files import sha256_of, write_text
 from newsdesk.off_topic import OFF_TOPIC
+from newsdesk.stored import KEY, read_stored, write_stored
+from newsdesk.training.manifest import Manifest
 
 MANIFEST = "manifest.json"
+LABELS = "labels.json"
 _STAGING, _LOCK = ".staging", ".lock"
 _OURS = (_STAGING, _LOCK)
 _CHECKPOINTS = "checkpoints"
-_OF_TRAINING = ("README.md", "adapter", _CHECKPOINTS, "labels.json", "log.jsonl", "recipe.toml", "tokenizer")
+_OF_TRAINING = ("README.md", "adapter", _CHECKPOINTS, LABELS, "log.jsonl", "recipe.toml", "tokenizer")
 """What an unfinished run keeps when it goes on; the rest tells of a state that will not be the last.
 
 The card may hold its owner's words, and is written anew at the end.
@@ -33,13 +35,18 @@ _FIX = "copy the run anew from where it is whole, or train it again"
 class Labels:
     """What PEFT's folder forgets: class names in id order, how a row becomes a text, where it is cut."""
 
-    names: tuple[str, ...]
-    layout: TextLayout
+    names: tuple[str, ...] = field(metadata={KEY: "labels"})
+    layout: TextLayout = field(metadata={KEY: "text"})
     max_length: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """The content of labels.json."""
-        return {"labels": list(self.names), "text": self.layout.to_dict(), "max_length": self.max_length}
+    def write(self, folder: Path) -> None:
+        """Write them as labels.json."""
+        write_stored(folder / LABELS, self)
+
+    @classmethod
+    def read(cls, folder: Path, *, fix: str) -> Labels:
+        """The labels.json of a run or an export. Raises UserError, with ``fix``, when it is damaged."""
+        return read_stored(folder / LABELS, cls, fix=fix)
 
 
 @dataclass(frozen=True)
@@ -90,42 +97,36 @@ class RunFolder:
     @cached_property
     def labels(self) -> Labels:
         """The content of labels.json."""
-        content = self._read("labels.json")
-        try:
-            layout = TextLayout.from_dict(content["text"])
-            return Labels(tuple(content["labels"]), layout, content["max_length"])
-        except (KeyError, TypeError) as error:
-            raise damaged(self.path / "labels.json", f"no usable {error}", fix=_FIX) from None
+        return Labels.read(self.path, fix=_FIX)
 
     @cached_property
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         """Versions, seeds, data fingerprints, the base model, and the sha256 of every file."""
-        return self._read(MANIFEST)
+        return read_stored(self.path / MANIFEST, Manifest, fix=_FIX)
 
     def write_labels(self, labels: Labels) -> None:
         """Write labels.json."""
-        write_json(self.path / "labels.json", labels.to_dict())
+        labels.write(self.path)
+        self.__dict__.pop("labels", None)  # read before, they are out of date now
 
     def write_recipe(self, toml: str) -> None:
         """Write recipe.toml."""
         write_text(self.recipe, toml)
 
-    def seal(self, facts: Mapping[str, Any]) -> None:
-        """Write the manifest, last of all: ``facts`` and the sha256 of every other file of the run."""
+    def seal(self, manifest: Manifest) -> None:
+        """Write the manifest, last of all, with the sha256 of every other file of the run."""
         files = sorted(file for file in self.path.rglob("*") if file.is_file() and self._belongs(file))
         hashes = {file.relative_to(self.path).as_posix(): sha256_of(file) for file in files}
-        write_json(self.path / MANIFEST, {**facts, "files": hashes})
+        write_stored(self.path / MANIFEST, replace(manifest, files=hashes))
         self.__dict__.pop("manifest", None)  # read before, it is out of date now
 
     def reseal(self) -> None:
         """Write the manifest anew after files were added, its facts unchanged."""
-        self.seal({key: value for key, value in self._read(MANIFEST).items() if key != "files"})
+        self.seal(read_stored(self.path / MANIFEST, Manifest, fix=_FIX))
 
     def is_complete(self) -> bool:
         """Whether the run is sealed and its training came to its own end."""
-        if not (self.path / MANIFEST).is_file():
-            return False
-        return bool(self.manifest.get("training", {}).get("finished") != "interrupted")
+        return (self.path / MANIFEST).is_file() and not self.manifest.is_interrupted
 
     def reopen(self) -> None:
         """Break the seal of an interrupted run that goes on, and remove what was made of its state so far."""
@@ -136,9 +137,6 @@ class RunFolder:
     def _belongs(self, file: Path) -> bool:
         first, *_ = parts = file.relative_to(self.path).parts
         return first not in (MANIFEST, _CHECKPOINTS) and not any(part.startswith(".") for part in parts)
-
-    def _read(self, name: str) -> dict[str, Any]:
-        return read_json(self.path / name, fix=_FIX)
 
 
 def require_free(out: Path, *, overwrite: bool) -> None:

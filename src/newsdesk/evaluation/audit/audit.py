@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from newsdesk import __version__
 from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.errors import UserError, missing_package
 from newsdesk.evaluation.audit.audited_data import AuditedData, load_audited
@@ -22,7 +23,8 @@ from newsdesk.evaluation.audit.findings import AuditReport, write_findings
 from newsdesk.model.catalog import ResolvedBase, resolve_base
 from newsdesk.model.tokenizer import TextTokenizer
 from newsdesk.sources.source import Progress
-from newsdesk.training.provenance import software_and_base
+from newsdesk.stored import to_content
+from newsdesk.training.provenance import base_facts, installed_versions
 
 LONGEST_TEXT = 128
 """Tokens a text is cut to: what a news text is about stands in its beginning."""
@@ -147,6 +149,11 @@ def embed(
 
 
 def _provenance(base: ResolvedBase, command: str | None, folds: int) -> dict[str, Any]:
-    made_by = software_and_base(base)
-    made_by["versions"]["scikit-learn"] = version("scikit-learn")
-    return {"command": command, "folds": folds, "seed": _SEED, **made_by}
+    return {
+        "command": command,
+        "folds": folds,
+        "seed": _SEED,
+        "newsdesk": __version__,
+        "versions": {**installed_versions(), "scikit-learn": version("scikit-learn")},
+        "base": to_content(base_facts(base)),
+    }
