@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from newsdesk.calibration import HeldOutRows, store_calibration
 from newsdesk.errors import UserError
 from newsdesk.inference import bulk
 from newsdesk.inference.artefact import ArtefactFolder
-from newsdesk.inference.bulk import Begun, Classified, WindowWritten, predict_file
+from newsdesk.inference.bulk import Begun, Classified, MostlyRejectedError, WindowWritten, predict_file
 from newsdesk.inference.load import load
 from newsdesk.inference.part_file import PartFile
 from tiny_artefacts import build_artefact
@@ -98,9 +99,10 @@ def test_json_rows_keep_their_own_keys_and_those_without_text_are_set_aside(pred
         {"text": "goal", "id": 1},
         {"id": 2},
         {"id": 3, "text": None},
-        {"text": ["goal"], "id": 4},
         {"late": [1, {"x": None}], "text": "bank"},
+        {"text": ["goal"], "id": 4},
         {"text": "orbit", "label": "mine"},
+        {"text": "goal"},
     ]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{broken\n")
     predict_file(predictor, source, output)
@@ -109,13 +111,14 @@ def test_json_rows_keep_their_own_keys_and_those_without_text_are_set_aside(pred
         ["text", "id", "predicted_label", "probability", "reason"],
         ["late", "text", "predicted_label", "probability", "reason"],
         ["text", "label", "predicted_label", "probability", "reason"],
+        ["text", "predicted_label", "probability", "reason"],
     ]
     assert written[2]["label"] == "mine"
     assert [(reject["line"], reject.get("row")) for reject in rejects_of(output)] == [
         (2, {"id": 2}),
         (3, {"id": 3, "text": None}),
-        (4, {"text": ["goal"], "id": 4}),
-        (7, None),
+        (5, {"text": ["goal"], "id": 4}),
+        (8, None),
     ]
 
 
@@ -276,3 +279,99 @@ def test_a_disk_that_refuses_says_how_to_go_on(predictor, tmp_path, monkeypatch)
     monkeypatch.setattr(part_file.os, "fsync", full)
     with pytest.raises(UserError, match="goes on where it stopped"):
         predict_file(predictor, write_csv(tmp_path / "in.csv"), tmp_path / "out.csv")
+
+
+def bad_rows(count):
+    return "".join(f"{n},goal,coach,too,many\n" for n in range(count))
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("good", [1, 3, 8])
+def test_a_file_of_which_most_rows_are_rejected_is_refused_and_leaves_nothing(
+    predictor, tmp_path, good, compressed
+):
+    body = (write_csv(tmp_path / "in.csv", rows=good).read_text() + bad_rows(9)).encode()
+    (tmp_path / "in.csv").unlink()
+    source = tmp_path / ("in.csv.gz" if compressed else "in.csv")
+    source.write_bytes(gzip.compress(body) if compressed else body)
+    before, output = sorted(tmp_path.iterdir()), tmp_path / "new" / "folders" / "out.csv"
+    computed = []
+    with pytest.raises(MostlyRejectedError) as caught:
+        predict_file(predictor, source, output, observe=lambda event: computed.append(type(event)))
+    assert "cannot be classified" in caught.value.wrong
+    assert f"too many fields, first in line {good + 2} (5 where the first row has 2)" in str(caught.value)
+    assert "--delimiter" in str(caught.value.fix)
+    assert sorted(tmp_path.iterdir()) == before
+    assert (Classified in computed) is (good > 1)  # what the first window shows is not computed
+
+
+def test_half_of_the_rows_may_be_rejected(predictor, tmp_path):
+    source = write_csv(tmp_path / "in.csv", rows=5)
+    source.write_text(source.read_text() + bad_rows(5))
+    assert predict_file(predictor, source, tmp_path / "out.csv").rejected == 5
+
+
+def test_rejects_before_a_kill_count_against_a_file_too(predictor, tmp_path, monkeypatch):
+    source, output = write_csv(tmp_path / "in.csv", rows=4), tmp_path / "out.csv"
+    source.write_text(source.read_text() + bad_rows(9))
+    interrupt(predictor, source, output, monkeypatch)
+    assert (tmp_path / "out.csv.part").exists()
+    with pytest.raises(MostlyRejectedError, match="9 of the 13 rows"):
+        predict_file(predictor, source, output)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
+
+
+def test_a_stream_of_which_most_rows_are_rejected_ends_in_an_error_and_is_not_begun(predictor, tmp_path):
+    sink, rejects = io.BytesIO(), tmp_path / "rejects.jsonl"
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as pipe:
+        pipe.write(b"g\xf6al\n" * 3 + b"bank\n")
+    with os.fdopen(reading, "rb") as pipe, pytest.raises(MostlyRejectedError, match="--encoding"):
+        predict_file(predictor, pipe, sink, rejects=rejects)
+    assert sink.getvalue() == b""
+    assert not rejects.exists()
+
+
+@pytest.mark.parametrize("why", ["column", "strict", "empty", "broken", "format"])
+def test_a_refusal_leaves_no_file_behind(predictor, tmp_path, why):
+    source, named = write_csv(tmp_path / "in.csv"), {}
+    if why == "column":
+        named = {"text": ["nowhere"]}
+    elif why == "strict":
+        source.write_text(source.read_text().replace("0,goal coach", "0,goal,coach"))
+        named = {"strict": True}
+    elif why == "empty":
+        source.write_text("")
+    elif why == "broken":
+        source = source.with_name("in.csv.gz")
+        source.write_bytes(gzip.compress(b"text\ngoal\nbank\n")[:-9])
+    else:
+        source = source.with_name("in.jsonl")
+        source.write_text('{"label": "a", "text": "goal", "predicted_label": 1, "label": 2}\n')
+    before = {path.name for path in tmp_path.iterdir()} | {source.name}
+    with pytest.raises(UserError):
+        predict_file(
+            predictor, source, tmp_path / "deep" / "out.jsonl", rejects=tmp_path / "r" / "x", **named
+        )
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("encoding", "delimiter", "quote"), [("cp1252", ";", "'"), ("utf-16", "\t", '"'), ("utf-8", "|", '"')]
+)
+def test_work_goes_on_after_a_kill_in_the_dialect_it_began_in(
+    predictor, tmp_path, monkeypatch, encoding, delimiter, quote
+):
+    rows = [(str(n), f"goal; t{n}, die Börse {n % 3}|\tx", "Börse") for n in range(11)]
+    lines = [("n", "text", "wo"), *rows]
+    source, output = tmp_path / "in.csv", tmp_path / "out.jsonl"
+    source.write_text(
+        "".join(delimiter.join(f"{quote}{cell}{quote}" for cell in row) + "\r\n" for row in lines), encoding
+    )
+    interrupt(predictor, source, output, monkeypatch)
+    events = []
+    predict_file(predictor, source, output, observe=events.append)
+    assert events[0].rows_before == 4
+    assert f"delimiter {'tab' if delimiter == chr(9) else repr(delimiter)}" in events[0].read_as
+    written = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [(row["n"], row["text"], row["wo"]) for row in written] == rows

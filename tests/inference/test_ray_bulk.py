@@ -17,6 +17,7 @@ import pytest
 
 pytest.importorskip("onnx")
 pytest.importorskip("pyarrow")
+from newsdesk.data.dialect import Dialect
 from newsdesk.errors import UserError
 from newsdesk.inference import ray_bulk
 from newsdesk.inference.load import load
@@ -303,3 +304,27 @@ def test_without_ray_the_error_names_the_extra(artefact, source, tmp_path, monke
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"newsdesk\[ray\]"):
         predict_on_ray(load(artefact), str(source), str(tmp_path / "out"))
+
+
+def test_a_file_of_which_most_rows_are_rejected_fails_alone_and_gets_no_output(
+    artefact, tmp_path, one_process
+):
+    source, output = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    (source / "good.csv").write_text("n;text\n" + "1;goal, coach\n" * 9)
+    (source / "bad.csv").write_text("n;text\n1;goal\n" + "2;bank;market\n" * 9)
+    with pytest.raises(UserError, match=r"bad\.csv.*too many fields.*first in line 3") as caught:
+        predict_on_ray(load(artefact), str(source), str(output), dialect=Dialect(delimiter=";"))
+    assert caught.value.wrong == "files not classified: 1"
+    assert {path.name for path in output.rglob("*") if path.is_file()} == {
+        *("good.csv", "good.csv.json", "_job.json")
+    }
+    with pytest.raises(UserError, match="it differs in dialect"):
+        predict_on_ray(load(artefact), str(source), str(output), dialect=Dialect(delimiter=","))
+
+
+def test_without_ray_nothing_is_written(artefact, source, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"newsdesk\[ray\]"):
+        predict_on_ray(load(artefact), str(source), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -63,6 +63,8 @@ class BulkDisplay:
         self._before, self._began = event.rows_before, time.monotonic()
         if event.rows_before:
             note(self._console, f"going on behind row {event.rows_before:,}, where an earlier run stopped")
+        if event.read_as:
+            note(self._console, f"reading {event.read_as}")
         if event.left_over:
             note(self._console, "an unfinished output of other input or settings was dropped")
         if self._console.is_terminal:

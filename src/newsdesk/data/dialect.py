@@ -88,6 +88,13 @@ class Dialect:
             said.append("with a header" if self.header else "no header")
         return ", ".join(said)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing about it would surprise: UTF-8, comma or tab, double quotes."""
+        usual = (None, "utf-8"), (None, ",", "\t"), (None, '"')
+        given = self.encoding, self.delimiter, self.quote
+        return all(value in values for value, values in zip(given, usual, strict=True))
+
     def reader(self, lines: Iterable[str]) -> Iterator[list[str]]:
         """A strict csv.reader of these lines; delimiter and quote must be known."""
         assert self.delimiter is not None

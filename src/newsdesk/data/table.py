@@ -136,6 +136,12 @@ class Table:
         """How the file was read, for people: ``encoding utf-8, delimiter ',', quote ", with a header``."""
         return "; ".join(filter(None, ("" if self.dialect is None else self.dialect.describe(), *self.notes)))
 
+    @property
+    def is_noteworthy(self) -> bool:
+        """Whether the file is read in another way than UTF-8 with a header and double quotes suggests."""
+        plain = self.dialect is None or self.dialect.is_plain
+        return bool(self.notes) or not plain
+
     def __len__(self) -> int:
         """The number of rows."""
         return len(self.rows)

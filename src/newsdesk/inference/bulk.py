@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ import numpy as np
 from newsdesk import __version__
 from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.stream import open_rows, rows_of
-from newsdesk.data.table import RowStream
+from newsdesk.data.table import Fault, RowStream
 from newsdesk.errors import UserError
 from newsdesk.inference.decision import DecisionRule
 from newsdesk.inference.direct_output import direct_output
@@ -30,14 +31,19 @@ from newsdesk.inference.output_table import (
 from newsdesk.inference.part_file import Checkpoint, PartFile, fingerprint
 from newsdesk.inference.predictions import Predictions
 from newsdesk.inference.text_classifier import TextClassifier
-from newsdesk.inference.windows import Reject, Window, ahead, windows
+from newsdesk.inference.windows import NO_TEXT, Reject, Window, ahead, windows
 from newsdesk.inference.writers import check_destination
 from newsdesk.model.tokenizer import Truncation
 
 ROWS_PER_WINDOW = 4096
 """Enough that batches of like length waste little, and little enough to be lost by a kill."""
 
+_FAULTS_KEPT = 1000  # from which the commonest is told
 _COMPRESSION = 6  # of gzip; 9 takes three times as long for one per cent
+
+
+class MostlyRejectedError(UserError):
+    """More rows are rejected than classified: the file is not written as it was taken to be."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +53,12 @@ class Begun:
     Attributes:
         rows_before: rows that an earlier process dealt with, which are not read into the model again.
         left_over: whether an unfinished output of other input or settings was dropped.
+        read_as: how the input is read, for people, where that is not what anyone would expect.
     """
 
     rows_before: int
     left_over: bool
+    read_as: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,8 @@ def predict_file(
         observe: called with every event.
 
     Raises:
+        MostlyRejectedError: when more than half of the first window's rows, or of all rows, are rejected;
+            no output file is left.
         UserError: for input that cannot be read to its end, an output that cannot be written, with
             ``strict`` for the first bad row.
     """
@@ -132,7 +142,7 @@ def predict_file(
         )
     rule = predictor.decision_rule(abstain=abstain, confidence=confidence, sets=sets, off_topic=off_topic)
     wanted = (top_k, all_probabilities, rule, answer_empty, strict, observe)
-    job = _Job(predictor, format or "csv", text, template, dialect, *wanted)
+    job = _Job(predictor, format or "csv", text, template, *wanted)
     dialect = dialect.asking(text or predictor.layout.text_columns, template=template)
     with _opened(source, dialect) as stream:
         if direct:
@@ -147,7 +157,6 @@ class _Job:
     format: Format
     text: Sequence[str] | None
     template: str | None
-    dialect: Dialect
     top_k: int
     all_probabilities: bool
     rule: DecisionRule | None
@@ -175,7 +184,6 @@ class _Job:
             "format": self.format,
             "text": self.text,
             "template": self.template,
-            "dialect": self.dialect.to_dict(),
             "top_k": self.top_k,
             "all_probabilities": self.all_probabilities,
             "rule": None if self.rule is None else asdict(self.rule),
@@ -209,16 +217,21 @@ def _into_file(
     if isinstance(source, Path):
         _check_rejects(rejects, source, destination)
     known = fingerprint(source) if isinstance(source, Path) else os.urandom(16).hex()  # a pipe never recurs
-    identity = {"input": known, "rejects": str(rejects), **job.identity()}
+    read_as = {"columns": stream.head.columns, "dialect": stream.head.dialect and asdict(stream.head.dialect)}
+    identity = {"input": known, "read_as": read_as, "rejects": str(rejects), **job.identity()}
     packed = destination.suffix.lower() == ".gz"
     table = job.table(stream)
     with PartFile(destination, rejects, identity).opened() as part:
-        job.observe(Begun(part.checkpoint.rows_read, part.left_over))
+        job.observe(Begun(part.checkpoint.rows_read, part.left_over, _remarkable(stream)))
         if part.checkpoint.output_bytes and not part.checkpoint.complete:
             with part.part.open("rb") as written:
                 table.go_on(written)
         if not part.checkpoint.complete:
-            _classify(job, stream, table, part, packed=packed)
+            try:
+                _classify(job, stream, table, part, packed=packed)
+            except MostlyRejectedError:
+                part.discard()
+                raise
         part.finish(table.convert if job.format == "parquet" else None)
         return part.checkpoint
 
@@ -229,7 +242,7 @@ def _into_stream(
     table = job.table(stream)
     convert = table.convert if job.format == "parquet" else None
     with direct_output(destination, rejects, convert) as output:
-        job.observe(Begun(0, left_over=False))
+        job.observe(Begun(0, left_over=False, read_as=_remarkable(stream)))
         _classify(job, stream, table, output, packed=False)
         return output.checkpoint
 
@@ -241,7 +254,11 @@ def _classify(job: _Job, stream: RowStream, table: OutputTable, output: _Output,
     layout = job.predictor.layout.for_table(stream.head, text=job.text, template=job.template)
     skip = output.checkpoint.rows_read
     coming = windows(stream, layout, skip=skip, strict=job.strict, size=ROWS_PER_WINDOW)
+    faults: list[Fault] = []
     for window in ahead(coming):
+        faults += [reject.fault for reject in window.rejects][: _FAULTS_KEPT - len(faults)]
+        if window.start == 0:  # before anything is computed: the first rows told how to read the others
+            _require_half(stream, len(window.rejects), window.end, faults)
         predictions = job.predictor.classify(
             window.texts,
             job.rule,
@@ -258,6 +275,40 @@ def _classify(job: _Job, stream: RowStream, table: OutputTable, output: _Output,
             **_counts(predictions, refused),
         )
         job.observe(WindowWritten(output.checkpoint, window.share, tuple(rejected)))
+        faults += [fault for _, fault in refused][: _FAULTS_KEPT - len(faults)]
+    _require_half(stream, output.checkpoint.rejected, output.checkpoint.rows_read, faults)
+
+
+def _remarkable(stream: RowStream) -> str:
+    return f"{stream.head.path}: {stream.head.read_as}" if stream.head.is_noteworthy else ""
+
+
+def _require_half(stream: RowStream, rejected: int, rows: int, faults: Sequence[Fault]) -> None:
+    """Raise MostlyRejectedError, with the commonest fault, if more than half of the rows are rejected."""
+    if 2 * rejected <= rows:
+        return
+    kinds = Counter(fault.wrong for fault in faults)
+    wrong = next((wrong for wrong, _ in kinds.most_common(1)), "for reasons that an earlier run found")
+    first = next((fault for fault in faults if fault.wrong == wrong), None)
+    where = (
+        ""
+        if first is None
+        else f", first in line {first.line}" + (f" ({first.found})" if first.found else "")
+    )
+    written = stream.head.dialect is not None and stream.head.dialect.delimiter is not None
+    if first is not None and first.encoding:
+        fix = "name the file's encoding, for example --encoding cp1252"
+    elif written and wrong != NO_TEXT:
+        fix = "name what separates and surrounds its cells: --delimiter, --quote; or fix the rows"
+    else:
+        fix = (first and first.fix) or "fix the rows, or name other text columns with --text"
+    read_as = f"; the file was read as: {stream.head.read_as}" if stream.head.read_as else ""
+    raise MostlyRejectedError(
+        f"{rejected:,} of the {'first ' if first and rows == ROWS_PER_WINDOW else ''}{rows:,} rows of"
+        f" {stream.head.path.name} cannot be classified",
+        found=f"{wrong}{where}{read_as}",
+        fix=fix,
+    )
 
 
 def _counts(predictions: Predictions, refused: Refused) -> dict[str, int]:

@@ -40,7 +40,14 @@ def direct_output(
     with ExitStack() as files:
         sink = files.enter_context(destination.open("wb")) if isinstance(destination, Path) else destination
         waiting = files.enter_context(TemporaryFile()) if convert is not None else None
-        yield DirectOutput(waiting or sink, files.enter_context(rejects.open("wb")) if rejects else None)
+        taker = files.enter_context(rejects.open("wb")) if rejects else None
+        output = DirectOutput(waiting or sink, taker)
+        try:
+            yield output
+        except BaseException:
+            if rejects is not None and not output.checkpoint.rows_read:
+                rejects.unlink(missing_ok=True)
+            raise
         if convert is not None and waiting is not None:
             waiting.seek(0)
             convert(waiting, sink)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -89,21 +89,33 @@ class PartFile:
 
     @contextmanager
     def opened(self) -> Iterator[PartFile]:
-        """Go on where the journal says, or begin. Raises UserError if another process is at it."""
-        self.part.parent.mkdir(parents=True, exist_ok=True)
-        self.rejects.parent.mkdir(parents=True, exist_ok=True)
+        """Go on where the journal says, or begin. Raises UserError if another process is at it.
+
+        If the block fails before anything was appended, it leaves nothing behind, not even new folders.
+        """
+        made = [*_make_folders(self.part.parent), *_make_folders(self.rejects.parent)]
         lock = FileLock(_beside(self.destination, ".part.lock"))
         try:
-            with lock.acquire(timeout=0):
-                self._restore()
-                yield self
+            lock.acquire(timeout=0)
         except Timeout:
             raise UserError(
                 f"another process is writing {self.destination}",
                 found=f"{lock.lock_file} is locked",
-                fix="wait until it is through, or give --output another name",
+                fix="wait until it has finished, or give --output another name",
             ) from None
-        Path(lock.lock_file).unlink(missing_ok=True)
+        try:
+            self._restore()
+            yield self
+        except BaseException:
+            if not self.checkpoint.rows_read and not self.checkpoint.complete:
+                self.discard()
+            raise
+        finally:
+            lock.release()
+            Path(lock.lock_file).unlink(missing_ok=True)
+            for folder in reversed(made):
+                with suppress(OSError):  # something is in it
+                    folder.rmdir()
 
     def append(self, output: bytes, rejects: bytes, **counts: int) -> None:
         """Add bytes to both files and make them last; ``counts`` are the checkpoint's, of the new rows.
@@ -151,6 +163,10 @@ class PartFile:
                 self.checkpoint = checkpoint
                 return
         self.left_over = found is not None
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove all that was written so far."""
         for path in (self._journal, self.part, self._rejects_part):
             path.unlink(missing_ok=True)
 
@@ -174,6 +190,13 @@ def fingerprint(path: Path) -> dict[str, Any]:
     with path.open("rb") as stream:
         head = hashlib.sha256(stream.read(_HEAD)).hexdigest()
     return {"path": str(path.resolve()), "size": status.st_size, "changed": status.st_mtime_ns, "head": head}
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Make a folder and those above it; the ones that were not there, from the top down."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing[::-1]
 
 
 def _beside(path: Path, ending: str) -> Path:

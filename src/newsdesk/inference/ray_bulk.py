@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
 from newsdesk import __version__
+from newsdesk.data.dialect import Dialect
 from newsdesk.errors import UserError, missing_package
 from newsdesk.inference.artefact import ArtefactFolder
 from newsdesk.inference.bulk import predict_file
@@ -144,7 +145,11 @@ def predict_on_ray(
     inputs, outputs = Storage(source), Storage(destination)
     refuse_nested(inputs, outputs)
     shards = shards_of(inputs, format)
-    identity = {"newsdesk": __version__, "model": predictor.fingerprint, "format": format, **settings}
+    _ray()  # before anything is written
+    stated = {
+        name: value.to_dict() if isinstance(value, Dialect) else value for name, value in settings.items()
+    }
+    identity = {"newsdesk": __version__, "model": predictor.fingerprint, "format": format, **stated}
     with TemporaryDirectory(prefix="newsdesk-") as folder:
         begin_job(outputs, identity, shards, Path(folder))
     done = done_before(outputs, shards)
@@ -219,11 +224,7 @@ def _connected(address: str | None) -> Iterator[Any]:
 
     Raises UserError without Ray or the cluster, and for whatever of Ray fails in the block.
     """
-    try:
-        import ray
-        import ray.data
-    except ImportError:
-        raise missing_package("ray", "ray", "--engine ray") from None
+    ray = _ray()
     ours = not ray.is_initialized()
     try:
         if ours:
@@ -241,6 +242,15 @@ def _connected(address: str | None) -> Iterator[Any]:
     finally:
         if ours:
             ray.shutdown()
+
+
+def _ray() -> Any:
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise missing_package("ray", "ray", "--engine ray") from None
+    return ray
 
 
 def _reports(
@@ -280,7 +290,7 @@ def _check_finished(outputs: Storage, done: dict[str, Counts], failures: list[st
     again = "the same command goes on with the files that are not done"
     if failures:
         raise UserError(
-            "stopped at a file with a bad row" if strict else f"{len(failures):,} files were not classified",
+            "stopped at a file with a bad row" if strict else f"files not classified: {len(failures):,}",
             found="; ".join(failures[:3]) + ("; ..." if len(failures) > 3 else ""),
             fix=f"fix the files, or leave --strict out; {again}" if strict else f"fix the files; {again}",
         )

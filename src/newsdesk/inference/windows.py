@@ -15,6 +15,9 @@ from newsdesk.inference.output_table import json_value
 
 Item = TypeVar("Item")
 
+NO_TEXT = "the row has no text"
+"""What is wrong with a row whose text columns are all missing or null."""
+
 
 @dataclass(frozen=True)
 class Reject:
@@ -123,9 +126,7 @@ def _take(
 def _text_of(row: Row, record: dict[str, object], layout: TextLayout) -> str | Fault:
     if all(record.get(column) is None for column in layout.text_columns):
         named = ", ".join(map(repr, layout.text_columns))
-        return Fault(
-            row.line, "the row has no text", f"{named} missing or null", "complete the row, or drop it"
-        )
+        return Fault(row.line, NO_TEXT, f"{named} missing or null", "complete the row, or drop it")
     return layout.text_of(row.line, {**dict.fromkeys(layout.text_columns), **record})
 
 
