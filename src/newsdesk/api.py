@@ -149,7 +149,7 @@ def evaluate(
         text, label, template, dialect: how columns are read, as for :func:`evaluation_rows`.
         baseline: also fit TF-IDF + linear SVM on the run's own training rows, and compare.
         with_text: put the texts into the predictions file.
-        start, count: called with the number of rows before the first batch, and with that of every batch done.
+        start, count: called with the number of rows before the first batch, and of every batch done.
         progress: called while things are fetched.
 
     Raises:
