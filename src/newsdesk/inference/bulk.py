@@ -130,8 +130,7 @@ def predict_file(
         observe: called with every event.
 
     Raises:
-        MostlyRejectedError: when more than half of the first window's rows, or of all rows, are rejected;
-            no output file is left.
+        MostlyRejectedError: when more than half of the first, or of all, rows are rejected; no file is left.
         UserError: for input that cannot be read to its end, an output that cannot be written, with
             ``strict`` for the first bad row.
     """
@@ -143,8 +142,7 @@ def predict_file(
     rule = predictor.decision_rule(abstain=abstain, confidence=confidence, sets=sets, off_topic=off_topic)
     wanted = (top_k, all_probabilities, rule, answer_empty, strict, observe)
     job = _Job(predictor, format or "csv", text, template, *wanted)
-    dialect = dialect.asking(text or predictor.layout.text_columns, template=template)
-    with _opened(source, dialect) as stream:
+    with _opened(source, dialect.asking(text or predictor.layout.text_columns, template=template)) as stream:
         if direct:
             return _into_stream(job, stream, destination, rejects)
         assert isinstance(destination, Path)

@@ -8,7 +8,7 @@ rows that travel through Ray Data are names of files; reading and writing is ``p
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -146,12 +146,8 @@ def predict_on_ray(
     refuse_nested(inputs, outputs)
     shards = shards_of(inputs, format)
     _ray()  # before anything is written
-    stated = {
-        name: value.to_dict() if isinstance(value, Dialect) else value for name, value in settings.items()
-    }
-    identity = {"newsdesk": __version__, "model": predictor.fingerprint, "format": format, **stated}
     with TemporaryDirectory(prefix="newsdesk-") as folder:
-        begin_job(outputs, identity, shards, Path(folder))
+        begin_job(outputs, _identity(predictor, format, settings), shards, Path(folder))
     done = done_before(outputs, shards)
     waiting = [shard for shard in shards if shard.output not in done]
     observe(JobBegun(len(shards), len(done)))
@@ -242,6 +238,12 @@ def _connected(address: str | None) -> Iterator[Any]:
     finally:
         if ours:
             ray.shutdown()
+
+
+def _identity(predictor: OnnxPredictor, format: Format | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What has to be the same for a job to go on, as JSON values."""
+    stated = {name: each.to_dict() if isinstance(each, Dialect) else each for name, each in settings.items()}
+    return {"newsdesk": __version__, "model": predictor.fingerprint, "format": format, **stated}
 
 
 def _ray() -> Any:
