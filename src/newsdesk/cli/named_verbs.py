@@ -76,13 +76,21 @@ def list_data(as_json: bool) -> None:
 
 @data.command("pull")
 @click.argument("name")
-def pull_data(name: str) -> None:
+@flag(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Also write it here as train.csv and test.csv.",
+)
+def pull_data(name: str, out: Path | None) -> None:
     """Fetch a data set into the cache and check its files."""
     from newsdesk.data.datasets import pull
+    from newsdesk.data.load import write_csv_copy
 
     with shown_fetching(terminal()) as progress:
         folder = pull(name, progress=progress)
-    say([f"{name} is in {folder}"])
+        copies = () if out is None else write_csv_copy(name, out, progress=progress)
+    say([f"{name} is in {folder}", *(f"copied to {path}" for path in copies)])
 
 
 @data.command("check")

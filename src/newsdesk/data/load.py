@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from newsdesk.data.readers import read_table
 from newsdesk.data.splits import split
 from newsdesk.data.table import Table
 from newsdesk.errors import UserError
+from newsdesk.files import write_bytes
 from newsdesk.sources.source import Progress
 
 
@@ -76,6 +79,25 @@ def load_split(
             fix="name one of these with --split, or give a file with --data",
         )
     return SplitTable(read_table(chosen, dialect), files.label_names, files.licence)
+
+
+def write_csv_copy(name: str, folder: Path, *, progress: Progress | None = None) -> tuple[Path, Path]:
+    """Write a named data set as ``train.csv`` and ``test.csv``, UTF-8 with a header, and return both paths.
+
+    Raises UserError when the data set cannot be had, or one of the two files is there already.
+    """
+    paths = (folder / "train.csv", folder / "test.csv")
+    for path in paths:
+        if path.exists():
+            raise UserError(
+                f"{path} exists already", fix="name another folder with --out, or move the file away"
+            )
+    for path in paths:
+        table = load_split(name, path.stem, progress=progress).table
+        content = io.StringIO()
+        csv.writer(content, lineterminator="\n").writerows([table.columns, *table.rows])
+        write_bytes(path, content.getvalue().encode())
+    return paths
 
 
 def load_training_data(

@@ -1,0 +1,217 @@
+"""Every console block of README and docs runs, in order, on one real run, and prints what the text says.
+
+A block that cannot run in a test stands below a comment that says why: ``<!-- not run: REASON -->``.
+Below ``<!-- figures vary -->`` numbers are compared by their shape alone; ``...`` stands for anything.
+A command that does not exit with 0 says so behind it: ``# exit code 1: ...``.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+import newsdesk
+from deletion import lost_by_deletion
+from newsdesk.data.readers import read_table
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [
+    path.relative_to(ROOT).as_posix() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+]
+
+QUICKLY = {
+    "data.train_rows": 400,
+    "model.max_length": 64,
+    "training.batch_size": 8,
+    "training.learning_rate": 3e-3,
+    "training.epochs": 1,
+}
+"""What NEWSDESK_TRAIN_SET adds to every training: 50 steps at a rate that suits so few."""
+
+ROWS_KEPT = 7  # every seventh: 784 to learn from and 313 to test on, a matter of seconds
+LEAST_ACCURACY = 0.85
+"""Of the test rows; the most frequent class alone makes half of them."""
+
+pytestmark = pytest.mark.real
+
+
+@dataclass
+class Block:
+    """A console block: where it stands, what is written above it, and its commands with what they print."""
+
+    place: str
+    marker: str
+    commands: list[tuple[str, list[str]]] = field(default_factory=list)
+
+
+def blocks_of(document: str) -> list[Block]:
+    found: list[Block] = []
+    inside, marker = False, ""
+    for number, line in enumerate((ROOT / document).read_text(encoding="utf-8").splitlines(), start=1):
+        if line.startswith("```console"):
+            inside = True
+            found.append(Block(f"{document}:{number}", marker))
+        elif inside and line.startswith("```"):
+            inside = False
+        elif not inside:
+            marker = line if line.startswith("<!--") else marker if not line.strip() else ""
+        elif line.startswith("$ "):
+            found[-1].commands.append((line[2:], []))
+        elif found[-1].commands and found[-1].commands[-1][0].endswith("\\"):
+            command, printed = found[-1].commands[-1]
+            found[-1].commands[-1] = (command + "\n" + line, printed)
+        else:
+            assert found[-1].commands, f"{document}:{number}: a console block begins with a command, '$ ...'"
+            found[-1].commands[-1][1].append(line)
+    return found
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A folder in which commands run as a reader would run them."""
+
+    folder: Path
+
+    def run(self, block: Block) -> None:
+        """Run a block's commands. Raises AssertionError where one does not do what the text says."""
+        if block.marker.startswith("<!-- not run"):
+            assert re.fullmatch(r"<!-- not run: \S.* -->", block.marker), (
+                f"{block.place}: say why it is not run"
+            )
+            return
+        for command, printed in block.commands:
+            documented = re.search(r"#.*\bexit code (\d+)", command)
+            code, output = self.shell(command)
+            assert code == (int(documented[1]) if documented else 0), f"{block.place}: {command}\n{output}"
+            missing = first_missing(printed, output, figures_vary="figures vary" in block.marker)
+            assert missing is None, f"{block.place}: {command}\nnot printed: {missing}\nprinted:\n{output}"
+            if "--out wire" in command:
+                shorten(self.folder / "wire" / "train.csv", self.folder / "wire" / "test.csv")
+
+    def shell(self, command: str) -> tuple[int, str]:
+        settings = " ".join(f"{key}={value}" for key, value in QUICKLY.items())
+        environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "NEWSDESK_TRAIN_SET": settings,
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "120",
+        }
+        process = subprocess.run(
+            ["bash", "-c", command],
+            cwd=self.folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        return process.returncode, process.stdout
+
+
+def first_missing(documented: list[str], output: str, *, figures_vary: bool) -> str | None:
+    """The first documented line that the output does not have behind those before it."""
+    printed = iter(output.splitlines())
+    for line in documented:
+        wanted = pattern_of(line, figures_vary=figures_vary)
+        if line.strip() not in ("", "...") and not any(wanted.fullmatch(candidate) for candidate in printed):
+            return line
+    return None
+
+
+NUMBER = r"(?:(?<![\w.])[+-])?\d[\d,.:]*(?:e[+-]?\d+)?"
+
+
+def pattern_of(line: str, *, figures_vary: bool) -> re.Pattern[str]:
+    """What a documented line stands for; spaces are as many as a table needs."""
+    words = []
+    for word in line.split():
+        kept = re.split(f"({NUMBER})", word) if figures_vary else [word]
+        literal = (re.escape(part).replace(r"\.\.\.", ".*") for part in kept[::2])
+        words.append("[+-]?[0-9][0-9,.:]*(?:e[+-]?[0-9]+)?".join(literal))
+    return re.compile(r"\s*" + r"\s+".join(words) + r"\s*")
+
+
+def shorten(train: Path, test: Path) -> None:
+    """Keep every seventh row of both files, and those whose text is in both."""
+    tables = [read_table(path) for path in (train, test)]
+    shared = set.intersection(*({row[-1] for row in table.rows} for table in tables))
+    for path, table in zip((train, test), tables, strict=True):
+        kept = [row for number, row in enumerate(table.rows) if number % ROWS_KEPT == 0 or row[-1] in shared]
+        with path.open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream).writerows([table.columns, *kept])
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """Where README's commands have run, and left runs/demo, runs/wire and wire/."""
+    place = Workplace(tmp_path_factory.mktemp("workplace"))
+    for block in blocks_of("README.md"):
+        place.run(block)
+    return place
+
+
+def test_readmes_python_runs_on_what_its_commands_left(workplace):
+    snippets = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert snippets
+    for snippet in snippets:
+        code, output = workplace.shell(f"python - <<'END'\n{snippet}\nEND")
+        assert code == 0, f"{snippet}\n{output}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS[1:])
+def test_the_commands_of_a_document_do_what_it_says(workplace, document):
+    for block in blocks_of(document):
+        workplace.run(block)
+
+
+def test_minilm_learned_reuters_and_its_explanations_are_faithful(workplace):
+    run = workplace.folder / "runs" / "wire"
+    code, output = workplace.shell("newsdesk evaluate runs/wire --data wire/test.csv --json 2>/dev/null")
+    assert code == 0
+    assert json.loads(output)["metrics"]["accuracy"] > LEAST_ACCURACY
+
+    classifier = newsdesk.load(run, device="cpu")
+    table = read_table(workplace.folder / "wire" / "test.csv")
+    texts = [" ".join(row[-1].split()[:40]) for row in table.rows[:40:4]]
+    by_top, by_chance = lost_by_deletion(classifier, texts, 3)
+    assert by_top > max(0.05, 2 * by_chance)
+
+
+def test_plain_peft_computes_what_newsdesk_predicts(workplace):
+    run = workplace.folder / "runs" / "wire"
+    text = "Oil prices rose after OPEC ministers agreed to cut crude output, traders said."
+    classifier = newsdesk.load(run, engine="torch", device="cpu")
+    (prediction,) = classifier.predict([text])
+    plain = plain_peft_probabilities(run, classifier.labels.names, text, classifier.temperature)
+    assert plain[prediction.label] == pytest.approx(prediction.probability, abs=1e-4)
+
+
+def plain_peft_probabilities(run, names, text, temperature):
+    """What transformers + peft alone make of the run's adapter and tokenizer, by class."""
+    import peft
+    import torch
+    import transformers
+
+    from newsdesk.model.catalog import resolve_base
+
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(
+        resolve_base("all-MiniLM-L6-v2").path, num_labels=len(names)
+    )
+    model = peft.PeftModel.from_pretrained(base, run / "adapter").eval()
+    tokens = transformers.AutoTokenizer.from_pretrained(run / "tokenizer")(text, return_tensors="pt")
+    with torch.inference_mode():
+        probabilities = (model(**tokens).logits / temperature).softmax(-1)[0]
+    return dict(zip(names, probabilities.tolist(), strict=True))
