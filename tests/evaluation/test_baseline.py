@@ -15,7 +15,9 @@ from newsdesk.evaluation.baseline import BaselineResult, linear_baseline
 from newsdesk.metrics import wilson_interval
 from newsdesk.stored import from_content, to_content
 
-AG_NEWS = Path(__file__).parents[2].parent / "shared" / "ag_news"
+SHARED = Path(__file__).parents[2].parent / "shared"
+AG_NEWS, CASES = SHARED / "ag_news", SHARED / "cases"
+ARABIC = Path(__file__).parents[1] / "languages" / "arabic.csv"
 WORDS = {"sport": ("goal", "match", "coach"), "trade": ("bank", "stock", "price")}
 
 
@@ -72,6 +74,73 @@ def test_the_same_seed_gives_the_same_predictions():
 def test_the_figures_survive_without_the_single_predictions():
     result = linear_baseline(toy(60, 0), toy(20, 1), seed=0)
     assert from_content(BaselineResult, to_content(result)) == replace(result, predicted=())
+
+
+def read(path, delimiter=","):
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = [(text, label) for text, label in csv.reader(stream, delimiter=delimiter) if label != "label"]
+    names = tuple(sorted({label for _, label in rows}))
+    return Examples(
+        tuple(text for text, _ in rows), np.array([names.index(label) for _, label in rows]), names, path.name
+    )
+
+
+@pytest.mark.usefixtures("needs_sklearn")
+def test_words_stay_where_characters_do_no_better():
+    result = linear_baseline(toy(60, 0), toy(20, 1), seed=0)
+    assert result.features == "words 1-2"
+    assert set(result.validation) == {"words 1-2", "characters 1-3", "characters 2-5 within words"}
+    assert result.validation["words 1-2"] == 1.0
+
+
+@pytest.mark.usefixtures("needs_sklearn")
+def test_arabic_words_with_articles_and_prefixes_are_told_apart_by_their_characters():
+    arabic = read(ARABIC)
+    result = linear_baseline(arabic, arabic, seed=0)
+    assert result.features.startswith("characters")
+    assert result.validation[result.features] > result.validation["words 1-2"]
+    assert result.features in result.description
+
+
+@pytest.mark.usefixtures("needs_sklearn")
+@pytest.mark.skipif(not CASES.is_dir(), reason="the case files are not beside this checkout")
+def test_chinese_headlines_are_learnt_without_spaces():
+    train, test = (read(CASES / f"c05_thuc_names{part}.tsv", "\t") for part in ("", "_test"))
+    test = Examples(
+        test.texts,
+        np.array([train.label_names.index(test.label_names[i]) for i in test.labels]),
+        train.label_names,
+        test.source,
+    )
+    result = linear_baseline(train, test, seed=0)
+    assert result.accuracy > 0.55  # clauses as words gave 20 %
+
+
+@pytest.mark.usefixtures("needs_sklearn")
+def test_the_choice_looks_at_training_rows_alone():
+    train = read(ARABIC)
+    flipped = Examples(train.texts, np.roll(train.labels, 1), train.label_names, "other")
+    first, second = (linear_baseline(train, test, seed=0) for test in (train, flipped))
+    assert (first.features, first.validation) == (second.features, second.validation)
+
+
+@pytest.mark.usefixtures("needs_sklearn")
+@pytest.mark.parametrize("labels", [[0, 1], [0, 0, 0, 1], [0, 0, 1, 1], [0, 1, 1, 2, 2]])
+def test_few_rows_give_a_baseline_too(labels):
+    names = tuple("abc"[: max(labels) + 1])
+    train = Examples(
+        tuple(f"{names[i]} word{n}" for n, i in enumerate(labels)), np.array(labels), names, "few"
+    )
+    result = linear_baseline(train, train, seed=0)
+    assert result.accuracy == 1.0
+    assert (result.validation is None) == (labels in ([0, 1], [0, 0, 0, 1]))
+
+
+@pytest.mark.usefixtures("needs_sklearn")
+def test_texts_that_share_no_word_are_validated_all_the_same():
+    texts = tuple("..." if n % 40 else f"only{n}" for n in range(80))
+    train = Examples(texts, np.arange(80) % 2, ("a", "b"), "wordless")
+    assert linear_baseline(train, train, seed=0).features == "words 1-2"
 
 
 @pytest.mark.usefixtures("needs_sklearn")

@@ -97,6 +97,10 @@ def _beside_baseline(
     lines = [
         _figure("baseline", _accuracy(baseline.accuracy, baseline.accuracy_interval)),
         _figure("", cut(baseline.description, WIDTH - _FIGURE_AT)),
+        *(
+            _figure("", f"{_percent(accuracy)} of training rows held out: {features}")
+            for features, accuracy in (baseline.validation or {}).items()
+        ),
         _figure("", f"trained and tested in {baseline.seconds:.0f} s"),
         _figure("model minus baseline", f"{difference:+.2f} points"),
     ]

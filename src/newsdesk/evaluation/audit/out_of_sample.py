@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.errors import missing_package
-from newsdesk.evaluation.baseline import has_words, word_vectorizer
+from newsdesk.evaluation.baseline import has_words, tfidf_vectorizer
 
 Rows = NDArray[np.int64]
 
@@ -51,7 +51,7 @@ def out_of_sample_probabilities(
     except ImportError:
         raise missing_package("scikit-learn", "train", "an audit") from None
     fold_of = assign_folds(labels, clusters, folds, seed)
-    words = word_vectorizer(len(texts)).fit_transform(texts) if has_words(texts) else None
+    words = tfidf_vectorizer(len(texts)).fit_transform(texts) if has_words(texts) else None
     probabilities = np.zeros((len(labels), classes))
     for fold in range(folds):
         held_out, learned = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
