@@ -227,3 +227,9 @@ def test_columns_are_as_wide_as_their_widest_and_numbers_stand_right():
         "a-long-name       5  yes     hub, pypi",
         "b            12,345  no      hub",
     ]
+
+
+def test_right_to_left_labels_keep_their_probabilities_at_their_side():
+    predictions = Predictions(np.array([[0.9, 0.1]], np.float32), ("سياسة", "ספורט"))
+    (line,) = render_predictions(["أعلن الرئيس 12"], predictions, 2)
+    assert line == "\u2068سياسة\u2069 90.0%, \u2068ספורט\u2069 10.0%  \u2068أعلن الرئيس 12\u2069"

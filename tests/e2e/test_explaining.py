@@ -46,3 +46,12 @@ def test_a_class_that_is_not_known_is_refused_with_those_that_are(newsdesk, trai
     outcome = newsdesk("explain", trained, TEXT, "--target", "Weather")
     assert outcome.code == 1
     assert "Business, Science, Sports" in outcome.err
+
+
+def test_right_to_left_texts_are_set_apart_from_numbers(newsdesk, trained):
+    text = "goal أعلن الرئيس"
+    outcome = newsdesk("explain", trained, text)
+    assert outcome.code == 0, outcome.err
+    assert f"\u2068{text}\u2069" in outcome.lines
+    listed = [line.split() for line in outcome.lines if line.lstrip()[:1] in ("+", "-")]
+    assert {word for _number, word in listed} == {"goal", "\u2068أعلن\u2069", "\u2068الرئيس\u2069"}

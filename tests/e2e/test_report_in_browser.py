@@ -32,11 +32,9 @@ LONG = "Donaudampfschifffahrtsgesellschaftskapitaensmuetzenabzeichenpolitur"
 NAMES = ("World", "Sports & Games", LONG, "</section><script>document.title = 'broken'</script>")
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The address of a full report: errors quoted with words, one text a single word of 900 letters."""
-    folder = tmp_path_factory.mktemp("report")
-    made = build_run(folder / "a-run-with-a-name-of-some-length", names=NAMES, texts=["w" * 900] * 40)
+def report_of(folder: Path, name: str, names: tuple[str, ...], texts: list[str]) -> str:
+    """The address of a full report: errors quoted with the words that decided."""
+    made = build_run(folder / name, names=names, texts=texts)
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr(gathering, "explain", lambda _classifier, text, target: Explained(text))
     try:
@@ -52,6 +50,23 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     finally:
         monkeypatch.undo()
     return report.path.as_uri()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A report with long names, one text a single word of 900 letters."""
+    folder = tmp_path_factory.mktemp("report")
+    return report_of(folder, "a-run-with-a-name-of-some-length", NAMES, ["w" * 900] * 40)
+
+
+@pytest.fixture(scope="module")
+def right_to_left(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A report on Arabic and Hebrew texts of classes that are named in these languages."""
+    texts = [
+        "أعلن الرئيس (اليوم) عن خطة بقيمة 12.5 مليار دولار",
+        "ראש הממשלה הודיע היום, 3.5, על תוכנית חדשה!",
+    ]
+    return report_of(tmp_path_factory.mktemp("report"), "rtl", ("سياسة", "ספורט 2"), texts * 200)
 
 
 class Explained:
@@ -227,6 +242,33 @@ def test_it_prints_on_light_pages_with_no_chart_cut(browser, page):
     )
     assert set(headings) == {"avoid"}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+ORDER = """
+const box = node => {
+  const range = document.createRange(); range.selectNodeContents(node); return range.getBoundingClientRect();
+};
+return [...document.querySelectorAll('.verdict span')].filter(s => s.querySelector('bdi')).map(s => {
+  const label = box(s.querySelector('bdi')), number = box(s.lastChild);
+  return [label.right, number.left, label.top, number.top];
+});
+"""
+
+
+def test_right_to_left_texts_and_labels_are_laid_out_in_their_direction(browser, right_to_left):
+    look(browser, right_to_left, DESK)
+    directions = browser.execute_script(
+        "return [...document.querySelectorAll('blockquote')]"
+        ".map(q => [getComputedStyle(q).direction, getComputedStyle(q).textAlign, q.lang])"
+    )
+    assert len(directions) >= 10
+    assert {tuple(one) for one in directions} == {("rtl", "start", "ar"), ("rtl", "start", "he")}
+    placed = browser.execute_script(ORDER)
+    assert len(placed) >= 20
+    # The probability stands to the right of its label, as in the rest of the English line.
+    assert all(number >= label - 1 for label, number, *lines in placed if abs(lines[0] - lines[1]) < 5)
+    assert fits(browser)
+    assert browser.get_log("browser") == []
 
 
 def test_the_file_is_small(page):

@@ -183,3 +183,59 @@ def test_the_ruler_holds_the_interval_and_begins_below_it(tmp_path):
 def test_the_same_run_gives_the_same_page(tmp_path):
     content = content_of(tmp_path / "run", count=100)
     assert render_page(content, draw_charts(content)) == render_page(content, draw_charts(content))
+
+
+ARABIC, HEBREW = "سياسة", "ספורט 2"
+TEXTS = {
+    "ar": "أعلن الرئيس اليوم عن خطة جديدة بقيمة 12.5 مليار دولار",
+    "he": "ראש הממשלה הודיע היום (שלישי) על תוכנית חדשה",
+    "zh": "股基打头阵 新基金公司生产线开工",
+    "": "Der Bundespräsident hat heute ein Programm angekündigt",
+}
+
+
+@pytest.fixture(scope="module")
+def right_to_left(tmp_path_factory) -> str:
+    texts = [f"{text} {number}" for number in range(100) for text in TEXTS.values()]
+    names = (ARABIC, HEBREW, "体育", "World")
+    content = content_of(tmp_path_factory.mktemp("run") / "صحيفة", names=names, texts=texts)
+    return render_page(content, draw_charts(content))
+
+
+def test_every_quoted_text_has_its_own_direction_and_language(right_to_left):
+    quotes = Outline(right_to_left).named("blockquote")
+    assert len(quotes) > 8
+    assert {quote["dir"] for quote in quotes} == {"auto"}
+    assert {quote["lang"] for quote in quotes} <= set(TEXTS)
+    assert {"ar", "he"} <= {quote["lang"] for quote in quotes}
+    for tag, text in TEXTS.items():
+        for quote in re.findall(r"<blockquote[^>]*>[^<]*" + re.escape(text), right_to_left):
+            assert quote.startswith(f'<blockquote dir="auto" lang="{tag}">')
+
+
+@pytest.mark.parametrize(("label", "tag"), [(ARABIC, "ar"), (HEBREW, "he"), ("体育", "zh")])
+def test_every_label_is_isolated_and_has_its_language(right_to_left, label, tag):
+    outside_of_charts = re.sub(r"<svg.*?</svg>", "", right_to_left, flags=re.DOTALL)
+    assert outside_of_charts.count(f'<bdi lang="{tag}">{label}</bdi>') == outside_of_charts.count(label)
+
+
+def test_the_page_stays_english_and_its_name_may_be_another_language(right_to_left):
+    outline = Outline(right_to_left)
+    assert outline.named("html") == [{"lang": "en"}]
+    assert outline.named("h1") == [{"dir": "auto", "lang": "ar"}]
+    assert "<title>\u2068صحيفة\u2069 on test: newsdesk report</title>" in right_to_left
+    assert "<bdi>World</bdi>" in right_to_left
+
+
+def test_words_that_decided_are_isolated_from_their_numbers(tmp_path, monkeypatch):
+    class Explained:
+        def __init__(self, _classifier, text, target):
+            end = text.index(" ")
+            self.words = (WordWeight(text[:end], 0, end, 1.5),)
+
+    monkeypatch.setattr("newsdesk.reporting.gather.explain", Explained)
+    made = build_run(tmp_path / "run", names=(ARABIC, HEBREW), texts=[TEXTS["ar"]] * 400)
+    content = gather(made.run, "test", texts=lambda *_: made.rows.texts, classifier=lambda: None, quote=True)
+    page = render_page(content, draw_charts(content))
+    assert '<bdi lang="ar">أعلن</bdi>&nbsp;+1.50' in page
+    assert '<blockquote dir="auto" lang="ar"><mark class="for strength-3">أعلن</mark> الرئيس' in page

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from newsdesk.cli.shared import JSON_FLAG, Verb, flag, say, shown_once_fetching
+from newsdesk.data.words import isolated
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -55,16 +56,17 @@ def _rendered(explanations: Sequence[Explanation], top: int) -> list[str]:
 def _lines(explanation: Explanation, top: int) -> list[Text | str]:
     """The decision, the text with its words marked, and the weightiest words with their numbers."""
     if explanation.label is None:
-        return [f"nothing to explain: {explanation.reason}", explanation.text]
-    decision = f"{explanation.label} {explanation.probability:.1%}"
+        return [f"nothing to explain: {explanation.reason}", isolated(explanation.text)]
+    target = isolated(explanation.target)
+    decision = f"{isolated(explanation.label)} {explanation.probability:.1%}"
     if explanation.target != explanation.label:
-        decision += f"; explained: {explanation.target} {explanation.target_probability:.1%}"
+        decision += f"; explained: {target} {explanation.target_probability:.1%}"
     ranked = explanation.top(top)
-    listed = [f"{word.weight:+7.2f}  {word.text}" for word in ranked]
+    listed = [f"{word.weight:+7.2f}  {isolated(word.text)}" for word in ranked]
     odds = f"log-odds {explanation.log_odds:+.2f}, of an empty text {explanation.base_log_odds:+.2f}"
     lost, tokens = explanation.tokens_lost, explanation.tokens
     cut = [f"the last {lost:,} of {tokens:,} tokens ({lost / tokens:.1%}) were not read"] if lost else []
-    says = f"{odds} (nats; + speaks for {explanation.target})"
+    says = f"{odds} (nats; + speaks for {target})"
     return [decision, _marked(explanation), *listed, says, *cut]
 
 
@@ -79,4 +81,5 @@ def _marked(explanation: Explanation) -> Text:
         if share >= _FAINTEST:
             colour = "green" if word.weight > 0 else "red"
             marked.stylize(f"bold {colour} reverse" if share > 0.5 else colour, word.start, word.end)
-    return marked
+    before, _text, after = isolated(explanation.text).partition(explanation.text)
+    return Text.assemble(before, marked, after)

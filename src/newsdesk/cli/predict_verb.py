@@ -21,6 +21,7 @@ from newsdesk.cli.shared import (
     standard_output,
     terminal,
 )
+from newsdesk.data.words import isolated
 
 if TYPE_CHECKING:
     from newsdesk.data.table import Table
@@ -231,18 +232,23 @@ def render_predictions(texts: Sequence[str], predictions: Predictions, top_k: in
 
     What is not answered begins with a question mark and names the classes in question.
     """
+    from rich.cells import cell_len
+
     cells = [_shown(prediction, top_k) for prediction in predictions]
-    width = max(map(len, cells))
-    return [f"{cell:<{width}}  {text}" for cell, text in zip(cells, texts, strict=True)]
+    width = max(map(cell_len, cells))
+    padded = (cell + " " * (width - cell_len(cell)) for cell in cells)
+    return [f"{cell}  {isolated(text)}" for cell, text in zip(padded, texts, strict=True)]
 
 
 def _shown(prediction: Prediction, top_k: int) -> str:
     if prediction.label is None:
         in_question = _with_probability(prediction, prediction.candidates or ())
         return f"? {' or '.join(in_question) or prediction.reason}"
-    ranked = ", ".join(f"{label} {probability:.1%}" for label, probability in prediction.top_k(top_k))
-    return f"{ranked} of {{{', '.join(prediction.candidates)}}}" if prediction.candidates else ranked
+    ranked = ", ".join(_with_probability(prediction, [label for label, _ in prediction.top_k(top_k)]))
+    if not prediction.candidates:
+        return ranked
+    return f"{ranked} of {{{', '.join(map(isolated, prediction.candidates))}}}"
 
 
 def _with_probability(prediction: Prediction, labels: Sequence[str]) -> list[str]:
-    return [f"{label} {prediction.probabilities[label]:.1%}" for label in labels]
+    return [f"{isolated(label)} {prediction.probabilities[label]:.1%}" for label in labels]

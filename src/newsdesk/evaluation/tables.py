@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.cells import cell_len, set_cell_size
 
+from newsdesk.data.words import isolated
 from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.evaluation.comparison import PairedComparison
 from newsdesk.evaluation.evaluate import Evaluation, RowError, TextsRead, Trust
@@ -49,8 +50,11 @@ def render_errors(errors: Sequence[RowError]) -> list[str]:
     """The most confident errors, two lines each: what was said against what is true, and the text."""
     lines = ["", "most confident errors"] if errors else []
     for error in errors:
-        verdict = f"{error.predicted_label} {_percent(error.probability)}, labelled {error.true_label}"
-        lines += [cut(f"  row {error.row:,}: {verdict}", WIDTH), cut(f"    {error.text}", WIDTH)]
+        predicted, labelled = (
+            isolated(cut(label, _LABEL_WIDTH)) for label in (error.predicted_label, error.true_label)
+        )
+        verdict = f"{predicted} {_percent(error.probability)}, labelled {labelled}"
+        lines += [f"  row {error.row:,}: {verdict}", f"    {isolated(cut(error.text, WIDTH - 4))}"]
     return lines
 
 
@@ -188,6 +192,6 @@ def cut(text: str, width: int) -> str:
 
 def _cell(text: str, width: int, *, right: bool = False) -> str:
     """The text in exactly ``width`` terminal cells."""
-    shown = cut(text, width)
+    shown = isolated(cut(text, width))
     padding = " " * (width - cell_len(shown))
     return padding + shown if right else shown + padding

@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from newsdesk.data.words import isolated
+
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+!|~$&:])")
 
 
 def plain(text: object) -> str:
     """The text so that it reads as it is, in a paragraph or a table's cell, whatever characters it holds.
 
-    Runs of white space become one space, characters that cannot be shown become U+FFFD.
+    Runs of white space become one space, characters that cannot be shown become U+FFFD. Text with
+    right-to-left letters is set apart from what is around it.
     """
     shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(str(text).split()))
-    return _SPECIAL.sub(r"\\\1", shown) or "(empty)"
+    return isolated(_SPECIAL.sub(r"\\\1", shown)) or "(empty)"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -12,6 +12,7 @@ from math import floor
 from typing import TYPE_CHECKING, Any, Literal
 
 from newsdesk import __version__
+from newsdesk.data.words import isolated, language_tag
 from newsdesk.errors import missing_package
 from newsdesk.metrics import Metrics, wilson_interval
 from newsdesk.reporting.card_facts import CardFacts
@@ -122,6 +123,9 @@ def _environment() -> Environment:
         duration=_duration,
         signed=_signed,
         brief=_brief,
+        isolated=isolated,
+        bdi=_bdi,
+        lang=_lang,
     )
     environment.tests["missing"] = lambda part: isinstance(part, Missing)
     environment.globals.update(
@@ -246,6 +250,24 @@ def _drawing(chart: Chart) -> Any:
     from markupsafe import Markup
 
     return Markup(for_page(as_svg(chart.figure), chart.name, chart.title, chart.description))
+
+
+def _bdi(text: str) -> Any:
+    """A name, word or label from the data, in an element that keeps its direction from what is around it."""
+    from markupsafe import Markup
+
+    return Markup("<bdi{}>{}</bdi>").format(_lang(text, otherwise="en"), text)
+
+
+def _lang(text: str, otherwise: str | None = None) -> Any:
+    """The attribute lang for a text from the data: by its script, else ``otherwise``; empty where unknown.
+
+    The page itself is English: for text of that language there is no attribute.
+    """
+    from markupsafe import Markup
+
+    tag = language_tag(text) or otherwise or ""
+    return "" if tag == "en" else Markup(' lang="{}"').format(tag)
 
 
 def _resource(name: str) -> str:
