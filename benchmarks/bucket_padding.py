@@ -16,14 +16,14 @@ from newsdesk.data.load import load_training_data
 from newsdesk.model.catalog import resolve_base
 from newsdesk.model.shapes import bucket_length
 from newsdesk.model.tokenizer import TextTokenizer
-from newsdesk.training.batches import epoch_batches
+from newsdesk.training.batches import Batcher
 
 
 def main() -> None:
-    texts = load_training_data(DataSection(train=sys.argv[1], validation_share=0.0), seed=42).train.texts
+    rows = load_training_data(DataSection(train=sys.argv[1], validation_share=0.0), seed=42).train
     tokenizer = TextTokenizer.from_folder(resolve_base("all-MiniLM-L6-v2").path, 256)
-    lengths = np.array(tokenizer.lengths(texts))
-    batches = epoch_batches(lengths, 16, seed=42, epoch=0, group_by_length=True)
+    lengths = np.array(tokenizer.lengths(rows.texts))
+    batches = Batcher(lengths, rows.labels, 16, seed=42).epoch(0)
     print(f"{len(lengths):,} rows, {lengths.mean():.1f} tokens on average")
     for name, width in {
         "the longest row": lambda longest: longest,

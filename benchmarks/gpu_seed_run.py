@@ -248,7 +248,7 @@ class Benchmark:
     def step_alone(self, engine: str) -> dict[str, float]:
         """A slice of steps without loop, events or logs: what the engine itself can do."""
         from newsdesk.training.arithmetic import StepArithmetic, cuda_graphs
-        from newsdesk.training.batches import epoch_batches
+        from newsdesk.training.batches import Batcher
         from newsdesk.training.optimisation import build_loss, build_optimiser
 
         network = self.network(compiled=engine == "compiled").train()
@@ -259,7 +259,7 @@ class Benchmark:
             None if engine == "eager" else DirectReplay() if self.arguments.rehearse else cuda_graphs(network)
         )
         arithmetic = StepArithmetic(network, loss, optimiser, training.clip, capture)
-        batches = epoch_batches(self.rows.lengths, training.batch_size, seed=0, epoch=0, group_by_length=True)
+        batches = Batcher(self.rows.lengths, labels, training.batch_size, seed=0).epoch(0)
         warm_up = min(len(batches) // 2, 4 * self.arguments.peer_steps)
         timed = batches[warm_up : warm_up + self.arguments.peer_steps]
 

@@ -107,6 +107,64 @@ def test_set_reads_toml_and_takes_bare_words_as_strings():
     assert recipe.training.learning_rate == 1e-3
 
 
+@pytest.mark.parametrize("nothing", ["none", "None", "null", ""])
+def test_a_value_that_may_be_absent_can_be_unset(nothing: str, tmp_path: Path):
+    resolved = load_recipe("best", overrides=[f"training.validate_every={nothing}", f"data.label={nothing}"])
+    assert (resolved.recipe.training.validate_every, resolved.recipe.data.label) == (None, None)
+    assert "# validate_every is absent  # flag --set" in resolved.to_toml().splitlines()
+    path = tmp_path / "recipe.toml"
+    path.write_text(resolved.to_toml(), encoding="utf-8")
+    assert load_recipe(str(path)).recipe == resolved.recipe
+
+
+def test_none_stays_a_name_where_a_value_is_needed_or_it_is_quoted():
+    recipe = load_recipe(overrides=["lora.bias=none", "data.normaliser=none", 'data.label="none"']).recipe
+    assert (recipe.lora.bias, recipe.data.normaliser, recipe.data.label) == ("none", "none", "none")
+    assert "lora.rank: input should be a valid integer" in (refused("lora.rank=none").found or "")
+
+
+@pytest.mark.parametrize("key", ["validate_every", "checkpoint_every"])
+def test_an_interval_with_a_point_is_in_epochs_of_which_there_may_be_several(key: str):
+    for given, value in (("1.0", 1.0), ("0.25", 0.25), ("2.0", 2.0), ("1", 1), ("0", 0)):
+        found = getattr(load_recipe(overrides=[f"training.{key}={given}"]).recipe.training, key)
+        assert (found, type(found)) == (value, type(value))
+    assert "training." in (refused(f"training.{key}=-0.5").found or "")
+
+
+def test_the_floor_of_steps_gives_way_to_epochs_that_the_user_asks_for(tmp_path: Path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text("[training]\nepochs = 2.0\n")
+    other = tmp_path / "other.toml"
+    other.write_text("[lora]\nrank = 2\n")
+    floors = {
+        None: 200,
+        "quick": 200,
+        "best": 200,
+        str(other): 200,
+        str(mine): 0,
+    }
+    for recipe, floor in floors.items():
+        assert load_recipe(recipe).recipe.training.min_steps == floor
+        assert load_recipe(recipe, {"training.epochs": 1.0}).recipe.training.min_steps == 0
+        assert load_recipe(recipe, overrides=["training.epochs=1.0"]).recipe.training.min_steps == 0
+        both = ["training.epochs=1.0", "training.min_steps=50"]
+        assert load_recipe(recipe, overrides=both).recipe.training.min_steps == 50
+    lines = load_recipe("quick", {"training.epochs": 1.0}).to_toml().splitlines()
+    assert "min_steps = 0  # epochs by flag" in lines
+
+
+def test_a_description_is_dropped_where_it_would_tell_of_other_data_or_another_base(tmp_path: Path):
+    described = load_recipe("quick").recipe.description
+    assert "Reuters" in described
+    same = {"data.train": "reuters-r8", "model.base": "all-MiniLM-L6-v2", "lora.rank": 2}
+    assert load_recipe("quick", same).recipe.description == described
+    assert load_recipe("quick", {"data.train": "arabic.csv"}).recipe.description == ""
+    assert load_recipe("quick", overrides=["model.base=roberta-base"]).recipe.description == ""
+    path = tmp_path / "mine.toml"
+    path.write_text('description = "our desk\'s own"\n[lora]\nrank = 2\n')
+    assert load_recipe(str(path), {"data.train": "a.csv"}).recipe.description == "our desk's own"
+
+
 def test_one_name_needs_no_brackets():
     recipe = load_recipe(overrides=["lora.targets=all-linear", "data.text=headline"]).recipe
     assert (recipe.lora.targets, recipe.data.text) == (("all-linear",), ("headline",))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,10 +12,17 @@ from newsdesk import display
 from newsdesk.cli.predict_verb import render_predictions
 from newsdesk.display import RowCounter, TrainingDisplay, fetching, render_columns
 from newsdesk.inference.predictions import Predictions
-from newsdesk.training.events import Finished, Interrupted, Resumed, Started, Step, Validation
+from newsdesk.training.events import Finished, Interrupted, Remark, Resumed, Started, Step, Validation
 
 STARTED = Started(
-    steps=100, epochs=2.0, rows=1600, validation_rows=80, device="cpu", precision="float32", engine="fused"
+    steps=100,
+    epochs=2.0,
+    rows=1600,
+    validation_rows=120,
+    choosing_rows=60,
+    device="cpu",
+    precision="float32",
+    engine="fused",
 )
 
 
@@ -53,7 +62,7 @@ def train_for(training, clock, steps, seconds_each=1.0):
 def test_a_file_gets_a_line_now_and_then_with_loss_rate_speed_and_time_left(file, clock):
     train_for(TrainingDisplay(file), clock, steps=31)
     first, second, *steps = shown(file).splitlines()
-    assert first == "1,600 training rows, 80 validation rows, 100 steps (2 epochs)"
+    assert first == "1,600 training rows, 120 validation rows, 100 steps (2 epochs)"
     assert second == "on cpu in float32, fused"
     assert steps == [
         "step 15/100  loss 0.5000  learning rate 1.00e-03  320 tokens/s  1:25 left",
@@ -64,7 +73,7 @@ def test_a_file_gets_a_line_now_and_then_with_loss_rate_speed_and_time_left(file
 def test_a_file_gets_no_control_characters(file, clock):
     training = TrainingDisplay(file)
     train_for(training, clock, steps=31)
-    training.show(Validation(50, 1.0, 0.4, 0.9, 0.8, True))
+    training.show(Validation(50, 1.0, 0.4, 0.9, 0.8, True, 60, 4, 4))
     training.show(finished())
     training.close()
     assert all(letter.isprintable() or letter == "\n" for letter in shown(file))
@@ -73,18 +82,45 @@ def test_a_file_gets_no_control_characters(file, clock):
 def test_validation_scores_are_shown_and_the_best_is_marked(file):
     training = TrainingDisplay(file)
     training.show(STARTED)
-    training.show(Validation(50, 1.0, 0.3456, 0.9123, 0.8765, True))
-    training.show(Validation(100, 2.0, 0.4, 0.9, 0.85, False))
+    training.show(Validation(50, 1.0, 0.3456, 0.9123, 0.8765, True, 60, 4, 4))
+    training.show(Validation(100, 2.0, 0.4, 0.9, 0.85, False, 60, 3, 4))
     best, other = shown(file).splitlines()[2:]
-    assert best == ("epoch 1.00  validation: accuracy 91.23%, macro F1 87.65%, loss 0.3456  (best so far)")
-    assert "best" not in other
+    assert best == (
+        "epoch 1.00  validation: accuracy 91.23%, macro F1 87.65% over 4 classes, loss 0.3456  (best so far)"
+    )
+    assert (
+        other == "epoch 2.00  validation: accuracy 90.00%, macro F1 85.00% over 3 of 4 classes, loss 0.4000"
+    )
+
+
+def test_where_no_row_chooses_no_state_is_called_the_best(file):
+    training = TrainingDisplay(file)
+    training.show(replace(STARTED, choosing_rows=0))
+    training.show(Validation(50, 1.0, 0.3456, 0.9123, 0.8765, True, 120, 4, 4))
+    assert "best" not in shown(file)
+
+
+def test_one_of_anything_is_shown_without_an_s(file):
+    training = TrainingDisplay(file)
+    training.show(replace(STARTED, steps=1, epochs=1.0, rows=1, validation_rows=1))
+    training.show(Validation(1, 1.0, 0.3, 1.0, 1.0, True, 1, 1, 2))
+    training.show(finished(step=1, epoch=1.0, best_step=1))
+    first, _, validation, last = shown(file).splitlines()
+    assert first == "1 training row, 1 validation row, 1 step (1 epoch)"
+    assert "over 1 of 2 classes" in validation
+    assert last.startswith("finished after 1 step in")
+
+
+def test_what_to_know_of_a_training_is_shown_as_a_note(file):
+    TrainingDisplay(file).show(Remark("no validation row for 1 of 3 classes: ship (1 row)"))
+    assert shown(file) == "note: no validation row for 1 of 3 classes: ship (1 row)\n"
 
 
 def test_time_spent_validating_does_not_slow_the_speed_shown(file, clock):
     training = TrainingDisplay(file)
     train_for(training, clock, steps=10)
     clock.now += 500
-    training.show(Validation(10, 0.2, 0.4, 0.9, 0.8, True))
+    training.show(Validation(10, 0.2, 0.4, 0.9, 0.8, True, 60, 4, 4))
     clock.now += 1
     training.show(step(11))
     assert shown(file).splitlines()[-1].endswith("320 tokens/s  1:29 left")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -21,6 +21,8 @@ Positive = Annotated[float, Field(gt=0)]
 
 # A share of all steps when written with a point (0.06), a number of steps when not (500).
 StepsOrShare = Annotated[int, Field(ge=0, strict=True)] | Share
+# Likewise, but of an epoch, of which it may be several: 1.0 is every epoch and 1 every step.
+StepsOrEpochs = Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0)]
 
 # One name may stand without brackets: --set lora.targets=all-linear
 Names = Annotated[
@@ -39,7 +41,10 @@ class DataSection(Section):
 
     train: str = Field("reuters-r8", description="named data set, file, or folder with train.* and test.*")
     validation: str | None = Field(None, description="file of validation rows; absent: split off train")
-    validation_share: Share = Field(0.05, description="share of train rows split off for validation")
+    validation_share: Share | None = Field(
+        None,
+        description="share of train rows split off for validation; absent: 5 %, more of few rows",
+    )
     train_rows: PositiveInt | None = Field(None, description="use only so many rows (stratified)")
     text: Names = Field((), description="text columns, in order; empty: recognised by name")
     label: str | None = Field(None, description="label column; absent: recognised by name")
@@ -79,6 +84,9 @@ class TrainingSection(Section):
     """Optimisation: AdamW (Loshchilov & Hutter, 2019) over adapters and head."""
 
     epochs: Positive = 3.0
+    min_steps: Annotated[int, Field(ge=0)] = Field(
+        200, description="steps at least, by further epochs where rows are few; 0 where epochs are asked for"
+    )
     batch_size: PositiveInt = 16
     accumulation: PositiveInt = Field(1, description="batches whose gradients are added before a step")
     learning_rate: Positive = 5e-4
@@ -89,14 +97,17 @@ class TrainingSection(Section):
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0: no clipping")
     label_smoothing: Share = 0.0
     class_weights: Literal["none", "balanced"] = "none"
-    validate_every: StepsOrShare | None = Field(
-        None, description="steps, or share of an epoch, between validations; absent: every epoch"
+    validate_every: StepsOrEpochs | None = Field(
+        None, description="steps (100) or epochs (0.5) between validations; absent: every epoch"
     )
-    checkpoint_every: StepsOrShare | None = Field(
-        None, description="steps, or share of an epoch, between checkpoints; absent: a minute"
+    checkpoint_every: StepsOrEpochs | None = Field(
+        None, description="steps (100) or epochs (0.5) between checkpoints; absent: a minute"
     )
     metric: Literal["accuracy", "macro_f1", "loss"] = Field(
-        "accuracy", description="picks the best checkpoint"
+        "accuracy", description="picks the best state; of equal ones the lower loss"
+    )
+    min_choosing_rows: PositiveInt = Field(
+        50, description="validation rows needed to pick the best state; with fewer the last one is kept"
     )
     patience: PositiveInt | None = Field(None, description="validations without gain before stopping")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -177,6 +188,7 @@ def load_recipe(
         for section in SECTIONS:
             if isinstance(values.get(section), dict):
                 origins |= {f"{section}.{key}": f"recipe {name_or_path}" for key in values[section]}
+    described = {key: _value(values, key) for key in _DESCRIBED}
     for key, value in (flags or {}).items():
         if value is not None:
             _assign(values, key, value)
@@ -185,6 +197,9 @@ def load_recipe(
         key, value = _parse_override(override)
         _assign(values, key, value)
         origins[key] = "flag --set"
+    _keep_to_the_epochs_asked_for(values, origins, own_recipe=name_or_path not in recipe_names())
+    if any(before is not None and before != _value(values, key) for key, before in described.items()):
+        values["description"] = ""  # it tells of other data or another base
     try:
         return ResolvedRecipe(Recipe.model_validate(values), origins)
     except ValidationError as error:
@@ -221,10 +236,41 @@ def _parse_override(override: str) -> tuple[str, Any]:
             found=f"--set {override!r}",
             fix="for example --set lora.rank=16; newsdesk train --dry-run shows all keys",
         )
+    if text.lower() in _NO_VALUE and _may_be_absent(key):
+        return key, None
     try:
         return key, tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return key, text
+
+
+_NO_VALUE = ("none", "null", "")
+_DESCRIBED = ("data.train", "model.base")
+"""What a recipe's description tells of."""
+
+
+def _may_be_absent(key: str) -> bool:
+    section, name = key.split(".")
+    fields = type(getattr(Recipe(), section)).model_fields if section in SECTIONS else {}
+    return name in fields and type(None) in get_args(fields[name].annotation)
+
+
+def _keep_to_the_epochs_asked_for(
+    values: dict[str, Any], origins: dict[str, str], *, own_recipe: bool
+) -> None:
+    """Lift the floor of steps where the epochs are the user's own, unless a floor is asked for, too."""
+    origin = origins.get("training.epochs", "default")
+    asked = origin.startswith("flag") or (origin.startswith("recipe") and own_recipe)
+    if asked and "training.min_steps" not in origins:
+        _assign(values, "training.min_steps", 0)
+        origins["training.min_steps"] = f"epochs by {origin}"
+
+
+def _value(values: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key; None where it is missing."""
+    section, name = key.split(".")
+    found = values.get(section)
+    return found.get(name) if isinstance(found, dict) else None
 
 
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:

@@ -18,8 +18,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from newsdesk.errors import counted
 from newsdesk.sources.source import Progress as FetchObserver
-from newsdesk.training.events import Event, Finished, Interrupted, Resumed, Started, Step, Validation
+from newsdesk.training.events import (
+    Event,
+    Finished,
+    Interrupted,
+    Remark,
+    Resumed,
+    Started,
+    Step,
+    Validation,
+)
 
 _PLAIN_LINE_EVERY = 15.0  # seconds, where no terminal can be redrawn
 _ONLY_TASK = TaskID(0)  # of a bar: rich counts a Progress's tasks from 0
@@ -36,6 +46,7 @@ class TrainingDisplay:
         self._loss = 0.0
         self._tokens = 0
         self._steps = 0
+        self._chooses = False
         self._first_step = 0
         self._paused = 0.0
         self._began = self._last_event = self._last_line = time.monotonic()
@@ -49,11 +60,16 @@ class TrainingDisplay:
             self._step(event, now)
         elif isinstance(event, Validation):
             self._paused += now - self._last_event
-            best = "  (best so far)" if event.best else ""
+            best = "  (best so far)" if event.best and self._chooses else ""
+            classes = counted(event.macro_f1_classes, "class")
+            if event.macro_f1_classes < event.classes:
+                classes = f"{event.macro_f1_classes} of {counted(event.classes, 'class')}"
             self._line(
                 f"epoch {event.epoch:.2f}  validation: accuracy {event.accuracy:.2%}, "
-                f"macro F1 {event.macro_f1:.2%}, loss {event.loss:.4f}{best}"
+                f"macro F1 {event.macro_f1:.2%} over {classes}, loss {event.loss:.4f}{best}"
             )
+        elif isinstance(event, Remark):
+            self._line(f"note: {event.text}")
         elif isinstance(event, Resumed):
             self._resume(event)
         elif isinstance(event, Interrupted):
@@ -68,10 +84,10 @@ class TrainingDisplay:
             self._progress.stop()
 
     def _start(self, event: Started, now: float) -> None:
-        self._steps = event.steps
+        self._steps, self._chooses = event.steps, event.choosing_rows > 0
         self._line(
-            f"{event.rows:,} training rows, {event.validation_rows:,} validation rows, "
-            f"{event.steps:,} steps ({event.epochs:g} epochs)"
+            f"{counted(event.rows, 'training row')}, {counted(event.validation_rows, 'validation row')}, "
+            f"{counted(event.steps, 'step')} ({counted(event.epochs, 'epoch')})"
         )
         self._line(f"on {event.device} in {event.precision}, {event.engine}")
         self._began = self._last_line = now
@@ -118,7 +134,7 @@ class TrainingDisplay:
         }[event.reason]
         kept = f", kept the state of step {event.best_step:,}" if event.best_step != event.step else ""
         self._line(
-            f"{reason} after {event.step:,} steps in {_clock(now - self._began)}{kept}; "
+            f"{reason} after {counted(event.step, 'step')} in {_clock(now - self._began)}{kept}; "
             f"padding {event.padding_share:.1%} of tokens"
         )
 

@@ -22,6 +22,13 @@ class UserError(Exception):
         return "\n".join(f"{label + ':':<7}{text}" for label, text in parts if text)
 
 
+def counted(number: float, noun: str) -> str:
+    """``1 row``, ``2,000 rows``, ``2.5 epochs``, ``3 classes``: a number with its noun in the right form."""
+    plural = noun + ("es" if noun.endswith(("s", "x", "sh", "tch")) else "s")
+    shown = f"{number:,}" if isinstance(number, int) else f"{number:.4g}"
+    return f"{shown} {noun if shown == '1' else plural}"
+
+
 def missing_package(package: str, extra: str, purpose: str) -> UserError:
     """The error for a dependency that only an optional extra installs."""
     return UserError(

@@ -83,6 +83,14 @@ class Metrics:
     units: Mapping[str, str] = field(default_factory=lambda: dict(UNITS), repr=False, compare=False)
 
     @property
+    def macro_f1_classes(self) -> int:
+        """How many classes macro F1 is the mean over: those that occur among the true or predicted labels."""
+        return sum(
+            bool(entry.support or sum(row[i] for row in self.confusion))
+            for i, entry in enumerate(self.per_class)
+        )
+
+    @property
     def correct(self) -> int:
         """The number of rows classified correctly."""
         return sum(row[i] for i, row in enumerate(self.confusion))

@@ -1,4 +1,4 @@
-"""Splits are exact, stratified, seeded, and keep copies of a text on one side."""
+"""Splits are stratified, seeded, keep copies of a text on one side, and every class in validation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from newsdesk.data.examples import Examples
-from newsdesk.data.splits import Splits, split
+from newsdesk.data.splits import Splits, hold_out, split, validation_size
 from newsdesk.errors import UserError
 
 
@@ -119,3 +119,83 @@ def test_asking_for_more_than_training_can_spare_is_refused():
     with pytest.raises(UserError, match="too few rows"):
         split(Examples((), None, (), "test"), validation=1, seed=0)
     assert len(split(examples_of([0, 1] * 5), validation=4, test=4, seed=0).train) == 2
+
+
+def counts(examples: Examples) -> list[int]:
+    assert examples.labels is not None
+    return np.bincount(examples.labels, minlength=len(examples.label_names)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("rows", "share", "size"),
+    [
+        (24, None, 5),
+        (600, None, 120),
+        (1_000, None, 200),
+        (3_000, None, 200),
+        (5_485, None, 274),
+        (120_000, None, 2_000),
+        (120_000, 0.05, 6_000),
+        (1_000, 0.05, 50),
+        (1_000, 0.0, 0),
+    ],
+)
+def test_few_rows_give_a_larger_share_for_validation_unless_a_share_is_given(rows, share, size):
+    assert validation_size(rows, share) == size
+
+
+@pytest.mark.parametrize("share", [None, 0.01, 0.05, 0.3])
+@pytest.mark.parametrize("seed", range(3))
+def test_every_class_of_two_rows_or_more_is_held_out_with_five_rows_where_it_has_ten(seed, share):
+    sizes = [600, 99, 10, 11, 9, 3, 2, 1]
+    examples = examples_of([label for label, size in enumerate(sizes) for _ in range(size)])
+    splits = hold_out(examples, share, seed=seed)
+    held_out, kept = counts(splits.validation), counts(splits.train)
+    assert [a + b for a, b in zip(held_out, kept, strict=True)] == sizes
+    assert min(held_out[:4]) >= 5
+    assert min(held_out[4:7]) >= 1
+    assert held_out[7] == 0
+    assert min(kept) >= 1
+    assert len(splits.validation) == max(validation_size(len(examples), share), 5 * 4 + 3)
+
+
+def test_large_classes_still_give_in_proportion_when_rare_ones_give_more():
+    splits = hold_out(examples_of([0] * 700 + [1] * 290 + [2] * 10), 0.1, seed=0)
+    assert counts(splits.validation) == [67, 28, 5]
+
+
+def test_what_is_held_out_is_decided_by_the_seed_alone():
+    examples = examples_of([i % 2 for i in range(200)])
+    chosen = [hold_out(examples, None, seed=seed).validation.texts for seed in (0, 0, 1)]
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_copies_of_a_text_are_never_on_both_sides_however_rare_the_class(seed):
+    texts = [f"text {i // 2}" for i in range(40)] + ["one text"] * 6 + ["first", "second", "second"]
+    labels = [0] * 40 + [1] * 6 + [2] * 3
+    splits = hold_out(examples_of(labels, texts), 0.2, seed=seed)
+    assert not set(splits.train.texts) & set(splits.validation.texts)
+    assert counts(splits.validation)[1:] == [0, 1]
+    assert "first" in splits.validation.texts
+    assert len(splits.train) + len(splits.validation) == 49
+
+
+def test_a_text_with_two_labels_brings_both_classes_into_validation():
+    labels = [0] * 20 + [1, 1, 2, 2]
+    texts = [f"text {i}" for i in range(20)] + ["both", "alone", "both", "another"]
+    for seed in range(5):
+        splits = hold_out(examples_of(labels, texts), 0.1, seed=seed)
+        assert min(counts(splits.validation)) >= 1
+        assert min(counts(splits.train)) >= 1
+
+
+def test_a_share_of_zero_and_unlabelled_rows_hold_out_nothing_and_something():
+    examples = examples_of([0, 1] * 50)
+    assert len(hold_out(examples, 0.0, seed=0).validation) == 0
+    assert len(hold_out(Examples(examples.texts, None, (), "test"), 0.1, seed=0).validation) == 10
+
+
+def test_holding_out_more_than_training_can_spare_is_refused():
+    with pytest.raises(UserError, match="too few rows would be left for training"):
+        hold_out(examples_of([0, 1, 2] * 2), 0.9, seed=0)

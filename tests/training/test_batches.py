@@ -1,36 +1,51 @@
-"""Every epoch sees every row once, in an order the seed decides, with hardly any padding."""
+"""Every epoch sees every row once, with little padding, and mixed as random batches are."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from newsdesk.training.batches import epoch_batches, padding_share
+from newsdesk.training.batches import Batcher, clustering, padding_share
+
+Rows = np.ndarray
 
 
-def headline_lengths(rows: int = 20_000) -> np.ndarray:
+def headline_lengths(rows: int = 20_000) -> Rows:
     """Token counts spread as those of AG News: a median near 50, a long tail, cut at 128."""
     draws = np.random.default_rng(0).lognormal(mean=3.9, sigma=0.35, size=rows)
     return np.clip(draws.astype(np.int64), 8, 128)
 
 
+def batcher(lengths: Rows, labels: Rows | None = None, *, grouped: bool = True, seed: int = 1) -> Batcher:
+    """Batches of 16; without labels those of four classes that have nothing to do with the lengths."""
+    if labels is None:
+        labels = np.random.default_rng(5).integers(0, 4, len(lengths))
+    return Batcher(lengths, labels, 16, seed=seed, group_by_length=grouped)
+
+
+def mates_that_stay(first: list[Rows], second: list[Rows]) -> float:
+    """The share of a row's batch mates that are with it in another epoch's batch, too."""
+    batch_of = np.empty(sum(map(len, second)), dtype=np.int64)
+    for number, batch in enumerate(second):
+        batch_of[batch] = number
+    together = [np.bincount(batch_of[batch]) for batch in first]
+    return sum(int((n * (n - 1)).sum()) for n in together) / sum(len(b) * (len(b) - 1) for b in first)
+
+
 @pytest.mark.parametrize("grouped", [True, False])
-@pytest.mark.parametrize("rows", [1, 15, 16, 17, 5000])
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 350, 5000])
 def test_an_epoch_holds_every_row_once_in_batches_of_the_size(rows: int, grouped: bool):
-    batches = epoch_batches(headline_lengths(rows), 16, seed=1, epoch=0, group_by_length=grouped)
+    batches = batcher(headline_lengths(rows), grouped=grouped).epoch(0)
     assert sorted(np.concatenate(batches).tolist()) == list(range(rows))
     assert sorted(len(batch) for batch in batches)[1:] == [16] * (len(batches) - 1)
     assert len(batches) == -(-rows // 16)
 
 
-def test_grouped_batches_of_16_pad_less_than_5_percent_where_others_pad_a_third():
+def test_grouped_batches_of_16_pad_less_than_3_percent_where_random_ones_pad_a_third():
     lengths = headline_lengths()
-    grouped, mixed = (
-        padding_share(lengths, epoch_batches(lengths, 16, seed=3, epoch=0, group_by_length=group))
-        for group in (True, False)
-    )
-    assert grouped < 0.05
-    assert mixed > 0.3
+    grouped, random = (padding_share(lengths, batcher(lengths, grouped=g).epoch(0)) for g in (True, False))
+    assert grouped <= 0.03
+    assert random > 0.3
 
 
 @pytest.mark.parametrize("grouped", [True, False])
@@ -38,8 +53,9 @@ def test_seed_and_epoch_decide_the_order(grouped: bool):
     lengths = headline_lengths(500)
 
     def order(seed: int, epoch: int) -> list[list[int]]:
-        batches = epoch_batches(lengths, 16, seed=seed, epoch=epoch, group_by_length=grouped)
-        return [batch.tolist() for batch in batches]
+        batches = batcher(lengths, grouped=grouped, seed=seed)
+        batches.epoch(3)  # what was asked for before does not matter
+        return [batch.tolist() for batch in batches.epoch(epoch)]
 
     assert order(1, 0) == order(1, 0)
     assert order(1, 0) != order(1, 1)
@@ -48,18 +64,61 @@ def test_seed_and_epoch_decide_the_order(grouped: bool):
 
 def test_long_and_short_batches_are_mixed_so_that_no_epoch_goes_from_short_to_long():
     lengths = headline_lengths(3200)
-    batches = epoch_batches(lengths, 16, seed=1, epoch=0, group_by_length=True)
-    means = [float(lengths[batch].mean()) for batch in batches]
+    means = [float(lengths[batch].mean()) for batch in batcher(lengths).epoch(0)]
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.2
 
 
-def test_which_rows_share_a_batch_changes_from_epoch_to_epoch():
-    lengths = headline_lengths(10_000)
-    first, second = (
-        {frozenset(b.tolist()) for b in epoch_batches(lengths, 16, seed=1, epoch=epoch, group_by_length=True)}
-        for epoch in (0, 1)
+@pytest.mark.parametrize(("rows", "most"), [(100, 0.2), (300, 0.08), (1_500, 0.05), (20_000, 0.03)])
+def test_hardly_any_batch_mates_stay_together_from_one_epoch_to_the_next(rows: int, most: float):
+    """Random batches of so many rows keep 15, 5, 1 and 0.1 %."""
+    batches = batcher(headline_lengths(rows))
+    stay = [mates_that_stay(batches.epoch(number), batches.epoch(number + 1)) for number in range(4)]
+    assert np.mean(stay) < most
+
+
+@pytest.mark.parametrize("rows", [1_000, 1_003])
+def test_the_longest_row_has_no_batch_of_its_own_kind(rows: int):
+    """Neither in company, most of which changes, nor in place, nor in the batch that is smaller."""
+    lengths = headline_lengths(rows)
+    lengths[0] = 500
+    batches = batcher(lengths)
+    epochs = [batches.epoch(number) for number in range(40)]
+    places = [next(i for i, batch in enumerate(epoch) if 0 in batch) for epoch in epochs]
+    found = [epoch[place] for epoch, place in zip(epochs, places, strict=True)]
+    assert len(set(places)) > 20
+    assert sum(len(batch) < 16 for batch in found) < 8
+    assert len(set(np.concatenate(found).tolist())) > 100
+
+
+def test_where_length_tells_the_class_batches_still_have_the_class_mix_of_random_ones():
+    generator = np.random.default_rng(2)
+    labels = generator.choice(4, size=3000, p=[0.5, 0.3, 0.15, 0.05])
+    lengths = np.clip(generator.lognormal(3 + 0.3 * labels, 0.5), 8, 128).astype(np.int64)
+    sorted_rows = np.argsort(lengths, kind="stable")
+    by_length = [sorted_rows[start : start + 16] for start in range(0, 3000, 16)]
+    mixed = batcher(lengths, labels).epoch(5)
+    at_random = batcher(lengths, labels, grouped=False).epoch(5)
+    assert clustering(labels, by_length) > 1.5
+    assert clustering(labels, mixed) < 1.25
+    assert padding_share(lengths, mixed) < 0.8 * padding_share(lengths, at_random)
+
+
+def test_clustering_is_1_for_random_batches_and_the_size_for_batches_of_one_class():
+    labels = np.arange(16_000) % 4
+    assert clustering(labels, batcher(headline_lengths(16_000), labels, grouped=False).epoch(0)) == (
+        pytest.approx(1, abs=0.1)
     )
-    assert len(first & second) < 0.01 * len(first)
+    of_one_class = [np.arange(start, 16_000, 1_000) for start in range(1_000)]
+    assert clustering(labels, of_one_class) == pytest.approx(16, rel=0.01)
+    assert clustering(np.zeros(32, dtype=np.int64), [np.arange(16), np.arange(16, 32)]) == 1
+
+
+def test_a_sample_pads_as_all_rows_would():
+    lengths = headline_lengths(40_000)
+    labels = np.arange(40_000) % 4
+    whole = padding_share(lengths, Batcher(lengths, labels, 16, seed=1).epoch(0))
+    sample = Batcher(lengths[:4000], labels[:4000], 16, seed=1, sample_of=40_000)
+    assert padding_share(lengths[:4000], sample.epoch(0)) == pytest.approx(whole, abs=0.015)
 
 
 def test_the_padding_share_is_what_is_computed_beyond_the_tokens():

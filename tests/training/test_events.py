@@ -11,6 +11,7 @@ from newsdesk.training.events import (
     Event,
     Finished,
     Interrupted,
+    Remark,
     Resumed,
     Started,
     Step,
@@ -20,10 +21,18 @@ from newsdesk.training.events import (
 
 EVENTS: list[Event] = [
     Started(
-        steps=9, epochs=1.5, rows=10, validation_rows=2, device="cpu", precision="float32", engine="fused"
+        steps=9,
+        epochs=1.5,
+        rows=10,
+        validation_rows=2,
+        choosing_rows=0,
+        device="cpu",
+        precision="float32",
+        engine="fused",
     ),
+    Remark("2 validation rows are too few to choose the best state by"),
     Step(1, 0.5, 1.25, 2e-4, 0.75, 16, 400, 410),
-    Validation(3, 1.0, 0.5, 0.9, 0.875, True),
+    Validation(3, 1.0, 0.5, 0.9, 0.875, True, 2, 3, 4),
     Resumed(4, 1.5, ("step-00000005-0123456789abcdef.safetensors",)),
     Interrupted(5, 1.75),
     Finished(9, 1.5, "completed", 3, 0.02),

@@ -18,6 +18,7 @@ from newsdesk.metrics import evaluate_probabilities  # noqa: E402
 from newsdesk.model.classifier import build_classifier, trainable_state  # noqa: E402
 from newsdesk.model.network import Network, predict_logits  # noqa: E402
 from newsdesk.training.events import Event, Finished, Started, Step, Validation  # noqa: E402
+from newsdesk.training.held_out import HeldOut  # noqa: E402
 from newsdesk.training.loop import EncodedRows, steps_per_epoch, total_steps, train  # noqa: E402
 
 MAX_LENGTH = 32
@@ -51,7 +52,8 @@ def network_of(tiny_base: Callable[..., Path]) -> Callable[..., Network]:
 
 
 def section(**values: Any) -> TrainingSection:
-    settings = {"epochs": 1.0, "batch_size": 8, "learning_rate": 1e-2, "warmup": 0, "schedule": "constant"}
+    settings = {"epochs": 1.0, "min_steps": 0, "batch_size": 8, "learning_rate": 1e-2, "warmup": 0}
+    settings |= {"schedule": "constant", "min_choosing_rows": 1}
     return TrainingSection.model_validate(settings | values)
 
 
@@ -68,6 +70,12 @@ def run(
 
 def of_kind(events: list[Event], kind: type[Any]) -> list[Any]:
     return [event for event in events if isinstance(event, kind)]
+
+
+def chosen_by(rows: EncodedRows, training: TrainingSection, states: int = 2) -> EncodedRows:
+    """Of validation rows those that choose among several states."""
+    choosing = HeldOut.of(rows.labels, states, training).choosing
+    return EncodedRows([rows.token_ids[row] for row in choosing], rows.labels[choosing])
 
 
 def validated(network: Network, rows: EncodedRows) -> tuple[float, float]:
@@ -185,7 +193,7 @@ def test_the_learning_rate_follows_warmup_and_schedule(network_of):
 def test_the_first_warmup_step_changes_nothing_and_the_head_has_its_own_rate(network_of):
     before = trainable_state(network_of().model)
     network = network_of()
-    run(network, section(warmup=5, epochs=0.2))
+    run(network, section(warmup=5, epochs=2.0), stopped=lambda: True)
     assert all(torch.equal(before[name], tensor) for name, tensor in trainable_state(network.model).items())
     network = network_of()
     run(network, section(head_learning_rate=1e-9, epochs=0.2, weight_decay=0.0))
@@ -234,17 +242,51 @@ def test_without_validation_rows_the_last_state_is_kept(network_of):
 
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "loss"])
 def test_the_network_ends_with_the_best_state_by_the_metric(metric, network_of):
-    network, validation = network_of(), rows_of(30, seed=3)
+    network, validation = network_of(), rows_of(60, seed=3)
     training = section(epochs=4.0, learning_rate=6e-2, validate_every=1, metric=metric)
     events = run(network, training, validation=validation)
     validations = of_kind(events, Validation)
-    scores = [-event.loss if metric == "loss" else getattr(event, metric) for event in validations]
-    best = validations[int(np.argmax(scores))]  # the first of equals
+    scores = [
+        (-event.loss if metric == "loss" else getattr(event, metric), -event.loss) for event in validations
+    ]
+    best = validations[scores.index(max(scores))]  # of equal ones that of the lower loss
     assert best.step < validations[-1].step, "the last state is the best: this training tests nothing"
     assert events[-1].best_step == best.step
-    assert validated(network, validation) == pytest.approx((best.loss, best.accuracy))
-    records = [score > max(scores[:position], default=-np.inf) for position, score in enumerate(scores)]
+    assert validated(network, chosen_by(validation, training)) == pytest.approx((best.loss, best.accuracy))
+    records = [all(score > before for before in scores[:place]) for place, score in enumerate(scores)]
     assert [event.best for event in validations] == records
+    assert {event.rows for event in validations} == {30}
+
+
+def test_with_too_few_rows_to_choose_by_the_last_state_is_kept_and_patience_does_not_act(network_of):
+    network, validation = network_of(), rows_of(98, seed=3)
+    training = section(
+        epochs=4.0, learning_rate=6e-2, validate_every=1, min_choosing_rows=50, patience=1, metric="loss"
+    )
+    events = run(network, training, validation=validation)
+    validations = of_kind(events, Validation)
+    losses = [event.loss for event in validations]
+    assert min(losses) < losses[-1], "the last state is the best: this training tests nothing"
+    assert (events[0].choosing_rows, {event.rows for event in validations}) == (0, {98})
+    assert (events[-1].reason, events[-1].best_step, events[-1].step) == ("completed", 20, 20)
+    assert validated(network, validation)[0] == pytest.approx(losses[-1])
+
+
+def test_a_single_state_leaves_nothing_to_choose_and_is_measured_on_all_rows(network_of):
+    events = run(network_of(), section(min_choosing_rows=1), validation=rows_of(60, seed=3))
+    (validation,) = of_kind(events, Validation)
+    assert (events[0].choosing_rows, validation.rows) == (0, 60)
+
+
+def test_training_goes_on_for_min_steps_and_its_epochs_are_spread_over_them(network_of):
+    training = section(epochs=3.0, min_steps=60, schedule="cosine", warmup=0.1)
+    events = run(network_of(), training, rows_of(32), rows_of(9, seed=3))
+    steps = of_kind(events, Step)
+    assert (events[0].steps, events[0].epochs, len(steps), events[-1].epoch) == (60, 15.0, 60, 15.0)
+    assert [event.step for event in of_kind(events, Validation)] == [20, 40, 60]
+    rates = [step.learning_rate for step in steps]
+    assert rates.index(max(rates)) == 6
+    assert rates[-1] < 1e-3 * max(rates)
 
 
 def test_patience_ends_training_when_nothing_gets_better(network_of):
@@ -283,7 +325,7 @@ def test_an_interrupted_training_keeps_the_best_validated_state(network_of):
         events.append(event)
     assert (events[-1].reason, events[-1].step, events[-1].best_step) == ("interrupted", 4, 2)
     (first,) = of_kind(events, Validation)
-    assert validated(network, validation) == pytest.approx((first.loss, first.accuracy))
+    assert validated(network, chosen_by(validation, training)) == pytest.approx((first.loss, first.accuracy))
 
 
 def test_a_loss_that_is_no_number_names_the_step_and_the_rows(network_of):
@@ -306,9 +348,9 @@ def test_a_training_that_explodes_says_at_which_step_it_was_noticed(network_of):
 
 
 def test_padding_is_counted_as_it_is_computed(network_of):
+    grouped = run(network_of(), section(epochs=0.1), rows_of(1600))
+    assert grouped[-1].padding_share < 0.15
     rows = rows_of(200)
-    grouped = run(network_of(), section(batch_size=16), rows)
-    assert grouped[-1].padding_share < 0.1
     whole = run(network_of(), section(batch_size=16, pad_to_max_length=True), rows)
     steps = of_kind(whole, Step)
     assert [step.padded_tokens for step in steps] == [step.rows * MAX_LENGTH for step in steps]

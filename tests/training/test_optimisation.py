@@ -39,9 +39,10 @@ def test_the_schedules_are_those_of_transformers(schedule: str, steps: int, warm
 
 def test_warmup_is_a_number_of_steps_or_a_share_of_all():
     assert warmup_steps(500, 1000) == 500
-    assert warmup_steps(500, 300) == 300
+    assert warmup_steps(500, 300) == 150
     assert warmup_steps(0.06, 1000) == 60
     assert warmup_steps(0.06, 10) == 1
+    assert warmup_steps(0.06, 1) == warmup_steps(500, 1) == 0
     assert warmup_steps(0, 10) == warmup_steps(0.0, 10) == 0
 
 

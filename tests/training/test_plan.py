@@ -13,7 +13,7 @@ from newsdesk.errors import UserError
 from newsdesk.model.catalog import resolve_config
 from newsdesk.model.classifier import outline_classifier
 from newsdesk.sources.cache import RECORD, Slot
-from newsdesk.training.batches import epoch_batches, padding_share
+from newsdesk.training.batches import Batcher, padding_share
 from newsdesk.training.machine import TimeEstimate, estimate_time, matmul_rate, training_flops_per_token
 from newsdesk.training.plan import make_plan, render_plan
 
@@ -153,24 +153,50 @@ def test_validation_rows_of_their_own_are_counted_and_train_rows_limited(tmp_pat
 
 
 def test_tokens_are_measured_with_the_batches_of_the_real_training(tmp_path: Path, tiny_base: Path) -> None:
-    word_counts = [1 + row % 40 for row in range(60)]  # some beyond max_length, which is 32
+    word_counts = [1 + row % 40 for row in range(400)]  # some beyond max_length, which is 32
     plan = make_plan(tiny_recipe(tiny_base, write_rows(tmp_path / "news.csv", word_counts)))
     lengths = np.minimum(word_counts, 32)
     tokens = plan.tokens
 
-    assert (tokens.basis, tokens.sampled_rows, plan.rows.train, plan.rows.classes) == ("measured", 60, 60, 3)
+    assert (tokens.basis, tokens.sampled_rows, plan.rows.train, plan.rows.classes) == (
+        "measured",
+        400,
+        400,
+        3,
+    )
     assert tokens.tokens_per_row == pytest.approx(lengths.mean())
     assert tokens.tokens_per_epoch == lengths.sum()
     assert tokens.padding["max_length"] == pytest.approx(1 - lengths.mean() / 32)
-    sampled = lengths[np.random.default_rng(42).permutation(60)]
+    sampled = np.random.default_rng(42).permutation(400)
     for way, grouped in (("grouped", True), ("unsorted", False)):
-        batches = epoch_batches(sampled, 4, seed=42, epoch=0, group_by_length=grouped)
-        assert tokens.padding[way] == pytest.approx(padding_share(sampled, batches))
-    assert tokens.padding["grouped"] < 0.1 < tokens.padding["unsorted"] < tokens.padding["max_length"]
+        batcher = Batcher(lengths[sampled], sampled % 3, 4, seed=42, group_by_length=grouped)
+        assert tokens.padding[way] == pytest.approx(padding_share(lengths[sampled], batcher.epoch(0)))
+    assert tokens.padding["grouped"] < 0.15 < tokens.padding["unsorted"] < tokens.padding["max_length"]
+    assert tokens.lengths == {"median": 20, "90 %": 36, "99 %": 40, "longest": 40}
+    assert tokens.share_cut == 80 / 400
+    assert tokens.share_lost == pytest.approx(1 - lengths.sum() / sum(word_counts))
+    lines = render_plan(plan)
+    assert "  tokens before cutting       median 20, 90 % 36, 99 % 40, longest 40" in lines
+    assert any(line.startswith("  texts cut") and "20.0 %  to 32 tokens" in line for line in lines)
     assert tokens.used == "grouped"
     assert tokens.computed_per_epoch == round(lengths.sum() / (1 - tokens.padding["grouped"]))
     assert plan.time is not None
     assert plan.time.tokens == round(3.0 * tokens.computed_per_epoch)
+
+
+def test_few_rows_are_gone_through_until_200_steps_are_done_unless_epochs_are_asked_for(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    data = write_rows(tmp_path / "news.csv", [3] * 40)
+    plan = make_plan(tiny_recipe(tiny_base, data, "training.batch_size=16"), measure_speed=False)
+    assert (plan.steps.per_epoch, plan.steps.total, plan.steps.warmup) == (3, 200, 12)
+    assert plan.steps.epochs == pytest.approx(200 / 3)
+    assert any("66.67 epochs, for training.min_steps; 3 asked" in line for line in render_plan(plan))
+    assert plan.curve[-1].learning_rate < 1e-6
+    asked = ("training.batch_size=16", "training.epochs=1.0")
+    plan = make_plan(tiny_recipe(tiny_base, data, *asked), measure_speed=False)
+    assert (plan.steps.total, plan.steps.epochs) == (3, 1)
+    assert any(line.endswith("3  1 epoch") for line in render_plan(plan))
 
 
 def test_only_a_sample_of_many_rows_is_tokenized(tmp_path: Path, tiny_base: Path) -> None:

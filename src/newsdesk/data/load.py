@@ -16,7 +16,7 @@ from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.examples import Examples
 from newsdesk.data.layout import TextLayout, text_layout, to_examples
 from newsdesk.data.readers import read_table
-from newsdesk.data.splits import split
+from newsdesk.data.splits import hold_out, split
 from newsdesk.data.table import Table
 from newsdesk.errors import UserError
 from newsdesk.files import write_bytes
@@ -101,10 +101,16 @@ def write_csv_copy(name: str, folder: Path, *, progress: Progress | None = None)
 
 
 def load_training_data(
-    data: DataSection, *, seed: int, offline: bool = False, progress: Progress | None = None
+    data: DataSection,
+    *,
+    seed: int,
+    offline: bool = False,
+    progress: Progress | None = None,
+    proportional: bool = False,
 ) -> TrainingData:
     """Read, lay out and split the rows that a recipe's data section names.
 
+    ``proportional`` splits as version 0.1 did, without regard to rare classes: for the rows of its runs.
     Raises UserError for anything that keeps the rows from being learned from.
     """
     dialect = dialect_of(data)
@@ -117,11 +123,12 @@ def load_training_data(
     if data.validation is not None:
         table = load_split(data.validation, "test", dialect=dialect, offline=offline, progress=progress).table
         validation = _examples(table, data, layout.for_table(table), train.label_names)
-    elif data.validation_share:
-        splits = split(train, validation=data.validation_share, seed=seed)
-        train, validation = splits.train, splits.validation
     else:
-        validation = train.select([])
+        if proportional:
+            splits = split(train, validation=data.validation_share or 0.0, seed=seed)
+        else:
+            splits = hold_out(train, data.validation_share, seed=seed)
+        train, validation = splits.train, splits.validation
     return TrainingData(_first_rows(train, data.train_rows, seed), validation, layout, found.licence)
 
 

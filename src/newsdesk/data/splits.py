@@ -46,11 +46,7 @@ def split(examples: Examples, *, validation: float | int, test: float | int = 0,
     labels = [0] * len(examples) if examples.labels is None else examples.labels.tolist()
     classes = len(set(labels))
     if sum(sizes) > len(examples) - classes:
-        raise UserError(
-            "too few rows would be left for training",
-            found=f"{len(examples):,} rows of {classes} classes; {sum(sizes):,} of them set aside",
-            fix="set aside fewer rows for validation and test; each class keeps at least one for training",
-        )
+        raise _too_few(len(examples), classes, sum(sizes))
     groups = _groups(examples.texts)
     generator = np.random.Generator(np.random.PCG64(seed))
     shuffled = [groups[position] for position in generator.permutation(len(groups))]
@@ -62,6 +58,51 @@ def split(examples: Examples, *, validation: float | int, test: float | int = 0,
     straddling = sum(len({part_of.get(row) for row in group}) > 1 for group in groups)
     held_out_test, held_out_validation = (examples.select(sorted(rows)) for rows in taken)
     return Splits(examples.select(rest), held_out_validation, held_out_test, straddling)
+
+
+LEAST_FIGURES = 200
+"""Validation rows that figures and promises need; of few rows a fifth is held out until there are so many."""
+_SHARE, _MOST_SHARE, _MOST_ROWS = 0.05, 0.2, 2000
+_ROWS_A_CLASS, _OF_ROWS = 5, 10
+
+
+def validation_size(rows: int, share: float | None) -> int:
+    """Rows to split off for validation: a share; without one 5 %, more where rows are few, at most 2,000."""
+    if share is not None:
+        return round(share * rows)
+    return min(max(round(_SHARE * rows), min(LEAST_FIGURES, round(_MOST_SHARE * rows))), _MOST_ROWS)
+
+
+def hold_out(examples: Examples, share: float | None, *, seed: int) -> Splits:
+    """Split validation rows off, `validation_size` of them, or more where classes are rare.
+
+    Every class of two rows or more is among them, with at least 5 rows where it has 10; beyond that each
+    class gives in proportion to its size, and keeps a row for training. Rows of the same text (folded) stay
+    together: so a class whose rows are all of one text stays out, and the size may not be met exactly. The
+    same seed gives the same split on every platform. ``share`` 0 holds nothing out.
+
+    Raises UserError when training would be left without some class.
+    """
+    labels = [0] * len(examples) if examples.labels is None else examples.labels.tolist()
+    size = validation_size(len(examples), share)
+    if share == 0 or len(examples) < 2:
+        return Splits(examples, examples.select([]), examples.select([]), 0)
+    if size > len(examples) - len(set(labels)):
+        raise _too_few(len(examples), len(set(labels)), size)
+    groups = _groups(examples.texts)
+    generator = np.random.Generator(np.random.PCG64(seed))
+    pool = _Pool([groups[position] for position in generator.permutation(len(groups))], labels)
+    taken = set(pool.take_of_every_class(size))
+    rest = [row for row in range(len(examples)) if row not in taken]
+    return Splits(examples.select(rest), examples.select(sorted(taken)), examples.select([]), 0)
+
+
+def _too_few(rows: int, classes: int, aside: int) -> UserError:
+    return UserError(
+        "too few rows would be left for training",
+        found=f"{rows:,} rows of {classes} classes; {aside:,} of them set aside",
+        fix="set aside fewer rows for validation and test; each class keeps at least one for training",
+    )
 
 
 def _size(part: float | int, name: str, rows: int) -> int:
@@ -92,9 +133,44 @@ class _Pool:
         self._groups = list(groups)
         self._left = np.bincount(np.asarray(labels, dtype=np.int64)) if labels else np.zeros(0, np.int64)
 
+    def take_of_every_class(self, size: int) -> Group:
+        """Set about ``size`` rows aside, whole groups, with some of every class that can spare any."""
+        least = np.where(self._left >= _OF_ROWS, _ROWS_A_CLASS, self._left >= 2)
+        quota = np.maximum(_proportional(self._left, size), least)
+        above = quota - least  # what rare classes get more is taken from these, in proportion
+        quota -= _proportional(above, min(int(quota.sum()) - size, int(above.sum())))
+        size, left = int(quota.sum()), quota.tolist()
+        taken = self._smallest_of_each_class(left)
+        return taken + self._whole_groups(left, size - len(taken))
+
+    def _smallest_of_each_class(self, quota: list[int]) -> Group:
+        """One group of every class, rare classes first, and of its groups the smallest."""
+        by_class: dict[int, list[Group]] = defaultdict(list)
+        for group in self._groups:
+            for label in {self._labels[row] for row in group}:
+                by_class[label].append(group)
+        taken: Group = []
+        for label in sorted(by_class, key=lambda label: (len(by_class[label]), label)):
+            if any(self._labels[row] == label for row in taken):
+                continue
+            for group in sorted(by_class[label], key=len):
+                if self._spare(group):
+                    self._groups.remove(group)
+                    quota[self._labels[group[0]]] -= len(group)
+                    taken += self._remove(group)
+                    break
+        return taken
+
     def take(self, size: int) -> Group:
         """Set ``size`` rows aside: by class in proportion, then of any class, then by dividing groups."""
-        quota = _proportional(self._left, size)
+        taken = self._whole_groups(_proportional(self._left, size), size)
+        if len(taken) < size:
+            divided = (self._divided(group, taken, size) for group in self._groups)
+            self._groups = [rest for rest in divided if rest]
+        return taken
+
+    def _whole_groups(self, quota: list[int], size: int) -> Group:
+        """Set up to ``size`` rows aside, whole groups alone: first within each class's quota, then of any."""
         taken: Group = []
         for within_class in (True, False):
             kept = []
@@ -107,9 +183,6 @@ class _Pool:
                 else:
                     kept.append(group)
             self._groups = kept
-        if len(taken) < size:
-            divided = (self._divided(group, taken, size) for group in self._groups)
-            self._groups = [rest for rest in divided if rest]
         return taken
 
     def _divided(self, group: Group, taken: Group, size: int) -> Group:

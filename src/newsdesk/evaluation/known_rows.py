@@ -26,13 +26,27 @@ def known_rows(
             fix=otherwise,
         )
     recipe = load_recipe(str(run.recipe)).recipe
-    data = load_training_data(recipe.data, seed=recipe.training.seed, offline=offline, progress=progress)
-    parts = (("train", data.train, recorded.train), ("validation", data.validation, recorded.validation))
-    for name, part, facts in parts:
-        if part.fingerprint() != facts.sha256:
-            raise UserError(
-                f"the {name} rows are no longer those that {run.path} was trained with",
-                found=f"{len(part):,} rows in {part.source} with another sha256 than the manifest's",
-                fix=f"put the original file back, or {otherwise}",
+    for proportional in (False, True):  # runs of version 0.1 were split so
+        data = load_training_data(
+            recipe.data,
+            seed=recipe.training.seed,
+            offline=offline,
+            progress=progress,
+            proportional=proportional,
+        )
+        changed = [
+            (name, part)
+            for name, part, facts in (
+                ("train", data.train, recorded.train),
+                ("validation", data.validation, recorded.validation),
             )
-    return data
+            if part.fingerprint() != facts.sha256
+        ]
+        if not changed:
+            return data
+    name, part = changed[0]
+    raise UserError(
+        f"the {name} rows are no longer those that {run.path} was trained with",
+        found=f"{len(part):,} rows in {part.source} with another sha256 than the manifest's",
+        fix=f"put the original file back, or {otherwise}",
+    )

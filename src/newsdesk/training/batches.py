@@ -1,4 +1,10 @@
-"""Rows to batches: grouped by length so that hardly any padding is computed, in an order a seed decides."""
+"""Rows to batches: of like length, so that little padding is computed, and mixed as random ones are.
+
+Rows sorted by length and cut into batches would meet the same neighbours in every epoch, and where length
+tells the class, batches would lean to one class: their gradients then vary more, which costs accuracy in
+short trainings. So every row gets a place by its length, which each epoch blurs anew; and where length
+tells the class, its place within its class counts too, as far as it takes to mix classes as at random.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +12,61 @@ import numpy as np
 from numpy.typing import NDArray
 
 Rows = NDArray[np.int64]
+Places = NDArray[np.float64]
 
-# Rows are sorted by length within windows of so many batches: wide enough that a batch's rows differ by a
-# token or two, narrow enough that every epoch mixes the batches anew.
-_WINDOW_BATCHES = 128
+BLUR = 20.0
+"""How far a row's place is blurred, in batches: the more, the better mixed, and the more padding."""
+
+_MOST_CLUSTERING = 1.1
+_WITHIN_CLASS = np.linspace(0, 1, 9)
 
 
-def epoch_batches(
-    lengths: Rows, batch_size: int, *, seed: int, epoch: int, group_by_length: bool
-) -> list[Rows]:
-    """All rows of one epoch in batches of ``batch_size`` (one may be smaller).
+class Batcher:
+    """Batches of every epoch over the same rows; the same seed gives the same ones on every machine."""
 
-    Args:
-        lengths: tokens of each row, shape (rows,).
-        batch_size: rows a batch.
-        seed: with ``epoch`` decides the order, the same on every machine.
-        epoch: 0-based.
-        group_by_length: sort by length within shuffled windows, then shuffle the batches.
-    """
-    generator = np.random.default_rng([seed, epoch])
-    order = generator.permutation(len(lengths))
-    if not group_by_length:
-        return _cut(order, batch_size)
-    batches: list[Rows] = []
-    for window in _cut(order, batch_size * _WINDOW_BATCHES):
-        batches += _cut(window[np.argsort(lengths[window], kind="stable")], batch_size)
-    return [batches[i] for i in generator.permutation(len(batches))]
+    def __init__(
+        self,
+        lengths: Rows,
+        labels: Rows,
+        batch_size: int,
+        *,
+        seed: int,
+        group_by_length: bool = True,
+        sample_of: int | None = None,
+    ) -> None:
+        """Prepare for rows of so many tokens ``lengths`` and classes ``labels``, both (rows,).
+
+        Args:
+            lengths: tokens of each row.
+            labels: class ids.
+            batch_size: rows a batch.
+            seed: with the epoch it decides the order.
+            group_by_length: False: random batches.
+            sample_of: the rows are a random sample of so many, and their batches shall be as like in length.
+        """
+        self._lengths, self._batch_size, self._seed = lengths, batch_size, seed
+        blur = BLUR * batch_size / max(1, sample_of or len(lengths))
+        self._blur = blur if group_by_length and blur < 1 else None
+        self._from, self._to = np.zeros((2, len(lengths)))
+        if self._blur is not None:
+            overall, within = _places(lengths), _places_within_classes(lengths, labels)
+            for share in _WITHIN_CLASS:
+                self._from, self._to = (1 - share) * overall + share * within
+                if np.mean([clustering(labels, self.epoch(number)) for number in (0, 1)]) <= _MOST_CLUSTERING:
+                    break
+
+    def epoch(self, number: int) -> list[Rows]:
+        """All rows in batches of ``batch_size``, one of them maybe smaller; ``number`` is 0-based."""
+        generator = np.random.default_rng([self._seed, number])
+        rows = len(self._lengths)
+        whole, rest = divmod(rows, self._batch_size)
+        sizes = [self._batch_size] * whole + [rest] * (rest > 0)
+        if self._blur is None:
+            return np.split(generator.permutation(rows), np.cumsum(sizes)[:-1])
+        places = generator.uniform(self._from, self._to) + generator.uniform(0, self._blur, rows)
+        by_length = np.argsort(places, kind="stable")
+        batches = np.split(by_length, np.cumsum(generator.permutation(sizes))[:-1])
+        return [batches[position] for position in generator.permutation(len(batches))]
 
 
 def padding_share(lengths: Rows, batches: list[Rows]) -> float:
@@ -40,5 +75,32 @@ def padding_share(lengths: Rows, batches: list[Rows]) -> float:
     return 1.0 - int(lengths.sum()) / computed if computed else 0.0
 
 
-def _cut(rows: Rows, size: int) -> list[Rows]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+def clustering(labels: Rows, batches: list[Rows]) -> float:
+    """How much more the class counts of batches vary than those of random batches, which have 1.
+
+    This is the design effect of cluster samples (Kish, 1965), averaged over classes by their variance: so
+    much more the mean over a batch varies whose rows differ by class alone. ``labels`` are ids, (rows,).
+    """
+    size = max(map(len, batches))
+    full = [batch for batch in batches if len(batch) == size]
+    classes = int(labels.max()) + 1
+    shares = np.bincount(labels, minlength=classes) / len(labels)
+    variance = size * float((shares * (1 - shares)).sum()) * (len(labels) - size) / max(1, len(labels) - 1)
+    if not variance:
+        return 1.0
+    counts = np.array([np.bincount(labels[batch], minlength=classes) for batch in full])
+    return float(((counts - size * shares) ** 2).sum(axis=1).mean() / variance)
+
+
+def _places(lengths: Rows) -> Places:
+    """From where to where each row may stand in the order of lengths, 0 to 1, (2, rows)."""
+    _, group, sizes = np.unique(lengths, return_inverse=True, return_counts=True)
+    ends = np.cumsum(sizes) / len(lengths)
+    return np.stack([(ends - sizes / len(lengths))[group], ends[group]])
+
+
+def _places_within_classes(lengths: Rows, labels: Rows) -> Places:
+    places = np.zeros((2, len(lengths)))
+    for label in np.unique(labels):
+        places[:, labels == label] = _places(lengths[labels == label])
+    return places

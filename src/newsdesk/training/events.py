@@ -14,15 +14,27 @@ FinishReason = Literal["completed", "early-stopping", "interrupted"]
 
 @dataclass(frozen=True)
 class Started:
-    """Training is about to begin. ``engine`` says which implementation runs the encoder, and why."""
+    """Training is about to begin.
+
+    ``engine`` says which implementation runs the encoder, and why. The best state is chosen by
+    ``choosing_rows`` of the validation rows; 0: the last one is kept.
+    """
 
     steps: int
     epochs: float
     rows: int
     validation_rows: int
+    choosing_rows: int
     device: str
     precision: str
     engine: str
+
+
+@dataclass(frozen=True)
+class Remark:
+    """What to know of this training, a sentence: classes without validation rows, texts cut, and the like."""
+
+    text: str
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Validation:
-    """The state of the model on the validation rows; ``best`` when it is better than every earlier one."""
+    """The state of the model on validation rows: those that choose the best state, or all where none do.
+
+    ``best`` when this is the state to be kept so far: better than every earlier one, or where none choose
+    the last. Macro F1 is a mean over ``macro_f1_classes`` of the ``classes``.
+    """
 
     step: int
     epoch: float
@@ -49,6 +65,9 @@ class Validation:
     accuracy: float
     macro_f1: float
     best: bool
+    rows: int
+    macro_f1_classes: int
+    classes: int
 
 
 @dataclass(frozen=True)
@@ -73,7 +92,7 @@ class Interrupted:
 
 @dataclass(frozen=True)
 class Finished:
-    """Training is over and the model holds the best state seen (the last, without validation rows)."""
+    """Training is over and the model holds the state that is kept: the best one, or the last."""
 
     step: int
     epoch: float
@@ -82,7 +101,7 @@ class Finished:
     padding_share: float
 
 
-Event = Started | Resumed | Step | Validation | Interrupted | Finished
+Event = Started | Remark | Resumed | Step | Validation | Interrupted | Finished
 
 
 def to_record(event: Event) -> dict[str, Any]:

@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from newsdesk.config import TrainingSection
-from newsdesk.metrics import evaluate_probabilities
+from newsdesk.metrics import Metrics, evaluate_probabilities
 from newsdesk.model.classifier import restore_state, trainable_state
 from newsdesk.model.network import Network, predict_logits
 from newsdesk.model.tokenizer import TokenIds
 from newsdesk.training.arithmetic import StepArithmetic, cuda_graphs
-from newsdesk.training.batches import epoch_batches
+from newsdesk.training.batches import Batcher
 from newsdesk.training.events import Event, Finished, FinishReason, Interrupted, Started, Step, Validation
 from newsdesk.training.faults import DivergenceWatch
+from newsdesk.training.held_out import HeldOut
 from newsdesk.training.optimisation import (
     build_loss,
     build_optimiser,
@@ -54,8 +55,38 @@ def steps_per_epoch(rows: int, training: TrainingSection) -> int:
 
 
 def total_steps(rows: int, training: TrainingSection) -> int:
-    """Optimiser steps of the whole training; at least one."""
+    """Optimiser steps of the whole training: of its epochs, and at least ``min_steps``."""
+    return max(training.min_steps, steps_of_epochs(rows, training))
+
+
+def steps_of_epochs(rows: int, training: TrainingSection) -> int:
+    """Optimiser steps in the recipe's epochs, without regard to ``min_steps``; at least one."""
     return max(1, round(steps_per_epoch(rows, training) * training.epochs))
+
+
+def planned_epochs(rows: int, training: TrainingSection) -> float:
+    """Passes over the rows: the recipe's, or as many as ``min_steps`` make."""
+    steps = total_steps(rows, training)
+    return (
+        training.epochs
+        if steps == steps_of_epochs(rows, training)
+        else steps / steps_per_epoch(rows, training)
+    )
+
+
+def steps_between(every: int | float, rows: int, training: TrainingSection) -> int:
+    """Steps from one validation or checkpoint to the next, given as steps or in epochs; 0 for never.
+
+    Where ``min_steps`` makes a training longer than its epochs, these are spread over its length: so a
+    recipe of three epochs is validated three times, however few rows there are.
+    """
+    if isinstance(every, int) or not every:
+        return int(every)
+    of_epoch = float(steps_per_epoch(rows, training))
+    steps = total_steps(rows, training)
+    if steps > steps_of_epochs(rows, training):
+        of_epoch = steps / training.epochs
+    return max(1, round(every * of_epoch))
 
 
 def train(
@@ -80,6 +111,7 @@ class TrainingLoop:
     number and the process's rank, so no random state has to be carried along.
 
     Attributes:
+        held_out: which of the validation rows choose the best state and which do not.
         best_logits: of the validation rows by the best state so far, (rows, classes); None before any.
     """
 
@@ -104,7 +136,20 @@ class TrainingLoop:
         self.lengths = rows.lengths
         self.per_epoch = steps_per_epoch(len(rows.token_ids), training)
         self.steps = total_steps(len(rows.token_ids), training)
+        self.steps_of_epochs = steps_of_epochs(len(rows.token_ids), training)
+        self.epochs = planned_epochs(len(rows.token_ids), training)
         self.warmup = warmup_steps(training.warmup, self.steps)
+        self.batcher = Batcher(
+            self.lengths,
+            rows.labels,
+            training.batch_size,
+            seed=training.seed,
+            group_by_length=training.group_by_length,
+        )
+        every = 1.0 if training.validate_every is None else training.validate_every
+        self.validation_interval = steps_between(every, len(rows.token_ids), training)
+        states = math.ceil(self.steps / self.validation_interval) if self.validation_interval else 1
+        self.held_out = HeldOut.of(validation.labels, states, training)
         self.pad_to = max_length if training.pad_to_max_length else None
         classes = network.model.config.num_labels
         self.optimiser = build_optimiser(network.model, training)
@@ -116,7 +161,7 @@ class TrainingLoop:
         self.arithmetic = StepArithmetic(network, loss, self.optimiser, training.clip, capture)
         self.watch = DivergenceWatch(classes, training)
         self.step = self.validated_step = self.best_step = 0
-        self.best_score = -math.inf
+        self.best_score, self.best_loss = -math.inf, math.inf
         self.best_state: dict[str, Tensor] = {}
         self.best_logits: NDArray[np.float32] | None = None
         self.validations_without_gain = 0
@@ -125,7 +170,7 @@ class TrainingLoop:
 
     def events(self, stopped: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Train to the end. After ``Finished`` the network holds the best state by ``training.metric`` on the
-        validation rows, or the last state where there are none.
+        validation rows that choose, or the last validated state where none do.
 
         ``stopped`` is asked after every step and during validation; when it says True, ``Interrupted``
         follows, the moment to take a last snapshot, and training ends with reason ``interrupted``.
@@ -181,16 +226,17 @@ class TrainingLoop:
         self.arithmetic.scaler.load_state_dict(snapshot.counters["scaler"])
 
     def falls_on(self, every: int | float) -> bool:
-        """Whether the last step ends an interval of so many steps, or such a share of an epoch; 0: never."""
-        interval = max(1, round(every * self.per_epoch)) if isinstance(every, float) else every
+        """Whether the last step ends an interval of so many steps or epochs; 0: never."""
+        interval = steps_between(every, len(self.rows.token_ids), self.training)
         return interval > 0 and self.step % interval == 0
 
     def _started(self) -> Started:
         return Started(
             steps=self.steps,
-            epochs=self.training.epochs,
+            epochs=self.epochs,
             rows=len(self.rows.token_ids),
             validation_rows=len(self.validation.token_ids),
+            choosing_rows=len(self.held_out.choosing),
             device=str(self.network.device),
             precision=self.network.precision,
             engine=self.network.engine,
@@ -212,13 +258,7 @@ class TrainingLoop:
         """What is left of the training: batches in groups of ``accumulation``, one optimiser step each."""
         while self.step < self.steps:
             epoch, done = divmod(self.step, self.per_epoch)
-            batches = epoch_batches(
-                self.lengths,
-                self.training.batch_size,
-                seed=self.training.seed,
-                epoch=epoch,
-                group_by_length=self.training.group_by_length,
-            )
+            batches = self.batcher.epoch(epoch)
             together = self.training.accumulation
             for start in range(done * together, len(batches), together):
                 if self.step < self.steps:
@@ -277,30 +317,50 @@ class TrainingLoop:
         """Whether to validate now: at its interval and at the very end, and once only."""
         if not self.validation.token_ids or self.step == self.validated_step:
             return False
-        every = self.training.validate_every
-        return self.step == self.steps or self.falls_on(self.per_epoch if every is None else every)
+        interval = self.validation_interval
+        return self.step == self.steps or (interval > 0 and self.step % interval == 0)
 
     def _validate(self, stopped: Callable[[], bool]) -> Validation | None:
-        """Measure on the validation rows; remember the state when it is the best so far; None if stopped."""
+        """Measure on the rows that choose; remember the state when it is the best so far; None if stopped."""
         logits = self._validation_logits(stopped)
         if logits is None:
             return None
         if not np.isfinite(logits).all():
             raise self.watch.error(self.step, "the validation loss is nan", "validation rows")
+        measured = self.held_out.measured
         names = [str(label) for label in range(logits.shape[1])]
-        probabilities = torch.from_numpy(logits).double().softmax(-1).numpy()
-        metrics = evaluate_probabilities(probabilities, self.validation.labels, names)
-        loss = metrics.negative_log_likelihood
-        scores = {"accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1, "loss": -loss}
-        best = scores[self.training.metric] > self.best_score
+        probabilities = torch.from_numpy(logits[measured]).double().softmax(-1).numpy()
+        metrics = evaluate_probabilities(probabilities, self.validation.labels[measured], names)
+        best = self._is_best(metrics)
         if best:
-            self.best_score, self.best_step = scores[self.training.metric], self.step
+            self.best_step = self.step
             self.best_state, self.best_logits = trainable_state(self.network.model), logits
-        self.validations_without_gain = 0 if best else self.validations_without_gain + 1
         self.validated_step = self.step
         return Validation(
-            self.step, self.step / self.per_epoch, loss, metrics.accuracy, metrics.macro_f1, best
+            step=self.step,
+            epoch=self.step / self.per_epoch,
+            loss=metrics.negative_log_likelihood,
+            accuracy=metrics.accuracy,
+            macro_f1=metrics.macro_f1,
+            best=best,
+            rows=metrics.rows,
+            macro_f1_classes=metrics.macro_f1_classes,
+            classes=len(names),
         )
+
+    def _is_best(self, metrics: Metrics) -> bool:
+        """Whether this state is to be kept: the higher score, of equal ones the lower loss; else the last."""
+        if not len(self.held_out.choosing):
+            return True
+        loss = metrics.negative_log_likelihood
+        score = {"accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1, "loss": -loss}[
+            self.training.metric
+        ]
+        self.validations_without_gain = 0 if score > self.best_score else self.validations_without_gain + 1
+        if (score, -loss) <= (self.best_score, -self.best_loss):
+            return False
+        self.best_score, self.best_loss = score, loss
+        return True
 
     def _validation_logits(self, stopped: Callable[[], bool]) -> NDArray[np.float32] | None:
         """Logits of the validation rows, each process computing its share; None if stopped meanwhile."""
@@ -336,6 +396,7 @@ _COUNTERS = (
     "validated_step",
     "best_step",
     "best_score",
+    "best_loss",
     "validations_without_gain",
     "tokens",
     "padded_tokens",

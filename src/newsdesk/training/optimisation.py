@@ -13,8 +13,10 @@ from newsdesk.config import TrainingSection
 
 
 def warmup_steps(warmup: int | float, steps: int) -> int:
-    """Warm-up in steps: an int is taken as it is (at most ``steps``), a float as a share of all steps."""
-    return min(steps, warmup if isinstance(warmup, int) else math.ceil(warmup * steps))
+    """Warm-up in steps: an int is steps, a float a share of all; at most half of them, so that the full rate
+    is reached and left again in a training that is shorter than its recipe's.
+    """
+    return min(steps // 2, warmup if isinstance(warmup, int) else math.ceil(warmup * steps))
 
 
 def rate_factor(step: int, *, steps: int, warmup: int, schedule: str) -> float:

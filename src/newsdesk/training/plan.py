@@ -15,13 +15,15 @@ from newsdesk.config import DataSection, Recipe, ResolvedRecipe, TrainingSection
 from newsdesk.data.datasets import DATA_SETS, DataSet
 from newsdesk.data.examples import Examples
 from newsdesk.data.load import dialect_of, load_split, load_training_data
+from newsdesk.data.splits import validation_size
+from newsdesk.errors import counted
 from newsdesk.model.catalog import BASE_MODELS, resolve_config
 from newsdesk.model.classifier import outline_classifier
 from newsdesk.model.parameters import ParameterGroup, parameter_table
-from newsdesk.model.tokenizer import TextTokenizer
+from newsdesk.model.tokenizer import TextTokenizer, Truncation
 from newsdesk.sources.cache import Slot
-from newsdesk.training.batches import epoch_batches, padding_share
-from newsdesk.training.loop import steps_per_epoch, total_steps
+from newsdesk.training.batches import Batcher, padding_share
+from newsdesk.training.loop import planned_epochs, steps_per_epoch, total_steps
 from newsdesk.training.machine import TimeEstimate, estimate_time
 from newsdesk.training.optimisation import rate_factor, warmup_steps
 from newsdesk.training.run import require_length
@@ -31,6 +33,7 @@ Padding = Literal["grouped", "unsorted", "max_length"]
 _ASSUMED_CLASSES = 2
 # Two windows of length-grouped batches of 16: enough to see their padding, tokenized in a second or two.
 _SAMPLED_ROWS = 4096
+_QUANTILES = {"median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1.0}
 _WIDTH = 80
 
 
@@ -56,11 +59,19 @@ class RowCounts:
 
 @dataclass(frozen=True)
 class Steps:
-    """Optimiser steps: in one pass over the rows, in all, and how many of them warm up."""
+    """Optimiser steps.
+
+    Attributes:
+        per_epoch: in one pass over the rows.
+        total: in all.
+        warmup: how many of them warm up.
+        epochs: passes over the rows; more than the recipe's where ``training.min_steps`` asks for more.
+    """
 
     per_epoch: int
     total: int
     warmup: int
+    epochs: float
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,9 @@ class TokenBudget:
     Attributes:
         basis: measured on the rows with the base's tokenizer; or what the catalogue knows of the data set.
         sampled_rows: number of rows measured.
+        lengths: quantiles of the tokens of a text before cutting, by name; empty when unknown.
+        share_cut: share of the texts longer than max_length; None when unknown.
+        share_lost: share of all tokens that are not read for it; None when unknown.
         tokens_per_row: mean, special tokens included, cut to max_length; None when unknown.
         tokens_per_epoch: without padding; None when unknown.
         padding: share of the computed tokens that are padding, for each way of batching it is known for.
@@ -88,6 +102,9 @@ class TokenBudget:
 
     basis: Literal["measured", "catalogue", "unknown"]
     sampled_rows: int
+    lengths: dict[str, int]
+    share_cut: float | None
+    share_lost: float | None
     tokens_per_row: float | None
     tokens_per_epoch: int | None
     padding: dict[Padding, float]
@@ -139,14 +156,19 @@ def make_plan(resolved: ResolvedRecipe, *, measure_speed: bool = True) -> Plan:
     model = outline_classifier(resolve_config(recipe.model.base), rows.classes, recipe.model, recipe.lora)
     require_length(model.config, recipe.model.max_length)
     total = total_steps(rows.train, training)
-    steps = Steps(steps_per_epoch(rows.train, training), total, warmup_steps(training.warmup, total))
+    steps = Steps(
+        per_epoch=steps_per_epoch(rows.train, training),
+        total=total,
+        warmup=warmup_steps(training.warmup, total),
+        epochs=planned_epochs(rows.train, training),
+    )
     tokens = _token_budget(recipe, rows, examples)
     time = None
     if measure_speed and tokens.computed_per_epoch is not None:
         time = estimate_time(
             model,
             training,
-            tokens=round(tokens.computed_per_epoch * training.epochs),
+            tokens=round(tokens.computed_per_epoch * steps.epochs),
             tokens_per_batch=round(tokens.computed_per_epoch / rows.train * training.batch_size),
         )
     return Plan(
@@ -184,7 +206,7 @@ def _catalogue_rows(data: DataSection, known: DataSet) -> RowCounts:
     if data.validation is not None:
         validation = len(load_split(data.validation, "test", dialect=dialect_of(data), offline=True).table)
     else:
-        validation = round(data.validation_share * train)
+        validation = validation_size(train, data.validation_share)
         train -= validation
     return RowCounts(
         train=min(train, data.train_rows or train),
@@ -219,13 +241,19 @@ def _token_budget(recipe: Recipe, rows: RowCounts, examples: Examples | None) ->
     folder = _tokenizer_folder(recipe.model.base)
     known = DATA_SETS.get(recipe.data.train)
     padding: dict[Padding, float] = {}
-    sampled = 0
+    sampled, lengths = 0, {}
+    truncation: Truncation | None = None
     mean: float | None = None
     basis: Literal["measured", "catalogue", "unknown"] = "unknown"
     if examples is not None and folder is not None:
-        lengths = _sample_lengths(examples, TextTokenizer.from_folder(folder, max_length), recipe)
-        basis, sampled, mean = "measured", len(lengths), float(lengths.mean())
-        padding = _padding_shares(lengths, recipe.training)
+        sample = _sample(examples, recipe.training.seed)
+        encoded = TextTokenizer.from_folder(folder, max_length).encode_whole(sample.texts)
+        cut = np.array([len(ids) for ids in encoded.ids], dtype=np.int64)
+        basis, sampled, mean = "measured", len(sample), float(cut.mean())
+        lengths = {name: round(np.quantile(encoded.lengths, share)) for name, share in _QUANTILES.items()}
+        truncation = encoded.truncation
+        assert sample.labels is not None  # training rows carry them
+        padding = _padding_shares(cut, sample.labels, rows.train, recipe.training)
     elif known is not None and known.mean_tokens is not None:
         basis, mean = "catalogue", float(min(known.mean_tokens, max_length))
     if mean is not None:
@@ -236,6 +264,9 @@ def _token_budget(recipe: Recipe, rows: RowCounts, examples: Examples | None) ->
     return TokenBudget(
         basis=basis,
         sampled_rows=sampled,
+        lengths=lengths,
+        share_cut=None if truncation is None else truncation.share_cut,
+        share_lost=None if truncation is None else truncation.share_lost,
         tokens_per_row=mean,
         tokens_per_epoch=None if mean is None else round(mean * rows.train),
         padding=padding,
@@ -262,23 +293,28 @@ def _tokenizer_folder(base: str) -> Path | None:
     return folder if (folder / "tokenizer.json").is_file() else None
 
 
-def _sample_lengths(examples: Examples, tokenizer: TextTokenizer, recipe: Recipe) -> np.ndarray:
-    """Tokens of each of at most ``_SAMPLED_ROWS`` rows, (sampled,), drawn by the recipe's seed."""
-    generator = np.random.default_rng(recipe.training.seed)
-    chosen = generator.permutation(len(examples))[:_SAMPLED_ROWS]
-    return np.array(tokenizer.lengths([examples.texts[row] for row in chosen]), dtype=np.int64)
+def _sample(examples: Examples, seed: int) -> Examples:
+    """At most ``_SAMPLED_ROWS`` rows, drawn by the recipe's seed."""
+    return examples.select(np.random.default_rng(seed).permutation(len(examples))[:_SAMPLED_ROWS])
 
 
-def _padding_shares(lengths: np.ndarray, training: TrainingSection) -> dict[Padding, float]:
-    """The padding of the very batches that an epoch over these rows would have, grouped and unsorted."""
+def _padding_shares(
+    lengths: np.ndarray, labels: np.ndarray, rows: int, training: TrainingSection
+) -> dict[Padding, float]:
+    """The padding of an epoch over ``rows`` rows, grouped and unsorted, from a sample of them."""
     ways: dict[Padding, bool] = {"grouped": True, "unsorted": False}
-    return {
-        way: padding_share(
+    shares = {}
+    for way, grouped in ways.items():
+        batcher = Batcher(
             lengths,
-            epoch_batches(lengths, training.batch_size, seed=training.seed, epoch=0, group_by_length=grouped),
+            labels,
+            training.batch_size,
+            seed=training.seed,
+            group_by_length=grouped,
+            sample_of=rows,
         )
-        for way, grouped in ways.items()
-    }
+        shares[way] = padding_share(lengths, batcher.epoch(0))
+    return shares
 
 
 def render_plan(plan: Plan) -> list[str]:
@@ -323,23 +359,34 @@ def _render_rows(plan: Plan) -> list[str]:
         _figure("training rows", rows.train),
         _figure("validation rows", rows.validation),
         _figure("classes", rows.classes, classes),
-        _figure("steps an epoch", steps.per_epoch, f"of {training.batch_size * training.accumulation} rows"),
-        _figure("all steps", steps.total, f"{training.epochs:g} epochs"),
+        _figure(
+            "steps an epoch",
+            steps.per_epoch,
+            f"of {counted(training.batch_size * training.accumulation, 'row')}",
+        ),
+        _figure("all steps", steps.total, _epochs(steps, training)),
         _figure("warm-up steps", steps.warmup),
     ]
+
+
+def _epochs(steps: Steps, training: TrainingSection) -> str:
+    epochs = counted(steps.epochs, "epoch")
+    raised = steps.epochs > training.epochs
+    return f"{epochs}, for training.min_steps; {training.epochs:g} asked" if raised else epochs
 
 
 def _render_curve(plan: Plan) -> list[str]:
     lines = [f"learning rate ({plan.recipe.training.schedule})"]
     for point in plan.curve:
-        lines.append(f"  {f'after {point.step:,} steps':<28}{point.learning_rate:>14.3e}  {point.name}")
+        place = f"after {counted(point.step, 'step')}"
+        lines.append(f"  {place:<28}{point.learning_rate:>14.3e}  {point.name}")
     return lines
 
 
 def _render_tokens(plan: Plan) -> list[str]:
     tokens = plan.tokens
     basis = {
-        "measured": f"measured on {tokens.sampled_rows:,} rows",
+        "measured": f"measured on {counted(tokens.sampled_rows, 'row')}",
         "catalogue": f"as known of {plan.recipe.data.train}, in RoBERTa's tokens; not measured here",
         "unknown": "unknown until data and base are here",
     }
@@ -352,6 +399,13 @@ def _render_tokens(plan: Plan) -> list[str]:
     if tokens.tokens_per_row is not None and tokens.tokens_per_epoch is not None:
         lines.append(f"  {'tokens a row':<28}{tokens.tokens_per_row:>14.1f}")
         lines.append(_figure("tokens an epoch", tokens.tokens_per_epoch))
+    if tokens.lengths:
+        shown = ", ".join(f"{name} {length:,}" for name, length in tokens.lengths.items())
+        lines += _wrapped(f"{'tokens before cutting':<28}{shown}", "  ", deeper=28)
+    if tokens.share_cut is not None and tokens.share_lost is not None:
+        limit = f"to {plan.recipe.model.max_length} tokens"
+        lines.append(f"  {'texts cut':<28}{f'{100 * tokens.share_cut:.1f} %':>14}  {limit}")
+        lines.append(f"  {'tokens not read':<28}{f'{100 * tokens.share_lost:.1f} %':>14}")
     for way, name in names.items():
         if way in tokens.padding or way == tokens.used:
             share = f"{100 * tokens.padding[way]:.1f} %" if way in tokens.padding else "not known"

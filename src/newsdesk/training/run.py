@@ -22,19 +22,29 @@ from newsdesk.config import ResolvedRecipe, TrainingSection, load_recipe
 from newsdesk.data.examples import Examples
 from newsdesk.data.known_texts import KnownTexts
 from newsdesk.data.load import TrainingData, load_training_data
-from newsdesk.errors import UserError
+from newsdesk.errors import UserError, counted
 from newsdesk.model.catalog import ResolvedBase, resolve_base
 from newsdesk.model.classifier import AdapterStore, build_classifier, copy_tokenizer
 from newsdesk.model.compiled import COMPILE_FROM_STEPS
 from newsdesk.model.device import choose_precision
 from newsdesk.model.encoder import keep_freed_memory
 from newsdesk.model.network import Network, predict_with_features
-from newsdesk.model.tokenizer import TextTokenizer, TokenIds
+from newsdesk.model.tokenizer import Encoded, TextTokenizer, TokenIds
 from newsdesk.off_topic import off_topic_score
 from newsdesk.sources.source import Progress
 from newsdesk.training.checkpoints import Checkpoints, decode
-from newsdesk.training.events import Event, Finished, Interrupted, Resumed, Step, Validation
+from newsdesk.training.events import (
+    Event,
+    Finished,
+    Interrupted,
+    Remark,
+    Resumed,
+    Started,
+    Step,
+    Validation,
+)
 from newsdesk.training.faults import explaining_memory
+from newsdesk.training.held_out import classes_not_held_out
 from newsdesk.training.interruption import interruptible
 from newsdesk.training.launch import restarted
 from newsdesk.training.log import EventLog
@@ -112,6 +122,8 @@ class _Prepared:
     tokenizer_files: Path
     store: AdapterStore
     loop: TrainingLoop
+    encoded: Encoded
+    max_length: int
 
     @property
     def identity(self) -> dict[str, str]:
@@ -139,17 +151,17 @@ def _prepare(
     copy_tokenizer(base.path, tokenizer_files)
     tokenizer = TextTokenizer.from_folder(tokenizer_files, recipe.model.max_length)
     store = AdapterStore(model, hub_reference(base))
-    rows = encode_rows(tokenizer, data.train)
+    encoded = tokenizer.encode_whole(data.train.texts)
     compiled = _pays_to_compile(recipe.training, device, total_steps(len(data.train), recipe.training))
     loop = TrainingLoop(
         Network(model, device, precision, compiled=compiled),
-        rows,
+        EncodedRows(encoded.ids, class_ids(data.train)),
         encode_rows(tokenizer, data.validation),
         recipe.training,
         max_length=recipe.model.max_length,
         team=team,
     )
-    return _Prepared(data, base, tokenizer_files, store, loop)
+    return _Prepared(data, base, tokenizer_files, store, loop, encoded, recipe.model.max_length)
 
 
 def _pays_to_compile(training: TrainingSection, device: torch.device, steps: int) -> bool:
@@ -213,14 +225,37 @@ def _lead(
             if isinstance(event, Finished) and event.reason != "interrupted":  # who interrupts will not wait
                 _keep_off_topic_score(run, loop)
             tell(event)
-            if resumed is not None:
-                tell(resumed)
-                resumed = None
+            if isinstance(event, Started):
+                if resumed is not None:
+                    tell(resumed)
+                for remark in _remarks(prepared) if not loop.step else ():  # else the log has them
+                    tell(Remark(remark))
             if _checkpoint_is_due(event, loop, time.monotonic() - last_checkpoint):
                 checkpoints.save(loop.snapshot(), log.secure())
                 last_checkpoint = time.monotonic()
     assert isinstance(event, Finished)
     return event
+
+
+def _remarks(prepared: _Prepared) -> list[str]:
+    """What to know of rows and steps before training, a sentence each."""
+    data, loop = prepared.data, prepared.loop
+    remarks = []
+    if loop.epochs > loop.training.epochs:
+        remarks.append(
+            f"{counted(loop.training.epochs, 'epoch')} would be {counted(loop.steps_of_epochs, 'step')}; "
+            f"training takes {loop.steps:,} (training.min_steps), unless you ask for epochs with --epochs"
+        )
+    if prepared.encoded.truncation.cut:
+        cut = prepared.encoded.truncation.describe(prepared.max_length)
+        remarks.append(f"training rows: {cut} (model.max_length)")
+    unreadable = sum(reason is not None for reason in prepared.encoded.unreadable)
+    if unreadable:
+        remarks.append(
+            f"{counted(unreadable, 'training row')} with nothing to read: empty, or no known token"
+        )
+    remarks += classes_not_held_out(data.train, data.validation)
+    return remarks + loop.held_out.remarks(loop.training)
 
 
 def _keep_off_topic_score(run: RunFolder, loop: TrainingLoop) -> None:
@@ -239,12 +274,19 @@ def _keep_off_topic_score(run: RunFolder, loop: TrainingLoop) -> None:
 
 
 def _keep_calibration(run: RunFolder, prepared: _Prepared) -> None:
-    """Fit a temperature on what the kept state says of the validation rows, where there are any."""
-    rows, loop = prepared.data.validation, prepared.loop
-    if loop.best_logits is None or rows.labels is None:
+    """Fit a temperature on what the kept state says of validation rows that it was not chosen by."""
+    loop = prepared.loop
+    if loop.best_logits is None:
         return
-    source = f"{len(rows):,} validation rows of {rows.source}, computed in {loop.network.precision}"
-    store_calibration(run.path, HeldOutRows(loop.best_logits, rows.labels, rows.fingerprint()), source)
+    calibrating, choosing = loop.held_out.calibrating, len(loop.held_out.choosing)
+    rows = prepared.data.validation.select(calibrating)
+    others = f", not those {choosing:,} that chose the state" if choosing else ""
+    source = (
+        f"{counted(len(rows), 'validation row')} of {rows.source}{others}, "
+        f"computed in {loop.network.precision}"
+    )
+    held_out = HeldOutRows(loop.best_logits[calibrating], class_ids(rows), rows.fingerprint())
+    store_calibration(run.path, held_out, source)
 
 
 def _follow(loop: TrainingLoop) -> None:
@@ -298,9 +340,14 @@ def _require_same_recipe(run: RunFolder, asked: ResolvedRecipe) -> None:
 
 def encode_rows(tokenizer: TextTokenizer, examples: Examples) -> EncodedRows:
     """Token ids and class ids of labelled examples."""
+    return EncodedRows(tokenizer.encode(examples.texts), class_ids(examples))
+
+
+def class_ids(examples: Examples) -> NDArray[np.int64]:
+    """The class ids of labelled examples, (rows,). Raises ValueError for unlabelled ones."""
     if examples.labels is None:
         raise ValueError("training rows carry labels")
-    return EncodedRows(tokenizer.encode(examples.texts), examples.labels)
+    return examples.labels
 
 
 def seed_everything(seed: int) -> None:

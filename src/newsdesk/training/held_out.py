@@ -1,0 +1,108 @@
+"""What validation rows are for: some choose the best state, the others say how good it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from newsdesk.config import TrainingSection
+from newsdesk.data.examples import Examples
+from newsdesk.data.splits import LEAST_FIGURES
+from newsdesk.errors import counted
+from newsdesk.metrics import wilson_interval
+
+Positions = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """The parts of the validation rows, as ascending positions among them.
+
+    A state that was the best of several on some rows looks better on them than it is. So where there is a
+    choice, half of the rows of each class choose, and the other half is left to fit the temperature on and
+    to promise error rates by.
+
+    Attributes:
+        choosing: rows that the best state is chosen by; none: the last state is kept.
+        calibrating: rows that it was not chosen by.
+        states: how many states there are to choose from.
+    """
+
+    choosing: Positions
+    calibrating: Positions
+    states: int
+
+    @classmethod
+    def of(cls, labels: Positions, states: int, training: TrainingSection) -> HeldOut:
+        """The parts of rows with these class ids, (rows,), when ``states`` states will be validated."""
+        everything = np.arange(len(labels))
+        if states < 2 or len(labels) < 2 * training.min_choosing_rows:
+            return cls(everything[:0], everything, states)
+        generator = np.random.default_rng([training.seed, len(labels)])
+        shuffled = generator.permutation(len(labels))
+        by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+        return cls(np.sort(by_class[::2]), np.sort(by_class[1::2]), states)
+
+    @property
+    def measured(self) -> Positions:
+        """The rows that validations measure on."""
+        return self.choosing if len(self.choosing) else self.calibrating
+
+    def remarks(self, training: TrainingSection) -> list[str]:
+        """What to know of it before the figures are believed, a sentence each."""
+        rows = len(self.choosing) + len(self.calibrating)
+        if not rows:
+            return [
+                "without validation rows there are no figures, no temperature and no promises; the last "
+                "state is kept"
+            ]
+        remarks = []
+        if len(self.choosing):
+            remarks.append(
+                f"{counted(len(self.choosing), 'validation row')} choose the best of "
+                f"{counted(self.states, 'state')}, the other {len(self.calibrating):,} calibrate it"
+            )
+        elif self.states > 1:
+            off = "; patience does not end the training" if training.patience else ""
+            remarks.append(
+                f"{counted(rows, 'validation row')} are too few to choose the best state by "
+                f"({2 * training.min_choosing_rows:,} are needed): the last one is kept{off}"
+            )
+        if len(self.calibrating) < LEAST_FIGURES:
+            remarks.append(_worth_of(len(self.calibrating)))
+        return remarks
+
+
+def classes_not_held_out(train: Examples, validation: Examples) -> list[str]:
+    """A sentence on the classes without a validation row; none where all have one, or no row is held out."""
+    if train.labels is None or validation.labels is None or not len(validation):
+        return []
+    rows = np.bincount(train.labels, minlength=len(train.label_names))
+    missing = np.setdiff1d(np.flatnonzero(rows), validation.labels)
+    if not len(missing):
+        return []
+    named = ", ".join(
+        f"{train.label_names[label]} ({counted(int(rows[label]), 'row')})" for label in missing[:20]
+    )
+    more = f" and {len(missing) - 20:,} more" if len(missing) > 20 else ""
+    classes = counted(int((rows > 0).sum()), "class")
+    return [
+        f"no validation row for {len(missing):,} of {classes}: {named}{more}; validation figures say nothing "
+        "of them"
+    ]
+
+
+def _worth_of(rows: int) -> str:
+    """What so few calibration rows can say at best, by the Wilson interval and the binomial tail."""
+    low, high = wilson_interval(round(0.9 * rows), rows)
+    lowest = 1 - 0.05 ** (1 / rows)
+    promise = (
+        f"--abstain can promise {lowest:.2g} at best" if lowest < 0.5 else "--abstain can promise nothing"
+    )
+    return (
+        f"few rows to measure by: with {rows:,}, an accuracy near 90 % is known to within "
+        f"{50 * (high - low):.0f} points (95 %), {promise}, and the temperature is rough; "
+        f"from {LEAST_FIGURES} rows on they are worth more"
+    )
