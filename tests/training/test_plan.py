@@ -191,7 +191,7 @@ def test_few_rows_are_gone_through_until_200_steps_are_done_unless_epochs_are_as
     plan = make_plan(tiny_recipe(tiny_base, data, "training.batch_size=16"), measure_speed=False)
     assert (plan.steps.per_epoch, plan.steps.total, plan.steps.warmup) == (3, 200, 12)
     assert plan.steps.epochs == pytest.approx(200 / 3)
-    assert any("66.67 epochs, for training.min_steps; 3 asked" in line for line in render_plan(plan))
+    assert any("66.67 epochs, for training.min_steps" in line for line in render_plan(plan))
     assert plan.curve[-1].learning_rate < 1e-6
     asked = ("training.batch_size=16", "training.epochs=1.0")
     plan = make_plan(tiny_recipe(tiny_base, data, *asked), measure_speed=False)

@@ -372,7 +372,7 @@ def _render_rows(plan: Plan) -> list[str]:
 def _epochs(steps: Steps, training: TrainingSection) -> str:
     epochs = counted(steps.epochs, "epoch")
     raised = steps.epochs > training.epochs
-    return f"{epochs}, for training.min_steps; {training.epochs:g} asked" if raised else epochs
+    return f"{epochs}, for training.min_steps" if raised else epochs
 
 
 def _render_curve(plan: Plan) -> list[str]:
