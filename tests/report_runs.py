@@ -61,12 +61,17 @@ def build_run(
 
 def write_log(path: Path, steps: int) -> None:
     """A log of so many steps, with a validation halfway and at the end; losses fall from 1 to 0."""
-    events: list[Event] = [Started(steps, 2.0, 800, 40, "cpu", "float32", "fused")]
+    events: list[Event] = [Started(steps, 2.0, 800, 200, 100, "cpu", "float32", "fused")]
     for step in range(1, steps + 1):
         loss, epoch = 1 - step / steps, 2 * step / steps
         events.append(Step(step, epoch, loss, 5e-4 * loss, 1.0, 16, 300, 320))
         if step in (steps // 2, steps):
-            events.append(Validation(step, epoch, 0.3, 0.5 + 0.4 * step / steps, 0.8, best=True))
+            accuracy = 0.5 + 0.4 * step / steps
+            events.append(
+                Validation(
+                    step, epoch, 0.3, accuracy, 0.8, best=True, rows=100, macro_f1_classes=3, classes=4
+                )
+            )
     path.parent.mkdir(parents=True, exist_ok=True)
     with EventLog(path) as log:
         for event in events:

@@ -251,7 +251,7 @@ def calibrate(
         rows = joined([evaluation_rows(found, name, "test", **columns, progress=progress) for name in data])
     else:
         known = rows_known_of(found, "a calibration", "give labelled rows with --data", progress)
-        rows = known.validation
+        rows = known.calibrating
         if isinstance(found, RunFolder) and not found.off_topic.is_file():
             give_off_topic_score(found, known, progress)
     folders = folders_of(found)

@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 from newsdesk.errors import counted
+from newsdesk.metrics import over_classes
 from newsdesk.sources.source import Progress as FetchObserver
 from newsdesk.training.events import (
     Event,
@@ -61,9 +62,7 @@ class TrainingDisplay:
         elif isinstance(event, Validation):
             self._paused += now - self._last_event
             best = "  (best so far)" if event.best and self._chooses else ""
-            classes = counted(event.macro_f1_classes, "class")
-            if event.macro_f1_classes < event.classes:
-                classes = f"{event.macro_f1_classes} of {counted(event.classes, 'class')}"
+            classes = over_classes(event.macro_f1_classes, event.classes)
             self._line(
                 f"epoch {event.epoch:.2f}  validation: accuracy {event.accuracy:.2%}, "
                 f"macro F1 {event.macro_f1:.2%} over {classes}, loss {event.loss:.4f}{best}"

@@ -10,6 +10,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from newsdesk.errors import counted
+
 CALIBRATION_BINS = 15
 CONFIDENT_ERRORS_KEPT = 20
 SMALLEST_PROBABILITY = float(np.finfo(np.float64).eps)
@@ -19,6 +21,7 @@ UNITS = {
     "accuracy": "share of rows, 0 to 1",
     "accuracy_interval": "95 % Wilson interval, same unit as accuracy",
     "macro_f1": "0 to 1, mean over the classes that occur among true or predicted labels",
+    "macro_f1_classes": "classes that macro_f1 is the mean over",
     "per_class": "precision, recall and f1 from 0 to 1; support in rows",
     "confusion": "rows counted, [true class][predicted class] in label_names order",
     "negative_log_likelihood": "nats per row",
@@ -66,6 +69,7 @@ class Metrics:
         brier_score: mean squared distance to the one-hot truth, summed over classes (Brier, 1950), 0 to 2.
         expected_calibration_error: see the function of that name.
         most_confident_errors: up to 20 wrong rows, the most confident first, equals in row order.
+        macro_f1_classes: how many classes that is the mean over.
         units: of each figure, for who reads the file without this code.
     """
 
@@ -80,15 +84,19 @@ class Metrics:
     brier_score: float
     expected_calibration_error: float
     most_confident_errors: tuple[int, ...]
+    macro_f1_classes: int = 0
     units: Mapping[str, str] = field(default_factory=lambda: dict(UNITS), repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        """Count the classes that macro F1 rests on; files of earlier versions do not say."""
+        counts = np.array(self.confusion)
+        occurs = (counts.sum(axis=0) + counts.sum(axis=1)) > 0
+        object.__setattr__(self, "macro_f1_classes", int(occurs.sum()))
+
     @property
-    def macro_f1_classes(self) -> int:
-        """How many classes macro F1 is the mean over: those that occur among the true or predicted labels."""
-        return sum(
-            bool(entry.support or sum(row[i] for row in self.confusion))
-            for i, entry in enumerate(self.per_class)
-        )
+    def over_classes(self) -> str:
+        """What macro F1 is the mean over, in words: ``8 classes``, ``1 of 2 classes``."""
+        return over_classes(self.macro_f1_classes, len(self.label_names))
 
     @property
     def correct(self) -> int:
@@ -143,6 +151,13 @@ def evaluate_probabilities(
         brier_score=float(((given - np.eye(len(label_names))[labels]) ** 2).sum(axis=1).mean()),
         expected_calibration_error=expected_calibration_error(confidence, correct),
         most_confident_errors=_most_confident_errors(confidence, correct),
+    )
+
+
+def over_classes(occurring: int, classes: int) -> str:
+    """``8 classes`` where all occur, else ``1 of 2 classes``."""
+    return (
+        counted(classes, "class") if occurring == classes else f"{occurring:,} of {counted(classes, 'class')}"
     )
 
 

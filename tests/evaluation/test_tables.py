@@ -60,7 +60,7 @@ def test_the_headline_is_the_accuracy_with_its_interval():
     low, high = wilson_interval(191, 200)
     assert headline[0] == f"accuracy 95.50 % 95 % interval {100 * low:.2f} to {100 * high:.2f} %"
     assert headline[1] == "rows 200, of which 191 right"
-    assert headline[2] == "macro F1 95.50 %"
+    assert headline[2] == "macro F1 95.50 % over 2 classes"
     assert headline[3] == f"negative log-likelihood {9 / 200 * 36.04365:.4f} nats a row"
     assert headline[4] == "Brier score 0.0900"
     assert headline[5] == "expected calibration error 4.50 points"

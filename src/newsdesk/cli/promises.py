@@ -18,7 +18,7 @@ _PROMISES = {
     "abstain": "Leave texts unanswered, so that at most this share of the answered ones is wrong.",
     "confidence": "How surely --abstain keeps that, over the draw of the calibration rows; default: 0.95.",
     "sets": "Name candidates for each text, which contain the true class for this share of texts.",
-    "off_topic": "Leave texts unanswered that are as untypical as this share of the calibration rows or less.",
+    "off_topic": "Leave texts unanswered that are as untypical as this share of the calibration rows.",
 }
 
 

@@ -32,12 +32,19 @@ class TrainingData:
         validation: rows held out of learning; may be empty.
         layout: how rows became texts, which prediction repeats.
         licence: of the texts, as far as it is known.
+        choosing: positions of the validation rows that chose the best state, as far as it is known.
     """
 
     train: Examples
     validation: Examples
     layout: TextLayout
     licence: str | None
+    choosing: tuple[int, ...] = ()
+
+    @property
+    def calibrating(self) -> Examples:
+        """The validation rows that the kept state was not chosen by: what promises may stand on."""
+        return self.validation.select(np.setdiff1d(np.arange(len(self.validation)), self.choosing))
 
 
 @dataclass(frozen=True)

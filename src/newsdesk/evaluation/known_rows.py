@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from newsdesk.config import load_recipe
+from dataclasses import replace
+
+from newsdesk.config import TrainingSection, load_recipe
+from newsdesk.data.examples import Examples
 from newsdesk.data.load import TrainingData, load_training_data
 from newsdesk.errors import UserError
 from newsdesk.sources.source import Progress
+from newsdesk.training.held_out import HeldOut
 from newsdesk.training.run_folder import RunFolder
 
 
@@ -43,10 +47,17 @@ def known_rows(
             if part.fingerprint() != facts.sha256
         ]
         if not changed:
-            return data
+            return replace(data, choosing=_choosing_rows(run, recipe.training, data.validation))
     name, part = changed[0]
     raise UserError(
         f"the {name} rows are no longer those that {run.path} was trained with",
         found=f"{len(part):,} rows in {part.source} with another sha256 than the manifest's",
         fix=f"put the original file back, or {otherwise}",
     )
+
+
+def _choosing_rows(run: RunFolder, training: TrainingSection, validation: Examples) -> tuple[int, ...]:
+    """Positions of the validation rows that chose the run's state; unknown, so none, in earlier versions."""
+    if run.manifest.training is None or not run.manifest.training.choosing_rows or validation.labels is None:
+        return ()
+    return tuple(HeldOut.split(validation.labels, training.seed)[0].tolist())

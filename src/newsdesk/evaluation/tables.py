@@ -62,7 +62,7 @@ def _headline(metrics: Metrics) -> list[str]:
     return [
         _figure("accuracy", _accuracy(metrics.accuracy, metrics.accuracy_interval)),
         _figure("rows", f"{metrics.rows:,}, of which {metrics.correct:,} right"),
-        _figure("macro F1", _percent(metrics.macro_f1)),
+        _figure("macro F1", f"{_percent(metrics.macro_f1)}   over {metrics.over_classes}"),
         _figure("negative log-likelihood", f"{metrics.negative_log_likelihood:.4f} nats a row"),
         _figure("Brier score", f"{metrics.brier_score:.4f}"),
         _figure("expected calibration error", f"{100 * metrics.expected_calibration_error:.2f} points"),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from newsdesk.calibration import HeldOutRows
 from newsdesk.data.examples import Examples, joined
 from newsdesk.data.load import TrainingData
-from newsdesk.errors import UserError
+from newsdesk.errors import UserError, counted
 from newsdesk.inference.artefact import Kind
 from newsdesk.metrics import wilson_interval
 from newsdesk.stored import OPTIONAL
@@ -38,12 +38,14 @@ class Evidence:
         examples: labelled rows to compare on: the validation rows, then training rows.
         validation_rows, training_rows: how many of each.
         calibration: texts that show a quantiser what to expect; not compared on where others can be had.
+        choosing_rows: of the validation rows the last, which chose the run's state and cannot calibrate it.
     """
 
     examples: Examples
     validation_rows: int
     training_rows: int
     calibration: tuple[str, ...]
+    choosing_rows: int = 0
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -54,14 +56,15 @@ class Evidence:
     @property
     def held_out_source(self) -> str:
         """Where the rows came from that nothing was learned from."""
-        return f"{self.validation_rows:,} rows held out from {self.examples.source}"
+        rows = counted(self.validation_rows - self.choosing_rows, "row")
+        return f"{rows} held out from {self.examples.source}"
 
     def held_out(self, logits: Logits, distances: NDArray[np.float32] | None = None) -> HeldOutRows | None:
-        """Of logits and distances of all rows, those that nothing was learned from.
+        """Of logits and distances of all rows, those that nothing was learned from or chosen by.
 
         None where there are no such rows, or their logits are no numbers.
         """
-        count = self.validation_rows
+        count = self.validation_rows - self.choosing_rows
         if not count or not np.isfinite(logits[:count]).all():
             return None
         rows = self.examples.select(range(count))
@@ -87,12 +90,14 @@ class EvidenceFacts:
 
 def evidence_of(data: TrainingData, seed: int = 0) -> Evidence:
     """Up to 2,000 of a run's validation rows; where there are fewer than 500, training rows besides."""
-    held_out = _sample(data.validation, MOST_ROWS, seed)
+    held_out = _sample(data.calibrating, MOST_ROWS, seed)
+    choosing = _sample(data.validation.select(data.choosing), MOST_ROWS - len(held_out), seed)
+    held_out = joined([held_out, choosing])
     calibration = _sample(data.train, CALIBRATION_ROWS, seed + 1).texts
     if len(held_out) >= FEW_ROWS:
-        return Evidence(held_out, len(held_out), 0, calibration)
+        return Evidence(held_out, len(held_out), 0, calibration, len(choosing))
     seen = _sample(data.train, MOST_ROWS - len(held_out), seed)
-    return Evidence(joined([held_out, seen]), len(held_out), len(seen), calibration)
+    return Evidence(joined([held_out, seen]), len(held_out), len(seen), calibration, len(choosing))
 
 
 def evidence_from(rows: Examples, seed: int = 0) -> Evidence:

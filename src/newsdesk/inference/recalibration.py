@@ -69,7 +69,7 @@ def give_off_topic_score(run: RunFolder, data: TrainingData, progress: Progress 
     assert data.train.labels is not None  # or it could not have learned from them
     train = data.train.select(stratified_rows(data.train.labels, MOST_ROWS))
     assert train.labels is not None
-    held_out = classifier.token_ids(data.validation.texts)
+    held_out = classifier.token_ids(data.calibrating.texts)
     found = off_topic_score(classifier.features, classifier.token_ids(train.texts), train.labels, held_out)
     if found is not None:
         found[0].save(run.off_topic)

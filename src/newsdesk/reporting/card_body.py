@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from shlex import quote
 
+from newsdesk.errors import counted
 from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.evaluation.evaluate import Evaluation
 from newsdesk.metrics import ClassMetrics, Metrics
@@ -188,7 +189,7 @@ def _optimisation(facts: CardFacts, outcome: TrainingFacts) -> list[list[str]]:
     )
     rows = [
         ["epochs, steps", f"{outcome.epochs:g}, {outcome.steps:,}"],
-        ["kept", f"the state of step {outcome.best_step:,}, the best by {training.metric}"],
+        ["kept", f"the state of step {outcome.best_step:,}{_chosen(outcome, training.metric)}"],
         ["batch", batch],
         [
             "learning rate",
@@ -204,6 +205,13 @@ def _optimisation(facts: CardFacts, outcome: TrainingFacts) -> list[list[str]]:
     return rows
 
 
+def _chosen(outcome: TrainingFacts, metric: str) -> str:
+    """How the kept state was chosen; earlier versions chose by all validation rows and say no number."""
+    if outcome.choosing_rows:
+        return f", the best by {metric} on {counted(outcome.choosing_rows, 'validation row')}"
+    return ", the last" if outcome.best_step == outcome.steps else f", the best by {metric}"
+
+
 def _figures(facts: CardFacts) -> list[str]:
     if not facts.splits:
         return ["Not measured yet: `newsdesk evaluate RUN --data NAME|PATH` puts the figures here.", ""]
@@ -215,7 +223,7 @@ def _figures(facts: CardFacts) -> list[str]:
                 plain(split),
                 f"{figures.rows:,}",
                 _accuracy(figures),
-                f"{figures.macro_f1:.4f}",
+                f"{figures.macro_f1:.4f} over {figures.over_classes}",
                 _calibration_error(entry),
                 f"{figures.negative_log_likelihood:.4f}",
             ]
@@ -281,6 +289,7 @@ def _limits(facts: CardFacts) -> list[str]:
         f"It reads the first {facts.labels.max_length} tokens of a text and nothing after them.",
         "Wrong labels in the training rows were learned as if they were right.",
     ]
+    limits += [f"Of its training: {plain(remark)}." for remark in facts.remarks]
     if not facts.base_on_hub:
         limits.append("Its base model is a local one: without it, nobody can use these adapters.")
     return [*(f"- {limit}" for limit in limits), ""]

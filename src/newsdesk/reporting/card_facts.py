@@ -155,6 +155,11 @@ class CardFacts:
         return parts
 
     @property
+    def remarks(self) -> Sequence[str]:
+        """What was said of rows and steps before training, a sentence each."""
+        return self.manifest.training.remarks if self.manifest.training is not None else ()
+
+    @property
     def language(self) -> str | None:
         """The language of the training texts where it is known: all data sets known by name are English."""
         return "en" if self.train_source is not None and self.train_source.name else None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from newsdesk import __version__
 from newsdesk.data.words import isolated, language_tag
-from newsdesk.errors import missing_package
+from newsdesk.errors import counted, missing_package
 from newsdesk.metrics import Metrics, wilson_interval
 from newsdesk.reporting.card_facts import CardFacts
 from newsdesk.reporting.content import EvaluationContent, LabelSuspects, Missing, QuotedRow, ReportContent
@@ -60,10 +60,11 @@ def render_page(content: ReportContent, charts: Sequence[Chart]) -> str:
 def settings(facts: CardFacts) -> list[tuple[str, str]]:
     """What of the recipe decides most, as (name, value)."""
     lora, training = facts.recipe.lora, facts.recipe.training
+    epochs = facts.manifest.training.epochs if facts.manifest.training is not None else training.epochs
     return [
         ("adapters", f"rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.targets)}"),
         ("texts", f"cut at {facts.labels.max_length} tokens"),
-        ("learning", f"{training.epochs:g} epochs, batches of {training.batch_size}"),
+        ("learning", f"{counted(epochs, 'epoch')}, batches of {training.batch_size}"),
         (
             "learning rate",
             f"{training.learning_rate:g}, {training.schedule} after a warm-up of {training.warmup:g}",

@@ -246,7 +246,7 @@ def _validation_accuracy(training: TrainingContent) -> Chart:
     return Chart(
         "validation-accuracy",
         "Validation accuracy",
-        "Accuracy on the rows held out of training, by which the best state was chosen.",
+        "Accuracy on rows held out of training; the kept state is marked.",
         ("epochs", "accuracy", "macro F1", "loss"),
         tuple(
             (f"{one.epoch:.2f}", _percent(one.accuracy), _percent(one.macro_f1), f"{one.loss:.4f}")

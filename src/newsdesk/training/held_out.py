@@ -40,10 +40,14 @@ class HeldOut:
         everything = np.arange(len(labels))
         if states < 2 or len(labels) < 2 * training.min_choosing_rows:
             return cls(everything[:0], everything, states)
-        generator = np.random.default_rng([training.seed, len(labels)])
-        shuffled = generator.permutation(len(labels))
+        return cls(*cls.split(labels, training.seed), states)
+
+    @staticmethod
+    def split(labels: Positions, seed: int) -> tuple[Positions, Positions]:
+        """Two halves of rows with these class ids, (rows,), each class in both; the first one chooses."""
+        shuffled = np.random.default_rng(seed).permutation(len(labels))
         by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-        return cls(np.sort(by_class[::2]), np.sort(by_class[1::2]), states)
+        return np.sort(by_class[::2]), np.sort(by_class[1::2])
 
     @property
     def measured(self) -> Positions:

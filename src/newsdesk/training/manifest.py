@@ -69,6 +69,8 @@ class TrainingFacts:
         best_step: the step whose state was kept.
         padding_share: share of padding among the tokens computed, 0 to 1.
         processes: how many trained together.
+        choosing_rows: how many validation rows chose that state, and so do not calibrate it; 0: none did.
+        remarks: what was said of rows and steps before it began, a sentence each.
     """
 
     finished: FinishReason
@@ -77,6 +79,8 @@ class TrainingFacts:
     best_step: int
     padding_share: float
     processes: int = 1
+    choosing_rows: int = 0
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -266,7 +266,8 @@ def _keep_off_topic_score(run: RunFolder, loop: TrainingLoop) -> None:
         return predict_with_features(loop.network, sequences, batch_size=batch_size)[1]
 
     with explaining_memory(loop.training):
-        found = off_topic_score(features_of, loop.rows.token_ids, loop.rows.labels, loop.validation.token_ids)
+        held_out = [loop.validation.token_ids[row] for row in loop.held_out.calibrating]
+        found = off_topic_score(features_of, loop.rows.token_ids, loop.rows.labels, held_out)
     if found is not None:
         score, distances = found
         score.save(run.off_topic)
@@ -397,6 +398,8 @@ def _manifest(resolved: ResolvedRecipe, prepared: _Prepared, finished: Finished,
             best_step=finished.best_step,
             padding_share=round(finished.padding_share, 5),
             processes=team.size,
+            choosing_rows=len(prepared.loop.held_out.choosing),
+            remarks=tuple(_remarks(prepared)),
         ),
     )
 
