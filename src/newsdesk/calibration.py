@@ -70,6 +70,8 @@ class Calibration:
         expected_calibration_error: 0 to 1, as in ``metrics``, on these very rows.
         negative_log_likelihood: nats per row, likewise.
         how: the method, in words.
+        folded: what an export's logits are divided by already, in the weights of its last layer, so that
+            other programs give calibrated probabilities; 1: nothing.
     """
 
     temperature: float
@@ -79,6 +81,7 @@ class Calibration:
     expected_calibration_error: Change
     negative_log_likelihood: Change
     how: str
+    folded: float = 1.0
 
 
 def softmax(logits: NDArray[np.floating], temperature: float = 1.0) -> NDArray[np.float32]:
@@ -149,15 +152,20 @@ def calibrate(rows: HeldOutRows, source: str) -> Calibration:
     )
 
 
-def store_calibration(folder: Path, rows: HeldOutRows, source: str) -> Calibration:
+def store_calibration(folder: Path, rows: HeldOutRows, source: str, *, folded: float = 1.0) -> Calibration:
     """Fit a temperature and keep it, with the rows, as two files in a run or artefact; each is atomic.
 
-    Whoever calls this seals the folder afterwards.
+    ``folded`` is what an export's head divides by. Whoever calls this seals the folder afterwards.
     """
-    found = calibrate(rows, source)
+    found = replace(calibrate(rows, source), folded=folded)
     _write_rows(folder, rows)
-    write_stored(folder / CALIBRATION, found)
+    write_calibration(folder, found)
     return found
+
+
+def write_calibration(folder: Path, found: Calibration) -> None:
+    """Write the calibration alone, without its rows. Atomic."""
+    write_stored(folder / CALIBRATION, found)
 
 
 def store_distances(folder: Path, distances: NDArray[np.float32]) -> None:

@@ -14,10 +14,10 @@ import pytest
 
 import newsdesk as package
 from newsdesk.calibration import CALIBRATION, CALIBRATION_ROWS, softmax
-from newsdesk.files import write_json
+from newsdesk.files import sha256_of, write_json
 from newsdesk.training.run_folder import RunFolder
 
-pytest.importorskip("onnx")
+onnx = pytest.importorskip("onnx")
 
 CLEAR, DIM = "goal coach league striker", "the of a"
 WORDS = {"Business": "bank profit market", "Science": "orbit genome laser", "Sports": "goal coach league"}
@@ -208,6 +208,44 @@ def test_an_export_is_calibrated_anew_on_given_rows(newsdesk, judged, more_rows,
     assert outcome.code == 0
     assert "by 1,200 rows" in outcome.lines[0]
     assert newsdesk("predict", export, DIM, "--abstain", "0.05").lines[0].startswith("? ")
+
+
+@pytest.mark.parametrize("kind", ["merged", "onnx-fp32", "onnx-int8"])
+def test_an_exports_temperature_is_in_its_weights_and_a_later_one_beside_them(
+    newsdesk, judged, more_rows, tmp_path, kind
+):
+    export = package.export(judged, kind, out=tmp_path / "export").path
+    first = package.load(export)
+    assert first.folded == first.temperature != 1
+    texts = [CLEAR, "bank orbit the goal"]
+    (logits,) = (np.log(first.predict_probabilities(texts)),)
+    told = newsdesk("calibrate", export, "--data", more_rows, "--label", "desk")
+    assert told.code == 0, told.err
+    again = package.load(export)
+    assert (again.folded, again.temperature != first.temperature) == (first.folded, True)
+    assert f"other programs keep the export's own temperature, {first.folded:.4f}" in told.out
+    np.testing.assert_allclose(again.predict_logits(texts), first.predict_logits(texts), atol=1e-5)
+    expected = softmax(logits, again.temperature / first.temperature)
+    np.testing.assert_allclose(again.predict_probabilities(texts), expected, atol=1e-5)
+
+
+def test_an_export_made_before_temperatures_went_into_weights_predicts_as_then(judged, tmp_path):
+    from newsdesk.inference.onnx_conversion import dividing, write_onnx
+
+    export = package.export(judged, "onnx-fp32", out=tmp_path / "export").path
+    now = package.load(export)
+    texts = [CLEAR, "bank orbit the goal"]
+    expected = now.predict_probabilities(texts)
+    model, content = export / "onnx" / "model.onnx", json.loads((export / CALIBRATION).read_text())
+    write_onnx(dividing(onnx.load(model), 1 / now.folded), model)  # as exports were
+    del content["folded"]
+    write_json(export / CALIBRATION, content)
+    manifest = json.loads((export / "manifest.json").read_text())
+    manifest["files"] |= {name: sha256_of(export / name) for name in (CALIBRATION, "onnx/model.onnx")}
+    write_json(export / "manifest.json", manifest)
+    then = package.load(export)
+    assert (then.folded, then.temperature) == (1, now.temperature)
+    np.testing.assert_allclose(then.predict_probabilities(texts), expected, atol=1e-5)
 
 
 def test_evaluate_tells_calibration_and_coverage(newsdesk, more_rows, judged, tmp_path):

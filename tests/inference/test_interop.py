@@ -44,8 +44,41 @@ def test_a_merged_folder_is_a_text_classification_pipeline_with_the_same_scores(
     pipeline = transformers.pipeline("text-classification", model=str(folder), device="cpu")
     rows = pipeline(TEXTS, top_k=None, truncation=True)
     assert {entry["label"] for entry in rows[0]} == {"Business", "Science", "Sports"}
-    uncalibrated = softmax(newsdesk.load(run, engine="torch").predict_logits(TEXTS))  # all that others know
-    np.testing.assert_allclose(scores_of(rows), uncalibrated, atol=1e-5)
+    assert newsdesk.load(folder).temperature != 1  # or nothing would be shown
+    expected = newsdesk.load(folder).predict_probabilities(TEXTS)
+    np.testing.assert_allclose(scores_of(rows), expected, atol=1e-5)
+    by_the_run = newsdesk.load(run, engine="torch").predict_probabilities(TEXTS)
+    np.testing.assert_allclose(expected, by_the_run, atol=0.01)
+
+
+def test_programs_without_transformers_cut_texts_by_the_tokenizer_file(run):
+    from tokenizers import Tokenizer
+
+    folder = api.export(run, "merged", overwrite=True).path
+    ids = [
+        encoding.ids for encoding in Tokenizer.from_file(str(folder / "tokenizer.json")).encode_batch(TEXTS)
+    ]
+    assert ids == [found.tolist() for found in newsdesk.load(run, engine="torch").token_ids(TEXTS)]
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert settings["model_max_length"] == 32 == max(map(len, ids))
+
+
+@pytest.mark.parametrize("kind", ["onnx-fp32", "onnx-int8"])
+def test_a_graph_cuts_texts_itself_whatever_it_is_given(run, kind):
+    """Untruncated, cut without the closing token as transformers.js does, and padded far behind the end."""
+    import onnxruntime
+
+    from newsdesk.model.tokenizer import TextTokenizer, pad
+
+    folder = api.export(run, kind, overwrite=True).path
+    classifier = newsdesk.load(folder)
+    session = onnxruntime.InferenceSession(str(classifier.artefact.model))
+    whole = TextTokenizer.from_folder(folder, None).encode(TEXTS)
+    assert max(map(len, whole)) > 48  # more than the model has positions for
+    for sequences in (whole, [ids[:32] for ids in whole], classifier.token_ids(TEXTS)):
+        input_ids, mask = pad(sequences, classifier.artefact.pad_id)
+        found = session.run(["logits"], {"input_ids": input_ids, "attention_mask": mask})[0]
+        np.testing.assert_allclose(softmax(found), classifier.predict_probabilities(TEXTS), atol=1e-5)
 
 
 def test_an_artefact_says_whether_texts_begin_with_a_space_which_transformers_4_would_assume_not(run):
@@ -85,11 +118,10 @@ def modules_of_node():
 def test_transformers_js_gives_the_same_scores(run, kind, precision):
     modules = modules_of_node()
     folder = api.export(run, kind, overwrite=True).path
-    texts = TEXTS[:3]  # of a text that is too long it cuts the closing token off, which others keep
-    command = ["node", str(CLIENT), str(modules), str(folder), precision, json.dumps(texts)]
+    command = ["node", str(CLIENT), str(modules), str(folder), precision, json.dumps(TEXTS)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert result.returncode == 0, result.stderr
-    expected = softmax(newsdesk.load(folder).predict_logits(texts))
+    expected = newsdesk.load(folder).predict_probabilities(TEXTS)
     np.testing.assert_allclose(scores_of(json.loads(result.stdout)), expected, atol=1e-3)
 
 
@@ -108,5 +140,5 @@ def test_optimum_gives_the_same_scores(run, kind):
         env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
     )
     assert result.returncode == 0, result.stderr
-    expected = softmax(newsdesk.load(folder).predict_logits(TEXTS))
+    expected = newsdesk.load(folder).predict_probabilities(TEXTS)
     np.testing.assert_allclose(scores_of(json.loads(result.stdout)), expected, atol=1e-3)

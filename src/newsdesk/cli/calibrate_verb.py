@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,9 @@ from newsdesk.cli.shared import (
     shown_fetching,
     terminal,
 )
+
+if TYPE_CHECKING:
+    from newsdesk.calibration import Calibration
 
 
 @click.command(cls=Verb)
@@ -63,5 +66,16 @@ def calibrate(
                 f"{folder}: temperature {found.temperature:.4f} by {found.source}",
                 f"  calibration error {100 * error.before:.2f} points before, {100 * error.after:.2f} after",
                 f"  negative log-likelihood {loss.before:.4f} nats a row before, {loss.after:.4f} after",
+                *_for_other_programs(found),
             ]
         )
+
+
+def _for_other_programs(found: Calibration) -> list[str]:
+    """What transformers.js, optimum and pipelines make of an export that was calibrated anew."""
+    if found.folded in (1.0, found.temperature):
+        return []
+    return [
+        f"  other programs keep the export's own temperature, {found.folded:.4f}, which is in its weights; "
+        "to give them this one: newsdesk export RUN --to KIND --overwrite --data FILE"
+    ]

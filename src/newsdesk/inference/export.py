@@ -6,13 +6,15 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenizers import Tokenizer
+
 from newsdesk import __version__
-from newsdesk.calibration import store_calibration
+from newsdesk.calibration import read_calibration, store_calibration, write_calibration
 from newsdesk.data.known_texts import KNOWN_TEXTS
 from newsdesk.errors import UserError, missing_package
 from newsdesk.files import read_json, sha256_of, write_json
@@ -27,7 +29,7 @@ from newsdesk.inference.gate import (
     require_exact,
 )
 from newsdesk.inference.load import load
-from newsdesk.inference.onnx_conversion import to_onnx, write_onnx
+from newsdesk.inference.onnx_conversion import cutting, dividing, to_onnx, write_onnx
 from newsdesk.inference.run_predictor import RunPredictor, base_of, needing_train_extra
 from newsdesk.model.tokenizer import TextTokenizer
 from newsdesk.off_topic import OFF_TOPIC
@@ -38,6 +40,9 @@ from newsdesk.training.run_folder import MANIFEST, RunFolder
 if TYPE_CHECKING:
     from onnx import ModelProto
     from transformers import PreTrainedModel
+
+FOLD_ROWS = 64
+"""Rows on which an export is compared with itself before its temperature went into its weights."""
 
 Observer = Callable[[Quality], None]
 
@@ -92,6 +97,7 @@ def export_run(
         _write_common(run, model, folder)
         candidate = Candidate(run, kind, folder, evidence, reference, observe)
         tried = _WRITERS[kind](model, candidate)
+        _fold_temperature(model, candidate)
         quality = ExportQuality(
             kind=kind,
             setting=tried[-1].setting,
@@ -154,15 +160,19 @@ def merged_classifier(run: RunFolder, progress: Progress | None = None) -> PreTr
 
 
 def _write_merged(model: PreTrainedModel, candidate: Candidate) -> list[Quality]:
-    from newsdesk.model.classifier import quiet_transformers
-
-    with quiet_transformers():
-        model.save_pretrained(candidate.folder)
+    _save_merged(model, candidate.folder)
     return _exact(candidate.measure("merged, float32"))
 
 
+def _save_merged(model: PreTrainedModel, folder: Path) -> None:
+    from newsdesk.model.classifier import quiet_transformers
+
+    with quiet_transformers():
+        model.save_pretrained(folder)
+
+
 def _write_float32(model: PreTrainedModel, candidate: Candidate) -> list[Quality]:
-    write_onnx(to_onnx(model), candidate.model)
+    write_onnx(_converted(model, candidate.run), candidate.model)
     return _exact(candidate.measure("onnx, float32"))
 
 
@@ -170,7 +180,7 @@ def _write_int8(model: PreTrainedModel, candidate: Candidate) -> list[Quality]:
     from newsdesk.inference.calibration import calibrate
     from newsdesk.inference.gentler import Ladder, first_that_passes
 
-    float32 = to_onnx(model)
+    float32 = _converted(model, candidate.run)
     tokenizer = TextTokenizer.from_folder(candidate.run.tokenizer, candidate.run.labels.max_length)
     sequences = tokenizer.encode(candidate.evidence.calibration)
     ladder = Ladder(float32, lambda: calibrate(float32, sequences, model.config.pad_token_id or 0))
@@ -180,6 +190,50 @@ def _write_int8(model: PreTrainedModel, candidate: Candidate) -> list[Quality]:
         return candidate.measure(setting)
 
     return first_that_passes(ladder, measure)
+
+
+def _converted(model: PreTrainedModel, run: RunFolder) -> ModelProto:
+    """The float32 graph, which cuts texts where the run does."""
+    tokenizer = TextTokenizer.from_folder(run.tokenizer, run.labels.max_length)
+    graph, closing = to_onnx(model), tokenizer.closing_ids
+    return cutting(graph, run.labels.max_length, closing[0]) if len(closing) == 1 else graph
+
+
+def _fold_temperature(model: PreTrainedModel, candidate: Candidate) -> None:
+    """Divide the last layer by the temperature, so that other programs give calibrated probabilities.
+
+    Raises UserError when what newsdesk computes of some rows is not the same as before.
+    """
+    found = read_calibration(candidate.folder)
+    if found is None or found.temperature == 1:
+        return
+    texts = candidate.evidence.examples.texts[:FOLD_ROWS]
+    _seal(candidate.run, candidate.kind, candidate.folder)
+    before = load(candidate.folder, device="cpu").predict_logits(texts)
+    if candidate.kind == "merged":
+        _divide_head(model, found.temperature)
+        _save_merged(model, candidate.folder)
+    else:
+        import onnx
+
+        write_onnx(dividing(onnx.load(candidate.model), found.temperature), candidate.model)
+    write_calibration(candidate.folder, replace(found, folded=found.temperature))
+    _seal(candidate.run, candidate.kind, candidate.folder)
+    after = load(candidate.folder, device="cpu").predict_logits(texts)
+    setting = f"{candidate.kind} with its temperature in its weights"
+    require_exact(compare(setting, before, after, candidate.evidence.labels[:FOLD_ROWS], 0.0))
+
+
+def _divide_head(model: PreTrainedModel, temperature: float) -> None:
+    """Divide weights and bias of the layer that computes the logits."""
+    import torch
+
+    classes = model.config.num_labels
+    layers = (module for module in model.modules() if isinstance(module, torch.nn.Linear))
+    *_, head = (layer for layer in layers if layer.out_features == classes)
+    with torch.no_grad():
+        for tensor in head.parameters():
+            tensor.div_(temperature)
 
 
 def _exact(quality: Quality) -> list[Quality]:
@@ -198,10 +252,13 @@ def _write_common(run: RunFolder, model: PreTrainedModel, folder: Path) -> None:
     """Configuration, tokenizer and labels: what every kind carries."""
     model.config.save_pretrained(folder)
     shutil.copytree(run.tokenizer, folder, dirs_exist_ok=True)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(run.labels.max_length)
+    tokenizer.save(str(folder / "tokenizer.json"))  # where programs without transformers cut texts
     settings = folder / "tokenizer_config.json"
     if settings.is_file():
         content = json.loads(settings.read_text(encoding="utf-8"))
-        content["model_max_length"] = run.labels.max_length  # where other programs cut texts
+        content["model_max_length"] = run.labels.max_length  # where transformers does when it is asked
         write_json(settings, _for_transformers_4(content, folder / "tokenizer.json"))
     run.labels.write(folder)
     if run.off_topic.is_file():  # its own texts are measured again, by what the artefact computes of them

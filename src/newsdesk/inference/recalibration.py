@@ -53,7 +53,8 @@ def calibrate_on(
         classifier = load_as_named(folder, progress)
         logits, distances = classifier.outputs(classifier.token_ids(rows.texts), progress=count)
         held_out = HeldOutRows(logits, labels, rows.fingerprint(), distances)
-        made[folder.path] = store_calibration(folder.path, held_out, f"{len(rows):,} rows of {rows.source}")
+        source = f"{len(rows):,} rows of {rows.source}"
+        made[folder.path] = store_calibration(folder.path, held_out, source, folded=classifier.folded)
         if classifier.off_topic is not None and distances is not None:
             classifier.off_topic.with_reference(distances).save(folder.path / OFF_TOPIC)
         if isinstance(folder, ArtefactFolder):

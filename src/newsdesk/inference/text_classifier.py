@@ -96,6 +96,11 @@ class TextClassifier(ABC):
         """What logits are divided by before they become probabilities."""
         return 1.0 if self.calibration is None else self.calibration.temperature
 
+    @property
+    def folded(self) -> float:
+        """What the weights of its last layer are divided by; its logits are given as before that."""
+        return 1.0 if self.calibration is None else self.calibration.folded
+
     def decision_rule(
         self,
         *,
@@ -246,7 +251,7 @@ class ArtefactPredictor(TextClassifier):
                 distances[rows] = self.off_topic.distances(outputs[1], lengths[rows])
             if progress is not None:
                 progress(len(rows))
-        return logits, distances
+        return logits * np.float32(self.folded), distances
 
     @property
     def _wanted(self) -> tuple[str, ...]:
