@@ -35,8 +35,9 @@ from newsdesk.data.table import (
 
 _LONGEST_FIELD = 2**31 - 1  # characters; csv's own limit of 131,072 is less than one long article
 _LONGEST_COLUMN_NAME = 60
-_SAMPLE = 500  # lines that tell the dialect
-_SAMPLE_CHARACTERS = 1 << 20
+SAMPLED_LINES, SAMPLED_CHARACTERS = 500, 1 << 20
+"""How much of a file tells its dialect."""
+
 _ROWS_ABOVE = 50  # rows that tell a header
 _LONGEST_ROW = 1 << 21  # characters over several lines: a quote that never closes must not swallow the file
 _SHORTEST_TEXT = 8  # characters of a column's median cell, from which it may be the text
@@ -56,9 +57,9 @@ def delimited_rows(
     ``sample`` rows; None takes all of them. ``orange`` allows for the three header lines (names, types,
     roles) of Orange's .tab files and drops rows of empty cells.
     """
-    first = list(_first_lines(lines))
+    first = lines.first(SAMPLED_LINES, SAMPLED_CHARACTERS)
     found = detect([line.text for line in first], dialect, usual)
-    sampled, rest = sample_of(_parse(_Feed(first, lines), found, lines), sample)
+    sampled, rest = sample_of(_parse(_Feed(lines), found, lines), sample)
     rows = [row for row in sampled if isinstance(row, Row)]
     faults: list[Fault] = []
     if rows and (fault := _other_delimiter(rows[0], found)):
@@ -67,16 +68,16 @@ def delimited_rows(
     if orange and _has_orange_header(rows):
         names, roles = _cells(rows[0]), _cells(rows[2])
         position = next((i for i, role in enumerate(roles) if "class" in role.split()), None)
-        columns, has_header, heading = _unique_names(names, 1, faults), True, 3
+        columns, has_header, heading = unique_names(names, 1, faults), True, 3
         class_column = None if position is None else columns[position]
     else:
         rows = [row for row in rows if row.cells]
         above = [_cells(row) for row in rows[: _ROWS_ABOVE + 1]]
         has_header = found.header if found.header is not None else looks_like_header(above, found.columns)
         if has_header and rows:
-            columns, heading = _unique_names(_cells(rows[0]), rows[0].line, faults), 1
+            columns, heading = unique_names(_cells(rows[0]), rows[0].line, faults), 1
         else:
-            columns = _headerless_names([_cells(row) for row in rows], found.columns)
+            columns = headerless_names([_cells(row) for row in rows], found.columns)
     begin = rows[heading].line if len(rows) > heading else rows[-1].line + 1 if rows else 0
     kept = (
         row
@@ -84,18 +85,10 @@ def delimited_rows(
         if isinstance(row, BadRow) or (row.line >= begin and row.cells and (any(row.cells) or not orange))
     )
     read_as = replace(found, header=has_header, encoding=lines.encoding.name, columns=())
-    notes = () if has_header else (f"columns called {', '.join(columns)}",)
-    head = Table(lines.path, columns, (), (), has_header, class_column, dialect=read_as, notes=notes)
+    head = Table(lines.path, columns, (), (), has_header, class_column, dialect=read_as)
+    if not has_header:
+        head = replace(head, notes=(columns_called(columns),))
     return RowStream(head, kept, tuple(faults))
-
-
-def _first_lines(lines: LineReader) -> Iterator[Line]:
-    characters = 0
-    for line in islice(lines, _SAMPLE):
-        yield line
-        characters += len(line.text)
-        if characters > _SAMPLE_CHARACTERS:
-            return
 
 
 def looks_like_header(sample: Sequence[Sequence[str]], expected: Collection[str] = ()) -> bool:
@@ -110,14 +103,14 @@ def looks_like_header(sample: Sequence[Sequence[str]], expected: Collection[str]
         return False
     first = [cell.strip().lstrip("\ufeff") for cell in sample[0]]
     named = [cell for cell in first if cell]
-    if any(canonical(cell) == canonical(name) for cell in named for name in expected if not name.isdigit()):
+    if holds_a_name(named, expected, usual=False):
         return True
     below = list(zip(*(row for row in sample[1:] if list(row) != list(sample[0])), strict=True))
     if named and first in ([str(n + start) for n in range(len(first))] for start in (0, 1)):
         return len(first) > 1 and bool(below) and not any(all(map(is_number, column)) for column in below)
     if not all(map(_could_be_a_name, named)):
         return False
-    if any(canonical(cell) in LABEL_COLUMNS | TEXT_COLUMNS for cell in named):
+    if holds_a_name(named, ()):
         return True
     if len(first) == 1 or not below or not named or len(set(named)) < len(named):
         return False
@@ -133,6 +126,12 @@ def looks_like_header(sample: Sequence[Sequence[str]], expected: Collection[str]
     return bool(texts) and not as_long and any(map(looks_like_labels, filter(None, columns)))
 
 
+def holds_a_name(cells: Iterable[str], expected: Collection[str], *, usual: bool = True) -> bool:
+    """Whether one of the cells is an expected name of a column, or a usual one; numbers count columns."""
+    names = {canonical(name) for name in expected if not name.isdigit()}
+    return not names.union(LABEL_COLUMNS | TEXT_COLUMNS if usual else ()).isdisjoint(map(canonical, cells))
+
+
 def _could_be_a_name(cell: str) -> bool:
     return len(cell) <= _LONGEST_COLUMN_NAME and "\n" not in cell and not is_number(cell)
 
@@ -141,7 +140,7 @@ def _is_text_like(column: Sequence[str]) -> bool:
     return bool(column) and median(map(len, column)) >= _SHORTEST_TEXT and not looks_like_labels(column)
 
 
-def _headerless_names(rows: Sequence[Sequence[str]], expected: Collection[str]) -> tuple[str, ...]:
+def headerless_names(rows: Sequence[Sequence[str]], expected: Collection[str]) -> tuple[str, ...]:
     """Names for the columns of a file without a header: the usual ones where the cells leave no doubt.
 
     Where a column is asked for by its position, all are named by theirs.
@@ -170,6 +169,11 @@ def _headerless_names(rows: Sequence[Sequence[str]], expected: Collection[str]) 
     return tuple(plain.get(i, name) for i, name in enumerate(by_position))
 
 
+def columns_called(columns: Sequence[str]) -> str:
+    """For people: what the columns of a file without a header are called."""
+    return f"columns called {', '.join(columns)}"
+
+
 def _is_text(column: Sequence[str]) -> bool:
     """Whether the cells are texts: most of them distinct, and several words each or in a script without."""
     filled = [cell for cell in column if cell]
@@ -179,7 +183,7 @@ def _is_text(column: Sequence[str]) -> bool:
     return 2 * worded > len(filled)
 
 
-def _unique_names(cells: Sequence[str], line: int, faults: list[Fault]) -> tuple[str, ...]:
+def unique_names(cells: Sequence[str], line: int, faults: list[Fault]) -> tuple[str, ...]:
     """Column names from a header; a name given twice is a fault, an empty one (pandas' index) is not."""
     names: list[str] = []
     for position, cell in enumerate(cells, start=1):
@@ -226,10 +230,10 @@ def _cells(row: Row) -> tuple[str, ...]:
 class _Feed(Iterator[str]):
     """Lines for csv.reader that remembers the current row's, so that a broken row can be left out."""
 
-    def __init__(self, first: Iterable[Line], others: Iterator[Line]) -> None:
+    def __init__(self, lines: Iterator[Line]) -> None:
         self.row: list[Line] = []
-        self._lines = others
-        self._again = deque(first)
+        self._lines = lines
+        self._again: deque[Line] = deque()
         self._length = 0
 
     def __next__(self) -> str:
@@ -254,7 +258,7 @@ def _parse(feed: _Feed, dialect: Dialect, lines: LineReader) -> Iterator[Row | B
     The first rows tell the width; empty cells beyond it do not count.
     """
     records = _records(feed, dialect, lines)
-    first = list(islice(records, _SAMPLE))
+    first = list(islice(records, SAMPLED_LINES))
     width = width_of([cells for cells, _ in first if isinstance(cells, list) and any(map(str.strip, cells))])
     for cells, source in chain(first, records):
         number = source[0].number

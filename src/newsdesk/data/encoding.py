@@ -20,6 +20,7 @@ _SCANNED_BYTES = 1 << 26
 
 _LINES_THAT_DECIDE = 1000
 _LEAST_SHARE = 0.001  # of all lines; fewer that are not UTF-8 are faults, not another encoding
+_SO_FEW_LINES = 2
 _SAMPLE_BYTES = 1 << 16
 _BOMS = (
     (codecs.BOM_UTF8, UTF8),
@@ -36,7 +37,8 @@ _CANDIDATES = [
 # fmt: on
 _TURKISH = (b"\xfd", b"\xfe", b"\xf0", b"\xdd", b"\xde", b"\xd0")  # dotless i, s and g, else y, thorn and eth
 _ICELANDIC_VOWELS = (b"\xe1", b"\xed", b"\xfa", b"\xe6")
-_MARK = "\udcff"  # stands for bytes that the encoding does not have; encoded, it is no UTF-8
+MARK = "\udcff"
+"""Stands for bytes that the encoding does not have, under the error handler ``newsdesk-mark``."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,12 @@ def detect_encoding(stream: BinaryIO, given: str | None = None) -> Encoding:
     """
     if not stream.seekable():
         head = stream.peek(4)[:4] if isinstance(stream, io.BufferedReader) else b""
-        return Encoding(given or _marked(head) or UTF8)
+        return Encoding(given or mark_of(head) or UTF8)
     start = stream.tell()
     try:
         head = stream.read(_CHUNK)
         stream.seek(start)
-        name = given or _marked(head) or _utf16_without_mark(head)
+        name = given or mark_of(head) or _utf16_without_mark(head)
         text = head.decode(name or "latin-1", errors="ignore")
         macintosh = "\r" in text.rstrip("\r") and "\n" not in text
         if name is not None:
@@ -98,7 +100,8 @@ def as_utf8(stream: BinaryIO, encoding: Encoding) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(_Transcoded(stream, encoding), _CHUNK))
 
 
-def _marked(head: bytes) -> str | None:
+def mark_of(head: bytes) -> str | None:
+    """The encoding that a byte-order mark at the beginning states; None without one."""
     return next((name for mark, name in _BOMS if head.startswith(mark)), None)
 
 
@@ -109,6 +112,14 @@ def _utf16_without_mark(head: bytes) -> str | None:
         if pairs > 3 and zeros > 0.6 * pairs and head.count(0) < 1.2 * zeros:
             return name
     return None
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _by_lines(stream: BinaryIO) -> Encoding:
@@ -124,10 +135,11 @@ def _by_lines(stream: BinaryIO) -> Encoding:
 
 
 class _Evidence:
-    """Lines that are not ASCII: how many are UTF-8, and those that are not."""
+    """Lines that are not ASCII: how many are UTF-8, and those that are not; of the first lines the words."""
 
     def __init__(self) -> None:
         self.lines = self._valid = self._invalid = 0
+        self._words = [0, 0]  # valid, invalid
         self._places: list[int] = []
         self._sample = b""
 
@@ -139,25 +151,30 @@ class _Evidence:
         self.lines = number
         if line.isascii():
             return
-        try:
-            line.decode()
+        if number <= _SO_FEW_LINES:
+            for word in line.split():
+                if not word.isascii():
+                    self._words[not _is_utf8(word)] += 1
+        if _is_utf8(line):
             self._valid += 1
-        except UnicodeDecodeError:
-            self._invalid += 1
-            self._places.append(number)
-            if len(self._sample) < _SAMPLE_BYTES:
-                self._sample += line[:_SAMPLE_BYTES]
+            return
+        self._invalid += 1
+        self._places.append(number)
+        if len(self._sample) < _SAMPLE_BYTES:
+            self._sample += line[:_SAMPLE_BYTES]
 
     def verdict(self, what: str = "lines") -> Encoding:
-        few = max(2, 20 * self._valid, _LEAST_SHARE * self.lines)
-        if self._invalid < few:
+        # All of a file may stand in one line: then its words decide.
+        valid, invalid = self._words if self.lines <= _SO_FEW_LINES else (self._valid, self._invalid)
+        if invalid < max(2, 20 * valid, _LEAST_SHARE * self.lines):
             return Encoding()
         name = _guess(self._sample)
         shown = ", ".join(map(str, self._places[:3])) + (" ..." if len(self._places) > 3 else "")
         word = next(
             (word for word in self._sample.decode(name, errors="replace").split() if not word.isascii()), ""
         )
-        return Encoding(name, f"{what} {shown} are not UTF-8; they read {word!r}")
+        places = f"{what} {shown} are" if len(self._places) > 1 else f"{what[:-1]} {shown} is"
+        return Encoding(name, f"{places} not UTF-8, and read {word!r}")
 
 
 def _guess(sample: bytes) -> str:
@@ -195,7 +212,7 @@ def _symbols_within_words(sample: bytes) -> int:
 
 def _mark(error: UnicodeError) -> tuple[str, int]:
     assert isinstance(error, UnicodeDecodeError)
-    return _MARK, error.end
+    return MARK, error.end
 
 
 codecs.register_error("newsdesk-mark", _mark)

@@ -1,29 +1,70 @@
-"""Lines of JSON: one object a line, each with keys of its own."""
+"""JSON: one object a line, or one array of objects, each with keys of its own."""
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
 from typing import Any, NoReturn
 
+from newsdesk.data.encoding import MARK
 from newsdesk.data.lines import LineReader
 from newsdesk.data.table import BadRow, Cell, Fault, Row, RowStream, Table, sample_of
+from newsdesk.errors import UserError
+
+HEAD = 1 << 16
+"""Bytes from a file's beginning that tell its shape."""
+
+_SPACE = " \t\r\n"
+_BLOCK = 1 << 20
 
 
-def json_rows(lines: LineReader, *, sample: int | None) -> RowStream:
-    """The objects that the lines hold, each row under its own keys; blank lines are no rows.
+def json_rows(lines: LineReader, head: bytes, *, sample: int | None) -> RowStream:
+    """The objects of a file, each row under its own keys.
 
-    The columns are the keys of the first ``sample`` rows (None: of all), in the order in which they first
-    appear.
+    An array's objects are rows, and so are objects that span lines, one behind the other; otherwise each
+    line holds one, and blank lines are no rows. ``head`` is the file's beginning, which tells. The columns
+    are the keys of the first ``sample`` rows (None: of all), in the order in which they first appear. Raises
+    UserError for a single object that holds the rows, or columns, within.
     """
-    sampled, rest = sample_of(_parse(lines), sample)
-    keys = (key for row in sampled if isinstance(row, Row) for key in row.keys or ())
-    head = Table(lines.path, tuple(dict.fromkeys(keys)), (), (), has_header=True)
-    return RowStream(head, chain(sampled, rest))
+    sampled, rest = sample_of(_lines(lines) if _is_lines(head) else _values(lines), sample)
+    records = [row.record(()) for row in sampled if isinstance(row, Row)]
+    if len(records) == len(sampled) == 1:
+        _refuse_wrapped(records[0], lines)
+    columns = tuple(dict.fromkeys(key for record in records for key in record))
+    return RowStream(Table(lines.path, columns, (), (), has_header=True), chain(sampled, rest))
 
 
-def _parse(lines: LineReader) -> Iterator[Row | BadRow]:
+def _is_lines(head: bytes) -> bool:
+    """Whether each line is a value of its own, going by the first one."""
+    text = head.decode(errors="replace").lstrip("\ufeff" + _SPACE)
+    first, _, others = text.partition("\n")
+    if text.startswith("["):
+        return _is_whole(first) and bool(others.strip())  # else it is the array that holds all rows
+    if not text.startswith("{") or _is_whole(first):
+        return True
+    spans_the_head = first.strip() == "{" and len(head) >= HEAD
+    return not (spans_the_head or _begins_with_value(text))
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _begins_with_value(text: str) -> bool:
+    try:
+        json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _lines(lines: LineReader) -> Iterator[Row | BadRow]:
     for line in lines:
         if line.fault is not None:
             yield BadRow(line.fault, line.raw)
@@ -35,10 +76,116 @@ def _parse(lines: LineReader) -> Iterator[Row | BadRow]:
                 yield Row(line.number, tuple(record.values()), tuple(record))
 
 
+class _Text:
+    """The text of a file from block to block: no more of it in memory than a value takes."""
+
+    def __init__(self, lines: LineReader) -> None:
+        self.text = ""
+        self.at = 0
+        self._blocks = lines.blocks()
+        self._decoder = codecs.getincrementaldecoder("utf-8")("newsdesk-mark")
+        self._line, self._counted = 1, 0
+
+    @property
+    def line(self) -> int:
+        """The line of the position, from 1."""
+        self._line += self.text.count("\n", self._counted, self.at)
+        self._counted = self.at
+        return self._line
+
+    def more(self) -> bool:
+        """Read on, and drop what is behind the position; False at the end."""
+        assert self.line
+        blocks = list(islice(self._blocks, max(1, (len(self.text) - self.at) // _BLOCK)))
+        self.text = self.text[self.at :] + self._decoder.decode(b"".join(blocks), final=not blocks)
+        self.at = self._counted = 0
+        return bool(blocks)
+
+    def character(self) -> str:
+        """The next character that is not space, which the position is put on; empty at the end."""
+        while True:
+            while self.at < len(self.text) and self.text[self.at] in _SPACE:
+                self.at += 1
+            if self.at < len(self.text) or not self.more():
+                return self.text[self.at : self.at + 1]
+
+    def value(self, decoder: json.JSONDecoder) -> tuple[Any, str]:
+        """The value at the position, and its text; the position is put behind it."""
+        while True:
+            try:
+                value, end = decoder.raw_decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                at_the_end = error.msg.startswith("Unterminated") or error.pos + 1000 > len(self.text)
+                if not at_the_end or not self.more():
+                    raise
+                continue
+            text, self.at = self.text[self.at : end], end
+            return value, text
+
+
+def _values(lines: LineReader) -> Iterator[Row | BadRow]:
+    """The objects of an array, or objects one behind the other, on as many lines as they take."""
+    source = _Text(lines)
+    array = source.character() == "["
+    source.at += array
+    while (character := source.character()) and not (array and character == "]"):
+        if character == ",":
+            source.at += 1
+            continue
+        line = source.line
+        try:
+            value, text = source.value(_DECODER)
+        except json.JSONDecodeError as error:
+            if not lines.broken_off:
+                found = f"{error.msg}, {error.lineno - 1:,} lines below" if error.lineno > 1 else error.msg
+                fault = Fault(line, "broken JSON", found, "fix it there, or write one object a line")
+                yield BadRow(fault, b"", ends_file=True)
+            return
+        except ValueError as error:
+            _, text = source.value(json.JSONDecoder())
+            yield BadRow(_ambiguous(line, error), text.encode(errors="replace"))
+            continue
+        except RecursionError:
+            yield BadRow(_too_deep(line), b"", ends_file=True)
+            return
+        record = _checked(line, value, text)
+        if isinstance(record, Fault):
+            yield BadRow(record, text.encode(errors="replace"))
+        else:
+            yield Row(line, tuple(record.values()), tuple(record))
+    if array and not lines.broken_off:
+        source.at += 1
+        if not character or source.character():
+            wrong = "something follows the array" if character else "the array is never closed"
+            yield BadRow(Fault(source.line, wrong, None, "write the file again"), b"", ends_file=True)
+
+
+def _refuse_wrapped(record: Mapping[str, Cell], lines: LineReader) -> None:
+    """Raise UserError for a file's only object if the rows are within: as a list, or by column."""
+    lists = [
+        key
+        for key, cell in record.items()
+        if isinstance(cell, list) and any(isinstance(entry, dict) for entry in cell)
+    ]
+    columns = len(record) > 1 and all(
+        isinstance(cell, dict | list) and len(cell) > 1 for cell in record.values()
+    )
+    if not lists and not columns:
+        return
+    name = lines.path.name
+    raise UserError(
+        f"{name} is one JSON object, not a list of rows",
+        found=f"keys: {', '.join(list(record)[:8])}",
+        fix=f"jq -c '.{lists[0]}[]' {name} > rows.jsonl"
+        if lists
+        else "write rows instead, as pandas does: to_json('rows.jsonl', orient='records', lines=True)",
+    )
+
+
 def _json_object(number: int, text: str) -> dict[str, Cell] | Fault:
     """The object that a line of jsonl holds, or why it holds none that can be used."""
     try:
-        value = json.loads(text, object_pairs_hook=_without_repeated_keys, parse_constant=_no_constant)
+        value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         return Fault(
             number,
@@ -47,15 +194,28 @@ def _json_object(number: int, text: str) -> dict[str, Cell] | Fault:
             "write one whole JSON object a line; jq -c . FILE rewrites objects that span lines",
         )
     except ValueError as error:
-        return Fault(number, "JSON that cannot be read unambiguously", str(error), "fix the line")
+        return _ambiguous(number, error)
     except RecursionError:
-        return Fault(number, "JSON nested too deeply", None, "keep the text and label at the top level")
+        return _too_deep(number)
+    return _checked(number, value, text)
+
+
+def _checked(number: int, value: object, text: str) -> dict[str, Cell] | Fault:
+    """A value that was decoded from this text, or why it cannot be a row."""
     if not isinstance(value, dict):
         return Fault(
             number,
             "not a JSON object",
             f"a JSON {'array' if isinstance(value, list) else type(value).__name__}",
             'write one object a line, as {"text": "...", "label": "..."}; jq -c .[] FILE unpacks an array',
+        )
+    if MARK in text:
+        return Fault(
+            number,
+            "the bytes are not UTF-8",
+            None,
+            "fix the row; if all of the file is in another encoding, name it, for example --encoding cp1252",
+            encoding=True,
         )
     if "\\u" in text and not _encodable(value):
         return Fault(
@@ -66,6 +226,14 @@ def _json_object(number: int, text: str) -> dict[str, Cell] | Fault:
             encoding=True,
         )
     return value
+
+
+def _ambiguous(number: int, error: ValueError) -> Fault:
+    return Fault(number, "JSON that cannot be read unambiguously", str(error), "fix the line")
+
+
+def _too_deep(number: int) -> Fault:
+    return Fault(number, "JSON nested too deeply", None, "keep the text and label at the top level")
 
 
 def _without_repeated_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -87,3 +255,6 @@ def _encodable(value: object) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_repeated_keys, parse_constant=_no_constant)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -13,6 +14,7 @@ from newsdesk.data.encoding import LONGEST_LINE, UTF8, Encoding, as_utf8
 from newsdesk.data.table import Fault
 from newsdesk.errors import UserError
 
+_BLOCK = 1 << 20
 _UTF8_BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _FOREIGN_MAGIC = {
@@ -62,18 +64,36 @@ class LineReader(Iterator[Line]):
         self.encoding = encoding or Encoding()
         self._stream = as_utf8(stream, self.encoding)
         self._number = 0
+        self._ahead: deque[Line] = deque()
 
     def __next__(self) -> Line:
         """The next line. Raises UserError at the first one if the file is no text at all."""
-        raw = self._next_raw()
+        return self._ahead.popleft() if self._ahead else self._read()
+
+    def first(self, count: int, characters: int) -> list[Line]:
+        """The first lines, so many or until they have so many characters; they will still be handed out."""
+        while len(self._ahead) < count and characters > 0:
+            try:
+                line = self._read()
+            except StopIteration:
+                break
+            self._ahead.append(line)
+            characters -= len(line.text)
+        return list(self._ahead)
+
+    def blocks(self) -> Iterator[bytes]:
+        """The bytes of the file in UTF-8, block by block, instead of its lines."""
+        while block := self._guarded(lambda: self._stream.read(_BLOCK)):
+            if self._number == 0:
+                self._refuse(block)
+                block = block.removeprefix(_UTF8_BOM)
+            self._number += block.count(b"\n") or 1
+            yield block
+
+    def _read(self) -> Line:
+        raw = self._guarded(self._next_raw)
         if self._number == 0:
-            refuse_foreign(raw, self.path)
-            if raw.startswith(_UTF16_BOMS):  # said to be UTF-8, or from a pipe
-                raise UserError(
-                    f"{self.path.name} is encoded in UTF-16",
-                    found="a UTF-16 byte-order mark at its beginning",
-                    fix="read it with --encoding utf-16",
-                )
+            self._refuse(raw)
             raw = raw.removeprefix(_UTF8_BOM)
         if not raw:
             raise StopIteration
@@ -88,13 +108,26 @@ class LineReader(Iterator[Line]):
             return Line(self._number, text.replace("\0", ""), raw, self._nul(raw))
         return Line(self._number, text, raw)
 
+    def _refuse(self, beginning: bytes) -> None:
+        refuse_foreign(beginning, self.path)
+        if beginning.startswith(_UTF16_BOMS):  # said to be UTF-8, or from a pipe
+            raise UserError(
+                f"{self.path.name} is encoded in UTF-16",
+                found="a UTF-16 byte-order mark at its beginning",
+                fix="read it with --encoding utf-16",
+            )
+
     def _next_raw(self) -> bytes:
+        raw = self._stream.readline(LONGEST_LINE + 1)
+        rest = raw
+        while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
+            rest = self._stream.readline(LONGEST_LINE + 1)
+        return raw
+
+    def _guarded(self, read: Callable[[], bytes]) -> bytes:
+        """What ``read`` gives; nothing where the compressed data are damaged, which is noted."""
         try:
-            raw = self._stream.readline(LONGEST_LINE + 1)
-            rest = raw
-            while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
-                rest = self._stream.readline(LONGEST_LINE + 1)
-            return raw
+            return read()
         except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
             if self._number == 0 and isinstance(error, gzip.BadGzipFile):
                 raise UserError(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from newsdesk.config import DataSection
-from newsdesk.data.datasets import DATA_SETS, dataset_files, folder_files
+from newsdesk.data.datasets import DATA_SETS, class_folders, dataset_files, folder_files, split_folder
 from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.examples import Examples
 from newsdesk.data.layout import TextLayout, text_layout, to_examples
@@ -21,6 +21,8 @@ from newsdesk.data.table import Table
 from newsdesk.errors import UserError
 from newsdesk.files import write_bytes
 from newsdesk.sources.source import Progress
+
+_SPLIT_FOLDERS = ("train", "test", "validation", "valid", "dev")
 
 
 @dataclass(frozen=True)
@@ -73,19 +75,28 @@ def load_split(
         return SplitTable(read_table(path, dialect), None, None)
     if name_or_path in DATA_SETS:
         files = dataset_files(name_or_path, offline=offline, progress=progress)
+    elif splits := [name for name in _SPLIT_FOLDERS if split_folder(path, name)]:
+        if split_name not in splits:
+            raise _no_such_split(name_or_path, split_name, splits)
+        return SplitTable(read_table(path / split_name, dialect), None, None)
+    elif class_folders(path):
+        return SplitTable(read_table(path, dialect), None, None)
     elif path.is_dir():
         files = folder_files(path)
     else:
         files = dataset_files(name_or_path)  # not known either: its error names the closest
     chosen = {"train": files.train, "test": files.test}.get(split_name)
     if chosen is None:
-        there = "train" + (", test" if files.test else "")
-        raise UserError(
-            f"{name_or_path} has no split {split_name!r}",
-            found=f"splits: {there}",
-            fix="name one of these with --split, or give a file with --data",
-        )
+        raise _no_such_split(name_or_path, split_name, ["train", "test"] if files.test else ["train"])
     return SplitTable(read_table(chosen, dialect), files.label_names, files.licence)
+
+
+def _no_such_split(data: str, split_name: str, splits: Sequence[str]) -> UserError:
+    return UserError(
+        f"{data} has no split {split_name!r}",
+        found=f"splits: {', '.join(splits)}",
+        fix="name one of these with --split, or give a file with --data",
+    )
 
 
 def write_csv_copy(name: str, folder: Path, *, progress: Progress | None = None) -> tuple[Path, Path]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
+from newsdesk.data.datasets import class_folders, split_folder, texts_below
 from newsdesk.data.dialect import DETECTED, Dialect
+from newsdesk.data.encoding import Encoding, as_utf8, encoding_of_texts, mark_of
 from newsdesk.data.stream import open_rows, rows_of
 from newsdesk.data.table import Cell, Fault, Row, RowStream, Table
 
 
 def read_table(path: Path, dialect: Dialect = DETECTED) -> Table:
-    """Everything a data file holds, its format told by its name.
+    """Everything a data file holds, its format told by its name; or a folder with a folder for each class.
 
     ``dialect`` says how a text file is written; what it leaves open is detected. Cells are str, except that
     jsonl and parquet keep the types of their values (None where a key is missing).
@@ -26,6 +30,9 @@ def read_table(path: Path, dialect: Dialect = DETECTED) -> Table:
 
 def read_with_faults(path: Path, dialect: Dialect = DETECTED) -> tuple[Table, tuple[Fault, ...]]:
     """As ``read_table``, but malformed rows are left out and returned as faults, in line order."""
+    folder = split_folder(path, "train") or path
+    if class_folders(folder):
+        return _texts_by_class(folder, dialect)
     with open_rows(path, dialect, sample=None) as rows:
         return _collected(rows)
 
@@ -35,6 +42,34 @@ def read_stream(
 ) -> Table:
     """As ``read_table``, from an open binary stream whose format is stated: ``csv``, ``jsonl.gz`` ..."""
     return _whole(*_collected(rows_of(stream, Path(name), dialect, form=form, sample=None)))
+
+
+def _texts_by_class(folder: Path, dialect: Dialect) -> tuple[Table, tuple[Fault, ...]]:
+    """Columns text, label and file: a row for each file below a class's folder, in the order of their names.
+
+    Lines are rows, counted from 1. The encoding is stated, or told from all files together.
+    """
+    paths = [(path, each.name) for each in class_folders(folder) for path in texts_below(each)]
+    contents = [path.read_bytes() for path, _ in paths]
+    encoding = Encoding(dialect.encoding) if dialect.encoding else encoding_of_texts(contents)
+    rows: list[tuple[Cell, ...]] = []
+    lines: list[int] = []
+    faults = []
+    for line, ((path, label), content) in enumerate(zip(paths, contents, strict=True), start=1):
+        name = path.relative_to(folder).as_posix()
+        text = as_utf8(io.BytesIO(content), Encoding(mark_of(content) or encoding.name)).read()
+        try:
+            cell = text.decode().removeprefix("\ufeff").replace("\r\n", "\n").strip()
+        except UnicodeDecodeError:
+            fix = "name the encoding, for example --encoding cp1252, or fix the file"
+            faults.append(Fault(line, f"{name} is not {encoding.name}", None, fix, encoding=True))
+            continue
+        rows.append((cell, unicodedata.normalize("NFC", label), name))
+        lines.append(line)
+    notes = (*filter(None, [encoding.evidence]), f"a class for each of {len(class_folders(folder))} folders")
+    head = Table(folder, ("text", "label", "file"), tuple(rows), tuple(lines), has_header=True)
+    read_as = Dialect(encoding=encoding.name)
+    return replace(head, class_column="label", dialect=read_as, notes=notes), tuple(faults)
 
 
 def _whole(table: Table, faults: tuple[Fault, ...]) -> Table:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import gzip
+import io
 import os
+import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,21 +16,34 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO, NoReturn, cast
 
-from newsdesk.data.delimited import delimited_rows
-from newsdesk.data.dialect import DETECTED, Dialect
-from newsdesk.data.encoding import detect_encoding
-from newsdesk.data.json_lines import json_rows
+from newsdesk.data.delimited import SAMPLED_CHARACTERS, SAMPLED_LINES, delimited_rows, holds_a_name
+from newsdesk.data.dialect import DETECTED, Dialect, detect
+from newsdesk.data.encoding import Encoding, as_utf8, detect_encoding
+from newsdesk.data.json_lines import HEAD, json_rows
 from newsdesk.data.lines import LineReader, pickle_refused, refuse_foreign
+from newsdesk.data.packed import spreadsheet_rows, zip_member
 from newsdesk.data.parquet import parquet_rows
 from newsdesk.data.table import BadRow, Row, RowStream, Table
 from newsdesk.errors import UserError
 
-FORMATS = ("csv", "tsv", "tab", "jsonl", "ndjson", "parquet", "txt")
-"""The name endings that tell a file's format; each but parquet may be followed by .gz."""
+FORMATS = ("csv", "tsv", "tab", "jsonl", "ndjson", "json", "txt", "parquet", "xlsx", "zip")
+"""The name endings that tell a file's format; those of text may be followed by .gz."""
 
 SAMPLED_ROWS = 4096
 """Rows from which a file that is not read whole tells its columns."""
 
+_COMPRESSED_THEMSELVES = ("parquet", "xlsx", "zip")
+_SAVE_SHEET = "open it in the spreadsheet program and save it as .xlsx or .csv"
+_SAVE_TEXT = "put the texts into a csv file, one row each, or into .txt files in one folder for each class"
+_UNPACK = "unpack it, and give the file that it holds"
+_OTHER_FORMATS = {
+    **dict.fromkeys(("xls", "xlsm", "xlsb", "ods", "numbers"), _SAVE_SHEET),
+    **dict.fromkeys(("doc", "docx", "odt", "rtf", "pdf", "html", "htm", "xml"), _SAVE_TEXT),
+    **dict.fromkeys(("tar", "tgz", "bz2", "xz", "zst", "rar", "7z"), _UNPACK),
+    **dict.fromkeys(("db", "sqlite", "sqlite3"), "export the table as csv"),
+    **dict.fromkeys(("feather", "arrow", "avro", "orc"), "convert it to parquet, for example with pandas"),
+    **dict.fromkeys(("dta", "sav", "rds", "rdata", "arff"), "export the table as csv from the program"),
+}
 _PICKLE_ENDINGS = {"pkl", "pickle", "joblib", "pt", "pth", "bin", "npy"}
 
 
@@ -57,38 +73,71 @@ def rows_of(
     sample: int | None = SAMPLED_ROWS,
 ) -> RowStream:
     """As ``open_rows``, from an open binary stream; its format is ``form`` (csv, jsonl.gz ...), else told
-    by the name of ``path``, which is otherwise for messages.
+    by the name of ``path``, which is otherwise for messages. Stated to be ``txt``, it is one text a line.
     """
+    stated = form is not None
     form, compressed = format_of(path if form is None else Path(f"stream.{form}"))
+    if form == "zip":
+        member, name = zip_member(stream, path, is_data=_is_data)
+        inner, compressed = format_of(name)
+        if inner in _COMPRESSED_THEMSELVES:  # which are read here and there
+            member = io.BytesIO(member.read())
+        rows = rows_of(member, path, dialect, form=f"{inner}.gz" if compressed else inner, sample=sample)
+        return replace(rows, head=replace(rows.head, notes=(f"{name} in the archive", *rows.head.notes)))
+    if form == "xlsx":
+        return spreadsheet_rows(stream, path, dialect, sample=sample)
     if form == "parquet":
         return parquet_rows(stream, path)
     packed = cast(BinaryIO, gzip.GzipFile(fileobj=stream)) if compressed else stream
-    _refuse_foreign_head(packed, path)
+    head = _refused_or_head(packed, path)
     encoding = detect_encoding(packed, dialect.encoding)
     lines = LineReader(packed, path, encoding)
-    if form in ("jsonl", "ndjson"):
-        rows = json_rows(lines, sample=sample)
-    elif form == "txt":
+    if form in ("json", "jsonl", "ndjson"):
+        rows = json_rows(lines, _decoded(head, encoding), sample=sample)
+    elif form == "txt" and (stated or not _is_table(lines, dialect)):
         rows = _text_rows(lines)
     else:
         delimiter = "," if form == "csv" else "\t"
         rows = delimited_rows(lines, delimiter, dialect, sample=sample, orange=form == "tab")
     read_as = rows.head.dialect or Dialect(encoding=encoding.name)
-    head = replace(rows.head, dialect=read_as, notes=(*filter(None, [encoding.evidence]), *rows.head.notes))
-    return replace(rows, head=head, rows=_to_the_end(rows, lines))
+    notes = (*filter(None, [encoding.evidence]), *rows.head.notes)
+    return replace(rows, head=replace(rows.head, dialect=read_as, notes=notes), rows=_to_the_end(rows, lines))
 
 
-def _refuse_foreign_head(stream: BinaryIO, path: Path) -> None:
-    """Raise UserError if the stream, left where it was, begins like another kind of file than text."""
-    if not stream.seekable():
-        return  # the first line is looked at, too
+def _refused_or_head(stream: BinaryIO, path: Path) -> bytes:
+    """The first bytes of a stream, which is left where it was. Raises UserError if they are of no text."""
+    if not stream.seekable():  # its first line is looked at, too
+        return stream.peek(HEAD)[:HEAD] if isinstance(stream, io.BufferedReader) else b""
     start = stream.tell()
     try:
-        refuse_foreign(stream.read(16), path)
-    except (OSError, EOFError, zlib.error):  # damaged; whoever reads the rows reports it
-        pass
+        head = stream.read(HEAD)
+        refuse_foreign(head, path)
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile):  # who reads the rows reports it
+        return b""
     finally:
         stream.seek(start)
+    return head
+
+
+def _decoded(head: bytes, encoding: Encoding) -> bytes:
+    """The first bytes in UTF-8."""
+    return as_utf8(io.BytesIO(head), encoding).read()
+
+
+def _is_table(lines: LineReader, dialect: Dialect) -> bool:
+    """Whether a .txt file holds columns: a delimiter is stated, names are found, or all lines have tabs."""
+    if dialect.delimiter is not None:
+        return True
+    first = [line.text for line in lines.first(SAMPLED_LINES, SAMPLED_CHARACTERS)]
+    found = detect(first, dialect, "\t")
+    try:
+        rows = [row for row in found.reader(first) if row]
+    except csv.Error:
+        return False
+    widths = {len(row) for row in rows}
+    if len(widths) != 1 or min(widths) < 2 or len(rows) < 2:
+        return False
+    return found.delimiter == "\t" or holds_a_name(rows[0], dialect.columns)
 
 
 def format_of(path: Path) -> tuple[str, bool]:
@@ -98,15 +147,17 @@ def format_of(path: Path) -> tuple[str, bool]:
     form = next(reversed(endings[:-1] if compressed else endings), "")
     if form in _PICKLE_ENDINGS:
         raise pickle_refused(path)
+    if form in _OTHER_FORMATS:
+        raise UserError(f"newsdesk does not read .{form} files", found=path.name, fix=_OTHER_FORMATS[form])
     if form not in FORMATS:
         raise UserError(
             f"the format of {path.name} is not known",
             found=f"the name ending {form!r}" if form else "a name without an ending",
-            fix=f"use one of {', '.join(FORMATS)}, each but parquet also with .gz",
+            fix=f"use one of {', '.join(FORMATS)}; text formats also with .gz",
         )
-    if compressed and form == "parquet":
+    if compressed and form in _COMPRESSED_THEMSELVES:
         raise UserError(
-            f"{path.name} is a compressed parquet file; parquet compresses its own columns",
+            f"{path.name} is a compressed {form} file, and {form} is compressed itself",
             fix=f"gunzip {path.name}",
         )
     return form, compressed
@@ -123,7 +174,7 @@ def _open(path: Path) -> BinaryIO:
         raise UserError(
             f"{path} is a folder, not a data file",
             found=", ".join(inside) or "nothing in it",
-            fix="name one file in it",
+            fix="name one file in it (predict --engine ray reads all files of a folder)",
         ) from None
     except PermissionError:
         raise UserError(f"{path} may not be read", fix=f"chmod u+r {path}") from None
@@ -138,6 +189,14 @@ def _missing(path: Path) -> NoReturn:
         found=f"in its folder: {', '.join(near or names[:8]) or 'nothing'}" if folder.is_dir() else None,
         fix=f"did you mean {folder / near[0]}?" if near else "check the path",
     ) from None
+
+
+def _is_data(name: Path) -> bool:
+    try:
+        form, _ = format_of(name)
+    except UserError:
+        return False
+    return form != "zip"
 
 
 def _text_rows(lines: LineReader) -> RowStream:

@@ -204,7 +204,7 @@ def shards_of(source: Storage, format: Format | None) -> list[Shard]:
     if not shards:
         raise UserError(
             f"there are no data files at {source.location}",
-            fix="give --input a file or a folder of csv, tsv, jsonl, txt or parquet files",
+            fix="give --input a file or a folder of csv, tsv, jsonl, json, txt, parquet, xlsx or zip files",
         )
     return list(shards.values())
 
@@ -294,6 +294,7 @@ def _publish_json(output: Storage, content: dict[str, Any], name: str, folder: P
 def _output_of(name: str, format: Format | None) -> tuple[str, Format]:
     """Name and format of an input file's output: its own name, with the format added where that differs."""
     form, _ = format_of(Path(name))
-    chosen: Format = format or _SAME_FORMAT.get(form, "csv")  # type: ignore[assignment]
+    own = _SAME_FORMAT.get(form, "jsonl" if form == "json" else "csv")
+    chosen: Format = format or own  # type: ignore[assignment]
     ending = "csv" if chosen == "submission" else chosen
     return (name if _SAME_FORMAT.get(form) == ending else f"{name}.{ending}"), chosen

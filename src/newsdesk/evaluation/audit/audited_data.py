@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from newsdesk.data.datasets import DATA_SETS, folder_files
+from newsdesk.data.datasets import DATA_SETS, has_test_rows
 from newsdesk.data.dialect import Dialect
 from newsdesk.data.examples import Examples
 from newsdesk.data.layout import TextLayout, label_column, labels_with_faults, text_layout, to_examples
@@ -99,7 +99,7 @@ def _other_split(
     """The table that ``--test`` names; without it the other split of the data, where it has one."""
     folder = Path(data).expanduser()
     if test is None:
-        has_other = data in DATA_SETS or (folder.is_dir() and folder_files(folder).test is not None)
+        has_other = data in DATA_SETS or (folder.is_dir() and has_test_rows(folder))
         test = next(name for name in _SPLITS if name != split) if has_other else None
     if test is None:
         return None

@@ -1,0 +1,169 @@
+"""Files in zip archives, and Excel's workbooks, which are such archives: read in place, within bounds."""
+
+from __future__ import annotations
+
+import datetime
+import io
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, cast
+
+from newsdesk.data.delimited import columns_called, headerless_names, looks_like_header, unique_names
+from newsdesk.data.dialect import Dialect
+from newsdesk.data.lines import refuse_foreign
+from newsdesk.data.table import BadRow, Cell, Fault, Row, RowStream, Table, sample_of
+from newsdesk.errors import UserError, missing_package
+
+_LARGEST = 1 << 30  # bytes of a member that is packed more tightly than any text
+_TIGHTEST = 200  # bytes made of one; texts of news shrink to a third, whatever is repeated to a fiftieth
+_ABOUT_DATA = {"readme", "license", "licence", "notice", "changelog"}
+_ROWS_ABOVE = 51
+
+
+def zip_member(stream: BinaryIO, path: Path, is_data: Callable[[Path], bool]) -> tuple[BinaryIO, Path]:
+    """The one data file in an archive, as a stream, and its name. Nothing is written to the disk.
+
+    Raises UserError for what is no zip archive, holds no data file or several, or one that is encrypted or
+    would grow beyond all measure.
+    """
+    archive = _archive(stream, path)
+    members = [info for info in archive.infolist() if not info.is_dir() and not _is_hidden(info.filename)]
+    data = [info for info in members if is_data(Path(info.filename))]
+    data = [info for info in data if Path(info.filename).stem.lower() not in _ABOUT_DATA] or data
+    if len(data) != 1:
+        names = ", ".join(_shown(info.filename) for info in (data or members)[:8])
+        raise UserError(
+            f"{path.name} holds {len(data) or 'no'} data files" + ("" if data else " that newsdesk reads"),
+            found=names or "nothing",
+            fix="unpack the one you mean (unzip ARCHIVE NAME), and give that file",
+        )
+    (member,) = data
+    if member.flag_bits & 1:
+        raise UserError(f"{path.name} is encrypted", fix="unpack it, and give the file that it holds")
+    _refuse_bomb([member], path)
+    try:
+        content = cast(BinaryIO, archive.open(member))
+    except (NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{_shown(member.filename)} in {path.name} cannot be unpacked",
+            found=str(error),
+            fix="unpack it with another program, and give that file",
+        ) from None
+    return content, Path(PurePosixPath(member.filename).name)
+
+
+def spreadsheet_rows(stream: BinaryIO, path: Path, dialect: Dialect, *, sample: int | None) -> RowStream:
+    """The rows of a workbook's only sheet that has any; cells keep their types, dates become ISO 8601 texts.
+
+    The header is told, and columns are named, as in delimited text. Raises UserError without openpyxl, for
+    what is no workbook, and where several sheets have rows.
+    """
+    try:
+        import openpyxl
+    except ImportError:
+        raise missing_package("openpyxl", "xlsx", f"reading {path.name}") from None
+    content = stream if stream.seekable() else io.BytesIO(stream.read())
+    _refuse_bomb(_archive(content, path).infolist(), path)
+    try:
+        book = openpyxl.load_workbook(content, read_only=True, data_only=True)
+        sheets = [sheet for sheet in book.worksheets if any(_numbered_rows(sheet))]
+    except Exception as error:  # whatever openpyxl stumbles over in a file that is not as it should be
+        raise UserError(
+            f"{path.name} is not a whole Excel workbook",
+            found=(str(error).splitlines() or [type(error).__name__])[0],
+            fix="open it in the spreadsheet program and save it again, or as csv",
+        ) from error
+    if len(sheets) != 1:
+        raise UserError(
+            f"{len(sheets)} sheets of {path.name} have rows" if sheets else f"{path.name} is empty",
+            found=", ".join(sheet.title for sheet in sheets) or "no sheet with a row",
+            fix="keep the sheet that you mean, or save it as csv" if sheets else "check how it was made",
+        )
+    sampled, rest = sample_of(_rows(sheets[0]), sample)
+    texts = [_texts_of(row) for row in sampled if isinstance(row, Row)]
+    has_header = dialect.header
+    if has_header is None:
+        has_header = looks_like_header(texts[:_ROWS_ABOVE], dialect.columns)
+    faults: list[Fault] = []
+    if has_header:
+        columns = unique_names(texts[0], sampled[0].line if isinstance(sampled[0], Row) else 1, faults)
+        sampled = sampled[1:]
+    else:
+        columns = headerless_names(texts, dialect.columns)
+    notes = (f"sheet {sheets[0].title!r}", *(() if has_header else (columns_called(columns),)))
+    head = Table(path, columns, (), (), has_header, notes=notes)
+    return RowStream(head, chain(sampled, rest), tuple(faults))
+
+
+def _archive(stream: BinaryIO, path: Path) -> zipfile.ZipFile:
+    content = stream if stream.seekable() else io.BytesIO(stream.read())
+    try:
+        return zipfile.ZipFile(content)
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        content.seek(0)
+        head = content.read(16)
+        if not head.startswith(b"PK"):
+            refuse_foreign(head, path)
+        raise UserError(
+            f"{path.name} is not a whole zip archive"
+            + (", as workbooks are" if path.suffix == ".xlsx" else ""),
+            found=str(error),
+            fix="fetch or save the file again",
+        ) from None
+
+
+def _refuse_bomb(members: Iterable[zipfile.ZipInfo], path: Path) -> None:
+    """Raise UserError if a member would grow to more than a gigabyte from next to nothing."""
+    for member in members:
+        if member.file_size > max(_LARGEST, _TIGHTEST * member.compress_size):
+            raise UserError(
+                f"{path.name} is packed too tightly to be data",
+                found=f"{_shown(member.filename)} would grow from {member.compress_size:,} bytes to"
+                f" {member.file_size:,}",
+                fix="unpack it yourself if you trust it, and give the file that it holds",
+            )
+
+
+def _is_hidden(name: str) -> bool:
+    return any(
+        part.startswith(("__MACOSX", ".")) and part not in (".", "..") for part in PurePosixPath(name).parts
+    )
+
+
+def _shown(name: str) -> str:
+    """A member's name for a message: no control characters, not endless."""
+    return "".join(character if character.isprintable() else "?" for character in name)[:100]
+
+
+def _numbered_rows(sheet: Any) -> Iterator[tuple[int, tuple[Cell, ...]]]:
+    """Row numbers from 1 and cells, without blank rows and empty cells at the end."""
+    sheet.reset_dimensions()  # which many programs write wrongly
+    for number, cells in enumerate(sheet.iter_rows(values_only=True), start=1):
+        width = max((place for place, cell in enumerate(cells, start=1) if cell not in (None, "")), default=0)
+        if width:
+            yield number, tuple(cells[:width])
+
+
+def _rows(sheet: Any) -> Iterator[Row | BadRow]:
+    width = 0
+    for number, cells in _numbered_rows(sheet):
+        width = width or len(cells)
+        if len(cells) > width:
+            fault = Fault(
+                number, "too many cells", f"{len(cells)} where the first row has {width}", "name every column"
+            )
+            yield BadRow(fault, repr(cells).encode(errors="replace"))
+        else:
+            yield Row(number, tuple(map(_plain, cells)) + (None,) * (width - len(cells)))
+
+
+def _plain(cell: Cell) -> Cell:
+    if isinstance(cell, datetime.datetime) and cell.time() == datetime.time():
+        return cell.date().isoformat()
+    return cell.isoformat() if isinstance(cell, datetime.date | datetime.time) else cell
+
+
+def _texts_of(row: Row) -> Sequence[str]:
+    return ["" if cell is None else str(cell) for cell in row.cells]
