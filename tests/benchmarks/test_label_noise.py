@@ -29,6 +29,16 @@ def test_the_share_asked_for_is_replaced_as_the_weights_say(label_noise):
     assert 270 < counts[1] < 330
 
 
+def test_systematic_errors_are_texts_alike_that_get_one_label(label_noise):
+    labels = np.repeat([0, 1], 10)
+    vectors = np.eye(20, dtype=np.float32)
+    vectors[:4] = vectors[0]
+    weights = np.array([[0.0, 0.2, 0.8], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])[:2]
+    noisy = label_noise.misunderstood(labels, 0.4, weights, vectors, np.random.default_rng(1))
+    assert [(noisy[rows] != labels[rows]).sum() for rows in (slice(0, 10), slice(10, 20))] == [4, 4]
+    assert set(noisy[noisy != labels]) == {2}
+
+
 def test_confusions_are_shares_of_the_mistakes(label_noise):
     probabilities = np.eye(3)[[0, 1, 1, 2, 1, 2]]
     weights = label_noise.confusions(probabilities, np.array([0, 0, 0, 0, 1, 2]))
@@ -48,6 +58,6 @@ def test_it_runs_from_rows_to_table(label_noise, topical_csv, tiny_base, tmp_pat
     monkeypatch.setattr(sys, "argv", ["label_noise.py", *map(str, [*arguments, *places])])
     label_noise.main()
     results = json.loads((tmp_path / "out.json").read_text())["results"]
-    assert len(results) == 4
+    assert len(results) == 6
     assert results[0]["top_k"] > 0.5
-    assert capsys.readouterr().out.count("newsdesk") == 2
+    assert capsys.readouterr().out.count("newsdesk") == 3
