@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from newsdesk.data.words import isolated, language_tag, without, word_spans, words_of
+from newsdesk.data.words import isolated, language_of, language_tag, without, word_spans, words_of
 
 
 @pytest.mark.parametrize(
@@ -85,3 +85,11 @@ def test_right_to_left_words_are_set_apart_and_others_left_as_they_are():
     assert isolated("שלום 3") == "\u2068שלום 3\u2069"
     assert isolated("politics") == "politics"
     assert isolated("政治 12") == "政治 12"
+
+
+def test_the_language_of_texts_is_that_of_most_of_them():
+    arabic, english = "أعلن الرئيس", "Oil prices"
+    assert language_of([arabic, arabic, english]) == "ar"
+    assert language_of([arabic, english, english]) is None
+    assert language_of(["Цены на нефть"]) is None
+    assert language_of([]) is None

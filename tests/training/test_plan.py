@@ -232,6 +232,18 @@ def test_the_tokenizer_of_a_cached_base_is_used_by_name_and_by_hub_id(tmp_path: 
         assert (plan.tokens.basis, plan.tokens.tokens_per_row) == ("measured", 4)
 
 
+def test_tokens_that_the_base_does_not_know_are_shown_with_a_base_that_would(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    data = write_rows(tmp_path / "news.csv", [4] * 30)
+    plan = make_plan(tiny_recipe(tiny_base, data), measure_speed=False)
+    assert plan.tokens.vocabulary is not None
+    assert plan.tokens.vocabulary.unknown == 1.0
+    shown = " ".join(" ".join(render_plan(plan)).split())
+    assert "unknown tokens 100.0 %" in shown
+    assert "use a multilingual base, such as --base intfloat/multilingual-e5-small" in shown
+
+
 def test_rows_without_a_tokenizer_are_counted_and_not_measured(tmp_path: Path, tiny_base: Path) -> None:
     (tiny_base / "tokenizer.json").unlink()
     plan = make_plan(tiny_recipe(tiny_base, write_rows(tmp_path / "news.csv", [4] * 30)))

@@ -31,7 +31,8 @@ from newsdesk.model.catalog import ResolvedBase  # noqa: E402
 from newsdesk.model.classifier import load_classifier  # noqa: E402
 from newsdesk.model.network import Network, predict_logits  # noqa: E402
 from newsdesk.model.tokenizer import TextTokenizer  # noqa: E402
-from newsdesk.training.events import Event, Finished, Step, Validation, to_record  # noqa: E402
+from newsdesk.reporting.model_card import refresh_card  # noqa: E402
+from newsdesk.training.events import Event, Finished, Remark, Step, Validation, to_record  # noqa: E402
 from newsdesk.training.manifest import BaseFacts, Manifest, TrainingFacts  # noqa: E402
 from newsdesk.training.provenance import hub_reference  # noqa: E402
 from newsdesk.training.run import (  # noqa: E402
@@ -42,6 +43,7 @@ from newsdesk.training.run import (  # noqa: E402
 )
 from newsdesk.training.run_folder import RunFolder, open_run  # noqa: E402
 
+ARABIC = Path(__file__).parents[1] / "languages" / "arabic.csv"
 FILES = {
     "adapter/adapter_config.json",
     "adapter/adapter_model.safetensors",
@@ -368,3 +370,29 @@ def test_finished_is_the_last_event_and_is_logged(tiny_recipe, tmp_path):
     run = run_training(tiny_recipe("training.epochs=0.1"), tmp_path / "run", observe=events.append)
     assert isinstance(events[-1], Finished)
     assert json.loads(run.log.read_text().splitlines()[-1])["event"] == "finished"
+
+
+def test_a_base_that_does_not_know_the_language_is_named_before_the_first_step(tiny_recipe, tmp_path):
+    rows = [row.split(",") for row in ARABIC.read_text(encoding="utf-8").splitlines()]
+    (tmp_path / "arabic.csv").write_text("\n".join(f"{label},{text}" for text, label in rows), "utf-8")
+    events = []
+    resolved = tiny_recipe(f"data.train={tmp_path / 'arabic.csv'}", "training.min_steps=1")
+    run = run_training(resolved, tmp_path / "run", observe=events.append)
+    said = next(event.text for event in events if isinstance(event, Remark))
+    assert said == (
+        "100% of the tokens are unknown to the base model: use a multilingual base, such as "
+        "--base intfloat/multilingual-e5-small"
+    )
+    assert [type(event) for event in events].index(Remark) < [type(event) for event in events].index(Step)
+    assert said in run.manifest.training.remarks
+    assert (run.manifest.data.language, run.manifest.data.unknown_tokens) == ("ar", 1.0)
+    refresh_card(run)
+    card = (run.path / "README.md").read_text(encoding="utf-8")
+    assert "\nlanguage: ar\n" in card
+    assert "100% of the tokens are unknown" in card
+
+
+def test_a_base_that_knows_the_language_is_not_questioned(tiny_recipe, tmp_path):
+    run = run_training(tiny_recipe("training.min_steps=1"), tmp_path / "run")
+    assert not [remark for remark in run.manifest.training.remarks if "unknown" in remark]
+    assert (run.manifest.data.language, run.manifest.data.unknown_tokens) == (None, 0.0)

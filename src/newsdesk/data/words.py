@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 
@@ -52,7 +52,7 @@ _LANGUAGE_OF_SCRIPT = {
 }
 """The BCP 47 tag of the language that news in a script is most likely written in, by Unicode's name of it."""
 _URDU, _PERSIAN = set("ٹڈڑںے"), set("پچژگکی")
-_LETTERS_LOOKED_AT = 1000
+_LETTERS_LOOKED_AT, _TEXTS_LOOKED_AT = 1000, 2000
 _UNKNOWN_AT_MOST = 0.05
 _LETTERS_AT_LEAST, _SYLLABLES_AT_LEAST = 1.5, 0.8
 
@@ -161,6 +161,16 @@ def language_tag(text: str) -> str | None:
     if script == "CJK" and any(kana in scripts for kana in ("HIRAGANA", "KATAKANA")):
         return "ja"
     return _LANGUAGE_OF_SCRIPT.get(script)
+
+
+def language_of(texts: Sequence[str]) -> str | None:
+    """The language of most of the texts, by ``language_tag``; of many, of 2,000 spread evenly over them.
+
+    None where most are in Latin letters, or in a script of several languages.
+    """
+    tags = Counter(map(language_tag, texts[:: max(1, -(-len(texts) // _TEXTS_LOOKED_AT))]))
+    tag, count = tags.most_common(1)[0] if tags else (None, 0)
+    return None if tag is None or tag.startswith("und") or 2 * count <= tags.total() else tag
 
 
 def isolated(text: str) -> str:

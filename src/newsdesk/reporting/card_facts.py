@@ -161,8 +161,10 @@ class CardFacts:
 
     @property
     def language(self) -> str | None:
-        """The language of the training texts where it is known: all data sets known by name are English."""
-        return "en" if self.train_source is not None and self.train_source.name else None
+        """The language of the training texts: by their script, or English for all data sets known by name."""
+        if self.train_source is not None and self.train_source.name:
+            return "en"
+        return None if self.manifest.data is None else self.manifest.data.language
 
 
 def _first_and_last(log: Path) -> list[Logged]:

@@ -51,11 +51,21 @@ class RowFacts:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What was learned from, what the best state was chosen on, and what may be done with the texts."""
+    """What was learned from, what the best state was chosen on, and what may be done with the texts.
+
+    Attributes:
+        licence: of the texts, as far as it is known.
+        train: the training rows.
+        validation: the validation rows.
+        language: of the training texts, where their script tells it: see ``language_of``.
+        unknown_tokens: share of the training texts' tokens that the base model does not know, 0 to 1.
+    """
 
     licence: str | None
     train: RowFacts
     validation: RowFacts
+    language: str | None = None
+    unknown_tokens: float | None = None
 
 
 @dataclass(frozen=True)

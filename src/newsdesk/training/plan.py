@@ -16,6 +16,7 @@ from newsdesk.data.datasets import DATA_SETS, DataSet
 from newsdesk.data.examples import Examples
 from newsdesk.data.load import dialect_of, load_split, load_training_data
 from newsdesk.data.splits import validation_size
+from newsdesk.data.words import VocabularyFit
 from newsdesk.errors import counted
 from newsdesk.model.catalog import BASE_MODELS, resolve_config
 from newsdesk.model.classifier import outline_classifier
@@ -93,6 +94,7 @@ class TokenBudget:
         lengths: quantiles of the tokens of a text before cutting, by name; empty when unknown.
         share_cut: share of the texts longer than max_length; None when unknown.
         share_lost: share of all tokens that are not read for it; None when unknown.
+        vocabulary: how well the base model's vocabulary covers the texts; None when unknown.
         tokens_per_row: mean, special tokens included, cut to max_length; None when unknown.
         tokens_per_epoch: without padding; None when unknown.
         padding: share of the computed tokens that are padding, for each way of batching it is known for.
@@ -105,6 +107,7 @@ class TokenBudget:
     lengths: dict[str, int]
     share_cut: float | None
     share_lost: float | None
+    vocabulary: VocabularyFit | None
     tokens_per_row: float | None
     tokens_per_epoch: int | None
     padding: dict[Padding, float]
@@ -243,11 +246,13 @@ def _token_budget(recipe: Recipe, rows: RowCounts, examples: Examples | None) ->
     padding: dict[Padding, float] = {}
     sampled, lengths = 0, {}
     truncation: Truncation | None = None
+    vocabulary: VocabularyFit | None = None
     mean: float | None = None
     basis: Literal["measured", "catalogue", "unknown"] = "unknown"
     if examples is not None and folder is not None:
         sample = _sample(examples, recipe.training.seed)
-        encoded = TextTokenizer.from_folder(folder, max_length).encode_whole(sample.texts)
+        tokenizer = TextTokenizer.from_folder(folder, max_length)
+        encoded, vocabulary = tokenizer.encode_whole(sample.texts), tokenizer.fit(sample.texts)
         cut = np.array([len(ids) for ids in encoded.ids], dtype=np.int64)
         basis, sampled, mean = "measured", len(sample), float(cut.mean())
         lengths = {name: round(np.quantile(encoded.lengths, share)) for name, share in _QUANTILES.items()}
@@ -267,6 +272,7 @@ def _token_budget(recipe: Recipe, rows: RowCounts, examples: Examples | None) ->
         lengths=lengths,
         share_cut=None if truncation is None else truncation.share_cut,
         share_lost=None if truncation is None else truncation.share_lost,
+        vocabulary=vocabulary,
         tokens_per_row=mean,
         tokens_per_epoch=None if mean is None else round(mean * rows.train),
         padding=padding,
@@ -406,6 +412,9 @@ def _render_tokens(plan: Plan) -> list[str]:
         limit = f"to {plan.recipe.model.max_length} tokens"
         lines.append(f"  {'texts cut':<28}{f'{100 * tokens.share_cut:.1f} %':>14}  {limit}")
         lines.append(f"  {'tokens not read':<28}{f'{100 * tokens.share_lost:.1f} %':>14}")
+    if tokens.vocabulary is not None:
+        lines.append(f"  {'unknown tokens':<28}{f'{100 * tokens.vocabulary.unknown:.1f} %':>14}")
+        lines += _wrapped(tokens.vocabulary.warning or "", "  ")
     for way, name in names.items():
         if way in tokens.padding or way == tokens.used:
             share = f"{100 * tokens.padding[way]:.1f} %" if way in tokens.padding else "not known"

@@ -22,6 +22,7 @@ from newsdesk.config import ResolvedRecipe, TrainingSection, load_recipe
 from newsdesk.data.examples import Examples
 from newsdesk.data.known_texts import KnownTexts
 from newsdesk.data.load import TrainingData, load_training_data
+from newsdesk.data.words import VocabularyFit, language_of
 from newsdesk.errors import UserError, counted
 from newsdesk.model.catalog import ResolvedBase, resolve_base
 from newsdesk.model.classifier import AdapterStore, build_classifier, copy_tokenizer
@@ -123,6 +124,7 @@ class _Prepared:
     store: AdapterStore
     loop: TrainingLoop
     encoded: Encoded
+    vocabulary: VocabularyFit
     max_length: int
 
     @property
@@ -161,7 +163,8 @@ def _prepare(
         max_length=recipe.model.max_length,
         team=team,
     )
-    return _Prepared(data, base, tokenizer_files, store, loop, encoded, recipe.model.max_length)
+    vocabulary = tokenizer.fit(data.train.texts)
+    return _Prepared(data, base, tokenizer_files, store, loop, encoded, vocabulary, recipe.model.max_length)
 
 
 def _pays_to_compile(training: TrainingSection, device: torch.device, steps: int) -> bool:
@@ -240,7 +243,7 @@ def _lead(
 def _remarks(prepared: _Prepared) -> list[str]:
     """What to know of rows and steps before training, a sentence each."""
     data, loop = prepared.data, prepared.loop
-    remarks = []
+    remarks = [] if prepared.vocabulary.warning is None else [prepared.vocabulary.warning]
     if loop.epochs > loop.training.epochs:
         remarks.append(
             f"{counted(loop.training.epochs, 'epoch')} would be {counted(loop.steps_of_epochs, 'step')}; "
@@ -388,6 +391,8 @@ def _manifest(resolved: ResolvedRecipe, prepared: _Prepared, finished: Finished,
         seed=resolved.recipe.training.seed,
         data=DataFacts(
             licence=data.licence,
+            language=language_of(data.train.texts),
+            unknown_tokens=round(prepared.vocabulary.unknown, 5),
             train=_row_facts(data.train, train_source),
             validation=_row_facts(data.validation, validation_source),
         ),
