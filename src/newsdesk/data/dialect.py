@@ -157,7 +157,8 @@ def _best_quote(lines: Sequence[str], given: Dialect, delimiter: str, usual: str
         if gained >= 0 and _has_enclosed_column(double.rows, "'"):
             return single
         opened = sum(line.startswith("'") or f"{delimiter}'" in line for line in lines)
-        if 2 * opened >= gained > max(1, 0.02 * len(single.rows)):
+        clearly = gained > max(1, 0.02 * len(single.rows)) or single.score > double.score + 0.25
+        if clearly and 2 * opened >= max(1, gained):
             return single
     if double.broken and delimiter == "\t" and not any(line.count('"') > 1 for line in lines):
         return _trial(lines, replace(given, delimiter=delimiter, quote=NO_QUOTE), usual)

@@ -35,6 +35,7 @@ class TrainingData:
         layout: how rows became texts, which prediction repeats.
         licence: of the texts, as far as it is known.
         choosing: positions of the validation rows that chose the best state, as far as it is known.
+        read_as: for each file how it was read, for people and logs.
     """
 
     train: Examples
@@ -42,6 +43,7 @@ class TrainingData:
     layout: TextLayout
     licence: str | None
     choosing: tuple[int, ...] = ()
+    read_as: tuple[str, ...] = ()
 
     @property
     def calibrating(self) -> Examples:
@@ -72,15 +74,15 @@ def load_split(
     """
     path = Path(name_or_path).expanduser()
     if path.is_file() or (name_or_path not in DATA_SETS and not path.is_dir() and path.suffix):
-        return SplitTable(read_table(path, dialect), None, None)
+        return SplitTable(_read(path, dialect, progress), None, None)
     if name_or_path in DATA_SETS:
         files = dataset_files(name_or_path, offline=offline, progress=progress)
     elif splits := [name for name in _SPLIT_FOLDERS if split_folder(path, name)]:
         if split_name not in splits:
             raise _no_such_split(name_or_path, split_name, splits)
-        return SplitTable(read_table(path / split_name, dialect), None, None)
+        return SplitTable(_read(path / split_name, dialect, progress), None, None)
     elif class_folders(path):
-        return SplitTable(read_table(path, dialect), None, None)
+        return SplitTable(_read(path, dialect, progress), None, None)
     elif path.is_dir():
         files = folder_files(path)
     else:
@@ -88,7 +90,15 @@ def load_split(
     chosen = {"train": files.train, "test": files.test}.get(split_name)
     if chosen is None:
         raise _no_such_split(name_or_path, split_name, ["train", "test"] if files.test else ["train"])
-    return SplitTable(read_table(chosen, dialect), files.label_names, files.licence)
+    return SplitTable(_read(chosen, dialect, progress), files.label_names, files.licence)
+
+
+def _read(path: Path, dialect: Dialect, progress: Progress | None) -> Table:
+    """The table, and a word to ``progress`` where it is not read as anyone would expect."""
+    table = read_table(path, dialect)
+    if progress is not None and table.is_noteworthy:
+        progress(0, None, f"{path} is read as: {table.read_as}")
+    return table
 
 
 def _no_such_split(data: str, split_name: str, splits: Sequence[str]) -> UserError:
@@ -147,7 +157,10 @@ def load_training_data(
         else:
             splits = hold_out(train, data.validation_share, seed=seed)
         train, validation = splits.train, splits.validation
-    return TrainingData(_first_rows(train, data.train_rows, seed), validation, layout, found.licence)
+    tables = [found.table] if data.validation is None else [found.table, table]
+    read_as = tuple(f"{each.path}: {each.read_as}" for each in tables if each.read_as)
+    first = _first_rows(train, data.train_rows, seed)
+    return TrainingData(first, validation, layout, found.licence, read_as=read_as)
 
 
 def dialect_of(data: DataSection) -> Dialect:

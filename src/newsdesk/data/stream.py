@@ -57,7 +57,8 @@ def open_rows(
     not name itself are read off its first ``sample`` rows, None meaning all. Raises UserError for a file
     that is missing, a pickle, empty, of no known format or unlike its name.
     """
-    format_of(path)
+    if not path.is_dir():
+        format_of(path)
     with _open(path) as stream:
         size = os.fstat(stream.fileno()).st_size or 1
         rows = rows_of(stream, path, dialect, sample=sample)

@@ -17,7 +17,8 @@ class Started:
     """Training is about to begin.
 
     ``engine`` says which implementation runs the encoder, and why. The best state is chosen by
-    ``choosing_rows`` of the validation rows; 0: the last one is kept.
+    ``choosing_rows`` of the validation rows; 0: the last one is kept. ``read_as`` says for each file in
+    which dialect and encoding its rows were read.
     """
 
     steps: int
@@ -28,6 +29,7 @@ class Started:
     device: str
     precision: str
     engine: str
+    read_as: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +215,8 @@ def _lead(
     loop, last_checkpoint = prepared.loop, time.monotonic()
 
     def tell(event: Event) -> None:
+        if isinstance(event, Started):
+            event = replace(event, read_as=prepared.data.read_as)
         log.write(event)
         observe(event)
 

@@ -83,9 +83,41 @@ def test_odd_targets_are_refused(tmp_path):
         "link.csv": "never changed",
         "there.csv": "something at",
         "other.jsonl": "has the format of the data, csv",
-        "rows.xlsx": "not known",
+        "rows.xlsy": "not known",
         "": "something at",
     }.items():
         with pytest.raises(UserError, match=message):
             require_free_target(table, tmp_path / name)
     assert (tmp_path / "rows.csv").read_bytes() == CSV
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+@pytest.mark.parametrize(
+    ("encoding", "delimiter", "quote"),
+    [("cp1252", ";", "'"), ("utf-16", "\t", '"'), ("utf-8-sig", "|", '"'), ("gb18030", ",", '"')],
+)
+def test_a_copy_is_written_in_the_dialect_and_encoding_of_the_data(tmp_path, encoding, delimiter, quote, end):
+    rows = [("AB"[n % 2], f"Die B\u00f6rse{delimiter} Nr. {n}, schlie\u00dft") for n in range(6)]
+
+    def text(rows):
+        cells = [("label", "text"), *rows]
+        return "".join(delimiter.join(f"{quote}{cell}{quote}" for cell in row) + end for row in cells)
+
+    if encoding == "gb18030":
+        rows = [
+            (label, f"交行拟明年赴港发行人民币债券,国足主场战平对手 {n}") for n, (label, _) in enumerate(rows)
+        ]
+    written = cleaned(tmp_path, "rows.csv", text(rows).encode(encoding), drop={1}, relabel={2: "C"})
+    expected = [rows[0], ("C", rows[2][1]), *rows[3:]]
+    assert read_table(tmp_path / "cleaned-rows.csv").rows == tuple(expected)
+    untouched = text([rows[0], *rows[3:]]).encode(encoding).splitlines(keepends=True)
+    assert set(untouched) <= set(written.splitlines(keepends=True))
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.zip", "rows.xlsx"])
+def test_what_cannot_be_copied_line_by_line_is_refused(tmp_path, name):
+    from newsdesk.data.table import Table
+
+    table = Table(tmp_path / name, ("text", "label"), (("a", "b"), ("c", "d")), (1, 1), has_header=True)
+    with pytest.raises(UserError, match="csv, tsv, jsonl or parquet"):
+        require_free_target(table, tmp_path / f"new-{name}")

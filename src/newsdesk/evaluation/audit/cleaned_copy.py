@@ -6,13 +6,18 @@ import gzip
 import io
 import json
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
+from newsdesk.data.dialect import Dialect
+from newsdesk.data.encoding import UTF8
 from newsdesk.data.stream import format_of
 from newsdesk.data.table import Cell, Table
 from newsdesk.errors import UserError
 from newsdesk.evaluation.csv_lines import delimited_lines
 from newsdesk.files import write_bytes
+
+_FORMATS = ("csv", "tsv", "tab", "txt", "jsonl", "ndjson", "parquet")
 
 
 def require_free_target(table: Table, target: Path) -> None:
@@ -24,7 +29,13 @@ def require_free_target(table: Table, target: Path) -> None:
             found=f"{target} is the data itself, which is never changed" if own else None,
             fix="give --apply a name that is free",
         )
-    form, _ = format_of(table.path)
+    form = "a folder" if table.path.is_dir() else format_of(table.path)[0]
+    if form not in _FORMATS or len(set(table.lines)) < len(table):
+        raise UserError(
+            "a cleaned copy can be written of a csv, tsv, jsonl or parquet file",
+            found=f"{table.path} ({form})",
+            fix="convert the data to one of these first, or leave --apply out",
+        )
     if format_of(target)[0] != form:
         raise UserError(
             f"a cleaned copy has the format of the data, {form}",
@@ -39,25 +50,42 @@ def write_cleaned(
     """Write the table's file anew without the rows of ``drop``, and with other cells in its label column.
 
     Positions are 0-based rows of ``table``, which must be the whole file. ``relabel`` gives rows their cell
-    of ``column`` as the file writes classes. Text formats keep every other line byte for byte; parquet keeps
-    columns, types and metadata. A target that ends in .gz is compressed. Raises UserError as
-    ``require_free_target`` does.
+    of ``column`` as the file writes classes. Text formats keep every other line byte for byte, and the
+    relabelled ones their delimiter, quote and encoding; parquet keeps columns, types and metadata. A target
+    that ends in .gz is compressed. Raises UserError as ``require_free_target`` does.
     """
     require_free_target(table, target)
     form, compressed = format_of(target)
     if form == "parquet":
         content = _parquet(table.path, set(drop), relabel, column)
     else:
-        content = b"".join(_lines(table, form, set(drop), relabel, column))
+        content = _text(table, form, set(drop), relabel, column)
     write_bytes(target, gzip.compress(content, mtime=0) if compressed else content)
 
 
-def _lines(
-    table: Table, form: str, drop: set[int], relabel: Mapping[int, Cell], column: str
-) -> Iterator[bytes]:
-    packed = format_of(table.path)[1]
+def _text(table: Table, form: str, drop: set[int], relabel: Mapping[int, Cell], column: str) -> bytes:
     raw = table.path.read_bytes()
-    lines = io.BytesIO(gzip.decompress(raw) if packed else raw).readlines()
+    raw = gzip.decompress(raw) if format_of(table.path)[1] else raw
+    dialect = table.dialect or Dialect()
+    encoding = dialect.encoding or UTF8
+    wide = encoding.startswith(("utf-16", "utf-32"))  # in which a line feed is more than one byte
+    if wide:
+        raw, dialect = raw.decode(encoding).encode(), replace(dialect, encoding=UTF8)
+    lines = raw.splitlines(keepends=True) if b"\n" not in raw else io.BytesIO(raw).readlines()
+    written = b"".join(_lines(table, lines, form, dialect, drop, relabel, column))
+    return written.decode().encode(encoding) if wide else written
+
+
+def _lines(
+    table: Table,
+    lines: list[bytes],
+    form: str,
+    dialect: Dialect,
+    drop: set[int],
+    relabel: Mapping[int, Cell],
+    column: str,
+) -> Iterator[bytes]:
+    encoding = dialect.encoding or UTF8
     starts = [line - 1 for line in table.lines]
     yield from lines[: starts[0]]
     for row, (start, stop) in enumerate(zip(starts, [*starts[1:], len(lines)], strict=True)):
@@ -66,20 +94,22 @@ def _lines(
         if row not in relabel:
             yield from lines[start:stop]
         elif form in ("jsonl", "ndjson"):
-            yield from _relabelled_object(lines[start:stop], column, relabel[row])
+            yield from _relabelled_object(lines[start:stop], column, relabel[row], encoding)
         else:
             cells = [
                 relabel[row] if name == column else cell
                 for name, cell in zip(table.columns, table.rows[row], strict=True)
             ]
-            (written,) = delimited_lines([cells], "," if form == "csv" else "\t")
-            yield written[:-1] + (b"\r\n" if lines[stop - 1].endswith(b"\r\n") else b"\n")
+            usual = "," if form == "csv" else "\t"
+            (line,) = delimited_lines([cells], dialect.delimiter or usual, dialect.quote or '"')
+            end = next((end for end in (b"\r\n", b"\r") if lines[stop - 1].endswith(end)), b"\n")
+            yield line[:-1].decode().encode(encoding) + end
 
 
-def _relabelled_object(lines: list[bytes], column: str, cell: Cell) -> Iterator[bytes]:
+def _relabelled_object(lines: list[bytes], column: str, cell: Cell, encoding: str) -> Iterator[bytes]:
     """The object in the first line with another label; blank lines behind it as they are."""
-    values = json.loads(lines[0].removeprefix(b"\xef\xbb\xbf")) | {column: cell}
-    yield json.dumps(values, ensure_ascii=False).encode() + b"\n"
+    values = json.loads(lines[0].decode(encoding).removeprefix("\ufeff")) | {column: cell}
+    yield json.dumps(values, ensure_ascii=False).encode(encoding) + b"\n"
     yield from lines[1:]
 
 
