@@ -297,7 +297,7 @@ def test_rows(data: Path, run: Path | None) -> Examples:
     if run is not None:
         return api.evaluation_rows(open_run(run), str(data), "test")
     split = load_split(str(data), "test")
-    return to_examples(split.table, label_names=split.label_names, labelled=True)
+    return to_examples(split.table, labelled=True)
 
 
 def bfloat16_is_native() -> bool:

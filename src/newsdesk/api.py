@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from newsdesk.calibration import softmax
-from newsdesk.data.dialect import DETECTED, Dialect
+from newsdesk.errors import UserError
 from newsdesk.inference.artefact import find_artefact
-from newsdesk.inference.labelled_rows import evaluation_rows, rows_known_of, training_rows
+from newsdesk.inference.labelled_rows import (
+    Reading,
+    evaluation_rows,
+    known_texts_of,
+    rows_known_of,
+    training_rows,
+)
 from newsdesk.inference.load import load
 from newsdesk.inference.predictions import Predictions
 from newsdesk.inference.run_predictor import needing_train_extra
@@ -131,26 +137,24 @@ def evaluate(
     data: str,
     *,
     split: str = "test",
-    text: Sequence[str] | None = None,
-    label: str | None = None,
-    template: str | None = None,
-    dialect: Dialect = DETECTED,
     baseline: bool = False,
     with_text: bool = False,
     count: Counter | None = None,
     progress: Progress | None = None,
     start: Counter = lambda _rows: None,
+    **reading: Unpack[Reading],
 ) -> Evaluation:
     """Measure a run or artefact on labelled rows; write ``metrics.json`` and ``predictions-<split>.csv``.
 
     Args:
         run_path: a finished run, which is computed with PyTorch, or an artefact.
         data, split: named data set, folder or file, and which of its splits; the key in metrics.json.
-        text, label, template, dialect: how columns are read, as for :func:`evaluation_rows`.
         baseline: also fit TF-IDF + linear SVM on the run's own training rows, and compare.
         with_text: put the texts into the predictions file.
         start, count: called with the number of rows before the first batch, and of every batch done.
         progress: called while things are fetched.
+        reading: ``text``, ``label``, ``template``, ``dialect``, ``unknown_labels``: how columns and labels
+            are read, as for :func:`evaluation_rows`.
 
     Raises:
         UserError: when run, base model or rows cannot be used together.
@@ -161,9 +165,8 @@ def evaluate(
 
     run = find_artefact(Path(run_path)) or open_run(Path(run_path))
     target = predictions_path(run.path, split)
-    rows = evaluation_rows(
-        run, data, split, text=text, label=label, template=template, dialect=dialect, progress=progress
-    )
+    rows = evaluation_rows(run, data, split, progress=progress, **reading)
+    known = known_texts_of(run, progress)
     learned_from = training_rows(run, progress) if baseline else None
     predictor = load_as_named(run, progress)
     start(len(rows))
@@ -181,6 +184,7 @@ def evaluate(
         uncalibrated=softmax(logits),
         baseline=reference,
         encoded=encoded,
+        learned=None if known is None else known.learned_rows(rows.texts),
     )
     keep_evaluation(evaluation, probabilities, rows, run.metrics, target, with_text=with_text)
     if isinstance(run, RunFolder):
@@ -212,13 +216,10 @@ def calibrate(
     path: str | Path,
     data: Sequence[str] = (),
     *,
-    text: Sequence[str] | None = None,
-    label: str | None = None,
-    template: str | None = None,
-    dialect: Dialect = DETECTED,
     count: Counter | None = None,
     progress: Progress | None = None,
     start: Counter = lambda _rows: None,
+    **reading: Unpack[Reading],
 ) -> dict[Path, Calibration]:
     """Fit the temperature of a run or artefact anew, and keep it with the rows that promises stand on.
 
@@ -231,10 +232,11 @@ def calibrate(
         path: a finished run or an artefact.
         data: labelled rows: named data sets (their test splits), folders or files. None: a run's own
             validation rows.
-        text, label, template, dialect: how columns are read, as for :func:`evaluation_rows`.
         count: called with the number of rows of every batch done.
         progress: called while things are fetched.
         start: called with the number of rows to compute before the first batch.
+        reading: as for :func:`evaluate`; nothing can be fitted on unknown labels, which are refused or left
+            out. ``notice`` is called with what a person should know of the labels, a sentence each.
 
     Returns:
         The new calibration of each folder.
@@ -246,9 +248,9 @@ def calibrate(
     from newsdesk.inference.recalibration import calibrate_on, folders_of, give_off_topic_score
 
     found = find_artefact(Path(path)) or open_run(Path(path))
-    columns: dict[str, Any] = {"text": text, "label": label, "template": template, "dialect": dialect}
+    _require_known_labels(reading)
     if data:
-        rows = joined([evaluation_rows(found, name, "test", **columns, progress=progress) for name in data])
+        rows = joined([evaluation_rows(found, name, "test", progress=progress, **reading) for name in data])
     else:
         known = rows_known_of(found, "a calibration", "give labelled rows with --data", progress)
         rows = known.calibrating
@@ -268,13 +270,10 @@ def export(
     *,
     out: str | Path | None = None,
     data: str | None = None,
-    text: Sequence[str] | None = None,
-    label: str | None = None,
-    template: str | None = None,
-    dialect: Dialect = DETECTED,
     overwrite: bool = False,
     progress: Progress | None = None,
     observe: Callable[[Quality], None] = lambda _quality: None,
+    **reading: Unpack[Reading],
 ) -> Export:
     """Write a run as a deployable artefact, once it was found to do what the run does.
 
@@ -285,10 +284,10 @@ def export(
         kind: ``merged``, ``onnx-fp32`` or ``onnx-int8``.
         out: the folder to write; None: ``RUN/export/KIND``.
         data: labelled rows to hold it against; None: the run's own validation rows.
-        text, label, template, dialect: how their columns are read, as for :func:`evaluation_rows`.
         overwrite: replace an artefact that is there already.
         progress: called while base model and data are fetched.
         observe: called with the figures of each setting tried.
+        reading: how these rows are read, as for :func:`calibrate`.
 
     Raises:
         UserError: when run, rows and packages do not allow it, or nothing that was tried passed the gate.
@@ -301,18 +300,8 @@ def export(
     target = target_of(run, kind, None if out is None else Path(out))
     require_free_for_artefact(target, overwrite=overwrite)
     if data is not None:
-        evidence = evidence_from(
-            evaluation_rows(
-                run,
-                data,
-                "test",
-                text=text,
-                label=label,
-                template=template,
-                dialect=dialect,
-                progress=progress,
-            )
-        )
+        _require_known_labels(reading)
+        evidence = evidence_from(evaluation_rows(run, data, "test", progress=progress, **reading))
     else:
         purpose, otherwise = "an export is checked on", "give labelled rows with --data FILE"
         evidence = evidence_of(known_rows(run, purpose=purpose, otherwise=otherwise, progress=progress))
@@ -343,8 +332,8 @@ def report(
         plots: a folder for the charts as SVG and PNG.
         with_texts: quote errors and likely label errors; many corpora may not be copied.
         progress: called while things are fetched.
-        evaluating: ``text``, ``label``, ``template`` and ``dialect``, and, where the run is evaluated first,
-            ``count`` and ``start``: as for :func:`evaluate`.
+        evaluating: ``text``, ``label``, ``template``, ``dialect`` and ``unknown_labels``, and, where the run
+            is evaluated first, ``count`` and ``start``: as for :func:`evaluate`.
 
     Raises:
         UserError: when run and rows do not belong together, or a package is missing.
@@ -374,6 +363,16 @@ def report(
         plots=None if plots is None else Path(plots),
         quote=with_texts,
     )
+
+
+def _require_known_labels(reading: Reading) -> None:
+    """Refuse to take in rows of unknown classes where something is fitted on the rows, or checked by them."""
+    if reading.get("unknown_labels") == "count-wrong":
+        raise UserError(
+            "rows whose class the run does not know can be counted as errors in an evaluation alone",
+            found="--unknown-labels count-wrong",
+            fix="leave them out here with --unknown-labels drop",
+        )
 
 
 def _seal_with_card(run: RunFolder) -> None:

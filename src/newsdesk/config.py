@@ -54,6 +54,10 @@ class DataSection(Section):
     delimiter: str | None = Field(None, description="between two cells, such as ';' or tab; absent: detected")
     quote: str | None = Field(None, description="around cells, or none; absent: detected")
     encoding: str | None = Field(None, description="of text files, such as cp1252; absent: detected")
+    merge_case: bool = Field(False, description="read labels that differ only in case as one class")
+    unknown_labels: Literal["error", "drop"] = Field(
+        "error", description="validation rows of classes that the training rows do not have: refuse, or drop"
+    )
 
 
 class ModelSection(Section):

@@ -25,12 +25,13 @@ def write(tmp_path):
 
 
 def test_a_sound_file_has_no_findings_and_is_counted(write):
-    report = check(write("a.csv", "title,label\nOil is up,b\nRain is down,a\nGold is up,b\n"))
+    rows = [f"{what} is up,b\n{what} is down,a\n" for what in ("Oil", "Rain", "Gold", "Tin", "Rice")]
+    report = check(write("a.csv", f"title,label\n{''.join(rows)}Wheat is up,b\n"))
     assert report.is_ok
-    assert report.rows == 3
+    assert report.rows == 11
     assert report.columns == ("title", "label")
     assert (report.text_columns, report.label_column) == (("title",), "label")
-    assert report.label_counts == {"b": 2, "a": 1}
+    assert report.label_counts == {"b": 6, "a": 5}
     assert report.leakage is None
     assert report.token_lengths is None
 
@@ -97,7 +98,8 @@ def test_texts_shared_with_the_test_file_are_named_exact_and_near(write):
     assert (report.leakage.rows, report.leakage.exact, report.leakage.near) == (3, 1, 1)
     assert report.leakage.leaks[0] == Leak(line=2, other_line=4, similarity=1.0)
     assert report.leakage.leaks[1] == Leak(line=3, other_line=3, similarity=pytest.approx(37 / 39))
-    assert check(test, against=write("other.txt", "nothing in common\n")).is_ok
+    unlike = check(test, against=write("other.txt", "nothing in common\n"))
+    assert (unlike.leakage.exact, unlike.leakage.near) == (0, 0)
 
 
 def test_a_malformed_second_file_is_an_error(write):
@@ -160,7 +162,7 @@ def test_the_report_is_json_and_its_lists_are_bounded(write):
 
 
 def test_the_base_models_vocabulary_is_reported_and_is_no_fault_of_the_file(write):
-    path = write("zh.csv", "text,label\n股基打头阵,a\n国安主场,b\n国安客场,b\n新基金,a\n")
+    path = write("zh.csv", "text\n股基打头阵\n国安主场\n国安客场\n新基金\n")
     report = check(path, vocabulary=lambda texts: VocabularyFit(0.66 if len(texts) == 4 else 0, 1.0, True))
     assert report.is_ok
     assert report.to_dict()["vocabulary"]["unknown"] == 0.66

@@ -20,8 +20,7 @@ def test_texts_are_recognised_whatever_their_case_space_and_composition():
     texts = ["OIL  rises ", "cafe\u0301 opens", "rain", "snow", "", "rain"]
     assert known.in_training(texts).tolist() == [True, True, False, False, False, False]
     assert known.in_validation(texts).tolist() == [False, False, True, False, False, True]
-    assert known.learned_rows(texts) == LearnedRows(rows=6, training=2, validation=2)
-    assert known.learned_rows(texts).share == pytest.approx(4 / 6)
+    assert known.learned_rows(texts) == LearnedRows(6, training=2, validation=2, share=4 / 6)
     assert known.learned_rows([]).share == 0
 
 
@@ -68,13 +67,13 @@ def test_a_run_and_its_export_know_their_texts_without_the_data(trained, tmp_pat
     texts = texts_of(trained.parent / "topics.csv")
     export = newsdesk.export(trained, "merged", out=tmp_path / "merged").path
     run = RunFolder(shutil.copytree(trained, tmp_path / "run"))
-    rows = run.manifest["data"]["train"]["rows"]
+    rows = run.manifest.data.train.rows
     for found in (run, ArtefactFolder(export)):
         known = found.known_texts()
-        assert KNOWN_TEXTS in found.manifest["files"]
+        assert KNOWN_TEXTS in found.manifest.files
         assert (known.in_training(texts) | known.in_validation(texts)).all()
         assert len(known.training) == len(np.unique(known.training)) <= rows < len(texts)
-        assert known.learned_rows(["a text that is new"]) == LearnedRows(1, 0, 0)
+        assert known.learned_rows(["a text that is new"]) == LearnedRows(1, 0, 0, 0.0)
 
 
 def test_a_run_without_the_file_reads_its_rows_again_where_they_still_are(trained, tmp_path):

@@ -31,13 +31,15 @@ def test_official_ag_news_needs_no_flags_with_or_without_a_header(tmp_path, head
     assert examples.source == str(path)
 
 
-def test_the_hubs_layout_takes_its_ids_as_positions_in_the_names_given():
-    hub = table("text,label", ("Oil rises", "2"), ("Match won", "1"))
+def test_class_numbers_count_off_the_classes_of_a_run_from_0_and_the_mapping_is_kept():
+    hub = table("text,label", ("Oil rises", "2"), ("Match won", "0"))
     examples = to_examples(hub, label_names=AG_NEWS_LABELS)
     assert examples.label_names == AG_NEWS_LABELS
     assert examples.labels is not None
-    assert examples.labels.tolist() == [2, 1]
-    assert to_examples(hub).label_names == ("1", "2")
+    assert examples.labels.tolist() == [2, 0]
+    assert examples.matching is not None
+    assert examples.matching.positions == {"0": "World", "2": "Business"}
+    assert to_examples(hub).label_names == ("0", "2")
 
 
 def test_names_that_a_parquet_file_declares_are_used_and_minus_one_means_unlabelled():
@@ -56,12 +58,13 @@ def test_declared_names_are_matched_by_name_whatever_the_order_of_the_run():
     assert [names[i] for i in examples.labels] == ["World", "Business"]
 
 
-def test_a_run_whose_classes_are_numbers_reads_official_ag_news_by_position():
-    examples = to_examples(
-        table("class_index,title", ("1", "a"), ("4", "b")), label_names=["0", "1", "2", "3"]
-    )
+def test_a_run_whose_classes_are_numbers_reads_official_ag_news_where_its_numbers_are_the_same():
+    official = table("class_index,title", ("1", "a"), ("4", "b"))
+    examples = to_examples(official, label_names=["1", "2", "3", "4"])
     assert examples.labels is not None
     assert examples.labels.tolist() == [0, 3]
+    with pytest.raises(UserError, match=r"no label in wire\.csv is a class of the run"):
+        to_examples(official, label_names=["0", "1", "2", "3"])
 
 
 def test_oranges_category_and_text_are_recognised_and_names_sorted():
@@ -159,9 +162,9 @@ def test_a_table_without_rows_is_an_error_unless_only_predicting():
 @pytest.mark.parametrize(
     ("rows", "names", "said"),
     [
-        ([("a", "x"), ("b", "z")], ["x", "y"], "line 3: the label 'z'.*x, y"),
-        ([("a", "0"), ("b", "2")], ["x", "y"], "line 2: the label '0'.*x, y"),
-        ([("a", "X")], ["x"], "line 2: the label 'X'"),
+        ([("a", "x"), ("b", "z")], ["x", "y"], "'z' .1 row, line 3.; the run's classes are x, y"),
+        ([("a", "0"), ("b", "2")], ["x", "y"], "'0' .1 row, line 2., '2' .1 row, line 3.*x, y"),
+        ([("a", "Xx")], ["x"], "'Xx' .1 row, line 2"),
         ([("a", "x")], [f"n{i}" for i in range(30)], "n19 and 10 more"),
         ([("a", "x"), ("b", " "), ("c", None)], None, "line 3: the row has no label.*2 such rows among 3"),
     ],

@@ -63,9 +63,13 @@ def test_a_validation_file_is_read_with_the_training_labels_and_no_row_is_split_
 
 
 def test_a_validation_label_unknown_to_training_is_refused(file_of):
-    section = DataSection(train=file_of("a.csv", a=3, b=3), validation=file_of("v.csv", z=2))
-    with pytest.raises(UserError, match="'z' is not a known class"):
+    section = DataSection(train=file_of("a.csv", a=3, b=3), validation=file_of("v.csv", z=2, a=1))
+    with pytest.raises(UserError, match=r"2 of 3 rows in v\.csv have labels that are not classes") as raised:
         load_training_data(section, seed=0)
+    assert raised.value.found == "'z' (2 rows, lines 2, 3); the run's classes are a, b"
+    data = load_training_data(section.model_copy(update={"unknown_labels": "drop"}), seed=0)
+    assert counts_of(data.validation) == {"a": 1}
+    assert [note for note in data.notes if "'z' (2)" in note and "left out" in note]
 
 
 def test_a_named_validation_set_is_fetched_as_the_training_set_is(file_of, monkeypatch):

@@ -9,7 +9,10 @@ import pytest
 from newsdesk.data.datasets import DATA_SETS
 from newsdesk.model.catalog import BASE_MODELS
 
-SOUND = "text,label\nOil rises again,Business\nTeam wins the cup,Sports\nGold falls today,Business\n"
+SOUND = "text,label\n" + "".join(
+    f"{what} rises again,Business\nTeam wins the {what} cup,Sports\n"
+    for what in ("Oil", "Gold", "Tin", "Rice", "Wheat")
+)
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +58,7 @@ def test_a_sound_file_is_sound_and_a_faulty_one_fails(newsdesk, tmp_path):
     assert (outcome.code, outcome.lines[-1]) == (0, "OK")
     outcome = newsdesk("data", "check", faulty)
     assert (outcome.code, outcome.lines[-1]) == (1, "problems found")
-    assert "line 5" in outcome.out
+    assert "line 12" in outcome.out
     assert newsdesk("data", "check", tmp_path / "none.csv").err.startswith("error: there is no file")
 
 

@@ -14,6 +14,7 @@ from newsdesk.cli.shared import (
     Verb,
     data_flags,
     flag,
+    note,
     say,
     shown_fetching,
     terminal,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     help="Labelled rows that it did not learn from; may be given again. Default: a run's validation rows.",
     metavar="NAME|PATH",
 )
-@data_flags("text", "label", "template", "dialect")
+@data_flags("text", "label", "template", "unknown_labels", "dialect")
 @JSON_FLAG
 def calibrate(
     run: Path,
@@ -55,6 +56,7 @@ def calibrate(
             count=rows.count,
             start=rows.start,
             progress=progress,
+            notice=lambda sentence: note(console, f"note: {sentence}"),
         )
     if as_json:
         say({str(folder): asdict(found) for folder, found in made.items()})

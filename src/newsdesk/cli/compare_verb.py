@@ -35,7 +35,7 @@ _CLASSES_SHOWN = 12
     help="A file to write all changed rows to.",
     metavar="FILE",
 )
-@data_flags("text", "label", "template", "dialect")
+@data_flags("text", "label", "template", "unknown_labels", "dialect")
 @JSON_FLAG
 def compare(
     runs: tuple[Path, ...],

@@ -28,7 +28,7 @@ KINDS = ("merged", "onnx-fp32", "onnx-int8")
     metavar="NAME|PATH",
 )
 @flag("--overwrite", is_flag=True, help="Replace the artefact that is there.")
-@data_flags("text", "label", "template", "dialect")
+@data_flags("text", "label", "template", "unknown_labels", "dialect")
 @JSON_FLAG
 def export(
     run: Path,
@@ -55,6 +55,7 @@ def export(
             overwrite=overwrite,
             progress=progress,
             observe=lambda quality: note(console, render_progress(quality)),
+            notice=lambda sentence: note(console, f"note: {sentence}"),
         )
     if as_json:
         say({"path": str(made.path), **to_content(made.quality)})

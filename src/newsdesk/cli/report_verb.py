@@ -41,7 +41,7 @@ from newsdesk.cli.shared import (
     metavar="FOLDER",
 )
 @flag("--without-texts", is_flag=True, help="Quote none of the texts: many corpora may not be copied.")
-@data_flags("text", "label", "template", "dialect")
+@data_flags("text", "label", "template", "unknown_labels", "dialect")
 @JSON_FLAG
 def report(
     run: Path,

@@ -34,7 +34,7 @@ _RUN = click.argument("run", type=click.Path(path_type=Path))
 @flag("--valid", help="A file of validation rows; default: split off the training rows.", metavar="PATH")
 @flag("--base", help="A named base model, a Hub id or a local folder.", metavar="NAME|PATH")
 @flag("--out", type=click.Path(path_type=Path), help="The run folder to write.", metavar="RUN")
-@data_flags("text", "label", "template", "normaliser", "dialect")
+@data_flags("text", "label", "template", "normaliser", "unknown_labels", "dialect")
 @flag("--epochs", type=float, help="Passes over the training rows.")
 @flag(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any recipe value, such as lora.rank=16."
@@ -128,7 +128,7 @@ def _train_and_tell(
 @flag("--split", default="test", show_default=True, help="Which split; the key in metrics.json.")
 @flag("--baseline", is_flag=True, help="Also fit TF-IDF + linear SVM on the training rows, and compare.")
 @flag("--with-text", is_flag=True, help="Put the texts into the predictions file.")
-@data_flags("text", "label", "template", "dialect")
+@data_flags("text", "label", "template", "unknown_labels", "dialect")
 @JSON_FLAG
 def evaluate(
     run: Path,
@@ -143,7 +143,7 @@ def evaluate(
     from newsdesk import api
     from newsdesk.display import RowCounter
     from newsdesk.evaluation.evaluate import predictions_path
-    from newsdesk.evaluation.tables import render_errors, render_evaluation
+    from newsdesk.evaluation.tables import render_errors, render_evaluation, render_notes
 
     console = terminal()
     with shown_fetching(console) as progress, RowCounter(console, "evaluating") as rows:
@@ -162,7 +162,7 @@ def evaluate(
         say(result.to_dict())
     else:
         table = render_evaluation(result)
-        say([*table, *render_errors(result.errors)])
+        say([*table, *render_errors(result.errors), *render_notes(result)])
         note(console, f"every row's probabilities are in {predictions_path(run, split)}")
 
 

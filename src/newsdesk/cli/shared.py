@@ -54,6 +54,11 @@ _DATA_FLAGS = {
     "label": flag("--label", help="The column that holds the class.", metavar="COLUMN"),
     "template": flag("--template", help="How columns make one text, such as '{title}. {body}'."),
     "normaliser": flag("--normaliser", help="Text normaliser: none, whitespace or ag_news."),
+    "unknown_labels": flag(
+        "--unknown-labels",
+        type=click.Choice(("error", "count-wrong", "drop")),
+        help="Rows whose label is not a class of the run: refuse (the default), count as errors, leave out.",
+    ),
 }
 _DIALECT_FLAGS = {
     "header": flag(

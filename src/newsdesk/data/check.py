@@ -13,6 +13,7 @@ import numpy as np
 
 from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.duplicates import conflicting_groups, duplicate_groups, shared_texts
+from newsdesk.data.label_faults import LabelFault, absent_classes, label_faults, rare_classes
 from newsdesk.data.layout import TextLayout, label_column, labels_with_faults, text_layout
 from newsdesk.data.readers import read_table, read_with_faults
 from newsdesk.data.table import Fault, Table
@@ -118,6 +119,7 @@ class CheckReport:
         token_lengths: None without a tokenizer.
         vocabulary: how well the base model's vocabulary covers the texts; None without one.
         read_as: encoding, delimiter, quote and header that the file was read with, for people.
+        label_faults: what spoils the labels, each with its fix and lines.
     """
 
     path: str
@@ -136,13 +138,15 @@ class CheckReport:
     token_lengths: TokenLengths | None
     vocabulary: VocabularyFit | None = None
     read_as: str = ""
+    label_faults: tuple[LabelFault, ...] = ()
 
     @property
     def is_ok(self) -> bool:
         """Whether nothing was found that someone should fix; duplicates and long texts are no fault."""
         leaks = self.leakage is not None and bool(self.leakage.leaks)
-        faults = (self.malformed, self.encoding, self.unlabelled.count, self.empty.count, self.conflicts.rows)
-        return not leaks and not any(faults)
+        lists = (self.malformed, self.encoding, self.label_faults)
+        counts = (self.unlabelled.count, self.empty.count, self.conflicts.rows)
+        return not leaks and not any(lists) and not any(counts)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -170,6 +174,7 @@ def check(
     not known, or ``against`` is malformed.
     """
     dialect = dialect.asking(text, label, template)
+    other = None if against is None else read_table(against, dialect)
     table, faults = read_with_faults(path, dialect)
     if not table.columns:
         return _unreadable(path, faults)
@@ -194,10 +199,11 @@ def check(
         empty=_places(line for line, one in zip(table.lines, texts, strict=True) if not one.strip()),
         duplicates=_line_groups(table, duplicate_groups(texts)),
         conflicts=_line_groups(table, conflicting_groups(texts, labels) if column else ()),
-        leakage=None if against is None else _leakage(table, texts, layout, against, dialect),
+        leakage=None if other is None else _leakage(table, texts, layout, other),
         token_lengths=None if tokenizer is None else _token_lengths(tokenizer(texts), max_length),
         vocabulary=None if vocabulary is None else vocabulary(texts),
         read_as=table.read_as,
+        label_faults=() if column is None else tuple(_label_faults(table, column, labels, other)),
     )
 
 
@@ -234,15 +240,44 @@ def _character_faults(table: Table) -> Iterator[Fault]:
                 yield Fault(line, wrong, f"{match[0]!r} in {nearby!r}", "fix the text", encoding=True)
 
 
-def _leakage(
-    table: Table, texts: Sequence[str], layout: TextLayout, against: Path, dialect: Dialect
-) -> Leakage:
-    other = read_table(against, dialect)
+def _label_faults(
+    table: Table, column: str, labels: Sequence[str], other: Table | None
+) -> Iterator[LabelFault]:
+    """What spoils the labels, with the lines of the rows concerned; lines of ``other`` for classes there."""
+    written = _as_written(table, column, labels)
+    counts = Counter(filter(None, written))
+    faults = list(label_faults(counts, column))
+    for fault in faults:
+        yield fault.at(table.lines, written)
+    if any(not fault.labels for fault in faults):  # no column of classes at all
+        return
+    told = {label.strip() for fault in faults for label in fault.odd}
+    for fault in rare_classes(Counter(label for label in labels if label and label not in told)):
+        yield fault.at(table.lines, labels)
+    if other is None or column not in other.columns:
+        return
+    there = labels_with_faults(other, column)[0]
+    missing, untested = absent_classes(
+        Counter(filter(None, labels)), Counter(filter(None, there)), other.path
+    )
+    if missing.labels:
+        yield missing.at(other.lines, there)
+    if untested.labels:
+        yield untested.at(table.lines, labels)
+
+
+def _as_written(table: Table, column: str, labels: Sequence[str]) -> list[str]:
+    """The labels with the white space around them, where the file names them itself."""
+    cells = zip(table.column(column), labels, strict=True)
+    return [cell if isinstance(cell, str) and cell.strip() == label else label for cell, label in cells]
+
+
+def _leakage(table: Table, texts: Sequence[str], layout: TextLayout, other: Table) -> Leakage:
     other_texts = layout.for_table(other).texts(other)
     exact, near = shared_texts(texts, other_texts)
     shown = (*exact[:_SHOWN], *near[:_SHOWN])
     leaks = tuple(Leak(table.lines[one.match], other.lines[one.row], one.similarity) for one in shown)
-    return Leakage(str(against), len(other), len(exact), len(near), leaks)
+    return Leakage(str(other.path), len(other), len(exact), len(near), leaks)
 
 
 def _token_lengths(lengths: Sequence[int], max_length: int | None) -> TokenLengths | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from newsdesk.data.check import CheckReport, LineGroups, Places
+from newsdesk.data.label_faults import LabelFault
 from newsdesk.data.table import Fault
 
 _SHOWN = 10
@@ -19,9 +20,12 @@ def render_check(report: CheckReport) -> list[str]:
         *([f"read as: {report.read_as}"] if report.read_as else []),
         *_faults("malformed rows", report.malformed),
         *_faults("encoding faults", report.encoding),
-        *_places("rows without a label", report.unlabelled),
-        *_places("rows without text", report.empty),
-        *_groups("texts under two labels", report.conflicts),
+        *_places("rows without a label", report.unlabelled, "label these rows, or leave them out"),
+        *_places("rows without text", report.empty, "write their texts, or leave these rows out"),
+        *_label_faults(report.label_faults),
+        *_groups(
+            "texts under two labels", report.conflicts, fix="decide on one label, or leave these rows out"
+        ),
         *_groups("texts more than once", report.duplicates),
         *_leakage(report),
         *_labels(report),
@@ -37,19 +41,30 @@ def _faults(title: str, faults: Sequence[Fault]) -> Iterator[str]:
         for fault in faults[:_SHOWN]:
             yield f"  line {fault.line}: {fault.wrong}" + (f" ({fault.found})" if fault.found else "")
         yield from _more(len(faults))
+        yield from (f"  fix: {fix}" for fix in dict.fromkeys(fault.fix for fault in faults) if fix)
 
 
-def _places(title: str, places: Places) -> Iterator[str]:
+def _label_faults(faults: Sequence[LabelFault]) -> Iterator[str]:
+    for fault in faults:
+        yield str(fault)
+        if fault.lines:
+            yield f"  lines {_joined(fault.lines)}"
+        yield f"  fix: {fault.fix}"
+
+
+def _places(title: str, places: Places, fix: str) -> Iterator[str]:
     if places.count:
         yield f"{title}: {places.count:,}, line {_joined(places.lines)}"
+        yield f"  fix: {fix}"
 
 
-def _groups(title: str, groups: LineGroups) -> Iterator[str]:
+def _groups(title: str, groups: LineGroups, fix: str | None = None) -> Iterator[str]:
     if groups.groups:
         yield f"{title}: {groups.groups:,} ({groups.rows:,} rows)"
         for lines in groups.lines[:_SHOWN]:
             yield f"  lines {_joined(lines)}"
         yield from _more(groups.groups, listed=len(groups.lines))
+        yield from [f"  fix: {fix}"] if fix else []
 
 
 def _leakage(report: CheckReport) -> Iterator[str]:
@@ -63,6 +78,8 @@ def _leakage(report: CheckReport) -> Iterator[str]:
     for leak in leakage.leaks[:_SHOWN]:
         yield f"  line {leak.line} here, line {leak.other_line} there, similarity {leak.similarity:.2f}"
     yield from _more(leakage.exact + leakage.near, listed=len(leakage.leaks))
+    if leakage.leaks:
+        yield "  fix: leave these rows out of one of the two files"
 
 
 def _labels(report: CheckReport) -> Iterator[str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+
+from newsdesk.data.labels import LabelMatching
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,14 @@ class Examples:
         labels: int64 class ids of shape (rows,), or None for unlabelled texts.
         label_names: class names in id order; empty when unlabelled.
         source: where the rows came from, for messages and manifests.
+        matching: how the file's labels became these classes, where they are those of a run.
     """
 
     texts: tuple[str, ...]
     labels: NDArray[np.int64] | None
     label_names: tuple[str, ...]
     source: str
+    matching: LabelMatching | None = None
 
     def __post_init__(self) -> None:
         """Refuse rows and labels that do not line up; that is a defect of the caller."""
@@ -39,7 +43,7 @@ class Examples:
         """The rows at these positions, in this order."""
         index = np.asarray(rows, dtype=np.int64)
         labels = None if self.labels is None else self.labels[index]
-        return Examples(tuple(self.texts[i] for i in index), labels, self.label_names, self.source)
+        return replace(self, texts=tuple(self.texts[i] for i in index), labels=labels)
 
     def fingerprint(self) -> str:
         """A sha256 over texts, labels and label names: equal only where training sees the same rows."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,25 +30,23 @@ class LearnedRows:
         rows: how many were looked at.
         training: those whose text is among the run's training rows.
         validation: those whose text is among its validation rows, and not among the training rows.
+        share: the share of the rows that the run knows, 0 to 1.
     """
 
     rows: int
     training: int
     validation: int
+    share: float
 
-    @property
-    def share(self) -> float:
-        """The share of the rows that the run knows, in [0, 1]."""
-        return (self.training + self.validation) / self.rows if self.rows else 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """The counts and the share as JSON values."""
-        return {**asdict(self), "share": self.share}
-
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> Self:
-        """What ``to_dict`` wrote. Raises KeyError or TypeError for anything else."""
-        return cls(int(content["rows"]), int(content["training"]), int(content["validation"]))
+    def note(self) -> str:
+        """How many rows were not new to the run, and what that does to their figures, in a sentence."""
+        if not self.training + self.validation:
+            return f"no text of these {self.rows:,} rows is among the run's training or validation texts"
+        return (
+            f"{self.share:.2%} of these rows are not new to the run: the texts of {self.training:,} of "
+            f"{self.rows:,} are among its training texts, of {self.validation:,} among its validation texts; "
+            "on new texts it is likely to do worse"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +82,8 @@ class KnownTexts:
     def learned_rows(self, texts: Sequence[str]) -> LearnedRows:
         """How many of the texts the run learned from, or was validated on."""
         training, validation = self.in_training(texts), self.in_validation(texts)
-        return LearnedRows(len(texts), int(training.sum()), int(validation.sum()))
+        rows, known = len(texts), int((training | validation).sum())
+        return LearnedRows(rows, int(training.sum()), int(validation.sum()), known / rows if rows else 0.0)
 
     def save(self, folder: Path) -> None:
         """Write it into a run or an export, atomically."""

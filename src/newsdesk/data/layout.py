@@ -9,10 +9,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from newsdesk.data.dialect import same_name
 from newsdesk.data.examples import Examples
+from newsdesk.data.labels import (
+    LabelMatcher,
+    LabelMatching,
+    MatchedLabels,
+    UnknownLabels,
+    class_names,
+    labels_in,
+    match_labels,
+    number_of,
+)
 from newsdesk.data.normalise import normaliser as normaliser_named
 from newsdesk.data.table import AG_NEWS_COLUMNS, LABEL_COLUMNS, TEXT_COLUMNS, Cell, Fault, Table, canonical
 from newsdesk.errors import UserError
@@ -171,16 +180,19 @@ def to_examples(
     template: str | None = None,
     normaliser: str = "none",
     labelled: bool | None = None,
+    unknown_labels: UnknownLabels = "error",
+    merge_case: bool = False,
 ) -> Examples:
     """A table's rows as examples; without flags, where the columns have usual names.
 
-    Labels become ids in ``label_names`` (those of a run, say): by name, or by 0-based id if all are
-    integers. Without ``label_names``, the file's own names are taken: AG News' four for its official
-    layout (class_index from 1), those a parquet file declares, else the labels themselves in order, whole
-    numbers in numeric order. ``labelled`` True demands classes, False ignores them, None takes what is there.
+    Labels become ids in ``label_names``, the classes of a run, as ``match_labels`` says, and so does
+    ``unknown_labels``. Without ``label_names``, the file's own classes are taken: AG News' four for its
+    official layout (class_index from 1), those a parquet file declares, else the labels themselves as
+    ``class_names`` says, and so does ``merge_case``. ``labelled`` True demands classes, False ignores them,
+    None takes what is there.
 
     Raises UserError for columns that are missing or ambiguous, a table without rows, rows without a label
-    among labelled ones, and labels that are not among the names.
+    among labelled ones, rows with several, and labels that are not among the classes.
     """
     if not len(table) and labelled is not False:
         raise UserError(
@@ -201,10 +213,21 @@ def to_examples(
                 fix="name the column that holds the class, for example --label topic" + _by_position(table),
             )
         return Examples(texts, None, (), str(table.path))
-    own = _own_label_names(table, column or "", labels)
-    names = own if label_names is None else tuple(label_names)
-    ids = _label_ids(table, labels, own, names)
-    return Examples(texts, ids, names, str(table.path))
+    _require_label_in_every_row(table, labels)
+    source, (declared, first) = str(table.path), _declared_names(table, column or "")
+    if label_names is None:
+        own = _own_classes(labels, declared, merge_case=merge_case)
+        return Examples(texts, own.ids, own.names, source, own.matching)
+    numbers = {str(number) for number in range(first, first + len(declared))}
+    if (
+        declared and set(map(number_of, label_names)) == numbers
+    ):  # the run learned from the numbers themselves
+        labels = tuple("".join(labels_in(cell)) for cell in table.column(column or ""))
+    matched = match_labels(
+        labels, table.lines, label_names, source=table.path.name, unknown_labels=unknown_labels
+    )
+    examples = Examples(texts, matched.ids, matched.names, source, matched.matching)
+    return examples.select(np.flatnonzero(matched.ids >= 0))
 
 
 def labels_of(table: Table, column: str) -> tuple[str, ...]:
@@ -220,23 +243,57 @@ def labels_of(table: Table, column: str) -> tuple[str, ...]:
 
 
 def labels_with_faults(table: Table, column: str) -> tuple[tuple[str, ...], tuple[Fault, ...]]:
-    """As ``labels_of``, but a number beyond the names is no label and returned as a fault."""
+    """As ``labels_of``, but what is no single label of a class is left empty and returned as a fault."""
     declared, first = _declared_names(table, column)
+    matcher = LabelMatcher(declared)
     labels, faults = [], []
     for line, cell in zip(table.lines, table.column(column), strict=True):
-        label = _label_text(cell)
+        label = _single_label(line, cell)
         if declared and label == "-1":  # how the Hub marks the rows of unlabelled test sets
             label = ""
-        elif declared and label and label not in declared:
-            position = int(label) - first if _is_integer(label) else -1
-            if 0 <= position < len(declared):
-                label = declared[position]
-            else:
-                numbered = [f"{number} {name}" for number, name in enumerate(declared, start=first)]
-                faults.append(_unknown_label(line, label, numbered))
-                label = ""
+        elif declared and label and isinstance(label, str):
+            label = _declared_label(line, label, matcher, first)
+        if isinstance(label, Fault):
+            faults.append(label)
+            label = ""
         labels.append(label)
     return tuple(labels), tuple(faults)
+
+
+def _single_label(line: int, cell: Cell) -> str | Fault:
+    """The one label of a cell, empty if it has none."""
+    try:
+        labels = labels_in(cell)
+    except ValueError as error:
+        return Fault(line, "the label is neither text nor a number", str(error), "write the class as text")
+    if len(labels) > 1:
+        return Fault(
+            line,
+            "the row has several labels",
+            ", ".join(labels),
+            "keep one label in each row: a classifier learns one class a text, several are not supported yet",
+        )
+    return "".join(labels)
+
+
+def _declared_label(line: int, label: str, matcher: LabelMatcher, first: int) -> str | Fault:
+    """The class that a label names or counts, of classes whose numbers begin with ``first``."""
+    number = number_of(label)
+    if label not in matcher.names and number is not None and number.isdigit() and len(number) < 10:
+        position = int(number) - first
+        if 0 <= position < len(matcher.names):
+            return matcher.names[position]
+    found = matcher.match(label)
+    if found is not None:
+        return matcher.names[found]
+    numbered = [f"{number} {name}" for number, name in enumerate(matcher.names, start=first)]
+    more = f" and {len(numbered) - _SHOWN} more" if len(numbered) > _SHOWN else ""
+    return Fault(
+        line,
+        f"the label {label!r} is not one of the classes that the file declares",
+        f"the classes are {', '.join(numbered[:_SHOWN])}{more}",
+        "correct the label, or name the column that holds the class with --label",
+    )
 
 
 def _declared_names(table: Table, column: str) -> tuple[tuple[str, ...], int]:
@@ -248,56 +305,22 @@ def _declared_names(table: Table, column: str) -> tuple[tuple[str, ...], int]:
     return tuple(table.class_names.get(column, ())), 0
 
 
-def _own_label_names(table: Table, column: str, labels: Sequence[str]) -> tuple[str, ...]:
-    declared, _ = _declared_names(table, column)
-    present = set(labels) - {""}
-    return declared or tuple(sorted(present, key=int if all(map(_is_integer, present)) else None))
+def _own_classes(labels: Sequence[str], declared: Sequence[str], *, merge_case: bool) -> MatchedLabels:
+    """The labels of a file whose classes nothing else names."""
+    classes = {name: name for name in declared} or class_names(labels, merge_case=merge_case)
+    number = {name: i for i, name in enumerate(dict.fromkeys(classes.values()))}
+    ids = np.array([number[classes[label]] for label in labels], dtype=np.int64)
+    respelled = {label: name for label, name in classes.items() if label != name}
+    return MatchedLabels(ids, tuple(number), LabelMatching(len(labels), respelled=respelled))
 
 
-def _label_ids(
-    table: Table, labels: Sequence[str], own: Sequence[str], names: Sequence[str]
-) -> NDArray[np.int64]:
-    """Each label's position in ``names``: by name, or by id where all labels, or all names, are numbers."""
-    known = {name: position for position, name in enumerate(names)}
-    if not set(own) <= set(known):
-        if all(map(_is_integer, own)) and all(0 <= int(name) < len(names) for name in own):
-            known = {name: int(name) for name in own}
-        elif all(map(_is_integer, names)) and len(own) == len(names) and not all(map(_is_integer, own)):
-            known = {name: position for position, name in enumerate(own)}
-    ids = np.empty(len(labels), dtype=np.int64)
-    for row, label in enumerate(labels):
-        if not label:
-            raise UserError(
-                f"{table.path.name}, line {table.lines[row]}: the row has no label",
-                found=f"{sum(not other for other in labels):,} such rows among {len(labels):,}",
-                fix="label these rows, or leave them out",
-            )
-        if label not in known:
-            raise _unknown_label(table.lines[row], label, names).error(table.path)
-        ids[row] = known[label]
-    return ids
-
-
-def _unknown_label(line: int, label: str, names: Sequence[str]) -> Fault:
-    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-    return Fault(
-        line,
-        f"the label {label!r} is not a known class",
-        f"the known classes are {shown}",
-        "correct the label, or name the column that holds the class with --label",
-    )
-
-
-def _is_integer(label: str) -> bool:
-    return re.fullmatch(r"[+-]?[0-9]+", label) is not None
-
-
-def _label_text(cell: Cell) -> str:
-    if cell is None:
-        return ""
-    if isinstance(cell, float):  # pandas writes the integers of a column with gaps as floats
-        return "" if math.isnan(cell) else str(int(cell)) if cell.is_integer() else str(cell)
-    return str(cell).strip()
+def _require_label_in_every_row(table: Table, labels: Sequence[str]) -> None:
+    if not all(labels):
+        raise UserError(
+            f"{table.path.name}, line {table.lines[labels.index('')]}: the row has no label",
+            found=f"{labels.count(''):,} such rows among {len(labels):,}",
+            fix="label these rows, or leave them out",
+        )
 
 
 class _NoTextError(Exception):

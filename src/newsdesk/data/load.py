@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from newsdesk.config import DataSection
 from newsdesk.data.datasets import DATA_SETS, class_folders, dataset_files, folder_files, split_folder
 from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.examples import Examples
-from newsdesk.data.layout import TextLayout, text_layout, to_examples
+from newsdesk.data.label_faults import label_faults
+from newsdesk.data.layout import TextLayout, label_column, text_layout, to_examples
 from newsdesk.data.readers import read_table
 from newsdesk.data.splits import hold_out, split
 from newsdesk.data.table import Table
@@ -36,6 +38,7 @@ class TrainingData:
         licence: of the texts, as far as it is known.
         choosing: positions of the validation rows that chose the best state, as far as it is known.
         read_as: for each file how it was read, for people and logs.
+        notes: what a person should know of their labels, a sentence each.
     """
 
     train: Examples
@@ -44,6 +47,7 @@ class TrainingData:
     licence: str | None
     choosing: tuple[int, ...] = ()
     read_as: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def calibrating(self) -> Examples:
@@ -56,7 +60,6 @@ class SplitTable:
     """One split of some data as a table, with what is known of where it came from."""
 
     table: Table
-    label_names: tuple[str, ...] | None
     licence: str | None
 
 
@@ -74,15 +77,15 @@ def load_split(
     """
     path = Path(name_or_path).expanduser()
     if path.is_file() or (name_or_path not in DATA_SETS and not path.is_dir() and path.suffix):
-        return SplitTable(_read(path, dialect, progress), None, None)
+        return SplitTable(_read(path, dialect, progress), None)
     if name_or_path in DATA_SETS:
         files = dataset_files(name_or_path, offline=offline, progress=progress)
     elif splits := [name for name in _SPLIT_FOLDERS if split_folder(path, name)]:
         if split_name not in splits:
             raise _no_such_split(name_or_path, split_name, splits)
-        return SplitTable(_read(path / split_name, dialect, progress), None, None)
+        return SplitTable(_read(path / split_name, dialect, progress), None)
     elif class_folders(path):
-        return SplitTable(_read(path, dialect, progress), None, None)
+        return SplitTable(_read(path, dialect, progress), None)
     elif path.is_dir():
         files = folder_files(path)
     else:
@@ -90,7 +93,7 @@ def load_split(
     chosen = {"train": files.train, "test": files.test}.get(split_name)
     if chosen is None:
         raise _no_such_split(name_or_path, split_name, ["train", "test"] if files.test else ["train"])
-    return SplitTable(_read(chosen, dialect, progress), files.label_names, files.licence)
+    return SplitTable(_naming(_read(chosen, dialect, progress), files.label_names), files.licence)
 
 
 def _read(path: Path, dialect: Dialect, progress: Progress | None) -> Table:
@@ -99,6 +102,14 @@ def _read(path: Path, dialect: Dialect, progress: Progress | None) -> Table:
     if progress is not None and table.is_noteworthy:
         progress(0, None, f"{path} is read as: {table.read_as}")
     return table
+
+
+def _naming(table: Table, label_names: tuple[str, ...] | None) -> Table:
+    """The table with these class names declared for its label column, where the file itself declares none."""
+    column = label_column(table) if label_names else None
+    if column is None or column in table.class_names:
+        return table
+    return replace(table, class_names={**table.class_names, column: label_names or ()})
 
 
 def _no_such_split(data: str, split_name: str, splits: Sequence[str]) -> UserError:
@@ -146,11 +157,13 @@ def load_training_data(
     layout = text_layout(
         found.table, text=data.text, label=data.label, template=data.template, normaliser=data.normaliser
     )
-    train = _examples(found.table, data, layout, found.label_names)
+    train = _examples(found.table, data, layout, None)
     require_two_classes(train)
+    notes = _notes_on_labels(train, label_column(found.table, data.label, layout.text_columns) or "")
     if data.validation is not None:
         table = load_split(data.validation, "test", dialect=dialect, offline=offline, progress=progress).table
         validation = _examples(table, data, layout.for_table(table), train.label_names)
+        notes += [] if validation.matching is None else validation.matching.notes()
     else:
         if proportional:
             splits = split(train, validation=data.validation_share or 0.0, seed=seed)
@@ -160,7 +173,15 @@ def load_training_data(
     tables = [found.table] if data.validation is None else [found.table, table]
     read_as = tuple(f"{each.path}: {each.read_as}" for each in tables if each.read_as)
     first = _first_rows(train, data.train_rows, seed)
-    return TrainingData(first, validation, layout, found.licence, read_as=read_as)
+    return TrainingData(first, validation, layout, found.licence, (), read_as, tuple(notes))
+
+
+def _notes_on_labels(train: Examples, column: str) -> list[str]:
+    """What looks wrong with the labels that are to be learned."""
+    assert train.labels is not None  # require_two_classes saw to it
+    counts = Counter(train.label_names[label] for label in train.labels)
+    faults = (f"{fault}; fix: {fault.fix}" for fault in label_faults(counts, column))
+    return [*([] if train.matching is None else train.matching.notes()), *faults]
 
 
 def dialect_of(data: DataSection) -> Dialect:
@@ -194,6 +215,8 @@ def _examples(
         template=layout.template,
         normaliser=layout.normaliser,
         labelled=True,
+        unknown_labels=data.unknown_labels,
+        merge_case=data.merge_case,
     )
 
 

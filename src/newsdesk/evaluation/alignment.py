@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.data.examples import Examples
+from newsdesk.data.labels import LabelMatcher
 from newsdesk.errors import UserError
 
 
 def aligned_labels(examples: Examples, label_names: Sequence[str]) -> NDArray[np.int64]:
-    """The class of every row as an id into ``label_names``, shape (rows,); classes are matched by name.
+    """The class of every row as an id into ``label_names``, shape (rows,); matched as by `LabelMatcher`.
 
     Raises UserError when there are no rows, no labels, or a row's class is not among ``label_names``.
     """
@@ -24,7 +25,7 @@ def aligned_labels(examples: Examples, label_names: Sequence[str]) -> NDArray[np
         )
     if len(examples) == 0:
         raise UserError("there are no rows to evaluate", found=f"an empty split in {examples.source}")
-    ids = {name: i for i, name in enumerate(label_names)}
+    ids = LabelMatcher(label_names).matches(examples.label_names)
     ids_here = np.array([ids.get(name, -1) for name in examples.label_names], dtype=np.int64)
     labels = ids_here[examples.labels]
     if (unknown := labels < 0).any():

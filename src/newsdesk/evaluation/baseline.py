@@ -73,7 +73,8 @@ def linear_baseline(train: Examples, test: Examples, *, seed: int) -> BaselineRe
     except ImportError as error:
         raise missing_package("scikit-learn", "train", "the linear baseline") from error
     train_labels = aligned_labels(train, train.label_names)
-    test_labels = aligned_labels(test, train.label_names)
+    counted_wrong = () if test.matching is None else test.matching.counted_wrong
+    test_labels = aligned_labels(test, (*train.label_names, *counted_wrong))
     _check_learnable(train, train_labels)
     begin = time.perf_counter()
     features, validation = choose_features(train.texts, train_labels, seed)

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from newsdesk.calibration import Change
 from newsdesk.data.examples import Examples
+from newsdesk.data.known_texts import LearnedRows
+from newsdesk.data.labels import LabelMatching
 from newsdesk.errors import UserError
 from newsdesk.evaluation.alignment import aligned_labels
 from newsdesk.evaluation.baseline import BaselineResult
@@ -26,6 +28,7 @@ from newsdesk.model.tokenizer import Encoded, Truncation
 from newsdesk.stored import FORMAT, OPTIONAL, UNSTORED, read_stored_by_name, to_content, with_format
 
 _ERRORS_NAMED = 5
+_CLEARLY_MORE = 0.2  # share of the rows that agree beyond the accuracy
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,8 @@ class Evaluation:
         texts: how much of the texts it read.
         baseline: a yardstick on the same rows, where one was asked for.
         comparison: the model and that baseline row by row.
+        labels: how the labels of the rows were matched to the classes of the run, where that was needed.
+        learned: how many of the rows have texts that the run learned from; None where that is not known.
         errors: the most confident errors with their texts; not stored, since many corpora may not be copied.
     """
 
@@ -106,7 +111,24 @@ class Evaluation:
     texts: TextsRead | None = field(default=None, metadata=OPTIONAL)
     baseline: BaselineResult | None = field(default=None, metadata=OPTIONAL)
     comparison: PairedComparison | None = field(default=None, metadata=OPTIONAL)
+    labels: LabelMatching | None = field(default=None, metadata=OPTIONAL)
+    learned: LearnedRows | None = field(default=None, metadata=OPTIONAL)
     errors: tuple[RowError, ...] = field(default=(), metadata=UNSTORED)
+
+    def notes(self) -> list[str]:
+        """What a person should know of the rows behind the figures, a sentence each."""
+        notes = [] if self.learned is None else [self.learned.note()]
+        if self.labels is None:
+            return notes
+        notes += self.labels.notes()
+        if self.labels.counted_wrong:
+            notes.append(
+                "rows of unknown classes count as certain and wrong: each of these classes has an F1 of 0 in "
+                "macro F1, each row costs 36 nats in the negative log-likelihood"
+            )
+        if self.labels.positions:
+            notes += _likelier_order(self.metrics)
+        return notes
 
     def to_dict(self) -> dict[str, Any]:
         """The evaluation as JSON types; without a baseline there are no entries for one."""
@@ -125,19 +147,23 @@ def evaluate_examples(
     uncalibrated: NDArray[np.floating] | None = None,
     baseline: BaselineResult | None = None,
     encoded: Encoded | None = None,
+    learned: LearnedRows | None = None,
 ) -> Evaluation:
     """Measure probabilities (rows, classes) whose columns are ``label_names`` on labelled examples.
 
-    The examples may name the same classes in another order. ``temperature`` is what the probabilities were
-    made with, ``uncalibrated`` what they would be without it; None: the same. ``encoded`` is what the model
-    read of the rows. Raises UserError for rows
-    without labels or of a class outside ``label_names``, ValueError where ``evaluate_probabilities`` does.
+    The examples may name the same classes in another order. Classes under which their unknown labels are
+    counted as errors come behind ``label_names`` in all figures, each with a probability of 0.
+    ``temperature`` is what the probabilities were made with, ``uncalibrated`` what they would be without it;
+    None: the same. ``encoded`` is what the model read of the rows. Raises UserError for rows without labels
+    or of any other class outside ``label_names``, ValueError where ``evaluate_probabilities`` does.
     """
+    label_names = measured_classes(examples, label_names)
     labels = aligned_labels(examples, label_names)
+    probabilities = _over(label_names, probabilities)
     metrics = evaluate_probabilities(probabilities, labels, label_names)
     before = metrics
     if uncalibrated is not None:
-        before = evaluate_probabilities(uncalibrated, labels, label_names)
+        before = evaluate_probabilities(_over(label_names, uncalibrated), labels, label_names)
     comparison = None
     if baseline is not None:
         ids = {name: i for i, name in enumerate(label_names)}
@@ -161,23 +187,65 @@ def evaluate_examples(
         texts=None if encoded is None else _texts_read(encoded, correct),
         baseline=baseline,
         comparison=comparison,
+        labels=examples.matching,
+        learned=learned,
         errors=tuple(
-            RowError(
-                row,
-                label_names[labels[row]],
-                label_names[int(np.argmax(probabilities[row]))],
-                float(np.max(probabilities[row])),
-                examples.texts[row],
-            )
+            _row_error(row, labels, probabilities, examples, label_names)
             for row in metrics.most_confident_errors[:_ERRORS_NAMED]
         ),
     )
+
+
+def _row_error(
+    row: int,
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.floating],
+    examples: Examples,
+    label_names: Sequence[str],
+) -> RowError:
+    predicted = int(np.argmax(probabilities[row]))
+    probability = float(probabilities[row, predicted])
+    return RowError(row, label_names[labels[row]], label_names[predicted], probability, examples.texts[row])
 
 
 def _texts_read(encoded: Encoded, correct: NDArray[np.bool_]) -> TextsRead:
     silent = np.array([reason is not None for reason in encoded.unreadable], dtype=np.bool_)
     read = vars(encoded.truncation)
     return TextsRead(**read, unreadable=int(silent.sum()), unreadable_right=int((silent & correct).sum()))
+
+
+def _likelier_order(metrics: Metrics) -> list[str]:
+    """A warning where the classes that labels count off agree far better with the model in another order."""
+    names, counts = metrics.label_names, np.array(metrics.confusion)
+    order: dict[int, int] = {}
+    for cell in np.argsort(-counts, axis=None, kind="stable").tolist():
+        true, predicted = divmod(cell, len(names))
+        if true not in order and predicted not in order.values():
+            order[true] = predicted
+    agreeing = int(sum(counts[true, predicted] for true, predicted in order.items()))
+    if agreeing - metrics.correct < _CLEARLY_MORE * metrics.rows:
+        return []
+    swapped = ", ".join(
+        f"{names[true]} as {names[predicted]} ({counts[true, predicted]:,} of {counts[true].sum():,} rows)"
+        for true, predicted in sorted(order.items())
+        if true != predicted and counts[true, predicted]
+    )
+    return [
+        f"WARNING: the class numbers seem to stand for other classes: the run takes {swapped}; in that order "
+        f"its accuracy is {agreeing / metrics.rows:.2%}: write the names of the classes into the file"
+    ]
+
+
+def measured_classes(examples: Examples, label_names: Sequence[str]) -> tuple[str, ...]:
+    """The classes of a run, and those under which unknown labels of the rows are counted as errors."""
+    matching = examples.matching
+    return (*label_names, *(() if matching is None else matching.counted_wrong))
+
+
+def _over(label_names: Sequence[str], probabilities: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Probabilities (rows, classes) with a column of zeros for each further class of ``label_names``."""
+    beyond = len(label_names) - probabilities.shape[1]
+    return np.pad(probabilities, ((0, 0), (0, beyond))) if beyond > 0 else probabilities
 
 
 def keep_evaluation(
@@ -249,6 +317,7 @@ def write_evaluated_rows(
     Raises UserError as ``aligned_labels`` does.
     """
     truth = aligned_labels(examples, label_names)
+    probabilities = _over(label_names, probabilities)
     header: list[object] = ["row", "true_label", "predicted_label", *map(probability_column, label_names)]
     rows = (
         [row, label_names[true], label_names[int(np.argmax(distribution))], *map(rounded, distribution)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 
 from rich.cells import cell_len, set_cell_size
 
@@ -44,6 +45,12 @@ def render_evaluation(evaluation: Evaluation) -> list[str]:
     lines += ["", *_class_table(metrics)]
     confusions = _confusion_matrix(metrics) if _matrix_fits(metrics) else _largest_confusions(metrics)
     return [*lines, "", *confusions]
+
+
+def render_notes(evaluation: Evaluation) -> list[str]:
+    """What a person should know of the rows behind the figures, wrapped."""
+    notes = [line for note in evaluation.notes() for line in wrap(f"note: {note}", WIDTH)]
+    return ["", *notes] if notes else []
 
 
 def render_errors(errors: Sequence[RowError]) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypedDict
 
 from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.examples import Examples, joined
 from newsdesk.data.known_texts import KnownTexts
+from newsdesk.data.labels import UnknownLabels
 from newsdesk.data.layout import column_named, to_examples
 from newsdesk.errors import UserError
 from newsdesk.inference.artefact import ArtefactFolder
@@ -16,6 +17,17 @@ from newsdesk.training.run_folder import RunFolder
 if TYPE_CHECKING:
     from newsdesk.data.load import TrainingData
     from newsdesk.sources.source import Progress
+
+
+class Reading(TypedDict, total=False):
+    """How a file of labelled rows is read: arguments of `evaluation_rows`, which verbs pass on."""
+
+    text: Sequence[str] | None
+    label: str | None
+    template: str | None
+    dialect: Dialect
+    unknown_labels: UnknownLabels | None
+    notice: Callable[[str], None]
 
 
 def evaluation_rows(
@@ -27,13 +39,17 @@ def evaluation_rows(
     label: str | None = None,
     template: str | None = None,
     dialect: Dialect = DETECTED,
+    unknown_labels: UnknownLabels | None = None,
+    notice: Callable[[str], None] = lambda _sentence: None,
     progress: Progress | None = None,
 ) -> Examples:
     """The rows of a named data set, folder or file, with the run's text layout and class ids.
 
     Columns are those that ``text``, ``template`` and ``label`` name, else the ones the run was trained on,
-    else those with usual names. Raises UserError when there are no rows, or they carry labels that the run
-    does not know.
+    else those with usual names. ``unknown_labels`` says what to do about labels that are not classes of the
+    run: ``count-wrong`` adds them to the classes of the rows, ``drop`` leaves their rows out, None refuses.
+    ``notice`` is called with what a person should know of how labels were matched, a sentence each.
+    Raises UserError when there are no rows, or they carry unknown labels.
     """
     from newsdesk.config import load_recipe
     from newsdesk.data.load import load_split
@@ -44,7 +60,7 @@ def evaluation_rows(
     layout = run.labels.layout.for_table(table, text=text, template=template)
     if label is None and trained_on is not None:
         label = column_named(table, trained_on)
-    return to_examples(
+    rows = to_examples(
         table,
         text=layout.text_columns,
         label=label,
@@ -52,7 +68,11 @@ def evaluation_rows(
         normaliser=layout.normaliser,
         label_names=run.labels.names,
         labelled=True,
+        unknown_labels=unknown_labels or "error",
     )
+    for sentence in rows.matching.notes() if rows.matching is not None else ():
+        notice(sentence)
+    return rows
 
 
 def training_rows(run: RunFolder | ArtefactFolder, progress: Progress | None) -> Examples:

@@ -245,7 +245,9 @@ def _lead(
 def _remarks(prepared: _Prepared) -> list[str]:
     """What to know of rows and steps before training, a sentence each."""
     data, loop = prepared.data, prepared.loop
-    remarks = [] if prepared.vocabulary.warning is None else [prepared.vocabulary.warning]
+    remarks = list(data.notes)
+    if prepared.vocabulary.warning is not None:
+        remarks.append(prepared.vocabulary.warning)
     if loop.epochs > loop.training.epochs:
         remarks.append(
             f"{counted(loop.training.epochs, 'epoch')} would be {counted(loop.steps_of_epochs, 'step')}; "

@@ -75,7 +75,6 @@ def load_audited(
         found.table,
         text=layout.text_columns,
         label=label,
-        label_names=found.label_names,
         template=layout.template,
         normaliser=layout.normaliser,
         labelled=True,

@@ -1,0 +1,372 @@
+"""Labels as files write them: cells to labels, spellings of one class, and labels to the classes of a run.
+
+Labels are matched, never guessed: by their exact text, then without what cannot be seen (Unicode
+composition, white space, the format of a number), then without case.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from operator import itemgetter
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from newsdesk.data.table import Cell
+from newsdesk.errors import UserError, counted
+
+UnknownLabels = Literal["error", "count-wrong", "drop"]
+"""What to do about labels that are not classes of the run: refuse, count as errors, leave the rows out."""
+
+OTHER_CLASSES = "(unknown classes)"
+"""The name under which unknown labels are counted where there are too many to name each."""
+
+_MOST_COUNTED = 20  # unknown labels that are counted under their own names
+_SHOWN = 20  # names in a message
+_LINES_SHOWN = 5
+_NUMBER = re.compile(r"([+-]?)([0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
+_INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")
+_MOST_DIGITS = 9  # of the number of a class
+_LISTS = (list, tuple, set, frozenset)
+
+
+def labels_in(cell: Cell) -> tuple[str, ...]:
+    """The labels of one cell: none, one, or several where it is a list, or the text of one.
+
+    Whole floats are whole numbers: pandas writes the integers of a column with gaps as floats. Raises
+    ValueError for a cell that is no label at all, such as a JSON object.
+    """
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return ()
+    if isinstance(cell, float):
+        return (str(int(cell)) if cell.is_integer() else str(cell),)
+    if isinstance(cell, str):
+        text = cell.strip()
+        listed = _listed(text)
+        return tuple(filter(None, (text,))) if listed is None else labels_in(listed)
+    if isinstance(cell, _LISTS):
+        return tuple(label for entry in cell for label in labels_in(entry))
+    if isinstance(cell, Mapping):
+        raise ValueError(f"an object with the keys {', '.join(map(str, cell))}")
+    return tuple(filter(None, (str(cell).strip(),)))
+
+
+def _listed(text: str) -> list[Cell] | None:
+    """The list that a text spells out, as JSON or Python write it; None for any other text."""
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    simple = isinstance(value, list) and all(isinstance(entry, str | int | float) for entry in value)
+    return value if simple else None
+
+
+def number_of(label: str) -> str | None:
+    """A decimal number as its value is written plainly (``+01.50`` as ``1.5``); None for anything else.
+
+    Only ASCII digits make numbers; ``1e3``, ``nan`` and ``inf`` are names.
+    """
+    match = _NUMBER.fullmatch(label)
+    if match is None:
+        return None
+    whole, _, fraction = match[2].partition(".")
+    value = f"{whole.lstrip('0') or '0'}.{fraction.rstrip('0')}".rstrip(".")
+    return f"-{value}" if match[1] == "-" and value != "0" else value
+
+
+def spelling(label: str) -> str:
+    """A label without what cannot be seen: numbers by value, else composed (NFC), white space single."""
+    text = " ".join(_INVISIBLE.sub("", unicodedata.normalize("NFC", label)).split())
+    return number_of(text) or text
+
+
+def folded(label: str) -> str:
+    """As ``spelling``, and without case."""
+    caseless = spelling(label).casefold().replace("i\u0307", "i")  # what becomes of the Turkish capital
+    return unicodedata.normalize("NFC", caseless)
+
+
+def spellings_of_one_class(
+    counts: Mapping[str, int], same: Callable[[str], str] = folded
+) -> list[dict[str, int]]:
+    """The spellings, with their rows, of each class that is written in several ways; most frequent first."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for label in counts:
+        groups[same(label)].append(label)
+    return [
+        {
+            label: counts[label]
+            for label in sorted(group, key=lambda label: (-counts[label], len(label), label))
+        }
+        for group in groups.values()
+        if len(group) > 1
+    ]
+
+
+def class_names(labels: Sequence[str], *, merge_case: bool = False) -> dict[str, str]:
+    """The class of every label that occurs, for a run that learns from them; values are in class order.
+
+    Labels that differ in nothing that can be seen, and numbers of the same value, are one class, and with
+    ``merge_case`` also those that differ in case. It is called as it is written most often, a number as it
+    is written shortest. Order is that of numbers where all classes are numbers, else alphabetical.
+    """
+    classes = {label: label for label in dict.fromkeys(labels) if label}
+    for group in spellings_of_one_class(Counter(filter(None, labels)), folded if merge_case else spelling):
+        numbers = all(number_of(label) for label in group)
+        name = min(group, key=lambda label: (len(label), label)) if numbers else next(iter(group))
+        classes |= dict.fromkeys(group, name)
+    order: Callable[[str], Any] = Decimal if all(map(number_of, classes.values())) else str
+    return dict(sorted(classes.items(), key=lambda entry: order(entry[1])))
+
+
+class LabelMatcher:
+    """Finds the class that a label stands for among the classes of a run.
+
+    Exact text comes first, then ``spelling``, then ``folded``. A label that stands for two classes by one of
+    these stands for none: a run that tells "US" from "us" knows both, but not "Us".
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        """Match to the classes called ``names``, in id order."""
+        self.names = tuple(names)
+        self._exact = {name: i for i, name in enumerate(self.names)}
+        self._alike: list[tuple[Callable[[str], str], dict[str, list[int]]]] = []
+        for same in (spelling, folded):
+            classes: dict[str, list[int]] = defaultdict(list)
+            for i, name in enumerate(self.names):
+                classes[same(name)].append(i)
+            self._alike.append((same, dict(classes)))
+
+    def match(self, label: str) -> int | None:
+        """The id of the class; None if there is none, or more than one."""
+        candidates = self.candidates(label)
+        return candidates[0] if len(candidates) == 1 else None
+
+    def matches(self, labels: Iterable[str]) -> dict[str, int]:
+        """The ids of those labels that stand for a class."""
+        found = ((label, self.match(label)) for label in labels)
+        return {label: number for label, number in found if number is not None}
+
+    def candidates(self, label: str) -> tuple[int, ...]:
+        """The ids of all classes that the label may stand for, at the first stage that finds any."""
+        if label in self._exact:
+            return (self._exact[label],)
+        for same, classes in self._alike:
+            if found := classes.get(same(label)):
+                return tuple(found)
+        return ()
+
+    def positions(self, labels: Collection[str]) -> dict[str, int] | None:
+        """The class ids that whole numbers count off, from 0 or from 1, where no class is itself a number.
+
+        They count from 0 if 0 is among them, and from 1 if the number of classes is. None where neither is,
+        where one goes beyond the classes, or a label is no whole number.
+        """
+        numbers = self.class_numbers(labels)
+        if numbers is None or not {0, len(self.names)} & set(numbers.values()):
+            return None
+        first = 0 if 0 in numbers.values() else 1
+        if max(numbers.values()) - first >= len(self.names):
+            return None
+        return {label: number - first for label, number in numbers.items()}
+
+    def class_numbers(self, labels: Collection[str]) -> dict[str, int] | None:
+        """The labels as whole numbers; None unless they could count the classes, which have names."""
+        if any(map(number_of, self.names)):
+            return None
+        values = {label: number_of(label) or "" for label in labels}
+        if not all(value.isdigit() and len(value) <= _MOST_DIGITS for value in values.values()):
+            return None
+        numbers = {label: int(value) for label, value in values.items()}
+        return numbers if numbers and max(numbers.values()) <= len(self.names) else None
+
+
+@dataclass(frozen=True)
+class UnknownLabel:
+    """A label that is not a class of the run.
+
+    Attributes:
+        label: as the file has it.
+        rows: how many rows bear it.
+        lines: where the first few of them begin.
+        could_be: classes that it could stand for, where these are several.
+    """
+
+    label: str
+    rows: int
+    lines: tuple[int, ...]
+    could_be: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """The label, its rows and their first lines."""
+        lines = ", ".join(map(str, self.lines)) + (" ..." if self.rows > len(self.lines) else "")
+        either = f", which could be {' or '.join(self.could_be)}" if self.could_be else ""
+        return f"{self.label!r} ({counted(self.rows, 'row')}, line{'s'[: self.rows - 1]} {lines}{either})"
+
+
+@dataclass(frozen=True)
+class LabelMatching:
+    """How the labels of a file were matched to the classes of a run.
+
+    Attributes:
+        rows: of the file.
+        unknown: labels that are no class of the run, the most frequent first.
+        policy: what was done with their rows.
+        respelled: labels that a class spells differently, and that class.
+        positions: where the labels are numbers that count the classes off: the class of each.
+    """
+
+    rows: int
+    unknown: tuple[UnknownLabel, ...] = ()
+    policy: UnknownLabels = "error"
+    respelled: Mapping[str, str] = field(default_factory=dict)
+    positions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def unknown_rows(self) -> int:
+        """How many rows bear an unknown label."""
+        return sum(label.rows for label in self.unknown)
+
+    @property
+    def counted_wrong(self) -> tuple[str, ...]:
+        """The classes beyond those of the run under which unknown labels are counted as errors."""
+        if self.policy != "count-wrong" or not self.unknown:
+            return ()
+        if len(self.unknown) > _MOST_COUNTED:
+            return (OTHER_CLASSES,)
+        return tuple(label.label for label in self.unknown)
+
+    def notes(self) -> list[str]:
+        """What a person should know of it, a sentence each."""
+        notes = []
+        if self.positions:
+            numbers = ", ".join(f"{label} = {name}" for label, name in _first(self.positions.items()))
+            notes.append(f"the labels are class numbers, read as {numbers}{_more(self.positions)}")
+        if self.respelled:
+            pairs = ", ".join(f"{label!r} as {name}" for label, name in _first(self.respelled.items()))
+            notes.append(f"labels spelled otherwise than the run's classes: {pairs}{_more(self.respelled)}")
+        if self.unknown:
+            done = "are counted as errors" if self.policy == "count-wrong" else "were left out"
+            which = ", ".join(f"{label.label!r} ({label.rows:,})" for label in _first(self.unknown))
+            notes.append(
+                f"{self.unknown_rows:,} of {counted(self.rows, 'row')}, whose labels are not classes of the "
+                f"run, {done}: {which}{_more(self.unknown)}"
+            )
+        return notes
+
+
+@dataclass(frozen=True)
+class MatchedLabels:
+    """The labels of a file as ids of a run's classes.
+
+    Attributes:
+        ids: int64 (rows,), ids into ``names``; -1 for rows to leave out.
+        names: the run's classes, and behind them the unknown ones that are counted as errors.
+        matching: how they were matched.
+    """
+
+    ids: NDArray[np.int64]
+    names: tuple[str, ...]
+    matching: LabelMatching
+
+
+def match_labels(
+    labels: Sequence[str],
+    lines: Sequence[int],
+    names: Sequence[str],
+    *,
+    source: str,
+    unknown_labels: UnknownLabels = "error",
+) -> MatchedLabels:
+    """Match the label of each row, none of them empty, to the classes of a run called ``names``.
+
+    ``lines`` says where each row begins, ``source`` what the file is called. Raises UserError for labels that
+    are not among the classes, unless ``unknown_labels`` says what to do with them, and if none is.
+    """
+    matcher = LabelMatcher(names)
+    distinct = dict.fromkeys(labels)
+    counted_off = matcher.positions(distinct)
+    known = counted_off or matcher.matches(distinct)
+    unknown = _unknown(labels, lines, [label for label in distinct if label not in known], matcher)
+    otherwise = {
+        label: names[i] for label, i in sorted(known.items(), key=itemgetter(1)) if label != names[i]
+    }
+    matching = LabelMatching(
+        rows=len(labels),
+        unknown=unknown,
+        policy=unknown_labels,
+        respelled={} if counted_off else otherwise,
+        positions=otherwise if counted_off else {},
+    )
+    if unknown and (unknown_labels == "error" or not known):
+        raise _refusal(matching, matcher, source)
+    beyond = matching.counted_wrong
+    ids = {label.label: len(names) + at % len(beyond) for at, label in enumerate(unknown) if beyond}
+    ids |= known
+    return MatchedLabels(np.array([ids.get(label, -1) for label in labels]), (*names, *beyond), matching)
+
+
+def _unknown(
+    labels: Sequence[str], lines: Sequence[int], unknown: Collection[str], matcher: LabelMatcher
+) -> tuple[UnknownLabel, ...]:
+    at: dict[str, list[int]] = {label: [] for label in unknown}
+    for label, line in zip(labels, lines, strict=True):
+        if label in at:
+            at[label].append(line)
+    found = [
+        UnknownLabel(
+            label,
+            len(at[label]),
+            tuple(at[label][:_LINES_SHOWN]),
+            tuple(matcher.names[i] for i in matcher.candidates(label)),
+        )
+        for label in unknown
+    ]
+    return tuple(sorted(found, key=lambda label: -label.rows))
+
+
+def _refusal(matching: LabelMatching, matcher: LabelMatcher, source: str) -> UserError:
+    """The error for labels that are not classes of the run."""
+    unknown, classes = matching.unknown, matcher.names
+    found = (
+        f"{', '.join(map(str, _first(unknown)))}{_more(unknown)}; "
+        f"the run's classes are {', '.join(_first(classes))}{_more(classes)}"
+    )
+    if matching.unknown_rows < matching.rows:
+        return UserError(
+            f"{matching.unknown_rows:,} of {counted(matching.rows, 'row')} in {source} have labels that "
+            "are not classes of the run",
+            found=found,
+            fix="correct these labels, name the column that holds the class with --label, or go on with "
+            "--unknown-labels drop (leaves these rows out) or count-wrong (evaluate counts them as errors)",
+        )
+    numbers = matcher.class_numbers([label.label for label in unknown]) or {}
+    if numbers and not {0, len(classes)} & set(numbers.values()):
+        return UserError(
+            f"the labels of {source} are numbers, and it is not clear which classes they stand for",
+            found=f"{found}; without 0 or {len(classes)} among them they may count from 0 or from 1",
+            fix="write the names of the classes into the file",
+        )
+    return UserError(
+        f"no label in {source} is a class of the run",
+        found=found,
+        fix="name the column that holds the class with --label, or write the run's classes into the file",
+    )
+
+
+def _first(entries: Iterable[Any]) -> list[Any]:
+    return list(entries)[:_SHOWN]
+
+
+def _more(entries: Collection[object]) -> str:
+    return f" and {len(entries) - _SHOWN:,} more" if len(entries) > _SHOWN else ""
