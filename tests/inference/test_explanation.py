@@ -160,3 +160,8 @@ def test_tokens_behind_the_end_are_counted(classifier):
     found = newsdesk.explain(classifier, "goal " * 40)
     assert (found.tokens, found.tokens_lost) == (42, 26)
     assert newsdesk.explain(classifier, "goal coach").tokens_lost == 0
+
+
+def test_json_names_the_language_where_the_script_tells_it(classifier):
+    assert newsdesk.explain(classifier, "goal أعلن الرئيس").to_dict()["language"] == "ar"
+    assert newsdesk.explain(classifier, "goal bank").to_dict()["language"] is None

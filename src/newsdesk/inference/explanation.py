@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.data.normalise import normalise
-from newsdesk.data.words import Span, without, word_spans
+from newsdesk.data.words import Span, language_tag, without, word_spans
 from newsdesk.errors import UserError
 from newsdesk.inference.text_classifier import TextClassifier
 from newsdesk.model.tokenizer import Truncation
@@ -74,8 +74,9 @@ class Explanation:
         return tuple(sorted(self.words, key=lambda word: -abs(word.weight))[:count])
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON types."""
-        return asdict(self) | {"words": [asdict(word) for word in self.words]}
+        """All fields as JSON types, and the text's language as ``language_tag`` tells it from its script."""
+        words = [asdict(word) for word in self.words]
+        return asdict(self) | {"words": words, "language": language_tag(self.text)}
 
 
 def explain(classifier: TextClassifier, text: str, *, target: str | None = None) -> Explanation:

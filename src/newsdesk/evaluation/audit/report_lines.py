@@ -43,6 +43,8 @@ def _counts(report: AuditReport) -> Iterator[str]:
         if report.against is None and name.startswith("leaked"):
             continue
         where = f"  ({places[name]})" if name in places else ""
+        if name == "label errors" and not report.can_judge:
+            where += ", most of them probably right"
         yield _figure(name, f"{count:>7,}{where}")
     yield _figure("all rows by label quality", f"{report.rows:>7,}  ({QUALITY})")
     if report.against is not None:
@@ -58,7 +60,7 @@ def _judgement(report: AuditReport) -> Iterator[str]:
         yield _figure("held-out accuracy", f"{report.accuracy:.2%}: too low to judge the labels")
         yield _figure("", f"always the most frequent label: {report.majority:.2%}")
         yield _figure("", f"needed, half of the way to 100 %: {report.least_accuracy:.2%}")
-        yield _figure("", "below it most suspects are right; try another --base")
+        yield _figure("", "below it, try another --base")
         yield _figure("estimated wrong labels", "not known")
         return
     yield _figure("estimated wrong labels", f"{report.noise:.2%} or more; a lower bound, since errors")
@@ -76,7 +78,7 @@ def _confusions(report: AuditReport) -> Iterator[str]:
 
 def _suspects(report: AuditReport, top: int) -> Iterator[str]:
     if report.suspects and top:
-        yield from ("", "labels most likely wrong")
+        yield from ("", "labels most likely wrong" if report.can_judge else "labels that fit least")
     for suspect in report.suspects[:top]:
         labels = f"{isolated(suspect.given)} -> {isolated(suspect.suggested)}"
         yield f"  line {suspect.line}: {labels} (probability {suspect.probability:.3f})"
