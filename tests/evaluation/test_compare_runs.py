@@ -73,7 +73,8 @@ def test_equal_accuracies_and_equal_predictions_are_told_apart(evaluated):
     assert "as many rows were fixed as broken" in swapped.verdict
     (same,) = newsdesk.compare(first, [evaluated("c", range(10))])
     assert same.verdict == "both take all 300 rows for the same classes"
-    assert same.accuracy.interval == (0.0, 0.0)
+    assert same.accuracy.difference == 0
+    assert not same.accuracy.excludes_zero
 
 
 def test_changed_rows_are_named_with_what_changed(evaluated, tmp_path):

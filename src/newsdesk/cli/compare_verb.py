@@ -12,8 +12,8 @@ import click
 from newsdesk.cli.shared import JSON_FLAG, Verb, data_flags, flag, say, shown_fetching, terminal
 
 if TYPE_CHECKING:
-    from newsdesk.evaluation.bootstrap import Difference
     from newsdesk.evaluation.compare_runs import ChangedRow, ClassChange, RunComparison
+    from newsdesk.evaluation.intervals import Difference
     from newsdesk.evaluation.predicted_rows import PredictedRows
 
 _CHANGED_SHOWN = 3  # of each kind
@@ -115,7 +115,7 @@ def render_comparison(comparison: RunComparison, *, several: bool = False) -> li
     return [
         f"first: {comparison.first}",
         f"other: {comparison.other}",
-        f"on the same {comparison.rows:,} rows",
+        f"on the same {comparison.rows:,} rows{_few(comparison.rows)}",
         "",
         *_figures(comparison),
         "",
@@ -129,6 +129,12 @@ def render_comparison(comparison: RunComparison, *, several: bool = False) -> li
         comparison.verdict,
         *([""] if several else []),
     ]
+
+
+def _few(rows: int) -> str:
+    from newsdesk.evaluation.intervals import APPROXIMATE_BELOW
+
+    return "" if rows >= APPROXIMATE_BELOW else f"; below {APPROXIMATE_BELOW} rows intervals are approximate"
 
 
 def _figures(comparison: RunComparison) -> list[str]:

@@ -11,9 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.errors import UserError
-from newsdesk.evaluation.bootstrap import Difference, accuracy_and_macro_f1, mean_difference
 from newsdesk.evaluation.comparison import LEVEL, PairedComparison, compare_paired, holm, rows_needed
 from newsdesk.evaluation.csv_lines import delimited_lines
+from newsdesk.evaluation.intervals import (
+    Difference,
+    accuracy_difference,
+    macro_f1_difference,
+    mean_difference,
+)
 from newsdesk.evaluation.predicted_rows import SMALLEST_WRITTEN, PredictedRows, read_predicted_rows
 from newsdesk.files import atomic_writer
 from newsdesk.metrics import confusion_matrix
@@ -71,7 +76,7 @@ class RunComparison:
         first: the first one's name.
         other: this one's.
         rows: how many rows both were evaluated on.
-        accuracy: with a paired bootstrap interval, as the next two.
+        accuracy: with the interval of the difference, as the next two.
         macro_f1: over the classes that occur.
         negative_log_likelihood: mean, in nats, from probabilities of six decimals, so that it may differ from
             metrics.json in rows that are certain and wrong; None where a file has no probabilities.
@@ -138,7 +143,7 @@ class RunComparison:
 
 
 def compare(
-    first: str | Path, others: Sequence[str | Path], *, split: str = "test", seed: int = 0
+    first: str | Path, others: Sequence[str | Path], *, split: str = "test"
 ) -> tuple[RunComparison, ...]:
     """Compare each of the others with the first, all evaluated on the same rows before.
 
@@ -148,7 +153,6 @@ def compare(
         first: a run, an artefact or a file ``predictions-SPLIT.csv``.
         others: any number of the same.
         split: which evaluation of runs and artefacts to compare.
-        seed: decides the resamples of the bootstrap.
 
     Raises:
         UserError: when one was not evaluated, or they were on different rows.
@@ -156,7 +160,7 @@ def compare(
     evaluated = [read_predicted_rows(path, split) for path in (first, *others)]
     for other in evaluated[1:]:
         require_same_rows(evaluated[0], other)
-    return compare_rows(evaluated[0], evaluated[1:], seed=seed)
+    return compare_rows(evaluated[0], evaluated[1:])
 
 
 def require_same_rows(first: PredictedRows, other: PredictedRows) -> None:
@@ -165,15 +169,13 @@ def require_same_rows(first: PredictedRows, other: PredictedRows) -> None:
         raise _different_rows(first, other, "with other fingerprints")
 
 
-def compare_rows(
-    first: PredictedRows, others: Sequence[PredictedRows], *, seed: int = 0
-) -> tuple[RunComparison, ...]:
+def compare_rows(first: PredictedRows, others: Sequence[PredictedRows]) -> tuple[RunComparison, ...]:
     """As :func:`compare`, from rows read before.
 
     Raises UserError where the rows' numbers or true classes differ.
     """
     level = LEVEL / max(1, len(others))  # the strictest that Holm's method asks of any
-    compared = [_compare_pair(first, other, seed, level) for other in others]
+    compared = [_compare_pair(first, other, level) for other in others]
     adjusted = holm([each.paired.p_value for each in compared])
     return tuple(
         replace(each, adjusted_p_value=p_value) for each, p_value in zip(compared, adjusted, strict=True)
@@ -189,7 +191,7 @@ def write_changed_rows(comparisons: Sequence[RunComparison], path: Path) -> None
         stream.writelines(delimited_lines(lines))
 
 
-def _compare_pair(first: PredictedRows, other: PredictedRows, seed: int, level: float) -> RunComparison:
+def _compare_pair(first: PredictedRows, other: PredictedRows, level: float) -> RunComparison:
     if (first.numbers, first.true_labels) != (other.numbers, other.true_labels):
         raise _different_rows(first, other, "whose numbers or classes differ")
     names = tuple(dict.fromkeys((*first.true_labels, *first.predicted_labels, *other.predicted_labels)))
@@ -198,15 +200,14 @@ def _compare_pair(first: PredictedRows, other: PredictedRows, seed: int, level: 
         np.array([ids[name] for name in column], dtype=np.int64)
         for column in (first.true_labels, first.predicted_labels, other.predicted_labels)
     )
-    accuracy, macro_f1 = accuracy_and_macro_f1(labels, by_first, by_other, len(names), seed=seed)
     paired = compare_paired(labels, by_other, by_first)
     return RunComparison(
         first=first.name,
         other=other.name,
         rows=len(labels),
-        accuracy=accuracy,
-        macro_f1=macro_f1,
-        negative_log_likelihood=_unlikelihood(first, other, seed),
+        accuracy=accuracy_difference(labels, by_first, by_other),
+        macro_f1=macro_f1_difference(labels, by_first, by_other, len(names)),
+        negative_log_likelihood=_unlikelihood(first, other),
         paired=paired,
         adjusted_p_value=paired.p_value,
         rows_needed=rows_needed(paired, level),
@@ -215,14 +216,14 @@ def _compare_pair(first: PredictedRows, other: PredictedRows, seed: int, level: 
     )
 
 
-def _unlikelihood(first: PredictedRows, other: PredictedRows, seed: int) -> Difference | None:
+def _unlikelihood(first: PredictedRows, other: PredictedRows) -> Difference | None:
     if first.true_probabilities is None or other.true_probabilities is None:
         return None
     losses = [
         -np.log(np.clip(rows, SMALLEST_WRITTEN, 1.0))
         for rows in (first.true_probabilities, other.true_probabilities)
     ]
-    return mean_difference(*losses, seed=seed)
+    return mean_difference(*losses)
 
 
 def _per_class(

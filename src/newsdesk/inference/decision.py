@@ -109,11 +109,13 @@ class DecisionRule:
                 f"{self.rows:,} calibration rows{on_topic}"
             )
         if self.coverage is not None:
-            answered = "" if self.promise is None else ", answered or not"
             spread = 100 * coverage_spread(self.rows, self.coverage)
+            answered, whichever = "", ""
+            if self.promise is not None:
+                answered, whichever = ", answered or not", ", whether or not they can promise the error rate"
             lines.append(
                 f"the candidates contain the true class for {100 * self.coverage:.4g} % of texts{on_topic}"
-                f"{answered}: on average over draws of {self.rows:,} calibration rows, of which one draw "
+                f"{answered}: on average over draws of {self.rows:,} calibration rows{whichever}; one draw "
                 f"may give {spread:.1f} points more or less (standard deviation)"
             )
         if self.off_topic is not None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import sqrt
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +12,12 @@ from numpy.typing import NDArray
 from newsdesk.data.datasets import DATA_SETS
 from newsdesk.errors import UserError
 from newsdesk.evaluation.audit.label_errors import least_accuracy, rank_label_errors
-from newsdesk.evaluation.bootstrap import accuracy_and_macro_f1
 from newsdesk.evaluation.evaluate import Evaluation
+from newsdesk.evaluation.intervals import macro_f1_interval, mean_interval
 from newsdesk.evaluation.selective import risk_coverage
 from newsdesk.inference.explanation import explain
 from newsdesk.inference.text_classifier import TextClassifier
-from newsdesk.metrics import SMALLEST_PROBABILITY, Metrics, wilson_interval
+from newsdesk.metrics import SMALLEST_PROBABILITY, wilson_interval
 from newsdesk.model.catalog import BASE_MODELS
 from newsdesk.model.tokenizer import TextTokenizer
 from newsdesk.reporting.card_facts import CardFacts, Source
@@ -119,7 +117,9 @@ def _evaluation(
         licence=DATA_SETS[source.name].licence if source.name else None,
         fingerprint=evaluated.fingerprint,
         metrics=metrics,
-        macro_f1=_measured_macro_f1(rows, metrics),
+        macro_f1=Measured(
+            metrics.macro_f1, macro_f1_interval(rows.labels, rows.predicted, len(metrics.label_names))
+        ),
         negative_log_likelihood=_measured_likelihood(rows),
         brier_score=_measured_brier(rows),
         baseline=evaluated.baseline,
@@ -134,31 +134,16 @@ def _evaluation(
     )
 
 
-def _measured_macro_f1(rows: EvaluatedRows, metrics: Metrics) -> Measured:
-    """Macro F1, its interval from its distance to a classifier that is always right, whose macro F1 is 1."""
-    classes = len(metrics.label_names)
-    _, below_perfect = accuracy_and_macro_f1(rows.labels, rows.labels, rows.predicted, classes)
-    low, high = below_perfect.interval
-    return Measured(metrics.macro_f1, (1 + low, 1 + high))
-
-
-def _measured_mean(values: NDArray[np.float64]) -> Measured:
-    """The mean of one value a row, with its normal 95 % interval; none for a single row."""
-    mean, rows = float(values.mean()), len(values)
-    if rows < 2:
-        return Measured(mean)
-    half = NormalDist().inv_cdf(0.975) * float(values.std(ddof=1)) / sqrt(rows)
-    return Measured(mean, (mean - half, mean + half))
-
-
 def _measured_likelihood(rows: EvaluatedRows) -> Measured:
     of_true = rows.probabilities[np.arange(len(rows.labels)), rows.labels]
-    return _measured_mean(-np.log(np.clip(of_true, SMALLEST_PROBABILITY, 1.0)))
+    losses = -np.log(np.clip(of_true, SMALLEST_PROBABILITY, 1.0))
+    return Measured(float(losses.mean()), mean_interval(losses))
 
 
 def _measured_brier(rows: EvaluatedRows) -> Measured:
     truth = np.eye(rows.probabilities.shape[1])[rows.labels]
-    return _measured_mean(((rows.probabilities - truth) ** 2).sum(axis=1))
+    losses = ((rows.probabilities - truth) ** 2).sum(axis=1)
+    return Measured(float(losses.mean()), mean_interval(losses, most=2.0))
 
 
 def lengths_of(rows: EvaluatedRows, texts: Sequence[str], run: RunFolder) -> Lengths:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from newsdesk import __version__
 from newsdesk.data.words import isolated, language_tag
 from newsdesk.errors import counted, missing_package
+from newsdesk.evaluation.intervals import APPROXIMATE_BELOW
 from newsdesk.metrics import Metrics, wilson_interval
 from newsdesk.reporting.card_facts import CardFacts
 from newsdesk.reporting.content import EvaluationContent, LabelSuspects, Missing, QuotedRow, ReportContent
@@ -138,6 +139,7 @@ def _environment() -> Environment:
         worst_pair=worst_pair,
         tint=tint,
         not_quoted_above=not_quoted_above,
+        approximate_below=APPROXIMATE_BELOW,
     )
     return environment
 
