@@ -95,9 +95,10 @@ def looks_like_header(sample: Sequence[Sequence[str]], expected: Collection[str]
     """Whether the first of the sampled rows names the columns of the others.
 
     It does if it holds one of the ``expected`` names or a usual one (text, label, title ...). Otherwise its
-    cells are short, distinct and no numbers, no cell recurs below it, none is as long as the texts below,
-    and some column below is all numbers, or all classes (few values that recur), or all cells are single
-    words. Whole numbers are names where they count the columns, as pandas writes them.
+    cells are short, distinct and no numbers, no cell recurs below it, and some column below is all numbers,
+    or all cells are single words, or they are far shorter than the texts below and there are several columns
+    of texts or one of classes (few values that recur). Whole numbers are names where they count the columns,
+    as pandas writes them.
     """
     if not sample:
         return False
@@ -122,8 +123,13 @@ def looks_like_header(sample: Sequence[Sequence[str]], expected: Collection[str]
     if all(cell.isidentifier() for cell in named) and len(named) == len(first):
         return True
     texts = [(cell, column) for cell, column in zip(first, columns, strict=True) if _is_text_like(column)]
-    as_long = any(2 * len(cell) > median(map(len, column)) for cell, column in texts)
-    return bool(texts) and not as_long and any(map(looks_like_labels, filter(None, columns)))
+    shorter = all(
+        len(cell) < min(map(len, column)) and 2 * len(cell) <= median(map(len, column))
+        for cell, column in texts
+    )
+    return shorter and (
+        len(texts) > 1 or (bool(texts) and any(map(looks_like_labels, filter(None, columns))))
+    )
 
 
 def holds_a_name(cells: Iterable[str], expected: Collection[str], *, usual: bool = True) -> bool:

@@ -127,6 +127,8 @@ def detect(lines: Sequence[str], given: Dialect, usual: str) -> Dialect:
     best = max(tried, key=lambda trial: trial.score)
     if best.score < _GOOD_ENOUGH:
         best = next((trial for trial in tried if trial.dialect.delimiter == usual), tried[0])
+        if best.is_prose:  # the one column of a file whose writer did not quote the usual delimiter
+            best = next((trial for trial in tried if trial.is_one_column), best)
     return best.dialect
 
 
@@ -138,6 +140,16 @@ class _Trial:
     rows: list[list[str]]
     broken: int
     score: float
+
+    @property
+    def is_one_column(self) -> bool:
+        """Whether every row is one cell."""
+        return bool(self.rows) and not self.broken and all(len(row) == 1 for row in self.rows)
+
+    @property
+    def is_prose(self) -> bool:
+        """Whether the rows are as wide as it happens, from one cell in the first to any number."""
+        return len(self.rows) > 2 and len(self.rows[0]) == 1 and self.consistency < 0.6
 
     @property
     def consistency(self) -> float:
@@ -157,6 +169,8 @@ def _best_quote(lines: Sequence[str], given: Dialect, delimiter: str, usual: str
         if gained >= 0 and _has_enclosed_column(double.rows, "'"):
             return single
         opened = sum(line.startswith("'") or f"{delimiter}'" in line for line in lines)
+        if gained >= 0 and any(_is_quoted(cell, "'") for row in double.rows for cell in row):
+            return single
         clearly = gained > max(1, 0.02 * len(single.rows)) or single.score > double.score + 0.25
         if clearly and 2 * opened >= max(1, gained):
             return single
@@ -250,6 +264,17 @@ def is_number(cell: str) -> bool:
     """Whether a cell holds a number, with a point or a comma for its decimals."""
     text = cell.strip().replace(",", ".", 1).lstrip("+-")
     return text.replace(".", "", 1).isdigit() and text.isascii()
+
+
+def _is_quoted(cell: str, quote: str) -> bool:
+    """Whether a cell stands in quotes and has doubled ones within, and no others."""
+    inner = cell[1:-1]
+    return (
+        len(cell) > 1
+        and cell[0] == cell[-1] == quote
+        and 2 * quote in inner
+        and quote not in inner.replace(2 * quote, "")
+    )
 
 
 def _has_enclosed_column(rows: Sequence[Sequence[str]], quote: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -130,7 +131,7 @@ def text_layout(
         raise UserError(
             f"which column of {table.path.name} holds the text?",
             found=", ".join(table.columns) or "no columns",
-            fix="name the text columns, for example --text title,description" + _by_position(table),
+            fix=f"name the text columns, for example --text {_longest(table)}{_by_position(table)}",
         )
     return TextLayout(columns, template, normaliser)
 
@@ -367,6 +368,13 @@ def _existing(table: Table, name: str, flag: str) -> str:
         error = _no_such_column(name, table.columns, flag)
         raise UserError(error.wrong, found=error.found, fix=f"{error.fix}{_by_position(table)}")
     return found
+
+
+def _longest(table: Table) -> str:
+    """The column with the longest cells, as a flag names it; the first one where there are no rows."""
+    lengths = [sum(len(str(row[place])) for row in table.rows[:100]) for place in range(len(table.columns))]
+    longest = max(range(len(lengths)), key=lengths.__getitem__, default=None)
+    return "title,description" if longest is None else shlex.quote(table.columns[longest])
 
 
 def _by_position(table: Table) -> str:
