@@ -80,9 +80,8 @@ def load_split(
         return SplitTable(_read(path, dialect, progress), None)
     if name_or_path in DATA_SETS:
         files = dataset_files(name_or_path, offline=offline, progress=progress)
-        dialect = Dialect(
-            delimiter="\t", quote='"', encoding="utf-8"
-        )  # Orange's, whatever flags say of others
+        if files.train.suffix == ".tab":  # Orange's, whatever flags say of other files
+            dialect = Dialect(delimiter="\t", quote='"', encoding="utf-8")
     elif splits := [name for name in _SPLIT_FOLDERS if split_folder(path, name)]:
         if split_name not in splits:
             raise _no_such_split(name_or_path, split_name, splits)
