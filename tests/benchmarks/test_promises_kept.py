@@ -63,3 +63,12 @@ def test_a_hint_that_costs_nothing_would_be_noticed(promises: Any, monkeypatch: 
     law = law_of(promises, "unsure where wrong, few rows")
     (line,) = promises.simulate(law, DRAWS, asked={"the hint": ("abstain", "hint")})
     assert line["kept"] == "NO"
+
+
+@pytest.mark.parametrize("states", [10, 30])
+def test_choosing_the_best_of_many_states_breaks_no_promise_but_on_the_same_rows_it_does(
+    promises: Any, states: int
+) -> None:
+    lines = {line["asked for"]: line for line in promises.simulate_choice(states, 0.02, 200)}
+    assert lines[promises.HALVES]["kept"] == "yes"
+    assert lines[promises.SAME_ROWS]["kept"] == "NO"
