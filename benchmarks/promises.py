@@ -10,8 +10,8 @@ nothing, and breaks nothing; "gave" says how often there was a promise.
 
 Laws differ in where the errors are, and in how that goes with the distance from the training topics.
 
-Last comes the choice of the best of several states of one training, all equally good: chosen and calibrated on
-the same rows, as before, and chosen on one half of them and calibrated on the other, as training does.
+Last comes the choice of the best of several states of one training, all equally good: chosen and calibrated
+on the same rows, as before, and chosen on one half and calibrated on the other, as training does.
 """
 
 from __future__ import annotations

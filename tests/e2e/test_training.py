@@ -47,7 +47,7 @@ def test_a_run_is_exactly_its_files_and_the_manifest_seals_them(newsdesk, desk, 
 
 def test_progress_is_plain_lines_on_standard_error(newsdesk, desk, tmp_path):
     err = newsdesk("train", *desk.flags, "--out", tmp_path / "run").err
-    assert "171 training rows, 9 validation rows" in err
+    assert "144 training rows, 36 validation rows, 200 steps" in err
     assert "validation: accuracy" in err
     assert "finished after" in err
     assert all(letter.isprintable() or letter == "\n" for letter in err)
@@ -106,7 +106,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(newsdesk, desk, tmp_path):
     assert any(line.startswith("parameters") for line in outcome.lines)
     assert list(tmp_path.iterdir()) == []
     plan = newsdesk("train", *desk.flags, "--dry-run", "--json").json
-    assert (plan["rows"]["train"], plan["rows"]["validation"], plan["rows"]["classes"]) == (171, 9, 3)
+    assert (plan["rows"]["train"], plan["rows"]["validation"], plan["rows"]["classes"]) == (144, 36, 3)
     assert 0 < plan["trainable"] < plan["total"]
 
 

@@ -31,6 +31,7 @@ from newsdesk.model.catalog import ResolvedBase  # noqa: E402
 from newsdesk.model.classifier import load_classifier  # noqa: E402
 from newsdesk.model.network import Network, predict_logits  # noqa: E402
 from newsdesk.model.tokenizer import TextTokenizer  # noqa: E402
+from newsdesk.off_topic import OffTopicScore  # noqa: E402
 from newsdesk.reporting.model_card import refresh_card  # noqa: E402
 from newsdesk.training.events import Event, Finished, Remark, Step, Validation, to_record  # noqa: E402
 from newsdesk.training.manifest import BaseFacts, Manifest, TrainingFacts  # noqa: E402
@@ -147,6 +148,69 @@ def test_a_run_knows_its_own_texts_from_foreign_ones(tiny_recipe, topical_csv, t
     own_values, foreign_values = map(score.p_values, distances)
     assert (own_values <= 0.1).mean() < 0.25
     assert foreign_values.max() <= 0.05
+
+
+def test_rows_that_chose_the_state_do_not_calibrate_it_in_the_run_or_in_its_export(tiny_recipe, tmp_path):
+    from newsdesk import api
+    from newsdesk.evaluation.known_rows import known_rows
+
+    settings = ("training.epochs=3", "training.min_choosing_rows=20")
+    run = run_training(tiny_recipe(*settings), tmp_path / "run")
+    assert run.manifest.training.choosing_rows == 24
+    data = known_rows(run, purpose="", otherwise="")
+    assert (len(data.validation), len(data.calibrating)) == (48, 24)
+    trained = read_held_out_rows(run.path)
+    assert trained.sha256 == data.calibrating.fingerprint()
+    assert trained.labels.tolist() == data.calibrating.labels.tolist()
+    assert len(OffTopicScore.load(run.off_topic).reference) == 24
+    api.calibrate(run.path)
+    again = read_held_out_rows(run.path)
+    assert again.sha256 == trained.sha256
+    np.testing.assert_allclose(again.logits, trained.logits, atol=1e-4)
+    exported = api.export(run.path, "onnx-fp32").path
+    assert read_held_out_rows(exported).sha256 == trained.sha256
+
+
+def test_a_run_split_as_version_0_1_did_still_knows_its_rows(tiny_recipe, tmp_path, monkeypatch):
+    from newsdesk.evaluation.known_rows import known_rows
+    from newsdesk.training import run as module
+
+    load = module.load_training_data
+    monkeypatch.setattr(
+        module, "load_training_data", lambda *given, **named: load(*given, **named, proportional=True)
+    )
+    run = run_training(tiny_recipe("data.validation_share=0.02"), tmp_path / "run")
+    monkeypatch.undo()
+    assert run.manifest.data.validation.rows == 5
+    data = known_rows(run, purpose="", otherwise="")
+    assert (len(data.validation), len(data.calibrating)) == (5, 5)
+
+
+def test_what_to_know_of_rows_and_steps_is_in_the_log_the_manifest_and_the_card(
+    tiny_base, write_rows, tmp_path
+):
+    from newsdesk import api
+
+    rows = [("Sports", f"goal coach {word}") for word in ("the", "a", "of", "in", "on", "and")]
+    rows += [("Business", "market shares " * 30 + word) for word in ("said", "new", "after", "over", "for")]
+    rows += [("Science", "orbit genome laser")] * 3 + [("Weather", "today with from")]
+    data = write_rows(tmp_path / "rows.csv", rows)
+    flags = {"data.train": str(data), "model.base": str(tiny_base()), "model.max_length": 32}
+    flags |= {"training.min_steps": 4, "training.epochs": 1.0, "training.device": "cpu"}
+    events: list[Event] = []
+    run = api.train(out=tmp_path / "run", flags=flags, observe=events.append)
+    told = [event.text for event in events if isinstance(event, Remark)]
+    assert told == list(run.manifest.training.remarks)
+    assert any("1 epoch would be 1 step; training takes 4" in text for text in told)
+    assert any("no validation row for 2 of 4 classes: Science (3 rows), Weather (1 row)" in t for t in told)
+    assert any("of 12 texts (" in text and "cut to 32 tokens" in text for text in told), told
+    assert any("few rows to measure by" in text for text in told)
+    logged = [json.loads(line) for line in run.log.read_text().splitlines()]
+    assert [record["text"] for record in logged if record["event"] == "remark"] == told
+    validation = next(event for event in events if isinstance(event, Validation))
+    assert (validation.classes, validation.macro_f1_classes < 4) == (4, True)
+    card = (run.path / "README.md").read_text()
+    assert "no validation row for 2 of 4 classes" in card
 
 
 def _adapter_names() -> tuple[str, str]:

@@ -168,8 +168,7 @@ class TextClassifier(ABC):
             TypeError: for a single str, which would be taken for a sequence of letters.
             UserError: when the calibration rows cannot promise what is asked, or there is no off-topic score.
         """
-        if isinstance(texts, str):
-            raise TypeError("predict takes a sequence of texts; for one text write predict([text])")
+        _refuse_one_text(texts, "predict")
         rule = self.decision_rule(abstain=abstain, confidence=confidence, sets=sets, off_topic=off_topic)
         cleaned = [normalise(text, self.layout.normaliser) for text in texts]
         return self.classify(cleaned, rule, answer_empty=answer_empty)
@@ -182,7 +181,11 @@ class TextClassifier(ABC):
         answer_empty: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> Predictions:
-        """What it says of texts that ``layout`` has normalised already, by a rule from `decision_rule`."""
+        """What it says of texts that ``layout`` has normalised already, by a rule from `decision_rule`.
+
+        Raises TypeError for a single str.
+        """
+        _refuse_one_text(texts, "classify")
         encoded = self.encode(texts)
         logits, distances = self.outputs(encoded.ids, progress=progress)
         return Predictions(
@@ -197,13 +200,21 @@ class TextClassifier(ABC):
     def predict_probabilities(
         self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None
     ) -> NDArray[np.float32]:
-        """Calibrated probabilities, (texts, classes), rows summing to one; ``texts`` as for the logits."""
+        """Calibrated probabilities, (texts, classes), rows summing to one; ``texts`` as for the logits.
+
+        Raises TypeError for a single str.
+        """
+        _refuse_one_text(texts, "predict_probabilities")
         return softmax(self.predict_logits(texts, progress=progress), self.temperature)
 
     def predict_logits(
         self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None
     ) -> NDArray[np.float32]:
-        """Logits of shape (texts, classes), in the texts' order, which ``layout`` has normalised already."""
+        """Logits of shape (texts, classes), in the texts' order, which ``layout`` has normalised already.
+
+        Raises TypeError for a single str.
+        """
+        _refuse_one_text(texts, "predict_logits")
         return self.logits(self.token_ids(texts), progress=progress)
 
     def token_ids(self, texts: Sequence[str]) -> list[TokenIds]:
@@ -213,6 +224,12 @@ class TextClassifier(ABC):
     def encode(self, texts: Sequence[str]) -> Encoded:
         """The token ids of normalised texts, with what was cut off and which texts say nothing."""
         return self._tokenizer.encode_whole(texts)
+
+
+def _refuse_one_text(texts: Sequence[str], method: str) -> None:
+    """Raise TypeError for a single str, which would be taken for a sequence of letters."""
+    if isinstance(texts, str):
+        raise TypeError(f"{method} takes a sequence of texts; for one text write {method}([text])")
 
 
 class ArtefactPredictor(TextClassifier):

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 Rows = NDArray[np.int64]
 Places = NDArray[np.float64]
 
-BLUR = 20.0
-"""How far a row's place is blurred, in batches: the more, the better mixed, and the more padding."""
+_BLUR, _BLUR_OF_FEW, _FEW_BATCHES = 12, 24, 500
+"""How far a row's place is blurred, in batches: the more, the better mixed, and the more padding. Few batches
+would meet again soon, and their padding costs little time."""
 
 _MOST_CLUSTERING = 1.1
 _WITHIN_CLASS = np.linspace(0, 1, 9)
@@ -45,7 +46,8 @@ class Batcher:
             sample_of: the rows are a random sample of so many, and their batches shall be as like in length.
         """
         self._lengths, self._batch_size, self._seed = lengths, batch_size, seed
-        blur = BLUR * batch_size / max(1, sample_of or len(lengths))
+        batches = max(1.0, (sample_of or len(lengths)) / batch_size)
+        blur = (_BLUR_OF_FEW if batches < _FEW_BATCHES else _BLUR) / batches
         self._blur = blur if group_by_length and blur < 1 else None
         self._from, self._to = np.zeros((2, len(lengths)))
         if self._blur is not None:
