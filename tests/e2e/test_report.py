@@ -59,7 +59,7 @@ def test_rows_that_still_lie_there_are_found_again(newsdesk, run, hard):
     outcome = newsdesk("report", run, "--json")
     assert outcome.code == 0
     assert not [gap for gap in outcome.json["missing"] if "text" in gap]
-    assert "<blockquote>" in (run / "report-test.html").read_text()
+    assert "<blockquote dir=" in (run / "report-test.html").read_text()
     hard.unlink()
     gaps = newsdesk("report", run, "--json").json["missing"]
     assert [gap for gap in gaps if gap.startswith("the evaluated texts are not to be had")]

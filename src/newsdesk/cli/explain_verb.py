@@ -81,5 +81,5 @@ def _marked(explanation: Explanation) -> Text:
         if share >= _FAINTEST:
             colour = "green" if word.weight > 0 else "red"
             marked.stylize(f"bold {colour} reverse" if share > 0.5 else colour, word.start, word.end)
-    before, _text, after = isolated(explanation.text).partition(explanation.text)
-    return Text.assemble(before, marked, after)
+    shown = isolated(explanation.text)
+    return marked if shown == explanation.text else Text.assemble(shown[0], marked, shown[-1])
