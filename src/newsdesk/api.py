@@ -345,6 +345,9 @@ def report(
     if data is not None and split not in read_metrics(run.metrics):
         evaluate(run_path, data, split=split, progress=progress, **evaluating)
     layout = {key: value for key, value in evaluating.items() if key not in ("count", "start")}
+    evaluated = read_metrics(run.metrics).get(split)
+    if evaluated is not None and evaluated.labels is not None and layout.get("unknown_labels") is None:
+        layout["unknown_labels"] = evaluated.labels.policy
 
     def texts(source: str, fingerprint: str) -> Texts:
         return texts_of(

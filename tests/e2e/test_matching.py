@@ -173,3 +173,147 @@ def test_rows_that_the_run_learned_from_are_told_by_their_share(train, tmp_path,
     assert "no text of these 40 rows is among the run's training or validation texts" in " ".join(
         other.out.split()
     )
+
+
+@pytest.fixture
+def run(train, tmp_path) -> Path:
+    return shutil.copytree(train(), tmp_path / "run")
+
+
+def test_an_unknown_label_stops_calibrate_export_report_and_compare_and_drop_goes_on(
+    run, newsdesk, tmp_path, train
+):
+    data = write(tmp_path / "test.csv", rows_of(30, seed=2, named=("gadgets", "Sport", "Weather")))
+    other = shutil.copytree(train(), tmp_path / "other")
+    for verb in (
+        ("calibrate", run),
+        ("export", run, "--to", "merged"),
+        ("report", run),
+        ("compare", run, other),
+    ):
+        refused = newsdesk(*verb, "--data", data)
+        assert refused.code == 1, verb
+        assert "10 of 30 rows in test.csv have labels that are not classes of the run" in refused.err, verb
+        assert not (run / "metrics.json").is_file()
+        dropped = newsdesk(*verb, "--data", data, "--unknown-labels", "drop")
+        assert dropped.code == 0, dropped.err
+        if verb[0] != "report":
+            assert "were left out: 'Weather' (10)" in dropped.err, verb
+        if verb[0] in ("calibrate", "export"):
+            counted = newsdesk(*verb, "--data", data, "--unknown-labels", "count-wrong")
+            assert counted.code == 1
+            assert "--unknown-labels drop" in counted.err or "export" in counted.err
+        (run / "metrics.json").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("policy", ["count-wrong", "drop"])
+def test_report_and_card_tell_what_was_done_to_unknown_labels_and_which_rows_were_learned(
+    run, newsdesk, tmp_path, policy
+):
+    rows = [*rows_of(30, seed=2, named=("gadgets", "Sport", "Weather")), *rows_of(30, seed=1)]
+    data = write(tmp_path / "test.csv", rows)
+    assert newsdesk("evaluate", run, "--data", data, "--unknown-labels", policy).code == 0
+    written = newsdesk("report", run)
+    assert written.code == 0, written.err
+    assert "note: the evaluated texts" not in written.err
+    page = (run / "report-test.html").read_text(encoding="utf-8")
+    card = (run / "README.md").read_text(encoding="utf-8")
+    done = "are counted as errors" if policy == "count-wrong" else "were left out"
+    share = "50.00%" if policy == "count-wrong" else "60.00%"
+    for told in (page, card):
+        assert f"10 of 60 rows, whose labels are not classes of the run, {done}" in told
+        assert f"{share} of these rows are not new to the run" in told
+
+
+def test_runs_that_spell_their_classes_otherwise_are_compared_on_the_same_rows(train, newsdesk, tmp_path):
+    first = shutil.copytree(train(), tmp_path / "first")
+    other = shutil.copytree(train(("GADGETS", "sport", "tech-markets")), tmp_path / "other")
+    data = write(tmp_path / "test.csv", rows_of(30, seed=2))
+    outcome = newsdesk("compare", first, other, "--data", data)
+    assert outcome.code == 0, outcome.err
+    assert outcome.lines[-1] == "both take all 30 rows for the same classes"
+    assert "labels spelled otherwise than the run's classes" in outcome.err
+
+
+def test_validation_rows_are_matched_to_the_training_rows_classes(tiny_base, newsdesk, tmp_path):
+    data = write(tmp_path / "train.csv", rows_of(60, seed=1))
+    flags = ["train", "--data", data, "--base", tiny_base("bert"), "--epochs", "1"]
+    flags += ["--set", "training.device=cpu", "--set", "model.max_length=32"]
+    other = write(tmp_path / "valid.csv", rows_of(30, seed=2, named=("gadgets", "Sport", "Weather")))
+    refused = newsdesk(*flags, "--valid", other, "--out", tmp_path / "refused")
+    assert (refused.code, (tmp_path / "refused").exists()) == (1, False)
+    assert "10 of 30 rows in valid.csv have labels that are not classes of the run" in refused.err
+    dropped = newsdesk(*flags, "--valid", other, "--unknown-labels", "drop", "--out", tmp_path / "run")
+    assert dropped.code == 0, dropped.err
+    assert "were left out: 'Weather' (10)" in dropped.err
+    assert "'gadgets' as Gadgets" in dropped.err
+    log = (tmp_path / "run" / "log.jsonl").read_text()
+    assert '"validation_rows": 20' in log
+    assert "were left out: 'Weather' (10)" in log
+    numbers = write(tmp_path / "numbers.csv", rows_of(30, seed=2, named=("1", "2", "3")))
+    told = newsdesk(*flags, "--valid", numbers, "--out", tmp_path / "numbers")
+    assert "class numbers, read as 1 = Gadgets, 2 = Sport, 3 = Tech-markets" in told.err
+
+
+def test_labels_that_are_lists_are_refused_by_train_in_csv_and_jsonl(tiny_base, newsdesk, tmp_path):
+    rows = rows_of(30, seed=1)
+    listed = tmp_path / "rows.jsonl"
+    listed.write_text("".join(json.dumps({"text": text, "label": [one, "All"]}) + "\n" for text, one in rows))
+    spelled = write(tmp_path / "rows.csv", [(text, f"['{one}', 'All']") for text, one in rows])
+    for data in (listed, spelled):
+        refused = newsdesk("train", "--data", data, "--base", tiny_base("bert"), "--out", tmp_path / "run")
+        assert refused.code == 1
+        assert "the row has several labels" in refused.err
+        assert "several are not supported yet" in refused.err
+
+
+CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"
+ACCURATE = 0.9
+
+
+@pytest.mark.parametrize(
+    ("learned", "measured", "expected"),
+    [
+        ("c15_train_ids_1to3", "c15_test_names", "no label in c15_test_names.csv is a class of the run"),
+        ("c15_train_ids_1to3", "c15_test_one_unseen_id0", "'0' (2 rows, lines 62, 63)"),
+        ("c15_train_ids_1to3", "c15_test_only_1_2", ACCURATE),
+        ("c15_train_ids_1to3", "c17_int_test", ACCURATE),
+        ("c15_train_names", "c15_test_names", ACCURATE),
+        ("c15_train_names", "c15_test_one_unseen_id0", "class numbers, read as 0 = Gadgets, 1 = Sport"),
+        ("c15_train_names", "c15_test_only_1_2", "it is not clear which classes they stand for"),
+        ("c15_train_names", "c17_int_test", "WARNING: the class numbers seem to stand for other classes"),
+        ("c17_float_train", "c15_test_names", "no label in c15_test_names.csv is a class of the run"),
+        ("c17_float_train", "c15_test_one_unseen_id0", "'0' (2 rows, lines 62, 63)"),
+        ("c17_float_train", "c15_test_only_1_2", ACCURATE),
+        ("c17_float_train", "c17_int_test", ACCURATE),
+    ],
+)
+def test_files_of_public_bug_reports_are_matched_or_refused(
+    case_runs, newsdesk, tmp_path, learned, measured, expected
+):
+    run = shutil.copytree(case_runs(learned), tmp_path / "run")
+    outcome = newsdesk("evaluate", run, "--data", CASES / f"{measured}.csv")
+    if isinstance(expected, float):
+        assert json.loads((run / "metrics.json").read_text())["test"]["metrics"]["accuracy"] > expected
+    else:
+        assert expected in " ".join((outcome.out + outcome.err).split())
+
+
+@pytest.fixture(scope="module")
+def case_runs(tiny_base, tmp_path_factory) -> Callable[[str], Path]:
+    """Runs on the cases' training files, each trained once."""
+    import newsdesk
+
+    if not CASES.is_dir():
+        pytest.skip("the cases are not beside the repository (../shared/cases)")
+    runs: dict[str, Path] = {}
+
+    def run(name: str) -> Path:
+        if name not in runs:
+            flags = {"data.train": str(CASES / f"{name}.csv"), "model.base": str(tiny_base("bert"))}
+            flags |= {"training.epochs": 6.0, "training.learning_rate": 2e-2, "lora.targets": ("all-linear",)}
+            flags |= {"training.device": "cpu", "training.precision": "float32", "model.max_length": 32}
+            runs[name] = newsdesk.train(out=tmp_path_factory.mktemp("cases") / name, flags=flags).path
+        return runs[name]
+
+    return run

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from newsdesk.cli.shared import JSON_FLAG, Verb, data_flags, flag, say, shown_fetching, terminal
+from newsdesk.cli.shared import JSON_FLAG, Verb, data_flags, flag, note, say, shown_fetching, terminal
 
 if TYPE_CHECKING:
     from newsdesk.evaluation.compare_runs import ChangedRow, ClassChange, RunComparison
@@ -85,7 +85,14 @@ def _evaluated_on(run: Path, data: str, split: str, columns: Mapping[str, Any]) 
     console = terminal()
     with shown_fetching(console) as progress:
         folder = find_artefact(run) or open_run(run)
-        rows = api.evaluation_rows(folder, data, split, **columns, progress=progress)
+        rows = api.evaluation_rows(
+            folder,
+            data,
+            split,
+            **columns,
+            notice=lambda text: note(console, f"{run}: {text}"),
+            progress=progress,
+        )
         if split not in read_metrics(folder.metrics):
             with RowCounter(console, f"evaluating {run}") as counter:
                 api.evaluate(

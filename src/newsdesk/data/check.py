@@ -14,6 +14,7 @@ import numpy as np
 from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.duplicates import conflicting_groups, duplicate_groups, shared_texts
 from newsdesk.data.label_faults import LabelFault, absent_classes, label_faults, rare_classes
+from newsdesk.data.labels import folded
 from newsdesk.data.layout import TextLayout, label_column, labels_with_faults, text_layout
 from newsdesk.data.readers import read_table, read_with_faults
 from newsdesk.data.table import Fault, Table
@@ -198,7 +199,7 @@ def check(
         unlabelled=_places(missing),
         empty=_places(line for line, one in zip(table.lines, texts, strict=True) if not one.strip()),
         duplicates=_line_groups(table, duplicate_groups(texts)),
-        conflicts=_line_groups(table, conflicting_groups(texts, labels) if column else ()),
+        conflicts=_line_groups(table, conflicting_groups(texts, [*map(folded, labels)]) if column else ()),
         leakage=None if other is None else _leakage(table, texts, layout, other),
         token_lengths=None if tokenizer is None else _token_lengths(tokenizer(texts), max_length),
         vocabulary=None if vocabulary is None else vocabulary(texts),

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from newsdesk.data.labels import LabelMatcher
 from newsdesk.errors import UserError
 from newsdesk.evaluation.comparison import LEVEL, PairedComparison, compare_paired, holm, rows_needed
 from newsdesk.evaluation.csv_lines import delimited_lines
@@ -191,7 +192,22 @@ def write_changed_rows(comparisons: Sequence[RunComparison], path: Path) -> None
         stream.writelines(delimited_lines(lines))
 
 
+def _in_the_words_of(first: PredictedRows, other: PredictedRows) -> PredictedRows:
+    """The other's rows with the classes called as the first calls them, who may spell them otherwise."""
+    matcher = LabelMatcher(tuple(dict.fromkeys((*first.true_labels, *first.predicted_labels))))
+    ids = matcher.matches({*other.true_labels, *other.predicted_labels})
+    if len(set(ids.values())) < len(ids):  # two of its classes would become one
+        return other
+    names = {label: matcher.names[i] for label, i in ids.items()}
+    return replace(
+        other,
+        true_labels=tuple(names.get(label, label) for label in other.true_labels),
+        predicted_labels=tuple(names.get(label, label) for label in other.predicted_labels),
+    )
+
+
 def _compare_pair(first: PredictedRows, other: PredictedRows, level: float) -> RunComparison:
+    other = _in_the_words_of(first, other)
     if (first.numbers, first.true_labels) != (other.numbers, other.true_labels):
         raise _different_rows(first, other, "whose numbers or classes differ")
     names = tuple(dict.fromkeys((*first.true_labels, *first.predicted_labels, *other.predicted_labels)))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from newsdesk.data.labels import LabelMatcher
 from newsdesk.data.normalise import normalise
 from newsdesk.data.words import Span, language_tag, without, word_spans
 from newsdesk.errors import UserError
@@ -95,7 +96,8 @@ def explain(classifier: TextClassifier, text: str, *, target: str | None = None)
     Raises:
         UserError: when the classifier does not know the target.
     """
-    if target is not None and target not in classifier.label_names:
+    asked = None if target is None else LabelMatcher(classifier.label_names).match(target)
+    if target is not None and asked is None:
         raise UserError(
             f"the classifier knows no class {target!r}",
             found=f"it knows {', '.join(classifier.label_names)}",
@@ -106,7 +108,7 @@ def explain(classifier: TextClassifier, text: str, *, target: str | None = None)
     probabilities, reason = predictions.probabilities[0], predictions.reasons[0]
     read = predictions.truncation or Truncation()
     predicted = int(probabilities.argmax())
-    target_id = predicted if target is None else classifier.label_names.index(target)
+    target_id = predicted if asked is None else asked
 
     def score(texts: Sequence[str]) -> NDArray[np.float64]:
         return log_odds(_logits_of_distinct(classifier, texts), target_id)

@@ -233,6 +233,8 @@ def _figures(facts: CardFacts) -> list[str]:
             rows.append([name, f"{figures.rows:,}", _accuracy(baseline), "", "", ""])
     header = ["split", "rows", "accuracy (95 % interval)", "macro F1", "calibration error", "nats a row"]
     lines = table(header, rows)
+    for split, entry in facts.splits.items():
+        lines += [line for note in entry.notes() for line in (f"{plain(split)}: {plain(note)}.", "")]
     lines += _confidence(facts)
     for split, entry in facts.splits.items():
         lines += [f"### By class: {plain(split)}", "", *_by_class(entry.metrics.per_class)]

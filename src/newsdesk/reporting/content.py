@@ -144,6 +144,7 @@ class EvaluationContent:
         suspects: the likely label errors.
         texts: None where texts are quoted, else why not.
         words: None where the words that decided are shown, else why not.
+        notes: what a person should know of the rows, a sentence each.
     """
 
     source: Source
@@ -162,6 +163,7 @@ class EvaluationContent:
     suspects: LabelSuspects
     texts: Missing | None
     words: Missing | None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,8 @@ def _evaluation(
     if isinstance(texts, Missing) and rows.texts is not None:
         texts = rows.texts
     shown: Texts = texts if quote else Missing("left out of this page, as --without-texts asked", asked=True)
-    errors, suspects = _rows_to_look_at(rows, metrics.label_names, shown)
+    known = len(metrics.label_names) - (len(evaluated.labels.counted_wrong) if evaluated.labels else 0)
+    errors, suspects = _rows_to_look_at(rows, metrics.label_names, known, shown)
     errors, words = _with_words(errors, classifier)
     source = Source.of(evaluated.source)
     temperature = evaluated.calibration.temperature if evaluated.calibration else 1.0
@@ -131,6 +132,7 @@ def _evaluation(
         suspects=suspects,
         texts=shown if isinstance(shown, Missing) else None,
         words=words,
+        notes=tuple(evaluated.notes()),
     )
 
 
@@ -173,14 +175,19 @@ def _length_bin(lengths: NDArray[np.int64], correct: NDArray[np.bool_]) -> Lengt
 
 
 def _rows_to_look_at(
-    rows: EvaluatedRows, label_names: Sequence[str], texts: Texts
+    rows: EvaluatedRows, label_names: Sequence[str], known: int, texts: Texts
 ) -> tuple[tuple[QuotedRow, ...], LabelSuspects]:
-    """The most confident errors, and the likely label errors, each with its text where it may be quoted."""
+    """The most confident errors, and the likely label errors, each with its text where it may be quoted.
+
+    Labels beyond the first ``known`` classes are unknown to the run, which cannot judge them.
+    """
     wrong = np.flatnonzero(~rows.correct)
     confident = wrong[np.argsort(-rows.confidence[wrong], kind="stable")][:QUOTED]
-    found = rank_label_errors(rows.probabilities, rows.labels)
+    judged = np.flatnonzero(rows.labels < known)
+    found = rank_label_errors(rows.probabilities[judged, :known], rows.labels[judged])
     limit = least_accuracy(found.majority)
-    suspected = set(found.suspects.tolist())
+    suspects = judged[found.suspects]
+    suspected = set(suspects.tolist())
 
     def quoted(row: int, other: int) -> QuotedRow:
         true = int(rows.labels[row])
@@ -200,7 +207,10 @@ def _rows_to_look_at(
             total=len(suspected),
             noise=found.noise,
             least_accuracy=None if found.accuracy >= limit else limit,
-            rows=tuple(quoted(row, int(found.suggested[row])) for row in found.suspects[:QUOTED].tolist()),
+            rows=tuple(
+                quoted(int(suspects[at]), int(found.suggested[found.suspects[at]]))
+                for at in range(min(QUOTED, len(suspects)))
+            ),
         ),
     )
 

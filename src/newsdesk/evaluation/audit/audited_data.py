@@ -9,6 +9,7 @@ from pathlib import Path
 from newsdesk.data.datasets import DATA_SETS, has_test_rows
 from newsdesk.data.dialect import Dialect
 from newsdesk.data.examples import Examples
+from newsdesk.data.labels import LabelMatcher
 from newsdesk.data.layout import TextLayout, label_column, labels_with_faults, text_layout, to_examples
 from newsdesk.data.load import load_split, require_two_classes
 from newsdesk.data.table import Table
@@ -43,13 +44,19 @@ class AuditedData:
         return [self.examples.label_names[label] for label in self.examples.labels]
 
     def other_rows(self) -> tuple[Sequence[str], Sequence[str]]:
-        """Texts and labels of the other split; labels are empty where it has no such column."""
+        """Texts and labels of the other split; labels are empty where it has no such column.
+
+        Labels that stand for a class of the audited rows are called as there, others as they are.
+        """
         if self.other is None:
             return (), ()
         texts = self.layout.for_table(self.other).texts(self.other)
         if self.label_column not in self.other.columns:
             return texts, [""] * len(texts)
-        return texts, labels_with_faults(self.other, self.label_column)[0]
+        labels = labels_with_faults(self.other, self.label_column)[0]
+        matcher = LabelMatcher(self.examples.label_names)
+        ids = matcher.positions(set(labels) - {""}) or matcher.matches(set(labels))
+        return texts, [matcher.names[ids[label]] if label in ids else label for label in labels]
 
 
 def load_audited(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from newsdesk.data.dialect import Dialect
+from newsdesk.data.labels import LabelMatcher
 from newsdesk.data.readers import read_table
 from newsdesk.data.table import Cell, Table
 from newsdesk.errors import UserError
@@ -131,8 +132,9 @@ def _new_label(path: Path, line: int, decision: str, row: Judgement, labels: Seq
             )
         return row.suggested
     label = decision[len(_RELABEL_TO) :].strip() if decision.lower().startswith(_RELABEL_TO) else None
-    if label in labels:
-        return str(label)
+    found = None if label is None else LabelMatcher(labels).match(label)
+    if found is not None:
+        return labels[found]
     raise UserError(
         f"{path.name}, line {line}: "
         + (f"{decision!r} is not a decision" if label is None else f"no row is labelled {label!r}"),
