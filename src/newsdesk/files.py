@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,6 +40,20 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
         if is_disk_full(error):
             raise disk_full(path) from error
         raise
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Make a folder and those above it; returns the ones that were not there, from the top down."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing[::-1]
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove those folders, given from the top down, that have nothing in them."""
+    for folder in reversed(folders):
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def remove_leftovers(path: Path) -> None:

@@ -197,6 +197,19 @@ def test_a_name_may_be_written_with_either_kind_of_accent(write):
     assert to_examples(table, text=["Texte"], label="Cat\u00e9gorie").label_names == ("Sport",)
 
 
+def test_the_text_is_told_without_a_label_beside_it(write):
+    content = "".join(f"{1000 + n};Die Nachricht Nummer {n} steht hier;{n}.5.2026\n" for n in range(9))
+    assert read_table(write("a.csv", content)).columns == ("column_1", "text", "column_3")
+
+
+def test_the_line_in_which_excel_names_the_delimiter_is_no_row(write):
+    for first in ("sep=;", '"sep=;"', "SEP=;"):
+        table = read_table(
+            write("a.csv", f"{first}\r\nInhalt;Art\r\nEins, zwei;a\r\nDrei;b\r\n"), Dialect(header=True)
+        )
+        assert (table.columns, table.lines) == (("Inhalt", "Art"), (3, 4))
+
+
 def test_columns_that_cannot_be_told_are_asked_for_with_the_flags(write):
     table = read_table(
         write("a.csv", "Das ist ein Satz;Das ist noch einer\nUnd so geht es;immer weiter hier\n")

@@ -297,9 +297,7 @@ def test_a_text_file_with_columns_is_a_table_and_one_without_is_not(write):
         "label",
     )
     assert read_table(write("c.txt", "Oil, up\nRain, down\n")).rows == (("Oil, up",), ("Rain, down",))
-    assert read_table(
-        write("d.txt", "Oil is; up again\nRain is; down again\n"), Dialect(delimiter=";")
-    ).columns == (
+    assert read_table(write("d.txt", "Oil is; up\nRain is; down\n"), Dialect(delimiter=";")).columns == (
         "column_1",
         "column_2",
     )

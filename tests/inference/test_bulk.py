@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("onnx")
 
 from newsdesk.calibration import HeldOutRows, store_calibration
+from newsdesk.data.dialect import Dialect
 from newsdesk.errors import UserError
 from newsdesk.inference import bulk
 from newsdesk.inference.artefact import ArtefactFolder
@@ -260,6 +261,17 @@ def test_streams_give_what_files_give(predictor, tmp_path, format):
     assert [json.loads(line) for line in rejects.read_text().splitlines()] == rejects_of(output)
     if format == "submission":
         assert output.read_text().splitlines() == ["ID,Label", "0,2", "1,0", "3,1", "4,2", "5,0"]
+
+
+def test_a_pipe_of_columns_is_read_with_the_delimiter_that_is_stated(predictor, tmp_path):
+    sink = io.BytesIO()
+    dialect = Dialect(delimiter=";")
+    predict_file(predictor, io.BytesIO(b"n;text\n1;goal, coach\n2;bank\n"), sink, dialect=dialect)
+    answers = list(csv.DictReader(io.StringIO(sink.getvalue().decode())))
+    assert [(row["n"], row["text"], row["label"]) for row in answers] == [
+        ("1", "goal, coach", "Sports"),
+        ("2", "bank", "Business"),
+    ]
 
 
 def test_a_pipe_into_a_file_starts_over_and_takes_its_name_at_the_end(predictor, tmp_path):

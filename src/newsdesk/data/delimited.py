@@ -42,6 +42,7 @@ _ROWS_ABOVE = 50  # rows that tell a header
 _LONGEST_ROW = 1 << 21  # characters over several lines: a quote that never closes must not swallow the file
 _SHORTEST_TEXT = 8  # characters of a column's median cell, from which it may be the text
 _INTEGER = re.compile(r"[+-]?\d+")
+_SEPARATOR_LINE = re.compile(r'"?sep=([^\w\s"]|\t)"?', re.IGNORECASE)  # which Excel writes above the header
 _POSITION = re.compile(r"(column_)?\d+")
 _ORANGE_TYPES = {"", "d", "discrete", "c", "continuous", "s", "string", "t", "time", "b", "basket"}
 _ORANGE_ROLES = {"class", "meta", "i", "ignore", "weight"}
@@ -58,6 +59,10 @@ def delimited_rows(
     roles) of Orange's .tab files and drops rows of empty cells.
     """
     first = lines.first(SAMPLED_LINES, SAMPLED_CHARACTERS)
+    if first and (stated := _SEPARATOR_LINE.fullmatch(first[0].text.strip())):
+        next(lines)
+        del first[0]
+        dialect = replace(dialect, delimiter=dialect.delimiter or stated[1])
     found = detect([line.text for line in first], dialect, usual)
     sampled, rest = sample_of(_parse(_Feed(lines), found, lines), sample)
     rows = [row for row in sampled if isinstance(row, Row)]
@@ -169,9 +174,11 @@ def headerless_names(rows: Sequence[Sequence[str]], expected: Collection[str]) -
         lengths = {i: median(map(len, columns[i])) for i in texts}
         longest = max(texts, key=lambda i: lengths[i])
         texts = [longest] if all(3 * lengths[i] <= lengths[longest] for i in texts if i != longest) else []
-    if len(labels) != 1 or len(texts) != 1:
-        return by_position
-    plain = {labels[0]: "label", texts[0]: "text"}
+    plain = {}
+    if len(texts) == 1:
+        plain[texts[0]] = "text"
+        if len(labels) == 1:
+            plain[labels[0]] = "label"
     return tuple(plain.get(i, name) for i, name in enumerate(by_position))
 
 

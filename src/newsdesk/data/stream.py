@@ -74,7 +74,8 @@ def rows_of(
     sample: int | None = SAMPLED_ROWS,
 ) -> RowStream:
     """As ``open_rows``, from an open binary stream; its format is ``form`` (csv, jsonl.gz ...), else told
-    by the name of ``path``, which is otherwise for messages. Stated to be ``txt``, it is one text a line.
+    by the name of ``path``, which is otherwise for messages. Stated to be ``txt``, it is one text a line
+    unless a delimiter is stated, too.
     """
     stated = form is not None
     form, compressed = format_of(path if form is None else Path(f"stream.{form}"))
@@ -95,7 +96,7 @@ def rows_of(
     lines = LineReader(packed, path, encoding)
     if form in ("json", "jsonl", "ndjson"):
         rows = json_rows(lines, _decoded(head, encoding), sample=sample)
-    elif form == "txt" and (stated or not _is_table(lines, dialect)):
+    elif form == "txt" and dialect.delimiter is None and (stated or not _is_table(lines, dialect)):
         rows = _text_rows(lines)
     else:
         delimiter = "," if form == "csv" else "\t"
@@ -126,9 +127,7 @@ def _decoded(head: bytes, encoding: Encoding) -> bytes:
 
 
 def _is_table(lines: LineReader, dialect: Dialect) -> bool:
-    """Whether a .txt file holds columns: a delimiter is stated, names are found, or all lines have tabs."""
-    if dialect.delimiter is not None:
-        return True
+    """Whether a .txt file holds columns: names are found in its first line, or all lines have tabs."""
     first = [line.text for line in lines.first(SAMPLED_LINES, SAMPLED_CHARACTERS)]
     found = detect(first, dialect, "\t")
     try:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 
 from newsdesk.errors import UserError
-from newsdesk.files import atomic_writer, remove_leftovers, write_json
+from newsdesk.files import atomic_writer, make_folder, remove_empty, remove_leftovers, write_json
 from newsdesk.model.tokenizer import Truncation
 
 _HEAD = 1 << 16  # bytes by which an input is recognised, besides its size and time of change
@@ -93,7 +93,7 @@ class PartFile:
 
         If the block fails before anything was appended, it leaves nothing behind, not even new folders.
         """
-        made = [*_make_folders(self.part.parent), *_make_folders(self.rejects.parent)]
+        made = [*make_folder(self.part.parent), *make_folder(self.rejects.parent)]
         lock = FileLock(_beside(self.destination, ".part.lock"))
         try:
             lock.acquire(timeout=0)
@@ -111,11 +111,9 @@ class PartFile:
                 self.discard()
             raise
         finally:
+            Path(lock.lock_file).unlink(missing_ok=True)  # before it is released: it is still ours
             lock.release()
-            Path(lock.lock_file).unlink(missing_ok=True)
-            for folder in reversed(made):
-                with suppress(OSError):  # something is in it
-                    folder.rmdir()
+            remove_empty(made)
 
     def append(self, output: bytes, rejects: bytes, **counts: int) -> None:
         """Add bytes to both files and make them last; ``counts`` are the checkpoint's, of the new rows.
@@ -190,13 +188,6 @@ def fingerprint(path: Path) -> dict[str, Any]:
     with path.open("rb") as stream:
         head = hashlib.sha256(stream.read(_HEAD)).hexdigest()
     return {"path": str(path.resolve()), "size": status.st_size, "changed": status.st_mtime_ns, "head": head}
-
-
-def _make_folders(folder: Path) -> list[Path]:
-    """Make a folder and those above it; the ones that were not there, from the top down."""
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    return missing[::-1]
 
 
 def _beside(path: Path, ending: str) -> Path:

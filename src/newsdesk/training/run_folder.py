@@ -12,7 +12,7 @@ from pathlib import Path
 from newsdesk.data.known_texts import KnownTexts
 from newsdesk.data.layout import TextLayout
 from newsdesk.errors import UserError
-from newsdesk.files import sha256_of, write_text
+from newsdesk.files import make_folder, remove_empty, sha256_of, write_text
 from newsdesk.off_topic import OFF_TOPIC
 from newsdesk.stored import KEY, read_stored, write_stored
 from newsdesk.training.manifest import Manifest
@@ -165,14 +165,13 @@ _FIXES = {
 def in_use(out: Path) -> Iterator[None]:
     """Keep every other process from training into ``out`` while the block runs.
 
-    If the block leaves nothing in a folder that was not there before, the folder goes too. Raises UserError
-    when another process is at work there, or nothing can be written.
+    If the block leaves nothing in folders that were not there before, they go too. Raises UserError when
+    another process is at work there, or nothing can be written.
     """
     from filelock import FileLock, Timeout
 
-    existed = out.is_dir()
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        made = make_folder(out)
         lock = FileLock(out / _LOCK)
         lock.acquire(blocking=False)
     except Timeout:
@@ -188,8 +187,7 @@ def in_use(out: Path) -> Iterator[None]:
     finally:
         (out / _LOCK).unlink(missing_ok=True)  # before it is released: it is still ours
         lock.release()
-        if not existed and not any(out.iterdir()):
-            out.rmdir()
+        remove_empty(made)
 
 
 @contextmanager
