@@ -28,7 +28,7 @@ def test_the_text_and_its_words_are_shown_with_signed_numbers(newsdesk, trained)
     outcome = newsdesk("explain", trained, TEXT, "--top", "2", "--target", "Sports")
     assert (outcome.code, outcome.err) == (0, "")
     assert TEXT in outcome.lines
-    listed = [line.split() for line in outcome.lines if line.startswith("  ")]
+    listed = [line.split() for line in outcome.lines if line.lstrip()[:1] in ("+", "-")]
     assert len(listed) == 2
     assert all(number[0] in "+-" and word in TEXT for number, word in listed)
     assert "\x1b" not in outcome.out
