@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import shutil
 import zipfile
 
 import pytest
@@ -155,3 +156,30 @@ def test_other_files_are_answered_with_one_sentence_and_the_fix(newsdesk, run, t
         assert refused.code == 1
         assert "fix:" in refused.err
         assert "Traceback" not in refused.err
+
+
+def test_every_verb_that_reads_files_takes_the_flags_of_their_dialect(
+    newsdesk, desk, run, trained, rows, tmp_path
+):
+    path = tmp_path / "rows.txt"
+    path.write_bytes(delimited(rows, "~", "*", header=None).encode("utf-16-be"))
+    stated = ["--delimiter", "~", "--quote", "*", "--encoding", "utf-16-be", "--no-header"]
+    columns = ["--text", "1", "--label", "2"]
+    other = shutil.copytree(trained, tmp_path / "other")
+    verbs = [
+        ["data", "check", path, *columns],
+        ["evaluate", run, "--data", path, "--split", "odd", *columns],
+        ["report", run, "--data", path, "--split", "odd", *columns],
+        ["compare", run, other, "--data", path, "--split", "odd", *columns],
+        ["calibrate", run, "--data", path, *columns],
+        ["export", run, "--to", "merged", "--data", path, *columns],
+        ["predict", run, "--input", path, "--output", tmp_path / "out.csv", "--text", "1"],
+        ["predict", run, "--input", path, "--text", "1", "--json"],
+        ["audit", "--data", path, "--base", desk.base, "--out", tmp_path / "audit", "--folds", "2", *columns],
+    ]
+    for verb in verbs:
+        outcome = newsdesk(*verb, *stated)
+        assert outcome.code in ((0, 1) if verb[0] == "data" else (0,)), (verb, outcome.err)
+        assert newsdesk(*verb, "--delimiter", "~~").code == 1
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as stream:
+        assert [row["column_3"] for row in csv.DictReader(stream)] == [row[2] for row in rows]
