@@ -51,6 +51,13 @@ def test_names_that_a_parquet_file_declares_are_used_and_minus_one_means_unlabel
     assert to_examples(table("text,label", ("a", -1), ("b", -1), class_names=names)).labels is None
 
 
+def test_numbers_are_ids_where_a_parquet_file_declares_names_that_are_numbers():
+    stars = {"label": ("1", "2", "3")}
+    assert labels_of(table("text,label", ("a", 0), ("b", 1), ("c", 2), class_names=stars), "label") == (
+        *("1", "2", "3"),
+    )
+
+
 def test_declared_names_are_matched_by_name_whatever_the_order_of_the_run():
     names = ("Business", "Sci/Tech", "Sports", "World")
     examples = to_examples(table("class_index,title", ("1", "a"), ("3", "b")), label_names=names)

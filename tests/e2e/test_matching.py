@@ -206,6 +206,28 @@ def test_an_unknown_label_stops_calibrate_export_report_and_compare_and_drop_goe
         (run / "metrics.json").unlink(missing_ok=True)
 
 
+def test_nothing_is_fitted_or_checked_on_class_numbers_that_count_in_another_order(run, newsdesk, tmp_path):
+    right = write(tmp_path / "right.csv", rows_of(60, seed=2, named=("0", "1", "2")))
+    wrong = write(tmp_path / "wrong.csv", rows_of(60, seed=2, named=("2", "0", "1")))
+    for verb in (("calibrate", run), ("export", run, "--to", "merged")):
+        refused = newsdesk(*verb, "--data", wrong)
+        assert refused.code == 1
+        assert "the class numbers in" in refused.err
+        assert "the run takes Gadgets as Sport" in refused.err
+        told = newsdesk(*verb, "--data", right)
+        assert told.code == 0, told.err
+        assert "class numbers, read as 0 = Gadgets, 1 = Sport, 2 = Tech-markets" in told.err
+
+
+def test_unknown_rows_counted_as_errors_are_compared_too(train, newsdesk, tmp_path):
+    first, other = (shutil.copytree(train(), tmp_path / name) for name in ("first", "other"))
+    data = write(tmp_path / "test.csv", rows_of(30, seed=2, named=("gadgets", "Sport", "Weather")))
+    outcome = newsdesk("compare", first, other, "--data", data, "--unknown-labels", "count-wrong")
+    assert outcome.code == 0, outcome.err
+    assert any(line.startswith("Weather") for line in outcome.lines)
+    assert newsdesk("compare", first, other).lines[-1] == "both take all 30 rows for the same classes"
+
+
 @pytest.mark.parametrize("policy", ["count-wrong", "drop"])
 def test_report_and_card_tell_what_was_done_to_unknown_labels_and_which_rows_were_learned(
     run, newsdesk, tmp_path, policy
@@ -279,7 +301,7 @@ ACCURATE = 0.9
         ("c15_train_ids_1to3", "c15_test_only_1_2", ACCURATE),
         ("c15_train_ids_1to3", "c17_int_test", ACCURATE),
         ("c15_train_names", "c15_test_names", ACCURATE),
-        ("c15_train_names", "c15_test_one_unseen_id0", "class numbers, read as 0 = Gadgets, 1 = Sport"),
+        ("c15_train_names", "c15_test_one_unseen_id0", "the run takes Sport as Tech-markets (30 of 30 rows)"),
         ("c15_train_names", "c15_test_only_1_2", "it is not clear which classes they stand for"),
         ("c15_train_names", "c17_int_test", "WARNING: the class numbers seem to stand for other classes"),
         ("c17_float_train", "c15_test_names", "no label in c15_test_names.csv is a class of the run"),

@@ -67,4 +67,5 @@ def joined(parts: Sequence[Examples]) -> Examples:
         np.concatenate(labels),
         first.label_names,
         ", ".join(dict.fromkeys(part.source for part in parts)),
+        next((part.matching for part in parts if part.matching and part.matching.positions), None),
     )

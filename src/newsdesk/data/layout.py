@@ -253,7 +253,7 @@ def labels_with_faults(table: Table, column: str) -> tuple[tuple[str, ...], tupl
         if declared and label == "-1":  # how the Hub marks the rows of unlabelled test sets
             label = ""
         elif declared and label and isinstance(label, str):
-            label = _declared_label(line, label, matcher, first)
+            label = _declared_label(line, label, matcher, first, is_id=not isinstance(cell, str))
         if isinstance(label, Fault):
             faults.append(label)
             label = ""
@@ -277,10 +277,13 @@ def _single_label(line: int, cell: Cell) -> str | Fault:
     return "".join(labels)
 
 
-def _declared_label(line: int, label: str, matcher: LabelMatcher, first: int) -> str | Fault:
-    """The class that a label names or counts, of classes whose numbers begin with ``first``."""
+def _declared_label(line: int, label: str, matcher: LabelMatcher, first: int, *, is_id: bool) -> str | Fault:
+    """The class that a label names or counts, of classes whose numbers begin with ``first``.
+
+    A number in the file (``is_id``) counts even where classes are called by numbers; a text may be a name.
+    """
     number = number_of(label)
-    if label not in matcher.names and number is not None and number.isdigit() and len(number) < 10:
+    if (is_id or label not in matcher.names) and number is not None and number.isdigit() and len(number) < 10:
         position = int(number) - first
         if 0 <= position < len(matcher.names):
             return matcher.names[position]

@@ -23,7 +23,7 @@ from newsdesk.evaluation.comparison import PairedComparison, compare_paired
 from newsdesk.evaluation.csv_lines import delimited_lines, probability_column, rounded
 from newsdesk.evaluation.selective import RiskCoverage, risk_coverage
 from newsdesk.files import atomic_writer, write_json
-from newsdesk.metrics import Metrics, ReliabilityBin, evaluate_probabilities, reliability
+from newsdesk.metrics import Metrics, ReliabilityBin, confusion_matrix, evaluate_probabilities, reliability
 from newsdesk.model.tokenizer import Encoded, Truncation
 from newsdesk.stored import FORMAT, OPTIONAL, UNSTORED, read_stored_by_name, to_content, with_format
 
@@ -117,7 +117,8 @@ class Evaluation:
 
     def notes(self) -> list[str]:
         """What a person should know of the rows behind the figures, a sentence each."""
-        notes = [] if self.learned is None else [self.learned.note()]
+        unknown = "which texts the run learned from is not known, so that these rows may be among them"
+        notes = [unknown if self.learned is None else self.learned.note()]
         if self.labels is None:
             return notes
         notes += self.labels.notes()
@@ -126,8 +127,12 @@ class Evaluation:
                 "rows of unknown classes count as certain and wrong: each of these classes has an F1 of 0 in "
                 "macro F1, each row costs 36 nats in the negative log-likelihood"
             )
-        if self.labels.positions:
-            notes += _likelier_order(self.metrics)
+        found = _likelier_order(np.array(self.metrics.confusion), self.metrics.label_names)
+        if self.labels.positions and found is not None:
+            notes.append(
+                f"WARNING: the class numbers seem to stand for other classes: {found}; write the names of "
+                "the classes into the file"
+            )
         return notes
 
     def to_dict(self) -> dict[str, Any]:
@@ -214,26 +219,44 @@ def _texts_read(encoded: Encoded, correct: NDArray[np.bool_]) -> TextsRead:
     return TextsRead(**read, unreadable=int(silent.sum()), unreadable_right=int((silent & correct).sum()))
 
 
-def _likelier_order(metrics: Metrics) -> list[str]:
-    """A warning where the classes that labels count off agree far better with the model in another order."""
-    names, counts = metrics.label_names, np.array(metrics.confusion)
+def _likelier_order(counts: NDArray[np.integer], names: Sequence[str]) -> str | None:
+    """Which classes are meant, where labels that count classes off agree far better in another order.
+
+    ``counts`` is a confusion matrix, (classes, classes). None where the order is plausible.
+    """
     order: dict[int, int] = {}
     for cell in np.argsort(-counts, axis=None, kind="stable").tolist():
         true, predicted = divmod(cell, len(names))
         if true not in order and predicted not in order.values():
             order[true] = predicted
+    rows, right = int(counts.sum()), int(np.trace(counts))
     agreeing = int(sum(counts[true, predicted] for true, predicted in order.items()))
-    if agreeing - metrics.correct < _CLEARLY_MORE * metrics.rows:
-        return []
+    if agreeing - right < _CLEARLY_MORE * rows:
+        return None
     swapped = ", ".join(
         f"{names[true]} as {names[predicted]} ({counts[true, predicted]:,} of {counts[true].sum():,} rows)"
         for true, predicted in sorted(order.items())
         if true != predicted and counts[true, predicted]
     )
-    return [
-        f"WARNING: the class numbers seem to stand for other classes: the run takes {swapped}; in that order "
-        f"its accuracy is {agreeing / metrics.rows:.2%}: write the names of the classes into the file"
-    ]
+    return f"the run takes {swapped}; its accuracy is {right / rows:.2%}, in that order {agreeing / rows:.2%}"
+
+
+def require_plausible_numbers(
+    examples: Examples, labels: NDArray[np.int64], logits: NDArray[np.floating], names: Sequence[str]
+) -> None:
+    """Refuse labels that count classes off, where the classifier shows that they count in another order.
+
+    ``labels`` is (rows,), ``logits`` (rows, classes). Raises UserError: nothing may be fitted on such rows.
+    """
+    if examples.matching is None or not examples.matching.positions:
+        return
+    found = _likelier_order(confusion_matrix(labels, np.argmax(logits, axis=1), len(names)), names)
+    if found is not None:
+        raise UserError(
+            f"the class numbers in {examples.source} seem to stand for other classes",
+            found=f"{examples.matching.notes()[0]}; {found}",
+            fix="write the names of the classes into the file",
+        )
 
 
 def measured_classes(examples: Examples, label_names: Sequence[str]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from newsdesk import __version__
 from newsdesk.calibration import read_calibration, store_calibration, write_calibration
 from newsdesk.data.known_texts import KNOWN_TEXTS
 from newsdesk.errors import UserError, missing_package
+from newsdesk.evaluation.evaluate import require_plausible_numbers
 from newsdesk.files import read_json, sha256_of, write_json
 from newsdesk.inference.artefact import MODEL_FILES, QUALITY, ExportManifest, Kind
 from newsdesk.inference.gate import (
@@ -92,6 +93,7 @@ def export_run(
     if kind != "merged":
         _require_onnx()
     reference = RunPredictor(run, device="cpu", progress=progress).predict_logits(evidence.examples.texts)
+    require_plausible_numbers(evidence.examples, evidence.labels, reference, run.labels.names)
     model = merged_classifier(run, progress)
     with staged_artefact(target) as folder:
         _write_common(run, model, folder)

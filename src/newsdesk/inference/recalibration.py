@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from newsdesk.calibration import Calibration, HeldOutRows, store_calibration
 from newsdesk.data.examples import Examples
 from newsdesk.evaluation.alignment import aligned_labels
+from newsdesk.evaluation.evaluate import require_plausible_numbers
 from newsdesk.inference.artefact import KINDS, ArtefactFolder, find_artefact
 from newsdesk.inference.load import load
 from newsdesk.inference.text_classifier import TextClassifier
@@ -52,6 +53,7 @@ def calibrate_on(
         labels = aligned_labels(rows, folder.labels.names)
         classifier = load_as_named(folder, progress)
         logits, distances = classifier.outputs(classifier.token_ids(rows.texts), progress=count)
+        require_plausible_numbers(rows, labels, logits, folder.labels.names)
         held_out = HeldOutRows(logits, labels, rows.fingerprint(), distances)
         source = f"{len(rows):,} rows of {rows.source}"
         made[folder.path] = store_calibration(folder.path, held_out, source, folded=classifier.folded)
