@@ -10,11 +10,13 @@ from newsdesk.calibration import softmax
 from newsdesk.errors import UserError
 from newsdesk.inference.artefact import find_artefact
 from newsdesk.inference.labelled_rows import (
+    LearnedRows,
     Reading,
     evaluation_rows,
     known_texts_of,
     rows_known_of,
     training_rows,
+    unlearned_rows,
 )
 from newsdesk.inference.load import load
 from newsdesk.inference.predictions import Predictions
@@ -216,6 +218,7 @@ def calibrate(
     path: str | Path,
     data: Sequence[str] = (),
     *,
+    learned_rows: LearnedRows = "error",
     count: Counter | None = None,
     progress: Progress | None = None,
     start: Counter = lambda _rows: None,
@@ -232,6 +235,8 @@ def calibrate(
         path: a finished run or an artefact.
         data: labelled rows: named data sets (their test splits), folders or files. None: a run's own
             validation rows.
+        learned_rows: what to do about those of ``data`` that the run learned from, by their texts: refuse
+            (``error``), leave out (``drop``), or take all the same (``keep``), by which promises do not hold.
         count: called with the number of rows of every batch done.
         progress: called while things are fetched.
         start: called with the number of rows to compute before the first batch.
@@ -251,6 +256,9 @@ def calibrate(
     _require_known_labels(reading)
     if data:
         rows = joined([evaluation_rows(found, name, "test", progress=progress, **reading) for name in data])
+        rows = unlearned_rows(
+            found, rows, learned_rows, notice=reading.get("notice", _ignore), progress=progress
+        )
     else:
         known = rows_known_of(found, "a calibration", "give labelled rows with --data", progress)
         rows = known.calibrating
@@ -270,6 +278,7 @@ def export(
     *,
     out: str | Path | None = None,
     data: str | None = None,
+    learned_rows: LearnedRows = "error",
     overwrite: bool = False,
     progress: Progress | None = None,
     observe: Callable[[Quality], None] = lambda _quality: None,
@@ -284,6 +293,7 @@ def export(
         kind: ``merged``, ``onnx-fp32`` or ``onnx-int8``.
         out: the folder to write; None: ``RUN/export/KIND``.
         data: labelled rows to hold it against; None: the run's own validation rows.
+        learned_rows: what to do about those of ``data`` that the run learned from, as for :func:`calibrate`.
         overwrite: replace an artefact that is there already.
         progress: called while base model and data are fetched.
         observe: called with the figures of each setting tried.
@@ -301,7 +311,9 @@ def export(
     require_free_for_artefact(target, overwrite=overwrite)
     if data is not None:
         _require_known_labels(reading)
-        evidence = evidence_from(evaluation_rows(run, data, "test", progress=progress, **reading))
+        rows = evaluation_rows(run, data, "test", progress=progress, **reading)
+        notice = reading.get("notice", _ignore)
+        evidence = evidence_from(unlearned_rows(run, rows, learned_rows, notice=notice, progress=progress))
     else:
         purpose, otherwise = "an export is checked on", "give labelled rows with --data FILE"
         evidence = evidence_of(known_rows(run, purpose=purpose, otherwise=otherwise, progress=progress))
@@ -366,6 +378,10 @@ def report(
         plots=None if plots is None else Path(plots),
         quote=with_texts,
     )
+
+
+def _ignore(_sentence: str) -> None:
+    """What is made of a notice where nobody asked for any."""
 
 
 def _require_known_labels(reading: Reading) -> None:

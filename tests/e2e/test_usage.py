@@ -33,7 +33,16 @@ FLAGS = {
         *("--data", "--split", "--baseline", "--with-text"),
         *("--text", "--label", "--template", *DIALECT, "--json"),
     },
-    "calibrate": {"--data", "--text", "--label", "--template", *DIALECT, "--json"},
+    "calibrate": {
+        "--data",
+        "--learned-rows",
+        "--unknown-labels",
+        "--text",
+        "--label",
+        "--template",
+        *DIALECT,
+        "--json",
+    },
     "compare": {
         *("--split", "--data", "--csv", "--text", "--label", "--template"),
         *(*DIALECT, "--json"),
@@ -47,6 +56,7 @@ FLAGS = {
     },
     "export": {
         *("--to", "--out", "--data", "--overwrite", "--text", "--label", "--template", *DIALECT, "--json"),
+        *("--learned-rows", "--unknown-labels"),
     },
     "import-adapter": {
         *(

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     help="Labelled rows that it did not learn from; may be given again. Default: a run's validation rows.",
     metavar="NAME|PATH",
 )
-@data_flags("text", "label", "template", "unknown_labels", "dialect")
+@data_flags("text", "label", "template", "unknown_labels", "learned_rows", "dialect")
 @JSON_FLAG
 def calibrate(
     run: Path,

@@ -28,7 +28,7 @@ KINDS = ("merged", "onnx-fp32", "onnx-int8")
     metavar="NAME|PATH",
 )
 @flag("--overwrite", is_flag=True, help="Replace the artefact that is there.")
-@data_flags("text", "label", "template", "unknown_labels", "dialect")
+@data_flags("text", "label", "template", "unknown_labels", "learned_rows", "dialect")
 @JSON_FLAG
 def export(
     run: Path,

@@ -54,6 +54,12 @@ _DATA_FLAGS = {
     "label": flag("--label", help="The column that holds the class.", metavar="COLUMN"),
     "template": flag("--template", help="How columns make one text, such as '{title}. {body}'."),
     "normaliser": flag("--normaliser", help="Text normaliser: none, whitespace or ag_news."),
+    "learned_rows": flag(
+        "--learned-rows",
+        type=click.Choice(("error", "drop", "keep")),
+        default="error",
+        help="Rows of --data that the run learned from: refuse (the default), leave out, take all the same.",
+    ),
     "unknown_labels": flag(
         "--unknown-labels",
         type=click.Choice(("error", "count-wrong", "drop")),

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.examples import Examples, joined
 from newsdesk.data.known_texts import KnownTexts
 from newsdesk.data.labels import UnknownLabels
 from newsdesk.data.layout import column_named, to_examples
-from newsdesk.errors import UserError
+from newsdesk.errors import UserError, counted
 from newsdesk.inference.artefact import ArtefactFolder
 from newsdesk.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from newsdesk.data.load import TrainingData
     from newsdesk.sources.source import Progress
+
+
+LearnedRows = Literal["error", "drop", "keep"]
+"""What to do about rows whose text the run learned from: refuse, leave them out, take them all the same."""
 
 
 class Reading(TypedDict, total=False):
@@ -73,6 +77,48 @@ def evaluation_rows(
     for sentence in rows.matching.notes() if rows.matching is not None else ():
         notice(sentence)
     return rows
+
+
+def unlearned_rows(
+    found: RunFolder | ArtefactFolder,
+    rows: Examples,
+    learned_rows: LearnedRows,
+    *,
+    notice: Callable[[str], None] = lambda _sentence: None,
+    progress: Progress | None = None,
+) -> Examples:
+    """Of rows that a run or artefact is to be calibrated or checked on, those that it did not learn from.
+
+    A classifier is surer, and more often right, on texts it learned from; what is promised by them does not
+    hold for new ones. ``notice`` is called with what a person should know of the rows, a sentence each.
+    Raises UserError where there are learned rows and they are not to be dropped or kept, or all are dropped.
+    """
+    known = known_texts_of(found, progress)
+    if known is None:
+        notice(f"it is not known which texts {found.path} learned from; rows among them promise too much")
+        return rows
+    learned, total = known.in_training(rows.texts), counted(len(rows), "row")
+    share = f"{int(learned.sum()):,} of {total} ({learned.mean():.1%})"
+    validated = known.in_validation(rows.texts)
+    if validated.any():
+        notice(
+            f"{int(validated.sum()):,} of {total} ({validated.mean():.1%}) are validation rows of the run, some of "
+            "which may have chosen its state"
+        )
+    if not learned.any():
+        return rows
+    if learned_rows == "keep":
+        notice(f"{share} are training rows of the run: for new texts, what rests on them is too good")
+        return rows
+    if learned_rows == "drop" and not learned.all():
+        notice(f"{share} are training rows of the run and were left out")
+        return rows.select((~learned).nonzero()[0])
+    alternatives = "" if learned.all() else ", leave these out with --learned-rows drop"
+    raise UserError(
+        f"{found.path} learned from rows of {rows.source}, on which it is surer than on new texts",
+        found=f"{share} with the text of a training row",
+        fix=f"give rows that it did not learn from{alternatives}, or take them all with --learned-rows keep",
+    )
 
 
 def training_rows(run: RunFolder | ArtefactFolder, progress: Progress | None) -> Examples:
