@@ -14,6 +14,7 @@ import pytest
 
 import newsdesk as package
 from newsdesk.calibration import CALIBRATION, CALIBRATION_ROWS, softmax
+from newsdesk.data.known_texts import KNOWN_TEXTS, KnownTexts
 from newsdesk.files import sha256_of, write_json
 from newsdesk.training.run_folder import RunFolder
 
@@ -267,3 +268,65 @@ def test_evaluate_tells_calibration_and_coverage(newsdesk, more_rows, judged, tm
 )
 def test_what_makes_no_promise_is_wrong_usage(newsdesk, trained, flags):
     assert newsdesk("predict", trained, CLEAR, *flags).code == 2
+
+
+@pytest.fixture
+def partly_learned(desk, tmp_path):
+    """All 60 test rows, and 20 that the run learned from or was validated on, in capitals."""
+    lines = desk.train.read_text().splitlines()
+    path = tmp_path / "partly.csv"
+    learned = [line.replace(line.split(",")[1], line.split(",")[1].upper()) for line in lines[1:21]]
+    path.write_text("\n".join([*desk.test.read_text().splitlines(), *learned]) + "\n")
+    return path
+
+
+def test_rows_that_the_run_learned_from_do_not_calibrate_it_unless_told(newsdesk, run, partly_learned):
+    before = (run / CALIBRATION).read_bytes()
+    refused = newsdesk("calibrate", run, "--data", partly_learned)
+    assert refused.code == 1
+    share = re.search(r"(\d+) of 80 rows \(([\d.]+)%\) with the text of a training row", refused.err)
+    assert share is not None
+    learned = int(share[1])
+    assert float(share[2]) == pytest.approx(100 * learned / 80, abs=0.06)
+    assert 10 <= learned <= 20  # the others are validation rows
+    assert "--learned-rows drop" in refused.err
+    assert (run / CALIBRATION).read_bytes() == before
+    dropped = newsdesk("calibrate", run, "--data", partly_learned, "--learned-rows", "drop")
+    assert f"by {80 - learned} rows" in dropped.lines[0]
+    assert f"{learned} of 80 rows" in dropped.err
+    assert f"{20 - learned} of 80 rows" in dropped.err  # of the validation rows
+    kept = newsdesk("calibrate", run, "--data", partly_learned, "--learned-rows", "keep")
+    assert "by 80 rows" in kept.lines[0]
+    assert "for new texts, what rests on them is too good" in kept.err
+
+
+def test_a_file_of_nothing_but_learned_rows_is_refused_by_exports_too(newsdesk, run, desk, tmp_path):
+    hashes = KnownTexts.of_folder(run)
+    rows = rows_of(desk.train.read_text())
+    learned = hashes.in_training([row["words"] for row in rows])
+    source = tmp_path / "learned.csv"
+    with source.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(row for row, known in zip(rows, learned, strict=True) if known)
+    refused = newsdesk("export", run, "--to", "onnx-fp32", "--data", source)
+    assert refused.code == 1
+    assert "(100.0%)" in refused.err
+    assert "drop" not in refused.err
+    assert newsdesk("export", run, "--to", "onnx-fp32", "--data", source, "--learned-rows", "drop").code == 1
+    assert not (run / "export").exists()
+    told = newsdesk("export", run, "--to", "onnx-fp32", "--data", source, "--learned-rows", "keep")
+    assert told.code == 0, told.err
+    export = run / "export" / "onnx-fp32"
+    again = newsdesk("calibrate", export, "--data", source, "--label", "desk")
+    assert "learned from rows of" in again.err
+
+
+def test_where_it_is_not_known_what_a_run_learned_from_it_says_so(newsdesk, run, desk):
+    (run / KNOWN_TEXTS).unlink()
+    manifest = json.loads((run / "manifest.json").read_text())
+    del manifest["data"], manifest["files"][KNOWN_TEXTS]  # as an imported adapter has it
+    write_json(run / "manifest.json", manifest)
+    outcome = newsdesk("calibrate", run, "--data", desk.test, "--label", "desk")
+    assert outcome.code == 0, outcome.err
+    assert "not known which texts" in outcome.err

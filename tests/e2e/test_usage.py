@@ -26,11 +26,12 @@ FLAGS = {
             "--overwrite",
             "--resume",
             "--dry-run",
+            "--unknown-labels",
             "--json",
         ),
     },
     "evaluate": {
-        *("--data", "--split", "--baseline", "--with-text"),
+        *("--data", "--split", "--baseline", "--with-text", "--unknown-labels"),
         *("--text", "--label", "--template", *DIALECT, "--json"),
     },
     "calibrate": {
@@ -44,13 +45,13 @@ FLAGS = {
         "--json",
     },
     "compare": {
-        *("--split", "--data", "--csv", "--text", "--label", "--template"),
+        *("--split", "--data", "--csv", "--unknown-labels", "--text", "--label", "--template"),
         *(*DIALECT, "--json"),
     },
     "explain": {"--top", "--target", "--json"},
     "predict": {
         *("--input", "--output", "--format", "--top-k", "--probabilities"),
-        *("--abstain", "--confidence", "--sets", "--off-topic"),
+        *("--abstain", "--confidence", "--sets", "--off-topic", "--answer-empty"),
         *("--engine", "--rejects", "--strict", "--ray-address", "--ray-workers", "--ray-cores"),
         *("--text", "--template", *DIALECT, "--json"),
     },

@@ -99,26 +99,26 @@ def unlearned_rows(
         return rows
     learned, total = known.in_training(rows.texts), counted(len(rows), "row")
     share = f"{int(learned.sum()):,} of {total} ({learned.mean():.1%})"
+    if learned.any() and (learned_rows == "error" or (learned_rows == "drop" and learned.all())):
+        drop = "" if learned.all() else ", leave these out with --learned-rows drop"
+        raise UserError(
+            f"{found.path} learned from rows of {rows.source}, on which it is surer than on new texts",
+            found=f"{share} with the text of a training row",
+            fix=f"give rows that it did not learn from{drop}, or take them all with --learned-rows keep",
+        )
     validated = known.in_validation(rows.texts)
     if validated.any():
         notice(
-            f"{int(validated.sum()):,} of {total} ({validated.mean():.1%}) are validation rows of the run, some of "
-            "which may have chosen its state"
+            f"{int(validated.sum()):,} of {total} ({validated.mean():.1%}) are validation rows of the run, "
+            "some of which may have chosen its state"
         )
     if not learned.any():
         return rows
-    if learned_rows == "keep":
-        notice(f"{share} are training rows of the run: for new texts, what rests on them is too good")
-        return rows
-    if learned_rows == "drop" and not learned.all():
+    if learned_rows == "drop":
         notice(f"{share} are training rows of the run and were left out")
         return rows.select((~learned).nonzero()[0])
-    alternatives = "" if learned.all() else ", leave these out with --learned-rows drop"
-    raise UserError(
-        f"{found.path} learned from rows of {rows.source}, on which it is surer than on new texts",
-        found=f"{share} with the text of a training row",
-        fix=f"give rows that it did not learn from{alternatives}, or take them all with --learned-rows keep",
-    )
+    notice(f"{share} are training rows of the run: for new texts, what rests on them is too good")
+    return rows
 
 
 def training_rows(run: RunFolder | ArtefactFolder, progress: Progress | None) -> Examples:
