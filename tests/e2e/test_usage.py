@@ -77,7 +77,7 @@ FLAGS = {
     "models list": {"--json"},
     "models pull": set(),
     "data list": {"--json"},
-    "data pull": set(),
+    "data pull": {"--out"},
     "data check": {
         *("--against", "--text", "--label", "--template", "--normaliser", *DIALECT),
         *("--base", "--max-length", "--json"),
