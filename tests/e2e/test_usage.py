@@ -15,12 +15,13 @@ from newsdesk import api
 
 COMMON = {"--debug", "--help"}
 DIALECT = ("--header", "--no-header", "--delimiter", "--quote", "--encoding")
+LABELLED = ("--unknown-labels", *DIALECT)
 FLAGS = {
     "train": {
         *("--recipe", "--data", "--valid", "--base", "--out", "--text", "--label", "--template"),
         *(
             "--normaliser",
-            *DIALECT,
+            *LABELLED,
             "--epochs",
             "--set",
             "--overwrite",
@@ -32,7 +33,7 @@ FLAGS = {
     },
     "evaluate": {
         *("--data", "--split", "--baseline", "--with-text", "--unknown-labels"),
-        *("--text", "--label", "--template", *DIALECT, "--json"),
+        *("--text", "--label", "--template", *LABELLED, "--json"),
     },
     "calibrate": {
         "--data",
@@ -41,12 +42,12 @@ FLAGS = {
         "--text",
         "--label",
         "--template",
-        *DIALECT,
+        *LABELLED,
         "--json",
     },
     "compare": {
         *("--split", "--data", "--csv", "--unknown-labels", "--text", "--label", "--template"),
-        *(*DIALECT, "--json"),
+        *(*LABELLED, "--json"),
     },
     "explain": {"--top", "--target", "--json"},
     "predict": {
@@ -56,7 +57,7 @@ FLAGS = {
         *("--text", "--template", *DIALECT, "--json"),
     },
     "export": {
-        *("--to", "--out", "--data", "--overwrite", "--text", "--label", "--template", *DIALECT, "--json"),
+        *("--to", "--out", "--data", "--overwrite", "--text", "--label", "--template", *LABELLED, "--json"),
         *("--learned-rows", "--unknown-labels"),
     },
     "import-adapter": {
