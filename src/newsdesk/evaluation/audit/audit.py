@@ -27,7 +27,7 @@ from newsdesk.stored import to_content
 from newsdesk.training.provenance import base_facts, installed_versions
 
 LONGEST_TEXT = 128
-"""Tokens a text is cut to: what a news text is about stands in its beginning."""
+"""Tokens a text is cut to: a news text says at its beginning what it is about."""
 
 EMBEDDINGS = "embeddings"
 """The folder of the embeddings, inside that of the findings."""

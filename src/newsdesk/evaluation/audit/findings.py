@@ -53,7 +53,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Twin:
-    """A row whose text stands elsewhere too: in an earlier row (a duplicate), or in the other split (a leak).
+    """A row whose text is also in an earlier row (a duplicate) or in the other split (a leak).
 
     Attributes:
         row, line, label, text: of this row, as in ``Judgement``.
