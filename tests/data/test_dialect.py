@@ -99,6 +99,15 @@ def test_a_stray_quote_in_tabbed_lines_is_a_character(write):
     assert table.rows[0] == ('"Offen und nie zu', "a")
 
 
+def test_quotes_that_never_quote_in_tabbed_lines_are_characters(write):
+    rows = [('"goal "x" coach', "a"), ("bank", "b"), ('"it', "b"), ('so "it" is', "a")]
+    table, faults = read_with_faults(write("a.tsv", lines_of(rows, "\t", header="text\tlabel")))
+    assert not faults
+    assert table.rows == tuple(rows)
+    quoted = lines_of([(f"Text {n}", "ab"[n % 2]) for n in range(9)], "\t", '"') + '"Offen\ta\n'
+    assert [fault.line for fault in read_with_faults(write("b.tsv", quoted))[1]] == [10]
+
+
 def test_line_breaks_and_doubled_quotes_in_cells_are_understood(write):
     rows = [(f'Zeile {n}\nzweite; Zeile, "so" steht\'s da', "ab"[n % 2]) for n in range(9)]
     assert read_table(write("a.csv", lines_of(rows, ";", '"', "Inhalt;Art"))).rows == tuple(rows)
@@ -239,8 +248,10 @@ def test_what_is_stated_is_done(write):
     assert read_table(path, Dialect(delimiter="~", quote="*")).rows == (("a~b", "c"), ("d", "e"))
     assert Dialect(delimiter="tab").delimiter == Dialect(delimiter=r"\t").delimiter == "\t"
     assert read_table(write("b.csv", 'text,label\n"a,b\n'), Dialect(quote="none")).rows == (('"a', "b"),)
-    with pytest.raises(UserError, match="--delimiter ';'"):
-        read_table(write("c.csv", "text;label\na;b\n"), Dialect(delimiter=","))
+    for content in ("text;label\na;b\n", "Haber Metni;Kategori\nkısa bir;Spor\nuzun bir;Spor\n"):
+        with pytest.raises(UserError, match="--delimiter ';'"):
+            read_table(write("c.csv", content), Dialect(delimiter=","))
+    assert len(read_table(write("d.csv", "Oil; up\nRain; it falls\n"), Dialect(delimiter=","))) == 2
 
 
 @pytest.mark.parametrize(

@@ -387,3 +387,10 @@ def test_work_goes_on_after_a_kill_in_the_dialect_it_began_in(
     assert f"delimiter {'tab' if delimiter == chr(9) else repr(delimiter)}" in events[0].read_as
     written = [json.loads(line) for line in output.read_text().splitlines()]
     assert [(row["n"], row["text"], row["wo"]) for row in written] == rows
+
+
+def test_a_file_without_one_readable_row_is_refused_for_its_rows(predictor, tmp_path):
+    (tmp_path / "in.csv").write_bytes(bytes(range(256)) * 9)
+    with pytest.raises(MostlyRejectedError, match="cannot be classified"):
+        predict_file(predictor, tmp_path / "in.csv", tmp_path / "out.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]

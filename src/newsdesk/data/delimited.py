@@ -11,7 +11,6 @@ from itertools import chain, islice
 from statistics import median
 
 from newsdesk.data.dialect import (
-    DELIMITERS,
     Dialect,
     detect,
     is_number,
@@ -67,7 +66,7 @@ def delimited_rows(
     sampled, rest = sample_of(_parse(_Feed(lines), found, lines), sample)
     rows = [row for row in sampled if isinstance(row, Row)]
     faults: list[Fault] = []
-    if rows and (fault := _other_delimiter(rows[0], found)):
+    if rows and (fault := _other_delimiter(rows, first, dialect, usual)):
         faults.append(fault)
     class_column, heading = None, 0
     if orange and _has_orange_header(rows):
@@ -210,21 +209,23 @@ def unique_names(cells: Sequence[str], line: int, faults: list[Fault]) -> tuple[
     return tuple(names)
 
 
-def _other_delimiter(first: Row, dialect: Dialect) -> Fault | None:
-    """The fault of a header that is one cell only because another delimiter separates its names."""
-    if len(first.cells) != 1:
+def _other_delimiter(rows: Sequence[Row], lines: Sequence[Line], stated: Dialect, usual: str) -> Fault | None:
+    """The fault of a stated delimiter that is in no row, where another one makes columns."""
+    if stated.delimiter is None or any(len(row.cells) > 1 for row in rows[:SAMPLED_LINES]):
         return None
-    known = {canonical(name) for name in dialect.columns} | LABEL_COLUMNS | TEXT_COLUMNS
-    for other in DELIMITERS:
-        names = [canonical(name.strip("\"'")) for name in str(first.cells[0]).split(other)]
-        if other != dialect.delimiter and len(names) > 1 and set(names) & known:
-            return Fault(
-                first.line,
-                f"the columns are not separated by {shown_character(dialect.delimiter or '')}",
-                str(first.cells[0]),
-                f"name the delimiter: --delimiter {shown_character(other)}",
-            )
-    return None
+    other = detect([line.text for line in lines], replace(stated, delimiter=None), usual)
+    try:
+        found = width_of(list(other.reader(line.text for line in lines)))
+    except csv.Error:
+        return None
+    if found < 2 or other.delimiter is None:
+        return None
+    return Fault(
+        rows[0].line,
+        f"the columns are not separated by {shown_character(stated.delimiter)}",
+        str(rows[0].cells[0])[:100],
+        f"name the delimiter: --delimiter {shown_character(other.delimiter)}",
+    )
 
 
 def _has_orange_header(rows: Sequence[Row]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import re
 import string
 import unicodedata
 from collections import Counter
@@ -22,6 +23,7 @@ NO_QUOTE = "none"
 _NAMED = {"tab": "\t", r"\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " "}
 _SHOWN = {"\t": "tab"}
 _GOOD_ENOUGH = 0.5  # the score from which another delimiter than the usual one is believed
+_QUOTED_CELL = re.compile(r'(?:^|\t)"(?:[^"\t]|"")*"(?=\t|\r?\n?$)')
 _SWALLOWED = 20  # lines after which a quote that does not close is a character of the text
 
 
@@ -174,7 +176,7 @@ def _best_quote(lines: Sequence[str], given: Dialect, delimiter: str, usual: str
         clearly = gained > max(1, 0.02 * len(single.rows)) or single.score > double.score + 0.25
         if clearly and 2 * opened >= max(1, gained):
             return single
-    if double.broken and delimiter == "\t" and not any(line.count('"') > 1 for line in lines):
+    if delimiter == "\t" and double.broken > sum(len(_QUOTED_CELL.findall(line)) for line in lines):
         return _trial(lines, replace(given, delimiter=delimiter, quote=NO_QUOTE), usual)
     return double
 

@@ -76,7 +76,7 @@ def detect_encoding(stream: BinaryIO, given: str | None = None) -> Encoding:
         macintosh = "\r" in text.rstrip("\r") and "\n" not in text
         if name is not None:
             stated = given is not None or name == UTF8
-            return Encoding(name, "" if stated else "by its first bytes", macintosh)
+            return Encoding(name, "" if stated else "told by its first bytes", macintosh)
         lines = as_utf8(stream, Encoding(carriage_returns=True)) if macintosh else stream
         return replace(_by_lines(lines), carriage_returns=macintosh)
     except (EOFError, zlib.error, OSError, zipfile.BadZipFile):  # whoever reads the rows reports the damage
@@ -171,7 +171,8 @@ class _Evidence:
         name = _guess(self._sample)
         shown = ", ".join(map(str, self._places[:3])) + (" ..." if len(self._places) > 3 else "")
         word = next(
-            (word for word in self._sample.decode(name, errors="replace").split() if not word.isascii()), ""
+            (word[:40] for word in self._sample.decode(name, errors="replace").split() if not word.isascii()),
+            "",
         )
         places = f"{what} {shown} are" if len(self._places) > 1 else f"{what[:-1]} {shown} is"
         return Encoding(name, f"{places} not UTF-8, and read {word!r}")

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeAlias
 
@@ -16,7 +17,7 @@ import numpy as np
 from newsdesk import __version__
 from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.stream import open_rows, rows_of
-from newsdesk.data.table import Fault, RowStream
+from newsdesk.data.table import BadRow, Fault, RowStream
 from newsdesk.errors import UserError
 from newsdesk.inference.decision import DecisionRule
 from newsdesk.inference.direct_output import direct_output
@@ -249,6 +250,9 @@ def _classify(job: _Job, stream: RowStream, table: OutputTable, output: _Output,
     """Every row that the output does not have yet, window after window."""
     if stream.faults:
         raise stream.faults[0].error(stream.head.path)
+    if not stream.head.columns:  # no row can be read
+        bad = [row.fault for row in islice(stream.rows, ROWS_PER_WINDOW) if isinstance(row, BadRow)]
+        _require_half(stream, len(bad), len(bad), bad)
     layout = job.predictor.layout.for_table(stream.head, text=job.text, template=job.template)
     skip = output.checkpoint.rows_read
     coming = windows(stream, layout, skip=skip, strict=job.strict, size=ROWS_PER_WINDOW)
@@ -294,8 +298,8 @@ def _require_half(stream: RowStream, rejected: int, rows: int, faults: Sequence[
         else f", first in line {first.line}" + (f" ({first.found})" if first.found else "")
     )
     written = stream.head.dialect is not None and stream.head.dialect.delimiter is not None
-    if first is not None and first.encoding:
-        fix = "name the file's encoding, for example --encoding cp1252"
+    if first is not None and first.encoding and first.fix:
+        fix = first.fix
     elif written and wrong != NO_TEXT:
         fix = "name what separates and surrounds its cells: --delimiter, --quote; or fix the rows"
     else:
