@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from newsdesk.errors import UserError, missing_package
+from newsdesk.errors import UserError, counted, missing_package
 
 
 def test_the_three_parts_stand_on_lines_of_their_own_and_line_up():
@@ -30,3 +31,21 @@ def test_a_missing_package_names_the_extra_that_installs_it():
     with pytest.raises(UserError, match="training needs the package torch") as raised:
         raise missing_package("torch", "train", "training")
     assert raised.value.fix == "pip install 'newsdesk[train]'"
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "shown"),
+    [
+        (1, "row", "1 row"),
+        (0, "row", "0 rows"),
+        (2_000, "validation row", "2,000 validation rows"),
+        (np.int64(12_345), "row", "12,345 rows"),
+        (1.0, "epoch", "1 epoch"),
+        (200 / 3, "epoch", "66.67 epochs"),
+        (1, "class", "1 class"),
+        (3, "class", "3 classes"),
+        (2, "batch", "2 batches"),
+    ],
+)
+def test_a_number_and_its_noun_agree(number, noun, shown):
+    assert counted(number, noun) == shown

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 
 class UserError(Exception):
     """A failure we can explain: what is wrong, what was found, and how to fix it.
@@ -25,7 +27,7 @@ class UserError(Exception):
 def counted(number: float, noun: str) -> str:
     """``1 row``, ``2,000 rows``, ``2.5 epochs``, ``3 classes``: a number with its noun in the right form."""
     plural = noun + ("es" if noun.endswith(("s", "x", "sh", "tch")) else "s")
-    shown = f"{number:,}" if isinstance(number, int) else f"{number:.4g}"
+    shown = f"{number:,}" if isinstance(number, Integral) else f"{number:.4g}"
     return f"{shown} {noun if shown == '1' else plural}"
 
 

@@ -54,6 +54,12 @@ def test_a_text_is_judged_alone_whatever_its_company_and_order(predictor):
         assert np.allclose(together[row::5], alone, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["predict", "classify", "predict_probabilities", "predict_logits"])
+def test_one_text_is_not_taken_for_a_sequence_of_letters(predictor, method):
+    with pytest.raises(TypeError, match=rf"{method} takes a sequence of texts; .* {method}\(\[text\]\)"):
+        getattr(predictor, method)("goal coach striker")
+
+
 def test_no_texts_give_no_predictions(predictor):
     assert predictor.predict_probabilities([]).shape == (0, 3)
     assert len(predictor.predict([])) == 0

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from newsdesk.cli.shared import note
+from newsdesk.errors import counted
 from newsdesk.inference.bulk import Begun, BulkEvent, Classified, WindowWritten
 from newsdesk.inference.part_file import Checkpoint
 
@@ -97,7 +98,7 @@ class BulkDisplay:
 
     def _figures(self) -> str:
         seconds = max(1e-9, time.monotonic() - self._began)
-        return f"{self._before + self._rows:,} rows, {self._rows / seconds:,.0f} rows/s"
+        return f"{counted(self._before + self._rows, 'row')}, {self._rows / seconds:,.0f} rows/s"
 
     def _stop(self) -> None:
         if self._bar is not None:

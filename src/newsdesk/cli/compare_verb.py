@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from newsdesk.cli.shared import JSON_FLAG, Verb, data_flags, flag, note, say, shown_fetching, terminal
+from newsdesk.errors import counted
 
 if TYPE_CHECKING:
     from newsdesk.evaluation.compare_runs import ChangedRow, ClassChange, RunComparison
@@ -108,7 +109,7 @@ def _evaluated_on(run: Path, data: str, split: str, columns: Mapping[str, Any]) 
     if evaluated.fingerprint != rows.fingerprint():
         raise UserError(
             f"{run} was evaluated on other rows under the name {split!r}",
-            found=f"{len(evaluated):,} rows of {evaluated.source}",
+            found=f"{counted(len(evaluated), 'row')} of {evaluated.source}",
             fix=f"newsdesk evaluate {run} --data {data} --split {split}, which replaces that evaluation",
         )
     return replace(evaluated, texts=rows.texts)
@@ -122,11 +123,11 @@ def render_comparison(comparison: RunComparison, *, several: bool = False) -> li
     return [
         f"first: {comparison.first}",
         f"other: {comparison.other}",
-        f"on the same {comparison.rows:,} rows{_few(comparison.rows)}",
+        f"on the same {counted(comparison.rows, 'row')}{_few(comparison.rows)}",
         "",
         *_figures(comparison),
         "",
-        f"fixed {paired.only_baseline_wrong:,} rows, broke {paired.only_model_wrong:,}, "
+        f"fixed {counted(paired.only_baseline_wrong, 'row')}, broke {paired.only_model_wrong:,}, "
         f"erred otherwise in {both_wrong:,}",
         f"McNemar's exact test: p = {paired.p_value:.2g}{adjusted}",
         "",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from newsdesk.cli.shared import JSON_FLAG, Verb, flag, note, say, terminal
+from newsdesk.errors import counted
 
 if TYPE_CHECKING:
     from newsdesk.reporting.push_plan import PushPlan
@@ -66,6 +67,6 @@ def _listed(plan: PushPlan) -> list[str]:
     from newsdesk.display import render_columns
 
     lines = render_columns([{"bytes": upload.size, "file": upload.path} for upload in plan.uploads])
-    lines += ["", f"{len(plan.uploads)} files, {plan.size / 1e6:.1f} MB for {plan.repo_id}"]
+    lines += ["", f"{counted(len(plan.uploads), 'file')}, {plan.size / 1e6:.1f} MB for {plan.repo_id}"]
     lines += [f"left out: {name} ({why})" for name, why in plan.left_out.items()]
     return [*lines, *(f"note: {text}" for text in plan.notes)]

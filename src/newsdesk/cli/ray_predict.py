@@ -11,6 +11,7 @@ import click
 
 from newsdesk.cli.promises import note_promise, note_reading
 from newsdesk.cli.shared import AnyCallable, flag, note, terminal
+from newsdesk.errors import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -90,7 +91,7 @@ def predict_with_ray(
         **promise,
     )
     rejected = f"; {totals.rejected:,} rejected, see {output}/_rejects" if totals.rejected else ""
-    note(console, f"{totals.shards:,} files, {totals.rows:,} rows{rejected}")
+    note(console, f"{counted(totals.shards, 'file')}, {counted(totals.rows, 'row')}{rejected}")
     note_reading(totals.truncation, predictor.max_length, totals.unreadable)
     if promise:
         rule = predictor.decision_rule(**promise)
@@ -110,11 +111,11 @@ class _Progress:
 
         if isinstance(event, JobBegun):
             if event.done:
-                note(self._console, f"going on: {event.done:,} of {event.shards:,} files are done")
+                note(self._console, f"going on: {event.done:,} of {counted(event.shards, 'file')} are done")
             return
         self._rows += event.rows
         now = time.monotonic()
         if now - self._last_line >= _LINE_EVERY:
             rate = self._rows / (now - self._began)
-            note(self._console, f"{event.done:,} of {event.of:,} files, {rate:,.0f} rows/s")
+            note(self._console, f"{event.done:,} of {counted(event.of, 'file')}, {rate:,.0f} rows/s")
             self._last_line = now

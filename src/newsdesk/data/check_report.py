@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from newsdesk.data.check import CheckReport, LineGroups, Places
 from newsdesk.data.label_faults import LabelFault
 from newsdesk.data.table import Fault
+from newsdesk.errors import counted
 
 _SHOWN = 10
 _LABELS_SHOWN = 20
@@ -15,7 +16,7 @@ _LABELS_SHOWN = 20
 def render_check(report: CheckReport) -> list[str]:
     """What was found, the worst first; lists are cut and say so."""
     return [
-        f"{report.path}: {report.rows:,} rows, columns {', '.join(report.columns) or 'none'}",
+        f"{report.path}: {counted(report.rows, 'row')}, columns {', '.join(report.columns) or 'none'}",
         f"text: {' + '.join(report.text_columns) or 'none'}    label: {report.label_column or 'none'}",
         *([f"read as: {report.read_as}"] if report.read_as else []),
         *_faults("malformed rows", report.malformed),
@@ -60,7 +61,7 @@ def _places(title: str, places: Places, fix: str) -> Iterator[str]:
 
 def _groups(title: str, groups: LineGroups, fix: str | None = None) -> Iterator[str]:
     if groups.groups:
-        yield f"{title}: {groups.groups:,} ({groups.rows:,} rows)"
+        yield f"{title}: {groups.groups:,} ({counted(groups.rows, 'row')})"
         for lines in groups.lines[:_SHOWN]:
             yield f"  lines {_joined(lines)}"
         yield from _more(groups.groups, listed=len(groups.lines))

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.data.duplicates import fold
+from newsdesk.errors import counted
 from newsdesk.files import damaged, write_bytes
 
 KNOWN_TEXTS = "known_texts.safetensors"
@@ -41,7 +42,8 @@ class LearnedRows:
     def note(self) -> str:
         """How many rows were not new to the run, and what that does to their figures, in a sentence."""
         if not self.training + self.validation:
-            return f"no text of these {self.rows:,} rows is among the run's training or validation texts"
+            rows = counted(self.rows, "row")
+            return f"no text of these {rows} is among the run's training or validation texts"
         return (
             f"{self.share:.2%} of these rows are not new to the run: the texts of {self.training:,} of "
             f"{self.rows:,} are among its training texts, of {self.validation:,} among its validation texts; "

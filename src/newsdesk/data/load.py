@@ -20,7 +20,7 @@ from newsdesk.data.layout import TextLayout, label_column, text_layout, to_examp
 from newsdesk.data.readers import read_table
 from newsdesk.data.splits import hold_out, split
 from newsdesk.data.table import Table
-from newsdesk.errors import UserError
+from newsdesk.errors import UserError, counted
 from newsdesk.files import write_bytes
 from newsdesk.sources.source import Progress
 
@@ -232,7 +232,7 @@ def _first_rows(train: Examples, rows: int | None, seed: int) -> Examples:
     classes = len(np.unique(train.labels)) if train.labels is not None else 1
     if rows < classes:
         raise UserError(
-            f"{rows} training rows cannot cover {classes} classes",
+            f"{counted(rows, 'training row')} cannot cover {counted(classes, 'class')}",
             found=f"data.train_rows = {rows}",
             fix=f"use --set data.train_rows={classes} or more",
         )

@@ -10,7 +10,7 @@ import numpy as np
 
 from newsdesk.data.duplicates import fold
 from newsdesk.data.examples import Examples
-from newsdesk.errors import UserError
+from newsdesk.errors import UserError, counted
 
 Group = list[int]
 """Rows with the same text."""
@@ -100,7 +100,7 @@ def hold_out(examples: Examples, share: float | None, *, seed: int) -> Splits:
 def _too_few(rows: int, classes: int, aside: int) -> UserError:
     return UserError(
         "too few rows would be left for training",
-        found=f"{rows:,} rows of {classes} classes; {aside:,} of them set aside",
+        found=f"{counted(rows, 'row')} of {counted(classes, 'class')}; {aside:,} of them set aside",
         fix="set aside fewer rows for validation and test; each class keeps at least one for training",
     )
 

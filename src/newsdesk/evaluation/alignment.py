@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from newsdesk.data.examples import Examples
 from newsdesk.data.labels import LabelMatcher
-from newsdesk.errors import UserError
+from newsdesk.errors import UserError, counted
 
 
 def aligned_labels(examples: Examples, label_names: Sequence[str]) -> NDArray[np.int64]:
@@ -32,7 +32,8 @@ def aligned_labels(examples: Examples, label_names: Sequence[str]) -> NDArray[np
         name = examples.label_names[int(examples.labels[unknown][0])]
         raise UserError(
             f"{examples.source} has rows of the class {name!r}, which the model does not know",
-            found=f"{int(unknown.sum())} rows of unknown classes; the model knows {', '.join(label_names)}",
+            found=f"{counted(int(unknown.sum()), 'row')} of unknown classes; "
+            f"the model knows {', '.join(label_names)}",
             fix="rename the classes or drop those rows; to learn new classes, train on them",
         )
     return labels

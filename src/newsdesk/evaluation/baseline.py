@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from newsdesk.data.examples import Examples
 from newsdesk.data.words import words_of
-from newsdesk.errors import UserError, missing_package
+from newsdesk.errors import UserError, counted, missing_package
 from newsdesk.evaluation.alignment import aligned_labels
 from newsdesk.metrics import wilson_interval
 from newsdesk.stored import UNSTORED
@@ -182,10 +182,10 @@ def _check_learnable(train: Examples, labels: NDArray[np.int64]) -> None:
     if (labels == labels[0]).all():
         raise UserError(
             "the linear baseline needs training rows of at least two classes",
-            found=f"{len(train)} rows of {train.label_names[labels[0]]!r} in {train.source}",
+            found=f"{counted(len(train), 'row')} of {train.label_names[labels[0]]!r} in {train.source}",
         )
     if not has_words(train.texts):
         raise UserError(
             "the linear baseline found no words in the training texts",
-            found=f"{len(train)} texts in {train.source}",
+            found=f"{counted(len(train), 'text')} in {train.source}",
         )

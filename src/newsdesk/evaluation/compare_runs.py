@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.data.labels import LabelMatcher
-from newsdesk.errors import UserError
+from newsdesk.errors import UserError, counted
 from newsdesk.evaluation.comparison import LEVEL, PairedComparison, compare_paired, holm, rows_needed
 from newsdesk.evaluation.csv_lines import delimited_lines
 from newsdesk.evaluation.intervals import (
@@ -109,7 +109,7 @@ class RunComparison:
     def verdict(self) -> str:
         """The outcome in a sentence."""
         if not self.changed:
-            return f"both take all {self.rows:,} rows for the same classes"
+            return f"both take all {counted(self.rows, 'row')} for the same classes"
         points = 100 * self.accuracy.difference
         low, high = (100 * end for end in self.accuracy.interval)
         evidence = f"[{low:+.2f}, {high:+.2f}], p = {self.adjusted_p_value:.2g}"
@@ -119,7 +119,7 @@ class RunComparison:
         sentence = f"the difference of {points:+.2f} points is within noise: {evidence}"
         if self.rows_needed is None:
             return f"{sentence}; as many rows were fixed as broken"
-        return f"{sentence}; were it real, about {self.rows_needed:,} rows would be needed to tell"
+        return f"{sentence}; were it real, about {counted(self.rows_needed, 'row')} would be needed to tell"
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON types; of the changed rows their numbers and labels, not their texts."""
@@ -280,7 +280,9 @@ def _changed_rows(first: PredictedRows, other: PredictedRows) -> Iterator[Change
 
 
 def _different_rows(first: PredictedRows, other: PredictedRows, how: str) -> UserError:
-    mine, theirs = (f"{len(rows):,} rows of {rows.source or 'unknown origin'}" for rows in (first, other))
+    mine, theirs = (
+        f"{counted(len(rows), 'row')} of {rows.source or 'unknown origin'}" for rows in (first, other)
+    )
     return UserError(
         f"{first.name} and {other.name} were not evaluated on the same rows",
         found=f"{mine}, and {theirs} {how}",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from newsdesk.config import TrainingSection, load_recipe
 from newsdesk.data.examples import Examples
 from newsdesk.data.load import TrainingData, load_training_data
-from newsdesk.errors import UserError
+from newsdesk.errors import UserError, counted
 from newsdesk.sources.source import Progress
 from newsdesk.training.held_out import HeldOut
 from newsdesk.training.run_folder import RunFolder
@@ -51,7 +51,7 @@ def known_rows(
     name, part = changed[0]
     raise UserError(
         f"the {name} rows are no longer those that {run.path} was trained with",
-        found=f"{len(part):,} rows in {part.source} with another sha256 than the manifest's",
+        found=f"{counted(len(part), 'row')} in {part.source} with another sha256 than the manifest's",
         fix=f"put the original file back, or {otherwise}",
     )
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from newsdesk.data.readers import read_table
 from newsdesk.data.table import Cell
-from newsdesk.errors import UserError
+from newsdesk.errors import UserError, counted
 from newsdesk.evaluation.csv_lines import PROBABILITY_DIGITS, WRITTEN, probability_column
 from newsdesk.evaluation.evaluate import Evaluation, predictions_path, read_metrics
 
@@ -119,7 +119,7 @@ def _require_those_measured(file: Path, rows: PredictedRows, facts: Evaluation) 
     stated = facts.metrics
     if (len(rows), right) != (stated.rows, stated.correct):
         raise _unusable(
-            file, f"{right:,} of {len(rows):,} rows right; metrics.json has {stated.accuracy:.2%}"
+            file, f"{right:,} of {counted(len(rows), 'row')} right; metrics.json has {stated.accuracy:.2%}"
         )
 
 

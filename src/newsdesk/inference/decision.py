@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.calibration import HeldOutRows, softmax
-from newsdesk.errors import UserError
+from newsdesk.errors import UserError, counted
 from newsdesk.evaluation.conformal import (
     coverage_spread,
     highest_coverage,
@@ -106,7 +106,7 @@ class DecisionRule:
             lines.append(
                 f"at most {error_rate:.4g} % of the answered are wrong, with {confidence:.4g} % confidence: "
                 f"threshold {self.promise.threshold:.4f}, which answers {self.promise.coverage:.1%} of "
-                f"{self.rows:,} calibration rows{on_topic}"
+                f"{counted(self.rows, 'calibration row')}{on_topic}"
             )
         if self.coverage is not None:
             spread = 100 * coverage_spread(self.rows, self.coverage)
@@ -115,8 +115,8 @@ class DecisionRule:
                 answered, whichever = ", answered or not", ", whether or not they can promise the error rate"
             lines.append(
                 f"the candidates contain the true class for {100 * self.coverage:.4g} % of texts{on_topic}"
-                f"{answered}: on average over draws of {self.rows:,} calibration rows{whichever}; one draw "
-                f"may give {spread:.1f} points more or less (standard deviation)"
+                f"{answered}: on average over draws of {counted(self.rows, 'calibration row')}{whichever}; "
+                f"one draw may give {spread:.1f} points more or less (standard deviation)"
             )
         if self.off_topic is not None:
             lines.append(
@@ -173,8 +173,8 @@ def decision_rule(
     if sets is not None and sets > most:
         raise UserError(
             f"sets of coverage {sets:g} would contain every class",
-            found=f"{len(labels):,} calibration rows{'' if off_topic is None else ' that are on topic'}, "
-            f"which can promise {most:.4f} at most",
+            found=f"{counted(len(labels), 'calibration row')}"
+            f"{'' if off_topic is None else ' that are on topic'}, which can promise {most:.4f} at most",
             fix=f"lower --sets, or {_MORE_ROWS}",
         )
     coverage = sets if sets is not None else min(most, 1 - (abstain or 0.0))
@@ -199,7 +199,7 @@ def _require_reachable(level: float, score: OffTopicScore) -> None:
         raise UserError(
             f"no text can be less typical of the training topics than {100 * (1 - level):g} % of the "
             "calibration rows",
-            found=f"{rows:,} rows to compare with, which tell shares from {1 / (rows + 1):.2g} on",
+            found=f"{counted(rows, 'row')} to compare with, which tell shares from {1 / (rows + 1):.2g} on",
             fix=f"ask for --off-topic {max(0.01, 1 / (rows + 1)):.2g}, or {_MORE_ROWS}",
         )
 
@@ -220,7 +220,7 @@ def _promise(
     if promise is not None:
         return promise
     right = f", {correct.mean():.1%} of them right" if len(labels) else ""
-    found = f"{len(labels):,} calibration rows{right}"
+    found = f"{counted(len(labels), 'calibration row')}{right}"
     lowest = lowest_promise(score, correct, error_rate, confidence)
     if lowest is None:
         found, fix = f"{found}, which cannot promise any useful error rate", _MORE_ROWS

@@ -222,8 +222,8 @@ def require_exact(quality: Quality) -> None:
     if not quality.is_exact:
         raise UserError(
             f"the {quality.setting} export does not compute what the run computes; nothing was written",
-            found=f"logits differ by up to {quality.largest_difference:.2g} on {quality.rows:,} rows, "
-            f"where {LARGEST_DIFFERENCE:g} is allowed",
+            found=f"logits differ by up to {quality.largest_difference:.2g} on "
+            f"{counted(quality.rows, 'row')}, where {LARGEST_DIFFERENCE:g} is allowed",
             fix="this is a defect of newsdesk: please report it with the base model's name",
         )
 
@@ -232,7 +232,8 @@ def render_progress(quality: Quality) -> str:
     """A line for a setting that was just measured."""
     return (
         f"{quality.setting}: {quality.accuracy_lost * 100:+.2f} points lost, "
-        f"{quality.agreement:.2%} agreement with the run on {quality.rows:,} rows, {quality.megabytes:.1f} MB"
+        f"{quality.agreement:.2%} agreement with the run on {counted(quality.rows, 'row')}, "
+        f"{quality.megabytes:.1f} MB"
     )
 
 
@@ -249,4 +250,4 @@ def render_tried(tried: Sequence[Quality]) -> list[str]:
         )
     rows = tried[0].rows if tried else 0
     limits = f"at most {MOST_ACCURACY_LOST * 100:g} points lost, more than {LEAST_AGREEMENT:.0%} agreement"
-    return [*lines, f"allowed: {limits}; measured on {rows:,} rows"]
+    return [*lines, f"allowed: {limits}; measured on {counted(rows, 'row')}"]

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from newsdesk import __version__
 from newsdesk.data.dialect import Dialect
-from newsdesk.errors import UserError, missing_package
+from newsdesk.errors import UserError, counted, missing_package
 from newsdesk.inference.artefact import ArtefactFolder
 from newsdesk.inference.bulk import predict_file
 from newsdesk.inference.decision import PROMISES
@@ -300,7 +300,7 @@ def _check_finished(outputs: Storage, done: dict[str, Counts], failures: list[st
     if unseen:
         raise UserError(
             f"the workers wrote to a folder {outputs.location} that is not the one here",
-            found=f"{len(unseen):,} files are done and not to be seen, such as {min(unseen)}",
+            found=f"{counted(len(unseen), 'file')} are done and not to be seen, such as {min(unseen)}",
             fix="give --output a folder that all machines share, or the URI of an object store",
         )
 

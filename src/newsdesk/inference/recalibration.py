@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from newsdesk.calibration import Calibration, HeldOutRows, store_calibration
 from newsdesk.data.examples import Examples
+from newsdesk.errors import counted
 from newsdesk.evaluation.alignment import aligned_labels
 from newsdesk.evaluation.evaluate import require_plausible_numbers
 from newsdesk.inference.artefact import KINDS, ArtefactFolder, find_artefact
@@ -55,7 +56,7 @@ def calibrate_on(
         logits, distances = classifier.outputs(classifier.token_ids(rows.texts), progress=count)
         require_plausible_numbers(rows, labels, logits, folder.labels.names)
         held_out = HeldOutRows(logits, labels, rows.fingerprint(), distances)
-        source = f"{len(rows):,} rows of {rows.source}"
+        source = f"{counted(len(rows), 'row')} of {rows.source}"
         made[folder.path] = store_calibration(folder.path, held_out, source, folded=classifier.folded)
         if classifier.off_topic is not None and distances is not None:
             classifier.off_topic.with_reference(distances).save(folder.path / OFF_TOPIC)

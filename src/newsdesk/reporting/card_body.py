@@ -46,7 +46,7 @@ def _summary(facts: CardFacts) -> list[str]:
     base = f"`{facts.base}`" if facts.base_on_hub else f"{plain(facts.base)} (a local model, not on the Hub)"
     size = "" if facts.parameters is None else f" with {facts.parameters:,} parameters of their own"
     return [
-        f"A text classifier of {len(facts.labels.names)} classes: {named}. "
+        f"A text classifier of {counted(len(facts.labels.names), 'class')}: {named}. "
         f"It consists of LoRA adapters and a head{size}, for the frozen encoder {base}.",
         "",
         *table(
@@ -254,8 +254,9 @@ def _confidence(facts: CardFacts) -> list[str]:
     if (fitted := facts.calibration) is not None:
         error, nats = fitted.expected_calibration_error, fitted.negative_log_likelihood
         lines += [
-            f"Temperature {fitted.temperature:.4g}, fitted on {fitted.rows:,} rows, on which it changed the "
-            f"calibration error from {error.before:.4f} to {error.after:.4f} and the nats a row from "
+            f"Temperature {fitted.temperature:.4g}, fitted on {counted(fitted.rows, 'row')}, on which "
+            f"it changed the calibration error from {error.before:.4f} to {error.after:.4f} and the nats a "
+            "row from "
             f"{nats.before:.4f} to {nats.after:.4f}.",
             "",
         ]
@@ -315,7 +316,7 @@ def _weakest(split: str, figures: Metrics) -> str:
     count, true, predicted = max(pairs, key=lambda pair: pair[0])
     return (
         f"{sentence} Most often confused: {plain(true)} taken for {plain(predicted)}, {count:,} "
-        f"of {figures.rows:,} rows."
+        f"of {counted(figures.rows, 'row')}."
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from newsdesk.data.examples import Examples
-from newsdesk.errors import UserError
+from newsdesk.errors import UserError, counted
 from newsdesk.files import write_bytes, write_text
 from newsdesk.inference.text_classifier import TextClassifier
 from newsdesk.reporting.content import Missing, ReportContent
@@ -58,7 +58,7 @@ def texts_of(find: Callable[[], Examples], fingerprint: str, *, split: str, give
             return rows.texts
         raise UserError(
             f"these are not the rows that the run was evaluated on as {split}",
-            found=f"{len(rows):,} rows in {rows.source} with another sha256 than metrics.json's",
+            found=f"{counted(len(rows), 'row')} in {rows.source} with another sha256 than metrics.json's",
             fix=fix,
         )
     except UserError as error:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from newsdesk.config import TrainingSection
-from newsdesk.errors import UserError
+from newsdesk.errors import UserError, counted
 
 _RECENT = 25
 """Steps over which the loss is averaged before it is called diverging: single batches jump."""
@@ -82,6 +82,7 @@ def _out_of_memory(error: Exception, training: TrainingSection) -> UserError:
         )
     return UserError(
         "out of memory while training",
-        found=f"batches of {size} rows; {str(error).strip().splitlines()[0] if str(error) else 'no more'}",
+        found=f"batches of {counted(size, 'row')}; "
+        f"{str(error).strip().splitlines()[0] if str(error) else 'no more'}",
         fix=fix,
     )

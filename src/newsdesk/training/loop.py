@@ -221,7 +221,8 @@ class TrainingLoop:
             replace(snapshot, tensors=tensors), self.network.model, self.optimiser
         )
         for name in _COUNTERS:
-            setattr(self, name, snapshot.counters[name])
+            if name in snapshot.counters:  # checkpoints of earlier versions lack some
+                setattr(self, name, snapshot.counters[name])
         self.watch.recent = list(snapshot.counters["recent_losses"])
         self.arithmetic.scaler.load_state_dict(snapshot.counters["scaler"])
 

@@ -15,7 +15,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from newsdesk.errors import UserError
+from newsdesk.errors import UserError, counted
 from newsdesk.model.device import choose_device
 from newsdesk.training.launch import local_rank, started_by_torchrun
 
@@ -107,7 +107,7 @@ def gathered(device_name: str) -> Iterator[tuple[Team, torch.device]]:
         if device.index >= torch.cuda.device_count():
             raise UserError(
                 f"process {device.index + 1} of this machine finds no GPU of its own",
-                found=f"{torch.cuda.device_count()} GPUs",
+                found=f"{counted(torch.cuda.device_count(), 'GPU')}",
                 fix=f"use torchrun --nproc-per-node {torch.cuda.device_count()}",
             )
         torch.cuda.set_device(device)

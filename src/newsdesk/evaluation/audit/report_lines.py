@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from rich.cells import cell_len
 
 from newsdesk.data.words import isolated
+from newsdesk.errors import counted
 from newsdesk.evaluation.audit.changes import Changes
 from newsdesk.evaluation.audit.findings import DUPLICATES, LABEL_ERRORS, LEAKAGE, QUALITY, AuditReport
 from newsdesk.evaluation.tables import WIDTH, cut
@@ -18,7 +19,7 @@ _NAME_WIDTH = 28
 def render_audit(report: AuditReport, *, top: int) -> list[str]:
     """Counts, the labels confused most, and the ``top`` suspects, two lines each."""
     return [
-        f"{report.source}: {report.rows:,} rows, {len(report.label_counts)} labels",
+        f"{report.source}: {counted(report.rows, 'row')}, {counted(len(report.label_counts), 'label')}",
         "",
         *_counts(report),
         *_confusions(report),
@@ -29,7 +30,7 @@ def render_audit(report: AuditReport, *, top: int) -> list[str]:
 def render_changes(changes: Changes, rows: int, target: str) -> list[str]:
     """What a cleaned copy has of the data's ``rows``, and what was done to the others."""
     done = changes.to_dict()
-    lines = [f"{target}: {rows - len(changes.drop):,} of {rows:,} rows"]
+    lines = [f"{target}: {rows - len(changes.drop):,} of {counted(rows, 'row')}"]
     lines += [f"  {count:,} dropped: {reason}" for reason, count in done["dropped"].items()]
     return lines + ([f"  {done['relabelled']:,} given another label"] if changes.relabel else [])
 
@@ -38,7 +39,7 @@ def _counts(report: AuditReport) -> Iterator[str]:
     places = {"label errors": LABEL_ERRORS, "exact duplicates": DUPLICATES, "leaked exactly": LEAKAGE}
     yield from _judgement(report)
     if report.unjudged:
-        yield _figure("not judged", f"{report.unjudged:,} rows: no other text has their label")
+        yield _figure("not judged", f"{counted(report.unjudged, 'row')}: no other text has their label")
     for name, count in report.counts.items():
         if report.against is None and name.startswith("leaked"):
             continue
