@@ -199,6 +199,20 @@ def test_few_rows_are_gone_through_until_200_steps_are_done_unless_epochs_are_as
     assert any(line.endswith("3  1 epoch") for line in render_plan(plan))
 
 
+def test_what_validation_rows_are_worth_is_said_before_training(tmp_path: Path, tiny_base: Path) -> None:
+    data = write_rows(tmp_path / "news.csv", [3] * 150)
+    data.write_text(data.read_text() + "rare,only one\n")
+    plan = make_plan(tiny_recipe(tiny_base, data, "data.validation_share=0.2"), measure_speed=False)
+    assert (plan.rows.train, plan.rows.validation) == (121, 30)
+    missing, few, worth = plan.remarks
+    assert missing.startswith("no validation row for 1 of 4 classes: rare (1 row)")
+    assert few.startswith("30 validation rows are too few to choose the best state by")
+    assert "with 30, an accuracy near 90 %" in worth
+    assert "  note: no validation row for 1 of 4 classes: rare (1 row); validation figures" in render_plan(
+        plan
+    )
+
+
 def test_only_a_sample_of_many_rows_is_tokenized(tmp_path: Path, tiny_base: Path) -> None:
     data = write_rows(tmp_path / "news.csv", [5] * 4_500)
     plan = make_plan(tiny_recipe(tiny_base, data), measure_speed=False)

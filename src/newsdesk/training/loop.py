@@ -89,6 +89,18 @@ def steps_between(every: int | float, rows: int, training: TrainingSection) -> i
     return max(1, round(every * of_epoch))
 
 
+def validation_interval(rows: int, training: TrainingSection) -> int:
+    """Steps from one validation to the next; 0: the only one is at the end."""
+    every = 1.0 if training.validate_every is None else training.validate_every
+    return steps_between(every, rows, training)
+
+
+def planned_validations(rows: int, training: TrainingSection) -> int:
+    """How many states will be validated: one at each interval, and the last."""
+    interval = validation_interval(rows, training)
+    return math.ceil(total_steps(rows, training) / interval) if interval else 1
+
+
 def train(
     network: Network,
     rows: EncodedRows,
@@ -146,9 +158,8 @@ class TrainingLoop:
             seed=training.seed,
             group_by_length=training.group_by_length,
         )
-        every = 1.0 if training.validate_every is None else training.validate_every
-        self.validation_interval = steps_between(every, len(rows.token_ids), training)
-        states = math.ceil(self.steps / self.validation_interval) if self.validation_interval else 1
+        self.validation_interval = validation_interval(len(rows.token_ids), training)
+        states = planned_validations(len(rows.token_ids), training)
         self.held_out = HeldOut.of(validation.labels, states, training)
         self.pad_to = max_length if training.pad_to_max_length else None
         classes = network.model.config.num_labels

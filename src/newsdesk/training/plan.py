@@ -14,7 +14,7 @@ import numpy as np
 from newsdesk.config import DataSection, Recipe, ResolvedRecipe, TrainingSection
 from newsdesk.data.datasets import DATA_SETS, DataSet
 from newsdesk.data.examples import Examples
-from newsdesk.data.load import dialect_of, load_split, load_training_data
+from newsdesk.data.load import TrainingData, dialect_of, load_split, load_training_data
 from newsdesk.data.splits import validation_size
 from newsdesk.data.words import VocabularyFit
 from newsdesk.errors import counted
@@ -24,7 +24,8 @@ from newsdesk.model.parameters import ParameterGroup, parameter_table
 from newsdesk.model.tokenizer import TextTokenizer, Truncation
 from newsdesk.sources.cache import Slot
 from newsdesk.training.batches import Batcher, padding_share
-from newsdesk.training.loop import planned_epochs, steps_per_epoch, total_steps
+from newsdesk.training.held_out import HeldOut, classes_not_held_out
+from newsdesk.training.loop import planned_epochs, planned_validations, steps_per_epoch, total_steps
 from newsdesk.training.machine import TimeEstimate, estimate_time
 from newsdesk.training.optimisation import rate_factor, warmup_steps
 from newsdesk.training.run import require_length
@@ -117,7 +118,10 @@ class TokenBudget:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that can be said of a training before it starts. ``time`` is None when it cannot be estimated."""
+    """All that can be said of a training before it starts. ``time`` is None when it cannot be estimated.
+
+    ``remarks`` are sentences on the validation rows; none where these are not on this disk.
+    """
 
     recipe: Recipe
     given: tuple[GivenValue, ...]
@@ -127,6 +131,7 @@ class Plan:
     curve: tuple[RatePoint, ...]
     tokens: TokenBudget
     time: TimeEstimate | None
+    remarks: tuple[str, ...] = ()
 
     @property
     def trainable(self) -> int:
@@ -155,7 +160,7 @@ def make_plan(resolved: ResolvedRecipe, *, measure_speed: bool = True) -> Plan:
     """
     recipe = resolved.recipe
     training = recipe.training
-    rows, examples = _find_rows(recipe)
+    rows, data = _find_rows(recipe)
     model = outline_classifier(resolve_config(recipe.model.base), rows.classes, recipe.model, recipe.lora)
     require_length(model.config, recipe.model.max_length)
     total = total_steps(rows.train, training)
@@ -165,7 +170,7 @@ def make_plan(resolved: ResolvedRecipe, *, measure_speed: bool = True) -> Plan:
         warmup=warmup_steps(training.warmup, total),
         epochs=planned_epochs(rows.train, training),
     )
-    tokens = _token_budget(recipe, rows, examples)
+    tokens = _token_budget(recipe, rows, None if data is None else data.train)
     time = None
     if measure_speed and tokens.computed_per_epoch is not None:
         time = estimate_time(
@@ -183,6 +188,7 @@ def make_plan(resolved: ResolvedRecipe, *, measure_speed: bool = True) -> Plan:
         curve=_rate_curve(steps, training),
         tokens=tokens,
         time=time,
+        remarks=_remarks(data, training),
     )
 
 
@@ -192,14 +198,21 @@ def _given_values(resolved: ResolvedRecipe) -> Iterator[GivenValue]:
         yield GivenValue(key, getattr(getattr(resolved.recipe, section), name), origin)
 
 
-def _find_rows(recipe: Recipe) -> tuple[RowCounts, Examples | None]:
-    """The numbers of rows and classes, and the training rows themselves where they are on this disk."""
+def _remarks(data: TrainingData | None, training: TrainingSection) -> tuple[str, ...]:
+    if data is None or data.validation.labels is None:
+        return ()
+    held_out = HeldOut.of(data.validation.labels, planned_validations(len(data.train), training), training)
+    return (*classes_not_held_out(data.train, data.validation), *held_out.remarks(training))
+
+
+def _find_rows(recipe: Recipe) -> tuple[RowCounts, TrainingData | None]:
+    """The numbers of rows and classes, and the rows themselves where they are on this disk."""
     data = recipe.data
     known = DATA_SETS.get(data.train)
     if known is None or known.is_cached or Path(data.train).is_file():
         loaded = load_training_data(data, seed=recipe.training.seed, offline=True)
         classes = len(loaded.train.label_names)
-        return RowCounts(len(loaded.train), len(loaded.validation), classes, "data", "data"), loaded.train
+        return RowCounts(len(loaded.train), len(loaded.validation), classes, "data", "data"), loaded
     return _catalogue_rows(data, known), None
 
 
@@ -372,6 +385,7 @@ def _render_rows(plan: Plan) -> list[str]:
         ),
         _figure("all steps", steps.total, _epochs(steps, training)),
         _figure("warm-up steps", steps.warmup),
+        *(line for remark in plan.remarks for line in _wrapped(f"note: {remark}", "  ")),
     ]
 
 
