@@ -65,7 +65,7 @@ def test_planted_faults_are_found_written_and_shown(newsdesk, flags, tmp_path):
     assert [row["row"] for row in quality if row["suspect"] == "yes"] == [row["row"] for row in suspects]
     figures = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert (figures["can_judge"], figures["noise_is"]) == (True, "a lower bound")
-    assert f"{figures['noise']:.2%} or more; a lower bound" in done.out
+    assert f"{figures['noise']:.2%}, a lower bound" in done.out
     assert figures["rows"] == 232
     assert figures["counts"]["conflicting duplicates"] == 2
     assert figures["command"].startswith("newsdesk audit --data")

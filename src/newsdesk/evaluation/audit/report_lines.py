@@ -64,8 +64,8 @@ def _judgement(report: AuditReport) -> Iterator[str]:
         yield _figure("", "below it, try another --base")
         yield _figure("estimated wrong labels", "not known")
         return
-    yield _figure("estimated wrong labels", f"{report.noise:.2%} or more; a lower bound, since errors")
-    yield _figure("", "made the same way every time look right")
+    yield _figure("estimated wrong labels", f"{report.noise:.2%}, a lower bound: errors that are made")
+    yield _figure("", "the same way every time look right")
     yield _figure("held-out accuracy", accuracy)
 
 
