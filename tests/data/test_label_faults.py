@@ -136,6 +136,15 @@ def test_classes_that_one_of_two_files_lacks_are_named_and_other_spellings_are_n
     assert not found.is_ok
 
 
+def test_numbers_that_count_the_classes_off_are_no_classes_of_their_own(report, tmp_path):
+    other = written(tmp_path / "test.csv", "0", "1", "2", column="topic")
+    assert report("World", "Arts", "Sport", against=other).is_ok
+    (untested,) = report(
+        "World", "Arts", "Sport", against=written(tmp_path / "test.csv", "0", "2")
+    ).label_faults
+    assert untested.labels == {"Sport": 6}
+
+
 def test_a_column_of_free_text_is_no_column_of_classes(tmp_path):
     path = tmp_path / "wire.csv"
     path.write_text("title,category\n" + "".join(f"text {i},note {i}\n" for i in range(40)))

@@ -236,3 +236,14 @@ def test_the_shared_ag_news_rows_become_balanced_examples():
     assert examples.labels is not None
     assert [int((examples.labels == i).sum()) for i in range(4)] == [950] * 4
     assert not any("#39;" in text or "quot;" in text or "\\" in text for text in examples.texts)
+
+
+def test_rows_without_a_label_are_left_out_with_the_unknown_ones_if_asked():
+    wire = table("text,label", ("a", "x"), ("b", ""), ("c", "z"), ("d", None), ("e", "X"))
+    with pytest.raises(UserError, match=r"line 3: the row has no label.*"):
+        to_examples(wire, label_names=["x", "y"])
+    examples = to_examples(wire, label_names=["x", "y"], unknown_labels="drop")
+    assert examples.texts == ("a", "e")
+    assert examples.matching is not None
+    assert "2 rows without a label left out" in examples.matching.notes()
+    assert (examples.matching.unlabelled, examples.matching.unknown[0].lines) == (2, (4,))

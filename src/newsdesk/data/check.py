@@ -19,6 +19,7 @@ from newsdesk.data.layout import TextLayout, label_column, labels_with_faults, t
 from newsdesk.data.readers import read_table, read_with_faults
 from newsdesk.data.table import Fault, Table
 from newsdesk.data.words import VocabularyFit
+from newsdesk.errors import UserError
 
 _SHOWN = 100  # places listed of each kind; counts are always complete
 _QUANTILES = (0.5, 0.9, 0.95, 0.99, 1.0)
@@ -255,9 +256,11 @@ def _label_faults(
     told = {label.strip() for fault in faults for label in fault.odd}
     for fault in rare_classes(Counter(label for label in labels if label and label not in told)):
         yield fault.at(table.lines, labels)
-    if other is None or column not in other.columns:
+    if other is None:
         return
-    there = labels_with_faults(other, column)[0]
+    there = _labels_of_other(other, column)
+    if not any(there):
+        return
     missing, untested = absent_classes(
         Counter(filter(None, labels)), Counter(filter(None, there)), other.path
     )
@@ -265,6 +268,16 @@ def _label_faults(
         yield missing.at(other.lines, there)
     if untested.labels:
         yield untested.at(table.lines, labels)
+
+
+def _labels_of_other(other: Table, column: str) -> Sequence[str]:
+    """The labels of the other file, in the column of the same name or one with a usual name."""
+    if column not in other.columns:
+        try:
+            column = label_column(other) or ""
+        except UserError:  # several could be
+            return ()
+    return labels_with_faults(other, column)[0] if column else ()
 
 
 def _as_written(table: Table, column: str, labels: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Self
 
-from newsdesk.data.labels import LabelMatcher, folded, spellings_of_one_class
+from newsdesk.data.labels import LabelMatcher, class_names, folded, spellings_of_one_class
 from newsdesk.data.table import canonical
 from newsdesk.errors import counted
 
@@ -118,6 +118,9 @@ def absent_classes(
     here: Mapping[str, int], there: Mapping[str, int], other: Path
 ) -> tuple[LabelFault, LabelFault]:
     """Classes of the file ``other`` that this one does not have, and the other way round."""
+    names = tuple(class_names(tuple(here)))
+    positions = LabelMatcher(names).positions(there) or {}  # numbers there may count the classes here
+    there = {names[positions[label]] if label in positions else label: n for label, n in there.items()}
     return (
         _fault(
             there,

@@ -224,6 +224,7 @@ class LabelMatching:
         policy: what was done with their rows.
         respelled: labels that a class spells differently, and that class.
         positions: where the labels are numbers that count the classes off: the class of each.
+        unlabelled: rows without a label, which were left out.
     """
 
     rows: int
@@ -231,6 +232,7 @@ class LabelMatching:
     policy: UnknownLabels = "error"
     respelled: Mapping[str, str] = field(default_factory=dict)
     positions: Mapping[str, str] = field(default_factory=dict)
+    unlabelled: int = 0
 
     @property
     def unknown_rows(self) -> int:
@@ -255,6 +257,8 @@ class LabelMatching:
         if self.respelled:
             pairs = ", ".join(f"{label!r} as {name}" for label, name in _first(self.respelled.items()))
             notes.append(f"labels spelled otherwise than the run's classes: {pairs}{_more(self.respelled)}")
+        if self.unlabelled:
+            notes.append(f"{counted(self.unlabelled, 'row')} without a label left out")
         if self.unknown:
             done = "are counted as errors" if self.policy == "count-wrong" else "were left out"
             which = ", ".join(f"{label.label!r} ({label.rows:,})" for label in _first(self.unknown))

@@ -214,20 +214,41 @@ def to_examples(
                 fix="name the column that holds the class, for example --label topic" + _by_position(table),
             )
         return Examples(texts, None, (), str(table.path))
+    assert column is not None  # or there were no labels
+    if label_names is not None:
+        return _matched_examples(table, column, texts, labels, label_names, unknown_labels)
     _require_label_in_every_row(table, labels)
-    source, (declared, first) = str(table.path), _declared_names(table, column or "")
-    if label_names is None:
-        own = _own_classes(labels, declared, merge_case=merge_case)
-        return Examples(texts, own.ids, own.names, source, own.matching)
+    own = _own_classes(labels, _declared_names(table, column)[0], merge_case=merge_case)
+    return Examples(texts, own.ids, own.names, str(table.path), own.matching)
+
+
+def _matched_examples(
+    table: Table,
+    column: str,
+    texts: Sequence[str],
+    labels: Sequence[str],
+    label_names: Sequence[str],
+    unknown_labels: UnknownLabels,
+) -> Examples:
+    """Rows with the ids of a run's classes; those to leave out are left out."""
+    kept = [row for row, label in enumerate(labels) if label or unknown_labels != "drop"]
+    _require_label_in_every_row(table, [labels[row] for row in kept])
+    declared, first = _declared_names(table, column)
     numbers = {str(number) for number in range(first, first + len(declared))}
-    if (
-        declared and set(map(number_of, label_names)) == numbers
-    ):  # the run learned from the numbers themselves
-        labels = tuple("".join(labels_in(cell)) for cell in table.column(column or ""))
+    if declared and set(map(number_of, label_names)) == numbers:
+        # The run learned from the numbers themselves.
+        labels = ["".join(labels_in(cell)) for cell in table.column(column)]
     matched = match_labels(
-        labels, table.lines, label_names, source=table.path.name, unknown_labels=unknown_labels
+        [labels[row] for row in kept],
+        [table.lines[row] for row in kept],
+        label_names,
+        source=table.path.name,
+        unknown_labels=unknown_labels,
     )
-    examples = Examples(texts, matched.ids, matched.names, source, matched.matching)
+    matching = replace(matched.matching, unlabelled=len(labels) - len(kept))
+    examples = Examples(
+        tuple(texts[row] for row in kept), matched.ids, matched.names, str(table.path), matching
+    )
     return examples.select(np.flatnonzero(matched.ids >= 0))
 
 
@@ -321,9 +342,9 @@ def _own_classes(labels: Sequence[str], declared: Sequence[str], *, merge_case: 
 def _require_label_in_every_row(table: Table, labels: Sequence[str]) -> None:
     if not all(labels):
         raise UserError(
-            f"{table.path.name}, line {table.lines[labels.index('')]}: the row has no label",
-            found=f"{labels.count(''):,} such rows among {len(labels):,}",
-            fix="label these rows, or leave them out",
+            f"{table.path.name}, line {table.lines[list(labels).index('')]}: the row has no label",
+            found=f"{list(labels).count(''):,} such rows among {len(labels):,}",
+            fix="label these rows, or leave them out, as --unknown-labels drop does of rows to measure",
         )
 
 
