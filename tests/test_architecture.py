@@ -29,6 +29,7 @@ LIGHT_IN_HEAVY_ROOMS = (
     "newsdesk.training.events",
     "newsdesk.training.log",
     "newsdesk.training.manifest",
+    "newsdesk.training.replacing",
     "newsdesk.training.run_folder",
 )
 HEAVY_PACKAGES = ("torch", "transformers", "peft", "sklearn", "pyarrow")

@@ -75,7 +75,7 @@ def train(
         flags: dotted recipe keys and values, such as ``{"training.epochs": 2.0}``.
         overrides: the same as texts, ``section.key=value``.
         observe: called with every training event.
-        overwrite: replace a run that is at ``out`` already.
+        overwrite: replace a run that is at ``out`` already, once the new one has finished.
         resume: go on with the run at ``out``; with neither recipe, flags nor overrides, by its own recipe.
         progress: called while base model and data are fetched.
 
@@ -100,14 +100,26 @@ def recipe_for(
     *,
     resume: bool,
 ) -> ResolvedRecipe:
-    """The recipe asked for; if nothing is but to resume, the one that the run at ``out`` began with."""
+    """The recipe asked for; if nothing is but to resume, the one that the training at ``out`` began with.
+
+    Raises UserError where nothing is asked for but to resume, and there is nothing to resume.
+    """
     from newsdesk.config import load_recipe
+    from newsdesk.training.replacing import resumable
 
     overrides = tuple(overrides)
     asked = recipe is not None or overrides or any(value is not None for value in (flags or {}).values())
-    if resume and out is not None and not asked and RunFolder(out).recipe.is_file():
-        return load_recipe(str(RunFolder(out).recipe))
-    return load_recipe(recipe, flags, overrides)
+    if not resume or out is None or asked:
+        return load_recipe(recipe, flags, overrides)
+    begun = resumable(out)
+    if begun is None:
+        names = sorted(entry.name for entry in out.iterdir())[:8] if out.is_dir() else ["no such folder"]
+        raise UserError(
+            f"there is no training to resume at {out}",
+            found=", ".join(names) or "an empty folder",
+            fix="give the --out of a training that was begun, or say what to train: --recipe, --data",
+        )
+    return load_recipe(str(begun.recipe))
 
 
 def train_resolved(
@@ -129,8 +141,10 @@ def train_resolved(
         run = run_training(
             resolved, out, observe=observe, overwrite=overwrite, resume=resume, progress=progress
         )
-    if rank() == 0:  # of processes that train together the first one alone writes
-        refresh_card(run)
+    # Of processes that train together the first one alone writes; a run that waits to replace another has no
+    # card yet.
+    if rank() == 0 and run.path == out:
+        refresh_card(run, retrained=True)
     return run
 
 

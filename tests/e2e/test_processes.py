@@ -39,6 +39,28 @@ def test_ctrl_c_in_the_middle_of_training_leaves_a_usable_run(newsdesk, start, d
     assert newsdesk("predict", out, "goal coach").code == 0
 
 
+def test_ctrl_c_while_a_run_is_replaced_leaves_the_old_one_and_says_where_the_new_one_is(
+    newsdesk, start, desk, run
+):
+    before = (run / "manifest.json").read_bytes()
+    process = start("train", *desk.flags, "--epochs", "100000", "--out", run, "--overwrite")
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while steps_logged(run / ".next") < 5 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    assert process.returncode == 130, stderr
+    assert stdout == (
+        f"interrupted; a usable run was saved to {run / '.next'}, while {run} is as it was; "
+        "with --resume the new one goes on and takes its place when it has finished\n"
+    )
+    assert (run / "manifest.json").read_bytes() == before
+    assert newsdesk("predict", run, "goal coach").code == 0
+
+
 def test_a_reader_that_has_seen_enough_is_no_failure(start, trained, desk):
     process = start("predict", trained, "--input", desk.test, stdin=subprocess.DEVNULL)
     assert process.stdout is not None

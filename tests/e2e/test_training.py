@@ -8,6 +8,8 @@ import time
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from newsdesk.training.run_folder import open_run
 
 RUN_FILES = {
@@ -141,6 +143,30 @@ def test_a_killed_training_goes_on_by_its_own_recipe_and_says_so(newsdesk, start
     assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     again = newsdesk("train", "--out", out, "--resume", "--json")
     assert (again.code, again.json["finished"]) == (0, "completed")
+
+
+@pytest.mark.parametrize("there", [None, "notes.txt", "recipe.toml"])
+def test_where_nothing_is_to_be_resumed_no_other_training_begins(newsdesk, tmp_path, there):
+    out = tmp_path / "run"
+    if there is not None:
+        out.mkdir()
+        (out / there).write_text("[data]\n")
+    refused = newsdesk("train", "--out", out, "--resume")
+    assert refused.code == 1
+    assert f"error: there is no training to resume at {out}\n" in refused.err
+    assert f"found: {there or 'no such folder'}\n" in refused.err
+    assert "--data" in refused.err
+    assert out.exists() == (there is not None)
+
+
+def test_to_resume_with_a_recipe_begins_where_nothing_is_and_says_so(newsdesk, desk, tmp_path):
+    out = tmp_path / "run"
+    begun = newsdesk("train", *desk.flags, "--epochs", "0.1", "--out", out, "--resume")
+    assert begun.code == 0
+    assert f"nothing to resume at {out}: a new training begins" in begun.err
+    again = newsdesk("train", *desk.flags, "--epochs", "0.1", "--out", out, "--resume")
+    assert again.code == 0
+    assert "nothing to resume" not in again.err
 
 
 def test_to_resume_and_to_overwrite_is_a_contradiction(newsdesk, tmp_path):

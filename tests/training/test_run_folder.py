@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,8 @@ from newsdesk.data.layout import TextLayout
 from newsdesk.errors import UserError
 from newsdesk.files import sha256_of
 from newsdesk.training.manifest import BaseFacts, Manifest
-from newsdesk.training.run_folder import MANIFEST, Labels, RunFolder, open_run, require_free, staged
+from newsdesk.training.replacing import require_free, staged
+from newsdesk.training.run_folder import HEADER, MANIFEST, Labels, RunFolder, open_run
 
 SEALED = Manifest(newsdesk="0.1.0", versions={}, base=BaseFacts("b", "b", None), seed=42)
 LABELS = Labels(("cold", "hot"), TextLayout(("title", "body"), "{title}. {body}", "ag_news"), 64)
@@ -123,7 +123,7 @@ def test_a_place_that_is_taken_is_refused_and_only_a_run_may_be_replaced(tmp_pat
     for overwrite in (False, True):
         with pytest.raises(UserError, match="is not empty") as raised:
             require_free(tmp_path / "thesis", overwrite=overwrite)
-        assert raised.value.found == "files"
+        assert raised.value.found == "no run of newsdesk, but chapter.tex"
         assert "--overwrite" not in (raised.value.fix or "")
         with pytest.raises(UserError, match="is a file"):
             require_free(tmp_path / "thesis" / "chapter.tex", overwrite=overwrite)
@@ -134,35 +134,10 @@ def test_what_is_prepared_takes_the_place_of_the_old_run_only_when_all_is_there(
     with staged(run.path) as new:
         new.write_recipe("[model]\n")
         (new.path / "tokenizer").mkdir()
-        assert run.recipe.read_text() == "[lora]\n"
-    assert sorted(entry.name for entry in run.path.iterdir()) == ["recipe.toml", "tokenizer"]
-    assert run.recipe.read_text() == "[model]\n"
-
-
-def test_a_replacement_broken_off_anywhere_looks_unfinished(run: RunFolder, monkeypatch: pytest.MonkeyPatch):
-    run.seal(SEALED)
-    moves = 0
-    move = Path.replace
-
-    def counted(self: Path, target: Path) -> Path:
-        nonlocal moves
-        moves += self.parent.name == ".staging"
-        if moves == 3:
-            raise KeyboardInterrupt
-        return move(self, target)
-
-    def interrupted() -> None:
-        with staged(run.path) as new:
-            new.write_recipe("[model]\n")
-            new.write_labels(LABELS)
-            new.seal(replace(SEALED, seed=2))
-            monkeypatch.setattr(Path, "replace", counted)
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    monkeypatch.setattr(Path, "replace", move)
-    with pytest.raises(UserError, match="is unfinished"):
-        open_run(run.path)
+        (new.path / "tokenizer" / "tokenizer.json").write_text("{}")
+        assert run.recipe.read_text() == HEADER + "[lora]\n"
+    assert sorted(entry.name for entry in run.path.iterdir()) == ["link", "recipe.toml", "tokenizer"]
+    assert run.recipe.read_text() == HEADER + "[model]\n"
 
 
 def test_a_failed_preparation_leaves_what_was_there(tmp_path: Path, run: RunFolder):
@@ -174,7 +149,7 @@ def test_a_failed_preparation_leaves_what_was_there(tmp_path: Path, run: RunFold
     for out in (run.path, tmp_path / "deep" / "new"):
         with pytest.raises(KeyboardInterrupt):
             fail(out)
-    assert run.recipe.read_text() == "[lora]\n"
+    assert run.recipe.read_text() == HEADER + "[lora]\n"
     assert sorted(entry.name for entry in run.path.iterdir()) == ["adapter", "labels.json", "recipe.toml"]
     assert not (tmp_path / "deep" / "new").exists()
 

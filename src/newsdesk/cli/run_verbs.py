@@ -39,11 +39,11 @@ _RUN = click.argument("run", type=click.Path(path_type=Path))
 @flag(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any recipe value, such as lora.rank=16."
 )
-@flag("--overwrite", is_flag=True, help="Replace the run that is at --out.")
+@flag("--overwrite", is_flag=True, help="Replace the run at --out, once the new one is finished.")
 @flag(
     "--resume",
     is_flag=True,
-    help="Go on with the run at --out, by its own recipe; begin where there is none.",
+    help="Go on with the training at --out, by its own recipe.",
 )
 @flag(
     "--dry-run", is_flag=True, help="Show parameters, steps, learning rates and an estimate; train nothing."
@@ -66,6 +66,8 @@ def train(
     """Train a classifier and leave a run folder."""
     from newsdesk.api import recipe_for
     from newsdesk.inference.run_predictor import needing_train_extra
+    from newsdesk.training.launch import rank
+    from newsdesk.training.replacing import resumable
 
     flags = {
         "data.train": train_data,
@@ -78,6 +80,8 @@ def train(
     if overwrite and resume:
         raise click.UsageError("--overwrite begins anew and --resume goes on: give one of them.")
     resolved = recipe_for(out, recipe, flags, overrides, resume=resume)
+    if resume and out is not None and rank() == 0 and resumable(out) is None:
+        note(terminal(), f"nothing to resume at {out}: a new training begins by what was asked for")
     if dry_run:
         with needing_train_extra("a dry run"):
             from newsdesk.training.plan import make_plan, render_plan
@@ -114,8 +118,15 @@ def _train_and_tell(
     interrupted = run.manifest.is_interrupted
     ending = f"run saved to {out}"
     if interrupted:
-        ending = f"interrupted; a usable run was saved to {out}; continue it with --resume"
-    say({"run": str(out), **to_content(run.manifest.training)} if as_json else [ending])
+        ending = f"interrupted; a usable run was saved to {run.path}"
+        if run.path == out:
+            ending += "; continue it with --resume"
+        else:
+            ending += (
+                f", while {out} is as it was; with --resume the new one goes on and takes its place when it"
+            )
+            ending += " has finished"
+    say({"run": str(run.path), **to_content(run.manifest.training)} if as_json else [ending])
     if interrupted:
         click.get_current_context().exit(130)
 
@@ -209,5 +220,5 @@ def import_adapter(
             overwrite=overwrite,
             progress=progress,
         )
-    refresh_card(run)
+    refresh_card(run, retrained=True)
     say([f"run saved to {out}; its classes are {', '.join(run.labels.names)}"])

@@ -111,7 +111,7 @@ def export_run(
         write_stored(folder / QUALITY, quality)
         _seal(run, kind, folder)
     if target.resolve().is_relative_to(run.path.resolve()):
-        run.reseal()
+        run.reseal(wrote=target)
     return Export(target, kind, quality)
 
 

@@ -13,12 +13,11 @@ from newsdesk.errors import UserError
 from newsdesk.files import damaged, write_text
 from newsdesk.reporting.card_body import card_body
 from newsdesk.reporting.card_facts import CardFacts, Source
-from newsdesk.training.run_folder import RunFolder
+from newsdesk.training.run_folder import CARD, RunFolder
 
 if TYPE_CHECKING:
     from huggingface_hub import CardData, EvalResult, ModelCard
 
-CARD = "README.md"
 BEGIN = (
     "<!-- newsdesk writes from here to the closing mark, and writes it anew after every evaluation; "
     "your own words are kept above and below -->"
@@ -31,14 +30,17 @@ _MEASURED = ("metrics", "model-index")
 """The metadata that follow the figures; every other entry is kept once it is there."""
 
 
-def refresh_card(run: RunFolder) -> None:
+def refresh_card(run: RunFolder, *, retrained: bool = False) -> None:
     """Write the card of a finished run, or bring the one there up to date, and seal the run anew.
+
+    ``retrained`` says that the card may be of a run that was at the same place before: of its metadata only
+    what newsdesk does not write itself is kept.
 
     A card that its owner took over, without the markers or with metadata that cannot be read, is left as it
     is. A kill in between leaves a complete run. Raises UserError when a file of the run is damaged.
     """
     existing = existing_card(run)
-    content = card_text(CardFacts.of(run), existing)
+    content = card_text(CardFacts.of(run), existing, retrained=retrained)
     if content != existing:
         write_text(run.path / CARD, content)
         run.reseal()
@@ -53,8 +55,10 @@ def existing_card(run: RunFolder) -> str | None:
         raise damaged(path, str(error), fix=f"save it as UTF-8, or delete it: {_WRITTEN_ANEW}") from None
 
 
-def card_text(facts: CardFacts, existing: str | None = None) -> str:
+def card_text(facts: CardFacts, existing: str | None = None, *, retrained: bool = False) -> str:
     """The card: metadata as YAML, then Markdown; of an ``existing`` one what its owner wrote is kept.
+
+    ``retrained`` is as for :func:`refresh_card`.
 
     An existing card without the markers, or with metadata that are no YAML, is given back as it is.
     """
@@ -67,7 +71,8 @@ def card_text(facts: CardFacts, existing: str | None = None) -> str:
     card = _parsed(before)
     if not (begin and end) or card is None:
         return existing
-    kept = {key: value for key, value in _entries(card.data).items() if key not in _MEASURED}
+    anew = (*_MEASURED, *(metadata if retrained else ()))
+    kept = {key: value for key, value in _entries(card.data).items() if key not in anew}
     measured = {key: metadata[key] for key in _MEASURED if key in metadata}
     return f"---\n{_yaml({**metadata, **kept, **measured})}\n---\n{card.text}{body}{after}"
 

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 from newsdesk import __version__
 from newsdesk.errors import UserError
 from newsdesk.files import sha256_of
-from newsdesk.reporting.model_card import CARD
 from newsdesk.reporting.push_plan import PushPlan, plan_push
 from newsdesk.sources.hub import without_progress_bars
 from newsdesk.stored import read_stored
 from newsdesk.training.manifest import Manifest
-from newsdesk.training.run_folder import LABELS, MANIFEST
+from newsdesk.training.run_folder import CARD, LABELS, MANIFEST
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo

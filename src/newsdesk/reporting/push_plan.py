@@ -19,9 +19,9 @@ from newsdesk.errors import UserError
 from newsdesk.files import sha256_of
 from newsdesk.inference.artefact import KINDS, find_artefact
 from newsdesk.reporting.card_facts import CardFacts
-from newsdesk.reporting.model_card import CARD, card_text, existing_card, require_readable_metadata
+from newsdesk.reporting.model_card import card_text, existing_card, require_readable_metadata
 from newsdesk.stored import stored_bytes
-from newsdesk.training.run_folder import MANIFEST, RunFolder, open_run
+from newsdesk.training.run_folder import CARD, MANIFEST, RunFolder, open_run
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _EXPORTS = "export/"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +71,7 @@ class Checkpoints:
             write_bytes(path, content)
         except UserError as error:
             raise _not_written(error, self._newest, self._folder.parent) from error
-        for old in self._folder.iterdir():  # also what a kill left half written under another name
+        for old in self._own():
             if old not in (path, self._newest):
                 old.unlink(missing_ok=True)
         self._newest = path
@@ -99,10 +100,14 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Remove all of them: the training is over."""
-        for path in self._folder.glob("*"):
+        for path in self._own():
             path.unlink(missing_ok=True)
-        if self._folder.is_dir():
+        with suppress(OSError):  # not there, or something in it that is not ours
             self._folder.rmdir()
+
+    def _own(self) -> list[Path]:
+        """Checkpoints, and what a kill left half written of one."""
+        return [*self._folder.glob(_NAMES), *self._folder.glob(f".{_NAMES}.*.part")]
 
 
 def encode(checkpoint: Checkpoint) -> bytes:

@@ -25,8 +25,9 @@ from newsdesk.model.tokenizer import TextTokenizer
 from newsdesk.sources.source import Progress
 from newsdesk.training.manifest import ImportFacts, Manifest
 from newsdesk.training.provenance import base_facts, base_name, installed_versions
+from newsdesk.training.replacing import require_free, staged
 from newsdesk.training.run import require_length
-from newsdesk.training.run_folder import Labels, RunFolder, require_free, staged
+from newsdesk.training.run_folder import Labels, RunFolder
 
 TEXT_COLUMN = TextLayout(("text",))
 
@@ -111,7 +112,6 @@ def import_adapter(
     names = _names_of_labels(saved, found.path, label_names)
     recipe = _known_recipe(saved, found, layout, max_length)
     _require_nothing_random(saved, found, names, max_length)
-    run = RunFolder(out)
     with staged(out) as prepared:
         for name in ADAPTER_FILES:
             write_bytes(prepared.adapter / name, (saved.folder / name).read_bytes())
@@ -119,8 +119,8 @@ def import_adapter(
         prepared.write_recipe(recipe.to_toml())
         copy_tokenizer(_tokenizer_source(saved, found), prepared.tokenizer)
         TextTokenizer.from_folder(prepared.tokenizer, max_length)
-    run.seal(_manifest(saved, found))
-    return run
+        prepared.seal(_manifest(saved, found))
+    return RunFolder(out)
 
 
 def _require_lora_classifier(folder: Path, config: Mapping[str, Any]) -> None:

@@ -52,7 +52,15 @@ from newsdesk.training.log import EventLog
 from newsdesk.training.loop import EncodedRows, TrainingLoop, total_steps
 from newsdesk.training.manifest import SPLIT_OFF, DataFacts, Manifest, RowFacts, TrainingFacts
 from newsdesk.training.provenance import base_facts, hub_reference, installed_versions
-from newsdesk.training.run_folder import Labels, RunFolder, in_use, require_free, staged
+from newsdesk.training.replacing import (
+    in_use,
+    put_in_place,
+    require_free,
+    resumable,
+    staged,
+    working_folder,
+)
+from newsdesk.training.run_folder import Labels, RunFolder
 from newsdesk.training.team import Team, gathered
 
 Observer = Callable[[Event], None]
@@ -81,7 +89,8 @@ def run_training(
         resolved: the recipe and where its values came from.
         out: the folder to write.
         observe: called with every event of the loop, after it was logged.
-        overwrite: replace a run that is already at ``out``, once all is ready to train.
+        overwrite: replace a run that is already at ``out``, once the new one has finished: until then that
+            one stays as it is, and the new one is written to a folder inside of it.
         resume: go on with the run at ``out`` where it was interrupted or killed; begin where there is none,
             and leave a complete one as it is. A process that torchrun started anew always does.
         progress: called while base model and data are fetched.
@@ -90,16 +99,19 @@ def run_training(
         UserError: for anything that the recipe, the data or the machine does not allow. What is wrong
             before the first step leaves ``out`` as it was.
     """
-    run, resume = RunFolder(out), resume or restarted()
+    resume = resume or restarted()
     with ExitStack() as stack:
         team, device = stack.enter_context(gathered(resolved.recipe.training.device))
-        if team.leads and not (resume and run.recipe.is_file()):
+        begun = _begun(out, resolved, overwrite=overwrite) if team.leads and resume else None
+        if team.leads and begun is None:
             require_free(out, overwrite=overwrite)
-        if team.any(team.leads and resume and _came_to_its_end(run)):
-            return run
+        if team.any(begun is not None and _came_to_its_end(begun)):
+            return RunFolder(out) if begun is None else put_in_place(begun, out)
+        run = RunFolder(out)
         if team.leads:
-            if resume and run.recipe.is_file():
-                _require_same_recipe(run, resolved)
+            if begun is not None:
+                _require_same_recipe(begun, resolved)
+            run = begun or working_folder(out, overwrite=overwrite)
             stack.enter_context(in_use(out))
         prepared = _prepare(resolved, team, device, stack, progress)
         checkpoints, log_bytes, resumed = _go_on_or_begin(run, prepared, resolved, team, resume=resume)
@@ -109,9 +121,10 @@ def run_training(
         with EventLog(run.log, keep=log_bytes) as log:
             finished = _lead(run, prepared, checkpoints, log, observe, resumed)
         run.seal(_manifest(resolved, prepared, finished, team))
-        if finished.reason != "interrupted":
-            checkpoints.clear()
-    return run
+        if finished.reason == "interrupted":
+            return run
+        checkpoints.clear()
+        return put_in_place(run, out)
 
 
 @dataclass(frozen=True)
@@ -327,18 +340,34 @@ def _came_to_its_end(run: RunFolder) -> bool:
     return run.is_complete()
 
 
-def _require_same_recipe(run: RunFolder, asked: ResolvedRecipe) -> None:
-    """Raise UserError when the recipe asked for is not the one that the run was started with."""
+def _begun(out: Path, asked: ResolvedRecipe, *, overwrite: bool) -> RunFolder | None:
+    """The training that goes on.
+
+    With ``overwrite`` a process that torchrun started anew takes the run at ``out`` for the one to be
+    replaced, unless that is unfinished and by the recipe asked for.
+    """
+    found = resumable(out)
+    if found is None or found.path != out or not overwrite:
+        return found
+    return None if found.is_complete() or _changed_settings(found, asked) else found
+
+
+def _changed_settings(run: RunFolder, asked: ResolvedRecipe) -> list[str]:
+    """What the run was started with and what is asked for instead, a line each."""
     began = load_recipe(str(run.recipe)).recipe.model_dump()
     now = asked.recipe.model_dump()
-    changed = [
+    return [
         f"{section}.{key} = {value!r}, asked for {now[section][key]!r}"
         for section in began
         if isinstance(began[section], dict)
         for key, value in began[section].items()
         if now[section][key] != value
     ]
-    if changed:
+
+
+def _require_same_recipe(run: RunFolder, asked: ResolvedRecipe) -> None:
+    """Raise UserError when the recipe asked for is not the one that the run was started with."""
+    if changed := _changed_settings(run, asked):
         raise UserError(
             f"{run.path} was started with another recipe, and can only go on as it began",
             found="\n       ".join(changed),

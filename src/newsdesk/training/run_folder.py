@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
-from newsdesk.data.known_texts import KnownTexts
+from newsdesk.calibration import CALIBRATION, CALIBRATION_ROWS
+from newsdesk.data.known_texts import KNOWN_TEXTS, KnownTexts
 from newsdesk.data.layout import TextLayout
 from newsdesk.errors import UserError
-from newsdesk.files import make_folder, remove_empty, sha256_of, write_text
+from newsdesk.files import sha256_of, write_text
 from newsdesk.off_topic import OFF_TOPIC
-from newsdesk.stored import KEY, read_stored, write_stored
+from newsdesk.stored import KEY, read_content, read_stored, write_stored
 from newsdesk.training.manifest import Manifest
 
 MANIFEST = "manifest.json"
 LABELS = "labels.json"
-_STAGING, _LOCK = ".staging", ".lock"
-_OURS = (_STAGING, _LOCK)
-_CHECKPOINTS = "checkpoints"
-_OF_TRAINING = ("README.md", "adapter", _CHECKPOINTS, LABELS, "log.jsonl", "recipe.toml", "tokenizer")
-"""What an unfinished run keeps when it goes on; the rest tells of a state that will not be the last.
+CARD = "README.md"
+METRICS = "metrics.json"
+HEADER = "# The recipe of a run of newsdesk: every value, and where it came from.\n"
+"""How a run's recipe.toml begins, so that nobody else's file of that name is taken for one."""
 
-The card may hold its owner's words, and is written anew at the end.
-"""
+_CHECKPOINTS = "checkpoints"
+_OF_TRAINING = {
+    *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
+    *(LABELS, "log.jsonl", "recipe.toml"),
+    *(f"tokenizer/{name}" for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")),
+    *(f"tokenizer/{name}" for name in ("special_tokens_map.json", "added_tokens.json", "vocab.txt")),
+    *(f"tokenizer/{name}" for name in ("vocab.json", "merges.txt", "tokenizer.model", "spiece.model")),
+}
+"""What an unfinished run keeps when it goes on; the rest tells of a state that will not be the last."""
+_OF_THE_END = {METRICS, CALIBRATION, CALIBRATION_ROWS, OFF_TOPIC, KNOWN_TEXTS}
+_CHECKPOINT = re.compile(r"checkpoints/step-\d+-[0-9a-f]+\.safetensors")
+_PREDICTIONS = re.compile(r"predictions-(.+)\.csv")
+_PART = re.compile(r"\..+\.part")
+_REPORT = b'<meta name="generator" content="newsdesk'
+_ORIGIN = re.compile(r"^\w+ = .*  # (default|flag|flag --set|recipe .+|imported)$", re.MULTILINE)
+"""A line of a recipe from before it had a header."""
 
 _FIX = "copy the run anew from where it is whole, or train it again"
 
@@ -110,19 +127,27 @@ class RunFolder:
         self.__dict__.pop("labels", None)  # read before, they are out of date now
 
     def write_recipe(self, toml: str) -> None:
-        """Write recipe.toml."""
-        write_text(self.recipe, toml)
+        """Write recipe.toml, with a header that tells whose it is."""
+        write_text(self.recipe, HEADER + toml)
 
-    def seal(self, manifest: Manifest) -> None:
-        """Write the manifest, last of all, with the sha256 of every other file of the run."""
-        files = sorted(file for file in self.path.rglob("*") if file.is_file() and self._belongs(file))
-        hashes = {file.relative_to(self.path).as_posix(): sha256_of(file) for file in files}
+    def seal(self, manifest: Manifest, *, wrote: Path | None = None) -> None:
+        """Write the manifest, last of all, with the sha256 of every other file of the run.
+
+        ``wrote`` is a folder in the run, all of whose files newsdesk has just written: an export.
+        """
+        files = {*own_files(self.path, exported=manifest.files)} - {self.path / MANIFEST}
+        if wrote is not None:
+            files |= {path for path in wrote.rglob("*") if path.is_file()}
+        if (self.path / CARD).is_file():
+            files.add(self.path / CARD)
+        sealed = sorted(file for file in files if not file.is_relative_to(self.checkpoints))
+        hashes = {file.relative_to(self.path).as_posix(): sha256_of(file) for file in sealed}
         write_stored(self.path / MANIFEST, replace(manifest, files=hashes))
         self.__dict__.pop("manifest", None)  # read before, it is out of date now
 
-    def reseal(self) -> None:
-        """Write the manifest anew after files were added, its facts unchanged."""
-        self.seal(read_stored(self.path / MANIFEST, Manifest, fix=_FIX))
+    def reseal(self, *, wrote: Path | None = None) -> None:
+        """Write the manifest anew after files were added, its facts unchanged; ``wrote`` as for ``seal``."""
+        self.seal(read_stored(self.path / MANIFEST, Manifest, fix=_FIX), wrote=wrote)
 
     def is_complete(self) -> bool:
         """Whether the run is sealed and its training came to its own end."""
@@ -130,100 +155,86 @@ class RunFolder:
 
     def reopen(self) -> None:
         """Break the seal of an interrupted run that goes on, and remove what was made of its state so far."""
+        stale = own_files(self.path)
         (self.path / MANIFEST).unlink(missing_ok=True)
-        _remove([entry for entry in self.path.iterdir() if entry.name not in (*_OF_TRAINING, *_OURS)])
+        for file in stale:
+            name = file.relative_to(self.path).as_posix()
+            if name not in _OF_TRAINING and not _CHECKPOINT.fullmatch(name):
+                remove_file(file, self.path)
         self.__dict__.pop("manifest", None)
 
-    def _belongs(self, file: Path) -> bool:
-        first, *_ = parts = file.relative_to(self.path).parts
-        return first not in (MANIFEST, _CHECKPOINTS) and not any(part.startswith(".") for part in parts)
+
+def own_files(run: Path, *, exported: Mapping[str, str] | None = None) -> list[Path]:
+    """The files in a folder that newsdesk wrote as parts of a run, without the card, which has an owner.
+
+    Files of exports are known by the manifest, or by ``exported``, the files that one names. Links to folders
+    are not followed.
+    """
+    if exported is None:
+        exported = RunFolder(run).manifest.files if run_state(run) == "a finished run" else {}
+    found = []
+    for folder, folders, names in os.walk(run):
+        if Path(folder) == run:
+            folders[:] = [name for name in folders if not name.startswith(".")]
+        evaluated = _evaluated_splits(Path(folder))
+        for name in names:
+            path = Path(folder) / name
+            if _is_own(path, path.relative_to(run).as_posix(), evaluated, exported):
+                found.append(path)
+    return sorted(found)
 
 
-def require_free(out: Path, *, overwrite: bool) -> None:
-    """Raise UserError unless a run may be written to ``out``: nothing is there, or a run to be replaced."""
-    if out.is_file():
-        raise UserError(f"--out {out} is a file", fix="name a folder that does not exist yet")
-    if not out.is_dir() or all(entry.name in _OURS for entry in out.iterdir()):
-        return
-    kinds = {MANIFEST: "a finished run", "recipe.toml": "an unfinished run"}
-    found = next((kind for name, kind in kinds.items() if (out / name).is_file()), None)
-    if not (overwrite and found):
-        raise UserError(
-            f"--out {out} is not empty",
-            found=found or "files",
-            fix="choose another folder" + (f", {_FIXES[found]}" if found else ""),
+def _is_own(path: Path, name: str, evaluated: Collection[str], exported: Mapping[str, str]) -> bool:
+    if name in _OF_TRAINING or name in _OF_THE_END or name == MANIFEST or _CHECKPOINT.fullmatch(name):
+        return True
+    if name.startswith("export/"):
+        return name in exported or _is_figure(path, evaluated)
+    if "/" in name:
+        return bool(
+            name.startswith(("adapter/", "tokenizer/", "checkpoints/")) and _PART.fullmatch(path.name)
         )
+    return bool(_is_figure(path, evaluated) or _PART.fullmatch(name) or _is_report(path))
 
 
-_FIXES = {
-    "a finished run": "or replace the run with --overwrite",
-    "an unfinished run": "continue it with --resume, or replace it with --overwrite",
-}
+def _is_figure(path: Path, evaluated: Collection[str]) -> bool:
+    """Whether an evaluation left the file: metrics.json, or the predictions of a split that it names."""
+    named = _PREDICTIONS.fullmatch(path.name)
+    return bool(evaluated) and (path.name == METRICS or (named is not None and named[1] in evaluated))
 
 
-@contextmanager
-def in_use(out: Path) -> Iterator[None]:
-    """Keep every other process from training into ``out`` while the block runs.
-
-    If the block leaves nothing in folders that were not there before, they go too. Raises UserError when
-    another process is at work there, or nothing can be written.
-    """
-    from filelock import FileLock, Timeout
-
+def _evaluated_splits(folder: Path) -> Collection[str]:
     try:
-        made = make_folder(out)
-        lock = FileLock(out / _LOCK)
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise UserError(
-            f"another process is training into {out}",
-            found=f"it holds {out / _LOCK}",
-            fix="wait until it is done, or choose another folder with --out",
-        ) from None
-    except OSError as error:
-        raise _unwritable(out, error) from error
+        return read_content(folder / METRICS, fix="") if (folder / METRICS).is_file() else ()
+    except UserError:
+        return ()
+
+
+def _is_report(path: Path) -> bool:
+    if path.suffix != ".html" or not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return _REPORT in stream.read(2000)
+
+
+def remove_file(path: Path, top: Path) -> None:
+    """Remove a file, and its folders up to ``top`` that this leaves empty."""
+    path.unlink(missing_ok=True)
+    for folder in path.relative_to(top).parents[:-1]:
+        with suppress(OSError):
+            (top / folder).rmdir()
+
+
+def run_state(path: Path) -> Literal["a finished run", "an unfinished run"] | None:
+    """What a folder holds, by the content of its files and not by their names; None: no run."""
+    with suppress(UserError):
+        read_stored(path / MANIFEST, Manifest, fix=_FIX)
+        return "a finished run"
     try:
-        yield
-    finally:
-        (out / _LOCK).unlink(missing_ok=True)  # before it is released: it is still ours
-        lock.release()
-        remove_empty(made)
-
-
-@contextmanager
-def staged(out: Path) -> Iterator[RunFolder]:
-    """A new run to prepare; when the block is through it takes the place of whatever ``out`` holds.
-
-    If the block raises, ``out`` is left as it was found. Raises UserError where nothing can be written.
-    """
-    existed, staging = out.is_dir(), out / _STAGING
-    try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-    except OSError as error:
-        raise _unwritable(out, error) from error
-    try:
-        yield RunFolder(staging)
-        # Broken off in the middle, either must look unfinished: the manifest goes first and comes last.
-        old = sorted(out.iterdir(), key=lambda entry: entry.name != MANIFEST)
-        _remove([entry for entry in old if entry.name not in _OURS])
-        for new in sorted(staging.iterdir(), key=lambda entry: entry.name == MANIFEST):
-            new.replace(out / new.name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        if not existed and not any(out.iterdir()):
-            out.rmdir()
-
-
-def _remove(entries: list[Path]) -> None:
-    for entry in entries:
-        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-
-
-def _unwritable(out: Path, error: OSError) -> UserError:
-    return UserError(
-        f"no run can be written to {out}", found=error.strerror, fix="choose another folder with --out"
-    )
+        recipe = (path / "recipe.toml").read_text(encoding="utf-8")
+        Labels.read(path, fix=_FIX)
+    except (OSError, ValueError, UserError):
+        return None
+    return "an unfinished run" if recipe.startswith(HEADER) or _ORIGIN.search(recipe) else None
 
 
 def open_run(path: Path) -> RunFolder:
@@ -234,9 +245,10 @@ def open_run(path: Path) -> RunFolder:
             found="no such folder" if not path.exists() else "a file, not a folder",
             fix="give the folder that newsdesk train --out wrote",
         )
+    settle(path)
     run = RunFolder(path)
     if not (path / MANIFEST).is_file():
-        if run.recipe.is_file():
+        if run_state(path):
             raise UserError(
                 f"the run {path} is unfinished",
                 found="it has a recipe but no manifest.json, which is written last",
@@ -249,3 +261,46 @@ def open_run(path: Path) -> RunFolder:
             "an adapter trained elsewhere becomes a run by newsdesk import-adapter",
         )
     return run
+
+
+READY, MOVING = ".ready", ".moving"
+"""Folders in a run's: a finished one that is to take its place, and the same while its files are moved."""
+
+
+def settle(out: Path) -> None:
+    """Let a run that waits in ``out`` take the place of the one there: what a kill may have left undone.
+
+    The old run's own files go, its card stays, and so does what newsdesk did not write. Raises UserError
+    where nothing can be written.
+    """
+    ready, moving = out / READY, out / MOVING
+    if not (ready.is_dir() or moving.is_dir()):
+        return
+    from filelock import FileLock
+
+    try:
+        with FileLock(out / ".settling.lock"):
+            if ready.is_dir():
+                # The manifest goes last: it tells which of the exports' files are newsdesk's.
+                for file in sorted(own_files(out), key=lambda path: path == out / MANIFEST):
+                    remove_file(file, out)
+                ready.rename(moving)
+            if moving.is_dir():
+                files = [file for file in moving.rglob("*") if file.is_file()]
+                for file in sorted(files, key=lambda path: path == moving / MANIFEST):
+                    place = out / file.relative_to(moving)
+                    if place.name == CARD and place.is_file():
+                        continue
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    file.replace(place)
+                shutil.rmtree(moving)
+            (out / ".settling.lock").unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(out, error) from error
+
+
+def unwritable(out: Path, error: OSError) -> UserError:
+    """The error for a folder that no run can be written to."""
+    return UserError(
+        f"no run can be written to {out}", found=error.strerror, fix="choose another folder with --out"
+    )
