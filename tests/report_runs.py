@@ -61,7 +61,7 @@ def build_run(
 
 def write_log(path: Path, steps: int) -> None:
     """A log of so many steps, with a validation halfway and at the end; losses fall from 1 to 0."""
-    events: list[Event] = [Started(steps, 2.0, 800, 200, 100, "cpu", "float32", "fused")]
+    events: list[Event] = [Started(steps, 2.0, 800, 200, "cpu", "float32", "fused", 100)]
     for step in range(1, steps + 1):
         loss, epoch = 1 - step / steps, 2 * step / steps
         events.append(Step(step, epoch, loss, 5e-4 * loss, 1.0, 16, 300, 320))

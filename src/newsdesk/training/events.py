@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from newsdesk.stored import from_content
+from newsdesk.stored import from_content, to_content
 
 FinishReason = Literal["completed", "early-stopping", "interrupted"]
 
@@ -25,10 +25,10 @@ class Started:
     epochs: float
     rows: int
     validation_rows: int
-    choosing_rows: int
     device: str
     precision: str
     engine: str
+    choosing_rows: int = 0
     read_as: tuple[str, ...] = ()
 
 
@@ -58,7 +58,8 @@ class Validation:
     """The state of the model on validation rows: those that choose the best state, or all where none do.
 
     ``best`` when this is the state to be kept so far: better than every earlier one, or where none choose
-    the last. Macro F1 is a mean over ``macro_f1_classes`` of the ``classes``.
+    the last. Macro F1 is a mean over ``macro_f1_classes`` of the ``classes``. Logs of earlier versions do not
+    tell the last three, which are 0 there.
     """
 
     step: int
@@ -67,9 +68,9 @@ class Validation:
     accuracy: float
     macro_f1: float
     best: bool
-    rows: int
-    macro_f1_classes: int
-    classes: int
+    rows: int = 0
+    macro_f1_classes: int = 0
+    classes: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def to_record(event: Event) -> dict[str, Any]:
 
     JSON has no infinity: the gradient norm of a float16 step that the loss scaler skips becomes null.
     """
-    values = asdict(event).items()
+    values = to_content(event).items()
     finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values}
     return {"event": event_name(type(event)), **finite}
 
