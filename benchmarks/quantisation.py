@@ -14,7 +14,7 @@ from pathlib import Path
 from newsdesk.evaluation.known_rows import known_rows
 from newsdesk.inference.calibration import calibrate
 from newsdesk.inference.export import merged_classifier
-from newsdesk.inference.gate import Logits, compare, evidence_of, render_tried
+from newsdesk.inference.gate import Limits, Logits, compare, evidence_of, render_progress, render_tried
 from newsdesk.inference.onnx_conversion import to_onnx, write_onnx
 from newsdesk.inference.quantise import Setting, quantise
 from newsdesk.model.tokenizer import TextTokenizer, TokenIds, batches_by_tokens, pad
@@ -62,9 +62,10 @@ def main(path: str) -> None:
             write_onnx(quantise(float32, setting, seen), file)
             logits = logits_of(file, sequences, pad_id, classes)
             megabytes = file.stat().st_size / 1e6
-            tried.append(compare(str(setting), reference, logits, evidence.labels, megabytes))
-            print(render_tried(tried)[-2], flush=True)
-    print("\n".join(render_tried(tried)))
+            rows = evidence.validation_rows
+            tried.append(compare(str(setting), reference, logits, evidence.labels, megabytes, rows))
+            print(render_progress(tried[-1]), flush=True)
+    print("\n".join(render_tried(tried, evidence.facts, Limits())))
 
 
 if __name__ == "__main__":

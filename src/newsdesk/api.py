@@ -293,6 +293,8 @@ def export(
     out: str | Path | None = None,
     data: str | None = None,
     learned_rows: LearnedRows = "error",
+    max_loss: float = 0.2,
+    max_loss_upper: float = 0.5,
     overwrite: bool = False,
     progress: Progress | None = None,
     observe: Callable[[Quality], None] = lambda _quality: None,
@@ -306,8 +308,10 @@ def export(
         run_path: a finished run.
         kind: ``merged``, ``onnx-fp32`` or ``onnx-int8``.
         out: the folder to write; None: ``RUN/export/KIND``.
-        data: labelled rows to hold it against; None: the run's own validation rows.
+        data: labelled rows to compare on; None: the run's validation rows, and below 1,000 training rows too.
         learned_rows: what to do about those of ``data`` that the run learned from, as for :func:`calibrate`.
+        max_loss: points of accuracy that onnx-int8 may lose.
+        max_loss_upper: the points that the upper end of the 95 % interval of this loss may reach.
         overwrite: replace an artefact that is there already.
         progress: called while base model and data are fetched.
         observe: called with the figures of each setting tried.
@@ -316,10 +320,12 @@ def export(
     Raises:
         UserError: when run, rows and packages do not allow it, or nothing that was tried passed the gate.
     """
+    from newsdesk.data.known_texts import KnownTexts
     from newsdesk.evaluation.known_rows import known_rows
     from newsdesk.inference.export import export_run, require_free_for_artefact, target_of
-    from newsdesk.inference.gate import evidence_from, evidence_of
+    from newsdesk.inference.gate import Limits, evidence_from, evidence_of
 
+    limits = Limits(max_loss / 100, max_loss_upper / 100)
     run = open_run(Path(run_path))
     target = target_of(run, kind, None if out is None else Path(out))
     require_free_for_artefact(target, overwrite=overwrite)
@@ -327,11 +333,12 @@ def export(
         _require_known_labels(reading)
         rows = evaluation_rows(run, data, "test", progress=progress, **reading)
         notice = reading.get("notice", _ignore)
-        evidence = evidence_from(unlearned_rows(run, rows, learned_rows, notice=notice, progress=progress))
+        rows = unlearned_rows(run, rows, learned_rows, notice=notice, progress=progress)
+        evidence = evidence_from(rows, KnownTexts.of_folder(run.path))
     else:
         purpose, otherwise = "an export is checked on", "give labelled rows with --data FILE"
         evidence = evidence_of(known_rows(run, purpose=purpose, otherwise=otherwise, progress=progress))
-    return export_run(run, kind, evidence, target, progress=progress, observe=observe)
+    return export_run(run, kind, evidence, target, limits, progress=progress, observe=observe)
 
 
 def report(

@@ -37,7 +37,8 @@ def files_of(folder):
     ],
 )
 def test_every_kind_leaves_exactly_its_files_in_the_run(newsdesk, run, desk, kind, model):
-    outcome = newsdesk("export", run, "--to", kind)
+    few = ["--max-loss-upper", "10"] if kind == "onnx-int8" else []  # rows
+    outcome = newsdesk("export", run, "--to", kind, *few)
     assert outcome.code == 0, outcome.err
     folder = run / "export" / kind
     assert files_of(folder) == COMMON | {model}
@@ -78,6 +79,16 @@ def test_an_unknown_kind_is_wrong_usage(newsdesk, run):
     outcome = newsdesk("export", run, "--to", "tflite")
     assert outcome.code == 2
     assert "onnx-int8" in outcome.err
+
+
+def test_what_int8_may_lose_is_for_int8_and_too_few_rows_say_how_many_are_needed(newsdesk, run):
+    wrong = newsdesk("export", run, "--to", "onnx-fp32", "--max-loss", "1")
+    assert (wrong.code, "go with --to onnx-int8" in wrong.err) == (2, True)
+    refused = newsdesk("export", run, "--to", "onnx-int8")
+    assert refused.code == 1
+    assert "cannot tell how much an int8 export loses" in refused.err
+    assert "765 or more labelled rows" in refused.err
+    assert "--max-loss-upper" in refused.err
 
 
 def test_an_unfinished_run_is_named_as_such(newsdesk, run):

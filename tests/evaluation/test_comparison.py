@@ -3,7 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from newsdesk.evaluation.comparison import compare_paired, holm, mcnemar_power, rows_needed
+from newsdesk.evaluation.comparison import (
+    compare_paired,
+    holm,
+    mcnemar_power,
+    paired_difference_interval,
+    rows_needed,
+)
 
 
 def pair(both_right=0, both_wrong=0, only_model_wrong=0, only_baseline_wrong=0):
@@ -97,3 +103,39 @@ def test_a_tiny_difference_needs_millions_of_rows_and_no_time():
 
 def test_no_number_of_rows_tells_apart_what_errs_equally_often():
     assert rows_needed(pair(90, 0, 5, 5)) is None
+
+
+@pytest.mark.parametrize("rows", [1, 24, 765, 5000])
+def test_without_a_difference_the_interval_is_as_wide_as_the_rows_are_few(rows):
+    reach = 1.959964**2 / (rows + 1.959964**2)
+    assert paired_difference_interval(0, 0, rows) == pytest.approx((-reach, reach), abs=1e-6)
+
+
+def test_an_interval_holds_what_was_found_and_turns_with_the_models():
+    low, high = paired_difference_interval(9, 2, 100)
+    assert low < 0.07 < high
+    assert paired_difference_interval(2, 9, 100) == pytest.approx((-high, -low))
+    assert paired_difference_interval(5, 0, 5)[1] == pytest.approx(1, abs=1e-6)
+    with pytest.raises(ValueError, match="3 and 3 of 5 rows"):
+        paired_difference_interval(3, 3, 5)
+
+
+def test_the_interval_is_that_of_the_score_test():
+    """At its ends the statistic is z: (found - d) / sqrt of the variance under d, the shares fitted to d."""
+    first, second, rows = 12, 5, 200
+    for end in paired_difference_interval(first, second, rows):
+        shares = np.linspace(max(0.0, -end), (1 - end) / 2, 200_001)[1:-1]  # only the second right
+        likelihood = first * np.log(shares + end) + second * np.log(shares)
+        likelihood += (rows - first - second) * np.log(1 - 2 * shares - end)
+        best = shares[likelihood.argmax()]
+        z = (first - second - rows * end) / np.sqrt(rows * (2 * best + end * (1 - end)))
+        assert abs(z) == pytest.approx(1.95996, abs=1e-2)
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0.005, 0.0), (0.01, 0.005), (0.02, 0.02)])
+def test_the_interval_holds_the_true_difference_in_19_draws_of_20(lost, gained):
+    generator, rows = np.random.default_rng(7), 1000
+    draws = generator.multinomial(rows, [lost, gained, 1 - lost - gained], size=2000)[:, :2]
+    intervals = {pair: paired_difference_interval(*pair, rows) for pair in {tuple(d) for d in draws.tolist()}}
+    held = [intervals[pair][0] <= lost - gained <= intervals[pair][1] for pair in map(tuple, draws.tolist())]
+    assert 0.935 <= np.mean(held) <= 0.985

@@ -12,25 +12,31 @@ import pytest
 import newsdesk
 from newsdesk import api
 from newsdesk.data.examples import Examples
+from newsdesk.data.known_texts import KnownTexts
 from newsdesk.data.layout import TextLayout
 from newsdesk.data.load import TrainingData
 from newsdesk.errors import UserError
 from newsdesk.inference import export as export_module
-from newsdesk.inference import gentler, quantise
+from newsdesk.inference import gate, gentler, quantise
 from newsdesk.inference.gate import (
     Evidence,
+    EvidenceFacts,
     ExportQuality,
-    Quality,
+    Limits,
     compare,
     evidence_from,
     evidence_of,
     render_progress,
     render_tried,
     require_exact,
+    rows_to_tell,
 )
 from newsdesk.stored import read_stored
 
 pytest.importorskip("onnx")
+
+FEW = {"max_loss_upper": 3.0}
+"""What the 240 rows of the run here can tell: if they show no loss, it is below 1.6 points."""
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +77,13 @@ def files_of(folder):
 def test_a_poisoned_int8_is_refused_with_the_table_and_nothing_is_written(run, poisoned):
     before = files_of(run)
     with pytest.raises(UserError, match="no way to quantise") as refused:
-        api.export(run, "onnx-int8")
+        api.export(run, "onnx-int8", **FEW)
     table = refused.value.found
     for words in ("7-bit weights", "by token", "products in float32", "by calibration", "smoothed", "alone"):
         assert words in table
-    assert "at most 0.2 points lost" in table
+    assert "at most 0.2 points lost and 3 at the upper end of the interval" in table
+    assert "48 rows held out and 192 training rows" in table
+    assert "on the validation rows alone" in table
     assert "--to onnx-fp32" in refused.value.fix
     assert files_of(run) == before
     assert not (run / "export").exists()
@@ -84,7 +92,7 @@ def test_a_poisoned_int8_is_refused_with_the_table_and_nothing_is_written(run, p
 def test_a_refused_export_leaves_the_one_before_it(run, monkeypatch, poisoned):
     api.export(run, "onnx-fp32")
     with pytest.raises(UserError, match="no way"):
-        api.export(run, "onnx-int8")
+        api.export(run, "onnx-int8", **FEW)
     assert [path.name for path in (run / "export").iterdir()] == ["onnx-fp32"]
 
 
@@ -97,10 +105,12 @@ def test_a_gentler_setting_is_taken_where_the_fastest_fails(run, monkeypatch):
         return true_quantise(poisoned, setting, calibration)
 
     monkeypatch.setattr(gentler, "quantise", only_fine)
-    made = api.export(run, "onnx-int8")
+    made = api.export(run, "onnx-int8", **FEW)
     tried = made.quality.tried
     first, last = tried[0], tried[-1]
-    assert (first.is_close, last.is_close) == (False, True)
+    limits = Limits(loss_upper=0.03)
+    assert made.quality.limits == limits
+    assert (first.is_close(limits), last.is_close(limits)) == (False, True)
     assert made.quality.setting == last.setting != str(careless)
 
 
@@ -138,7 +148,7 @@ def test_every_kind_predicts_as_the_run_and_says_what_it_is_worth(run):
     texts = ["goal coach league", "bank profit market", "orbit genome quantum"]
     expected = newsdesk.load(run, engine="torch").predict_logits(texts)
     for kind, tolerance in (("merged", 1e-4), ("onnx-fp32", 1e-4), ("onnx-int8", 0.5)):
-        made = api.export(run, kind)
+        made = api.export(run, kind, **(FEW if kind == "onnx-int8" else {}))
         assert made.path == run / "export" / kind
         np.testing.assert_allclose(newsdesk.load(made.path).predict_logits(texts), expected, atol=tolerance)
         quality = read_stored(made.path / "quality.json", ExportQuality, fix="")
@@ -200,7 +210,7 @@ def data(train, validation):
 
 @pytest.mark.parametrize(
     ("train", "validation", "compared"),
-    [(9000, 3000, (2000, 0)), (9000, 600, (600, 0)), (9000, 100, (100, 1900)), (50, 10, (10, 50))],
+    [(9, 9000, (5000, 0)), (9000, 1000, (1000, 0)), (9000, 100, (100, 1900)), (50, 10, (10, 50))],
 )
 def test_validation_rows_are_compared_and_training_rows_where_they_are_few(train, validation, compared):
     evidence = evidence_of(data(train, validation))
@@ -211,28 +221,96 @@ def test_validation_rows_are_compared_and_training_rows_where_they_are_few(train
 
 
 def test_given_rows_are_compared_on_and_calibrated_with():
-    evidence = evidence_from(rows(5000))
+    evidence = evidence_from(rows(9000))
     assert isinstance(evidence, Evidence)
-    assert (evidence.validation_rows, evidence.training_rows) == (2000, 0)
+    assert (evidence.validation_rows, evidence.training_rows) == (5000, 0)
     assert len(evidence.calibration) == 128
 
 
-QUALITY = Quality("some", 1000, 0.9, 0.0, 1.0, 1e-5, 3.0, (0.87, 0.92), (0.99, 1.0))
+def test_given_rows_that_the_run_learned_from_count_as_training_rows():
+    learned = [f"text {number}" for number in range(0, 300, 3)]
+    evidence = evidence_from(rows(300), KnownTexts.of(learned, []))
+    assert (evidence.validation_rows, evidence.training_rows) == (200, 100)
+    assert set(evidence.examples.texts[200:]) == set(learned)
+    assert evidence.labels[0] == 1  # of text 1: labels go with their texts
+    assert len(evidence.held_out(np.zeros((300, 2), np.float32)).labels) == 200
+
+
+def test_rows_too_few_to_tell_are_refused_with_the_number_that_could(run):
+    before = files_of(run)
+    with pytest.raises(UserError, match="240 rows cannot tell how much an int8 export loses") as refused:
+        api.export(run, "onnx-int8")
+    assert "it might lose 1.58 points (95 % interval); 0.5 are allowed" in refused.value.found
+    assert "give 765 or more labelled rows" in refused.value.fix
+    assert "--max-loss-upper 1.6" in refused.value.fix
+    assert "--to onnx-fp32" in refused.value.fix
+    assert files_of(run) == before
+    api.export(run, "onnx-fp32")  # which loses nothing and needs no such number
+
+
+def test_where_the_interval_alone_fails_the_error_says_how_many_rows_would_do(run, monkeypatch):
+    monkeypatch.setattr(gate, "LEAST_AGREEMENT", -1.0)
+    wrong = replace(measured(999, 1, 0), setting="some", loss=measured(999, 1, 0).loss)
+    assert not wrong.is_close(Limits())
+    assert rows_to_tell(wrong, Limits()) == 1998
+    assert rows_to_tell(measured(1000, 9, 0), Limits()) is None
+    with pytest.raises(UserError, match="rows are too few to tell") as refused:
+        gentler.first_that_passes(Steps(), lambda *_: wrong, evidence_from(rows(1000)), Limits())
+    assert "give about 1,998 labelled rows" in refused.value.fix
+
+
+class Steps:
+    """A ladder of one setting."""
+
+    def __iter__(self):
+        return iter([gentler.FASTEST])
+
+    def quantised(self, setting):
+        return None
+
+
+def test_limits_that_nothing_can_meet_are_refused(run):
+    for limits in ({"max_loss_upper": 0.0}, {"max_loss": -1.0}, {"max_loss_upper": 200.0}):
+        with pytest.raises(UserError, match="points of accuracy"):
+            api.export(run, "onnx-int8", **limits)
+
+
+def measured(rows, to_wrong, to_right, validation=0, wrong_of_validation=0):
+    """A candidate that changes so many answers of two classes, those of validation rows first."""
+    labels = np.zeros(rows, np.int64)
+    expected, given = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+    given[:wrong_of_validation] = 1
+    given[rows - (to_wrong - wrong_of_validation) :] = 1 if to_wrong > wrong_of_validation else 0
+    middle = slice(rows // 2, rows // 2 + to_right)
+    expected[middle] = 1
+    one_hot = np.eye(2, dtype=np.float32)
+    return compare("some", one_hot[expected], one_hot[given], labels, 3.0, validation)
 
 
 @pytest.mark.parametrize(
-    ("change", "is_close"),
+    ("counts", "is_close"),
     [
-        ({}, True),
-        ({"accuracy_lost": 0.002}, True),
-        ({"accuracy_lost": 0.003}, False),
-        ({"accuracy_lost": -0.1}, True),
-        ({"agreement": 0.99}, False),
-        ({"agreement": 0.991}, True),
+        ((2000, 0, 0), True),
+        ((2000, 3, 0), True),
+        ((2000, 4, 0), False),  # 0.2 points, and up to 0.51
+        ((764, 0, 0), False),  # not a row is lost, and up to 0.5003 may be
+        ((765, 0, 0), True),
+        ((1000, 1, 0), False),
+        ((5000, 10, 0), True),
+        ((5000, 11, 0), False),  # 0.22 points
+        ((2000, 0, 9), True),  # it gains
+        ((2000, 9, 9), True),
+        ((2000, 11, 11), False),
+        ((2000, 10, 11), False),  # 98.95 % agreement
+        ((24, 0, 0), False),
+        ((2000, 3, 0, 274, 3), False),  # the validation rows alone show 1.1 points
+        ((2000, 3, 0, 274, 1), True),
     ],
 )
-def test_the_gate_is_where_it_is_said_to_be(change, is_close):
-    assert replace(QUALITY, **change).is_close is is_close
+def test_the_gate_is_where_it_is_said_to_be(counts, is_close):
+    quality = measured(*counts)
+    assert quality.loss.to_wrong - quality.loss.to_right == round(quality.accuracy_lost * quality.rows)
+    assert quality.is_close(Limits()) is is_close
 
 
 def test_figures_are_those_of_the_rows():
@@ -247,16 +325,23 @@ def test_figures_are_those_of_the_rows():
 def test_not_a_number_never_passes():
     reference = np.eye(2, dtype=np.float32)
     quality = compare("x", reference, np.full_like(reference, np.nan), np.array([0, 0]), 1.0)
-    assert not quality.is_close
+    assert not quality.is_close(Limits(loss=1, loss_upper=1))
     with pytest.raises(UserError):
         require_exact(quality)
 
 
 def test_tables_and_lines_fit_the_eye():
-    tried = [replace(QUALITY, accuracy_lost=0.0123, agreement=0.95), QUALITY]
-    head, first, *_, last = render_tried(tried)
-    assert "1.23" in first
-    assert "95.00%" in first
-    assert head.split()[0] == "setting"
-    assert "1,000 rows" in last
-    assert "+1.23 points" in render_progress(tried[0])
+    tried = [measured(2000, 30, 5, 274, 1), measured(2000, 3, 0, 274, 1)]
+    facts = EvidenceFacts("rows.csv", 274, 1726, "few")
+    head, first, *_, allowed, on, alone = render_tried(tried, facts, Limits())
+    assert head.split()[:3] == ["setting", "points", "lost"]
+    assert first.split()[-6:] == ["1.25", "0.71", "to", "1.91", "98.25%", "3.0"]
+    assert allowed.endswith(
+        "at most 0.2 points lost and 0.5 at the upper end of the interval, more than 99% agreement"
+    )
+    assert on.startswith("measured on 274 rows held out and 1,726 training rows: too few rows were held out")
+    assert alone.startswith("on the validation rows alone: 0.36 points lost (95 % interval ")
+    *_, on = render_tried(tried, EvidenceFacts("rows.csv", 2000, 0), Limits())
+    assert on == "measured on 2,000 rows held out"
+    assert "+1.25 points lost (95 % interval 0.71 to 1.91)" in render_progress(tried[0])
+    assert render_tried(tried, facts, None)[-1] == "measured on 274 rows held out and 1,726 training rows"

@@ -24,8 +24,15 @@ KINDS = ("merged", "onnx-fp32", "onnx-int8")
 )
 @flag(
     "--data",
-    help="Labelled rows to hold it against; default: the run's own validation rows.",
+    help="Labelled rows to compare on; default: validation rows, filled up with training rows below 1,000.",
     metavar="NAME|PATH",
+)
+@flag("--max-loss", type=float, metavar="POINTS", help="Accuracy that onnx-int8 may lose; default: 0.2.")
+@flag(
+    "--max-loss-upper",
+    type=float,
+    metavar="POINTS",
+    help="Accuracy that it may lose at the upper end of the 95 % interval; default: 0.5.",
 )
 @flag("--overwrite", is_flag=True, help="Replace the artefact that is there.")
 @data_flags("text", "label", "template", "unknown_labels", "learned_rows", "dialect")
@@ -35,6 +42,8 @@ def export(
     kind: Any,
     out: Path | None,
     data: str | None,
+    max_loss: float | None,
+    max_loss_upper: float | None,
     overwrite: bool,
     as_json: bool,
     columns: Mapping[str, Any],
@@ -44,6 +53,12 @@ def export(
     from newsdesk.inference.gate import render_progress, render_tried
     from newsdesk.stored import to_content
 
+    limits = {"max_loss": max_loss, "max_loss_upper": max_loss_upper}
+    given: dict[str, Any] = {name: points for name, points in limits.items() if points is not None}
+    if given and kind != "onnx-int8":
+        raise click.UsageError(
+            "--max-loss and --max-loss-upper go with --to onnx-int8; other kinds lose nothing."
+        )
     console = terminal()
     with shown_fetching(console) as progress:
         made = api.export(
@@ -52,6 +67,7 @@ def export(
             out=out,
             data=data,
             **columns,
+            **given,
             overwrite=overwrite,
             progress=progress,
             observe=lambda quality: note(console, render_progress(quality)),
@@ -60,4 +76,6 @@ def export(
     if as_json:
         say({"path": str(made.path), **to_content(made.quality)})
     else:
-        say([*render_tried(made.quality.tried), f"export saved to {made.path}"])
+        quality = made.quality
+        table = render_tried(quality.tried, quality.rows, quality.limits)
+        say([*table, f"export saved to {made.path}"])

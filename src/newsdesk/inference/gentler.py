@@ -8,7 +8,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from newsdesk.errors import UserError
-from newsdesk.inference.gate import Quality, render_tried
+from newsdesk.inference.gate import (
+    Evidence,
+    Limits,
+    Quality,
+    render_tried,
+    rows_to_tell,
+)
 from newsdesk.inference.quantise import Calibration, Setting, products, quantise, rounding_error
 
 if TYPE_CHECKING:
@@ -66,19 +72,28 @@ class Ladder:
         return quantise(self._model, setting, self.calibration if needs_calibration else None)
 
 
-def first_that_passes(ladder: Ladder, measure: Measure) -> list[Quality]:
+def first_that_passes(ladder: Ladder, measure: Measure, evidence: Evidence, limits: Limits) -> list[Quality]:
     """Try the ladder's settings; the last of the figures returned is of the one that passes.
 
-    ``measure`` writes a model and measures it. Raises UserError, with the table of what was tried, when
-    none passes.
+    ``measure`` writes a model and measures it on ``evidence``. Raises UserError, with the table of what was
+    tried, when none passes.
     """
     tried: list[Quality] = []
     for setting in ladder:
         tried.append(measure(ladder.quantised(setting), str(setting)))
-        if tried[-1].is_close:
+        if tried[-1].is_close(limits):
             return tried
+    found = "\n" + "\n".join(render_tried(tried, evidence.facts, limits))
+    enough = min(filter(None, (rows_to_tell(quality, limits) for quality in tried)), default=None)
+    if enough is None:
+        raise UserError(
+            "no way to quantise this model keeps its quality; nothing was written",
+            found=found,
+            fix="deploy it with --to onnx-fp32, or allow more with --max-loss and --max-loss-upper",
+        )
     raise UserError(
-        "no way to quantise this model keeps its quality; nothing was written",
-        found="\n" + "\n".join(render_tried(tried)),
-        fix="deploy it with --to onnx-fp32",
+        "the rows are too few to tell whether an int8 export keeps the quality; nothing was written",
+        found=found,
+        fix=f"give about {enough:,} labelled rows, which the run did not learn from, with --data FILE; allow "
+        "more with --max-loss-upper; or deploy it with --to onnx-fp32",
     )

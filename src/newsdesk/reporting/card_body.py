@@ -121,8 +121,8 @@ def _uncalibrated(facts: CardFacts) -> list[str]:
         return []
     return [
         "",
-        f"newsdesk divides the logits by the temperature {facts.calibration.temperature:.4g} before it tells "
-        "probabilities; peft and transformers do not know of it.",
+        f"newsdesk divides the logits by the temperature {facts.calibration.temperature:.4g} before it "
+        "computes probabilities. The adapter does not contain it, so peft gives other ones; exports do.",
     ]
 
 
