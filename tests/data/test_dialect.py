@@ -206,6 +206,19 @@ def test_a_name_may_be_written_with_either_kind_of_accent(write):
     assert to_examples(table, text=["Texte"], label="Cat\u00e9gorie").label_names == ("Sport",)
 
 
+def test_the_fix_names_the_columns_of_the_file(write):
+    content = "Résumé de l'article;Catégorie\n" + "".join(
+        f"Le but numéro {n} est marqué;{'ab'[n % 2]}\n" for n in range(8)
+    )
+    with pytest.raises(UserError, match="--text \"Résumé de l'article\" --label 'Catégorie'"):
+        to_examples(read_table(write("a.csv", content)))
+
+
+def test_a_column_that_is_the_same_in_all_rows_is_no_class_beside_another(write):
+    content = "".join(f"Reuters;Die Nachricht {n} steht hier;{'ab'[n % 2]}\n" for n in range(8))
+    assert read_table(write("a.csv", content)).columns == ("column_1", "text", "label")
+
+
 def test_the_text_is_told_without_a_label_beside_it(write):
     content = "".join(f"{1000 + n};Die Nachricht Nummer {n} steht hier;{n}.5.2026\n" for n in range(9))
     assert read_table(write("a.csv", content)).columns == ("column_1", "text", "column_3")

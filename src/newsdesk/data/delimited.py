@@ -131,9 +131,12 @@ def looks_like_header(sample: Sequence[Sequence[str]], expected: Collection[str]
         len(cell) < min(map(len, column)) and 2 * len(cell) <= median(map(len, column))
         for cell, column in texts
     )
-    return shorter and (
-        len(texts) > 1 or (bool(texts) and any(map(looks_like_labels, filter(None, columns))))
-    )
+    return shorter and (len(texts) > 1 or (bool(texts) and any(map(_recurs, columns))))
+
+
+def _recurs(column: Sequence[str]) -> bool:
+    """Whether the cells are short, and some value stands there twice, as classes do."""
+    return len(set(column)) < len(column) and all(len(cell) <= _LONGEST_COLUMN_NAME for cell in column)
 
 
 def holds_a_name(cells: Iterable[str], expected: Collection[str], *, usual: bool = True) -> bool:
@@ -168,6 +171,9 @@ def headerless_names(rows: Sequence[Sequence[str]], expected: Collection[str]) -
         return AG_NEWS_COLUMNS
     columns = [[row[i].strip() for row in rows] for i in range(width)]
     labels = [i for i, column in enumerate(columns) if looks_like_labels(column)]
+    labels = [
+        i for i in labels if len(set(columns[i])) > 1
+    ] or labels  # a source, say, may be the same in all
     texts = [i for i, column in enumerate(columns) if _is_text(column)]
     if len(texts) > 1:  # one that is far longer than the others
         lengths = {i: median(map(len, columns[i])) for i in texts}

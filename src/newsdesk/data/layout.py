@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from newsdesk.data.dialect import same_name
+from newsdesk.data.dialect import looks_like_labels, same_name
 from newsdesk.data.examples import Examples
 from newsdesk.data.labels import (
     LabelMatcher,
@@ -131,7 +131,7 @@ def text_layout(
         raise UserError(
             f"which column of {table.path.name} holds the text?",
             found=", ".join(table.columns) or "no columns",
-            fix=f"name the text columns, for example --text {_longest(table)}{_by_position(table)}",
+            fix=f"name the text columns, for example {_flags_for(table)}{_by_position(table)}",
         )
     return TextLayout(columns, template, normaliser)
 
@@ -394,11 +394,20 @@ def _existing(table: Table, name: str, flag: str) -> str:
     return found
 
 
-def _longest(table: Table) -> str:
-    """The column with the longest cells, as a flag names it; the first one where there are no rows."""
-    lengths = [sum(len(str(row[place])) for row in table.rows[:100]) for place in range(len(table.columns))]
-    longest = max(range(len(lengths)), key=lengths.__getitem__, default=None)
-    return "title,description" if longest is None else shlex.quote(table.columns[longest])
+def _flags_for(table: Table) -> str:
+    """Flags that might suit a table: the longest column as text, the one with few values as class."""
+    if not table.columns:
+        return "--text title,description"
+    cells = {name: [str(row[place]) for row in table.rows[:100]] for place, name in enumerate(table.columns)}
+    longest = max(cells, key=lambda name: sum(map(len, cells[name])))
+    classes = [name for name in cells if name != longest and cells[name] and looks_like_labels(cells[name])]
+    label = f" --label {_quoted(classes[0])}" if len(classes) == 1 else ""
+    return f"--text {_quoted(longest)}{label}"
+
+
+def _quoted(name: str) -> str:
+    """A column's name as one types it in a shell."""
+    return f'"{name}"' if "'" in name and not re.search(r'["$`\\]', name) else shlex.quote(name)
 
 
 def _by_position(table: Table) -> str:
