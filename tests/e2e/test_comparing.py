@@ -77,3 +77,11 @@ def test_texts_of_the_data_are_shown_beside_a_file_of_predictions(newsdesk, desk
 
 def test_one_run_alone_is_wrong_usage(newsdesk, run):
     assert newsdesk("compare", run).code == 2
+
+
+def test_a_run_that_learned_from_the_rows_is_named(newsdesk, desk, run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other")
+    (other / "known_texts.safetensors").unlink()
+    outcome = newsdesk("compare", run, other, "--data", desk.train, "--split", "learned")
+    assert outcome.code == 0, outcome.err
+    assert f"note: {run}: 100.00% of these rows are not new to the run" in outcome.out

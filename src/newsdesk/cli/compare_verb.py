@@ -124,6 +124,7 @@ def render_comparison(comparison: RunComparison, *, several: bool = False) -> li
         f"first: {comparison.first}",
         f"other: {comparison.other}",
         f"on the same {counted(comparison.rows, 'row')}{_few(comparison.rows)}",
+        *(f"note: {text}" for text in comparison.notes),
         "",
         *_figures(comparison),
         "",

@@ -16,10 +16,13 @@ from newsdesk.errors import counted
 FOLDS = 5
 """Parts of a cross-validation: a class with fewer rows is missing from some of them."""
 
-_MISSING = frozenset(
-    ("nan", "none", "null", "nil", "n/a", "na", "#n/a", "<na>", "nat", "undefined", "missing", "-", "--", "?")
-)
-_SEPARATORS = (";", "|", ",", "/")
+# fmt: off
+_MISSING = frozenset({
+    "nan", "none", "null", "nil", "n/a", "n.a.", "na", "#n/a", "#na", "<na>", "nat", "undefined", "missing",
+    "unlabeled", "unlabelled", "(none)", "(blank)", "-", "--", "?", ".",
+})
+# fmt: on
+_SEPARATORS = (";", "|", "\n", ",", "/")
 _ONLY_BETWEEN_KNOWN = ",/"  # occur in the names of classes, too: Sci/Tech
 _SHOWN, _LINES_KEPT = 10, 100
 _FREE_TEXT_SHARE, _FREE_TEXT_ROWS = 0.5, 20

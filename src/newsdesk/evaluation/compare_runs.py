@@ -86,6 +86,7 @@ class RunComparison:
         rows_needed: how many rows would tell the two apart; None where they err equally often.
         per_class: every class, in the order of the first's rows.
         changed: the rows that the two take for different classes, in their order.
+        notes: where one of the two learned from rows of these, how many.
     """
 
     first: str
@@ -99,6 +100,7 @@ class RunComparison:
     rows_needed: int | None
     per_class: tuple[ClassChange, ...]
     changed: tuple[ChangedRow, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def is_noise(self) -> bool:
@@ -134,6 +136,7 @@ class RunComparison:
             "paired": self.paired.to_dict(),
             "adjusted_p_value": self.adjusted_p_value,
             "is_noise": self.is_noise,
+            "notes": list(self.notes),
             "rows_needed": self.rows_needed,
             "verdict": self.verdict,
             "per_class": [asdict(entry) for entry in self.per_class],
@@ -229,6 +232,11 @@ def _compare_pair(first: PredictedRows, other: PredictedRows, level: float) -> R
         rows_needed=rows_needed(paired, level),
         per_class=_per_class(names, labels, by_first, by_other),
         changed=tuple(_changed_rows(first, other)),
+        notes=tuple(
+            f"{rows.name}: {rows.learned.note()}"
+            for rows in (first, other)
+            if rows.learned is not None and rows.learned.share
+        ),
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from newsdesk.data.known_texts import LearnedRows
 from newsdesk.data.readers import read_table
 from newsdesk.data.table import Cell
 from newsdesk.errors import UserError, counted
@@ -34,6 +35,7 @@ class PredictedRows:
         predicted_labels: what they were taken for.
         true_probabilities: float64 (rows,), those of the true classes; None where the file has none.
         texts: one a row, where the file holds them.
+        learned: how many of the rows the classifier knew before; None where that is not known.
     """
 
     name: str
@@ -45,6 +47,7 @@ class PredictedRows:
     predicted_labels: tuple[str, ...]
     true_probabilities: NDArray[np.float64] | None
     texts: tuple[str, ...] | None
+    learned: LearnedRows | None = None
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -93,6 +96,7 @@ def _read(file: Path, name: str, facts: Evaluation | None) -> PredictedRows:
         predicted_labels=tuple(map(str, columns["predicted_label"])),
         true_probabilities=_true_probabilities(file, columns, true_labels),
         texts=tuple(map(str, columns["text"])) if "text" in columns else None,
+        learned=facts.learned if facts else None,
     )
     if facts is not None:
         _require_those_measured(file, rows, facts)
