@@ -147,6 +147,18 @@ def test_an_unfinished_run_is_refused(newsdesk, desk, run):
         assert "unfinished" in outcome.err
 
 
+def test_tokens_that_the_base_does_not_know_are_said_and_kept(newsdesk, desk, run, tmp_path):
+    (tmp_path / "rows.csv").write_text(
+        "number,words,desk\n1,goal 国 安 coach,Sports\n2,bank 股 price,Business\n", "utf-8"
+    )
+    outcome = newsdesk("evaluate", run, "--data", tmp_path / "rows.csv", "--label", "desk")
+    assert outcome.code == 0, outcome.err
+    kept = json.loads((run / "metrics.json").read_text())["test"]["texts"]["unknown_tokens"]
+    assert 0 < kept < 1
+    (line,) = [line for line in outcome.lines if line.startswith("unknown tokens")]
+    assert line.split()[2] == f"{100 * kept:.2f}"
+
+
 def test_cut_and_empty_texts_are_said_and_kept_with_the_figures(newsdesk, desk, run, tmp_path):
     rows = [("number", "words", "desk"), (1, "goal coach " * 40, "Sports"), (2, "bank market", "Business")]
     rows += [(3, " ", "Sports"), (4, "", "Business"), (5, "orbit", "Science")]
@@ -161,6 +173,8 @@ def test_cut_and_empty_texts_are_said_and_kept_with_the_figures(newsdesk, desk, 
     assert (texts["texts"], texts["cut"], texts["unreadable"]) == (5, 1, 2)
     assert 0 < texts["lost"] < texts["tokens"]
     right = texts["unreadable_right"]
+    assert texts["unknown_tokens"] == 0
+    assert "unknown tokens" not in table
     assert table["empty or unknown texts"] == f"2, counted by the best guess: {right} right"
     assert found["metrics"]["rows"] == 5  # the guesses count, so that figures of two models compare
     assert newsdesk("evaluate", run, "--data", desk.test, "--json").json["texts"]["unreadable"] == 0

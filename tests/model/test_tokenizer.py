@@ -157,6 +157,8 @@ def test_unknown_tokens_are_counted_without_the_special_ones(tiny_base: Callable
     tokenizer = TextTokenizer.from_folder(tiny_base("bert"), 32)
     fit = tokenizer.fit(["market 股 shares 基"])
     assert fit.unknown == 0.5
+    assert tokenizer.encode_whole(["market 股 shares 基", ""]).unknown_share == 0.5
+    assert tokenizer.encode_whole([]).unknown_share == 0.0
     assert tokenizer.fit(CHINESE).unknown == 1.0
     assert tokenizer.fit(CHINESE).warning == (
         "100% of the tokens are unknown to the base model: use a multilingual base, such as "

@@ -75,10 +75,12 @@ class TextsRead(Truncation):
         unreadable: rows whose text says nothing, being empty or without a known token: ``predict`` gives them
             no label. So that figures of several models compare, they count by the best guess,
         unreadable_right: and so many of these guesses are right.
+        unknown_tokens: share of the tokens read that the base model does not know, 0 to 1.
     """
 
     unreadable: int = 0
     unreadable_right: int = 0
+    unknown_tokens: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,12 @@ def _row_error(
 def _texts_read(encoded: Encoded, correct: NDArray[np.bool_]) -> TextsRead:
     silent = np.array([reason is not None for reason in encoded.unreadable], dtype=np.bool_)
     read = vars(encoded.truncation)
-    return TextsRead(**read, unreadable=int(silent.sum()), unreadable_right=int((silent & correct).sum()))
+    return TextsRead(
+        **read,
+        unreadable=int(silent.sum()),
+        unreadable_right=int((silent & correct).sum()),
+        unknown_tokens=round(encoded.unknown_share, 5),
+    )
 
 
 def _likelier_order(counts: NDArray[np.integer], names: Sequence[str]) -> str | None:

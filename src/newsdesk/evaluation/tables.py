@@ -24,6 +24,7 @@ _LEAST_LABEL_WIDTH = 8
 _FIGURE_AT = 28
 _CORNER = "true \\ predicted"
 _SMALLEST_P_SHOWN = 0.0001
+_UNKNOWN_SHOWN_FROM = 0.01
 
 
 def render_evaluation(evaluation: Evaluation) -> list[str]:
@@ -92,6 +93,8 @@ def _texts_read(texts: TextsRead) -> list[str]:
         f"{texts.cut:,} ({_percent(texts.share_cut)}), which lost {_percent(texts.share_lost)} of all tokens"
     )
     lines = [_figure("texts cut", cut if texts.cut else "none")]
+    if texts.unknown_tokens >= _UNKNOWN_SHOWN_FROM:
+        lines.append(_figure("unknown tokens", f"{_percent(texts.unknown_tokens)} of those read"))
     if texts.unreadable:
         guesses = f"{texts.unreadable:,}, counted by the best guess: {texts.unreadable_right:,} right"
         lines += [

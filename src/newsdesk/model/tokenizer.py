@@ -80,17 +80,28 @@ class Encoded:
         ids: token ids of each text, special tokens included, cut to what the model reads.
         lengths: tokens of each text before cutting, (texts,).
         unreadable: of each text, why there is nothing in it to classify; None where there is something.
+        unknown_id: the token that stands for what the vocabulary lacks; None where it lacks nothing.
+        special: how many special tokens every text has.
     """
 
     ids: list[TokenIds]
     lengths: NDArray[np.int64]
     unreadable: tuple[str | None, ...]
+    unknown_id: int | None
+    special: int
 
     @property
     def truncation(self) -> Truncation:
         """How much was cut off."""
         lost = self.lengths - np.array([len(ids) for ids in self.ids], dtype=np.int64)
         return Truncation(len(lost), int((lost > 0).sum()), int(self.lengths.sum()), int(lost.sum()))
+
+    @property
+    def unknown_share(self) -> float:
+        """Share of the tokens read, special ones not counted, that the vocabulary does not know, 0 to 1."""
+        tokens = sum(len(ids) - self.special for ids in self.ids)
+        unknown = sum(int((ids == self.unknown_id).sum()) for ids in self.ids)
+        return unknown / tokens if tokens else 0.0
 
 
 class TextTokenizer:
@@ -151,7 +162,9 @@ class TextTokenizer:
         whole = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(cleaned)]
         ids = [np.array(self._cut(sequence), dtype=np.int64) for sequence in whole]
         lengths = np.array([len(sequence) for sequence in whole], dtype=np.int64)
-        return Encoded(ids, lengths, tuple(map(self._reason_unreadable, cleaned, ids)))
+        reasons = tuple(map(self._reason_unreadable, cleaned, ids))
+        special = self._opening + len(self.closing_ids)
+        return Encoded(ids, lengths, reasons, _unknown_id(self._tokenizer), special)
 
     def fit(self, texts: Sequence[str]) -> VocabularyFit:
         """How well the vocabulary covers the texts; of more than 2,000, of 2,000 spread evenly over them."""
