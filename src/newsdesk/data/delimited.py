@@ -38,6 +38,7 @@ SAMPLED_LINES, SAMPLED_CHARACTERS = 500, 1 << 20
 """How much of a file tells its dialect."""
 
 _ROWS_ABOVE = 50  # rows that tell a header
+_ENOUGH_ROWS = 8  # from which a class that is only in the first row is likely none
 _LONGEST_ROW = 1 << 21  # characters over several lines: a quote that never closes must not swallow the file
 _SHORTEST_TEXT = 8  # characters of a column's median cell, from which it may be the text
 _INTEGER = re.compile(r"[+-]?\d+")
@@ -127,11 +128,14 @@ def looks_like_header(sample: Sequence[Sequence[str]], expected: Collection[str]
     if all(cell.isidentifier() for cell in named) and len(named) == len(first):
         return True
     texts = [(cell, column) for cell, column in zip(first, columns, strict=True) if _is_text_like(column)]
-    shorter = all(
-        len(cell) < min(map(len, column)) and 2 * len(cell) <= median(map(len, column))
-        for cell, column in texts
-    )
-    return shorter and (len(texts) > 1 or (bool(texts) and any(map(_recurs, columns))))
+    if not texts:
+        return False
+    lengths = [(len(cell), min(map(len, column)), median(map(len, column))) for cell, column in texts]
+    if all(length < shortest and 2 * length <= middle for length, shortest, middle in lengths):
+        return len(texts) > 1 or any(map(_recurs, columns))
+    classes = any(len(column) >= _ENOUGH_ROWS and looks_like_labels(column) for column in columns)
+    short_names = all(len(cell.split()) <= 4 and cell[-1] not in ".!?" for cell in named)
+    return classes and short_names and all(4 * length <= 3 * middle for length, _, middle in lengths)
 
 
 def _recurs(column: Sequence[str]) -> bool:
