@@ -97,5 +97,12 @@ def _manifest() -> Manifest:
             RowFacts("wire.csv", 800, "cd" * 32),
             RowFacts(f"{SPLIT_OFF}wire.csv", 40, "ef" * 32),
         ),
-        training=TrainingFacts("completed", 50, 2.0, 50, 0.06),
+        training=TrainingFacts(
+            "completed",
+            50,
+            2.0,
+            50,
+            0.06,
+            remarks=("no validation row for 1 of 4 classes: <b>rare</b> (1 row)",),
+        ),
     )

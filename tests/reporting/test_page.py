@@ -108,6 +108,10 @@ def test_the_page_asks_nothing_of_anyone(page, outline):
     assert all(target.startswith("#") for target in targets)
 
 
+def test_what_was_said_of_the_training_is_on_the_page(page):
+    assert "<li>no validation row for 1 of 4 classes: &lt;b&gt;rare&lt;/b&gt; (1 row)</li>" in page
+
+
 def test_headings_nest_and_ids_are_unique(outline):
     levels = [int(tag[1]) for tag, _ in outline.elements if re.fullmatch(r"h\d", tag)]
     assert levels[0] == 1

@@ -19,7 +19,7 @@ from newsdesk.model.classifier import build_classifier, trainable_state  # noqa:
 from newsdesk.model.network import Network, predict_logits  # noqa: E402
 from newsdesk.training.events import Event, Finished, Started, Step, Validation  # noqa: E402
 from newsdesk.training.held_out import HeldOut  # noqa: E402
-from newsdesk.training.loop import EncodedRows, steps_per_epoch, total_steps, train  # noqa: E402
+from newsdesk.training.loop import EncodedRows, TrainingLoop, steps_per_epoch, total_steps, train  # noqa: E402
 
 MAX_LENGTH = 32
 NONE = EncodedRows([], np.array([], dtype=np.int64))
@@ -326,6 +326,19 @@ def test_an_interrupted_training_keeps_the_best_validated_state(network_of):
     assert (events[-1].reason, events[-1].step, events[-1].best_step) == ("interrupted", 4, 2)
     (first,) = of_kind(events, Validation)
     assert validated(network, chosen_by(validation, training)) == pytest.approx((first.loss, first.accuracy))
+
+
+def test_where_no_row_chooses_an_interrupted_training_keeps_the_last_validated_state(network_of):
+    network, validation = network_of(), rows_of(30, seed=3)
+    training = section(validate_every=2, learning_rate=6e-2, min_choosing_rows=50)
+    loop = TrainingLoop(network, rows_of(80), validation, training, max_length=MAX_LENGTH)
+    events = []
+    for event in loop.events(lambda: bool(events) and getattr(events[-1], "step", 0) == 5):
+        events.append(event)
+    assert (events[-1].reason, events[-1].step, events[-1].best_step) == ("interrupted", 5, 4)
+    assert validated(network, validation)[0] == pytest.approx(of_kind(events, Validation)[-1].loss)
+    logits = predict_logits(network, validation.token_ids)
+    np.testing.assert_allclose(loop.best_logits, logits, atol=1e-5)
 
 
 def test_a_loss_that_is_no_number_names_the_step_and_the_rows(network_of):

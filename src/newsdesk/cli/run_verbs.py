@@ -35,7 +35,11 @@ _RUN = click.argument("run", type=click.Path(path_type=Path))
 @flag("--base", help="A named base model, a Hub id or a local folder.", metavar="NAME|PATH")
 @flag("--out", type=click.Path(path_type=Path), help="The run folder to write.", metavar="RUN")
 @data_flags("text", "label", "template", "normaliser", "unknown_labels", "dialect")
-@flag("--epochs", type=float, help="Passes over the training rows.")
+@flag(
+    "--epochs",
+    type=float,
+    help="Passes over the training rows; default: the recipe's, and 200 steps at least.",
+)
 @flag(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any recipe value, such as lora.rank=16."
 )
