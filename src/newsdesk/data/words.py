@@ -184,6 +184,14 @@ def isolated(text: str) -> str:
     return f"\N{FIRST STRONG ISOLATE}{text}\N{POP DIRECTIONAL ISOLATE}"
 
 
+def terminal_width(text: str) -> int:
+    """How many cells of a terminal a text takes: two for each wide character, none for marks and isolates."""
+    if text.isascii():
+        return len(text)
+    shown = (character for character in text if unicodedata.category(character) not in ("Mn", "Me", "Cf"))
+    return sum(1 + (unicodedata.east_asian_width(character) in "WF") for character in shown)
+
+
 def _continues(text: str, word: Span, position: int) -> bool:
     """Whether the character there belongs to the word before it."""
     gap, character = text[word[1] : position], text[position]
