@@ -161,6 +161,18 @@ def test_headers_as_people_write_them(write, content, columns):
     assert not faults
 
 
+def test_row_numbers_that_the_header_does_not_name_are_a_column(write):
+    content = '"text","label"\n' + "".join(f'"{n}","Oil, {n}","a"\n' for n in range(1, 6))
+    table, faults = read_with_faults(write("a.csv", content))
+    assert not faults
+    assert (table.columns, table.rows[0]) == (("column_1", "text", "label"), ("1", "Oil, 1", "a"))
+    trailing = write("b.csv", "text,label\nOil,a,\nRain,b,\n")
+    assert read_table(trailing).rows == (("Oil", "a"), ("Rain", "b"))
+    too_many = write("c.csv", "text,label\nOil,up,a\nOil,down,b\nRain,falls,b\n")
+    with pytest.raises(UserError, match="--delimiter, --quote"):
+        read_table(too_many)
+
+
 def test_a_header_of_several_words_in_any_script_is_told_by_the_classes_below_it(write):
     assert read_table(write("a.csv", TURKISH)).columns == ("Haber Metni", "Kategori")
     chinese = "新闻 标题\t类别\n" + "".join(

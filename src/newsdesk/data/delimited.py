@@ -283,7 +283,10 @@ def _parse(feed: _Feed, dialect: Dialect, lines: LineReader) -> Iterator[Row | B
     """
     records = _records(feed, dialect, lines)
     first = list(islice(records, SAMPLED_LINES))
-    width = width_of([cells for cells, _ in first if isinstance(cells, list) and any(map(str.strip, cells))])
+    rows = [cells for cells, _ in first if isinstance(cells, list) and any(map(str.strip, cells))]
+    if _numbers_rows(rows):
+        rows[0].insert(0, "")
+    width = width_of(rows)
     for cells, source in chain(first, records):
         number = source[0].number
         fitted = cells if isinstance(cells, Fault) else _fitted(number, cells, width)
@@ -291,6 +294,17 @@ def _parse(feed: _Feed, dialect: Dialect, lines: LineReader) -> Iterator[Row | B
             yield BadRow(fitted, b"".join(line.raw for line in source))
         else:
             yield Row(number, fitted)
+
+
+def _numbers_rows(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether all rows but the header begin with their number, as R writes them (write.table)."""
+    below = rows[1:]
+    numbers = [str(number) for number in range(1, len(below) + 1)]
+    return (
+        len(below) > 1
+        and [row[0] for row in below] == numbers
+        and all(len(row) == len(rows[0]) + 1 for row in below)
+    )
 
 
 def _records(

@@ -13,6 +13,7 @@ from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.encoding import Encoding, as_utf8, encoding_of_texts, mark_of
 from newsdesk.data.stream import open_rows, rows_of
 from newsdesk.data.table import Cell, Fault, Row, RowStream, Table
+from newsdesk.errors import UserError
 
 
 def read_table(path: Path, dialect: Dialect = DETECTED) -> Table:
@@ -73,9 +74,13 @@ def _texts_by_class(folder: Path, dialect: Dialect) -> tuple[Table, tuple[Fault,
 
 
 def _whole(table: Table, faults: tuple[Fault, ...]) -> Table:
-    if faults:
-        raise faults[0].error(table.path, others=len(faults) - 1)
-    return table
+    if not faults:
+        return table
+    error = faults[0].error(table.path, others=len(faults) - 1)
+    if len(faults) > len(table) and table.dialect is not None and table.dialect.delimiter is not None:
+        fix = f"{error.fix}; it was read as: {table.read_as} (--delimiter, --quote, --encoding state another)"
+        raise UserError(error.wrong, found=error.found, fix=fix)
+    raise error
 
 
 def _collected(stream: RowStream) -> tuple[Table, tuple[Fault, ...]]:
