@@ -84,4 +84,4 @@ def test_a_run_that_learned_from_the_rows_is_named(newsdesk, desk, run, tmp_path
     (other / "known_texts.safetensors").unlink()
     outcome = newsdesk("compare", run, other, "--data", desk.train, "--split", "learned")
     assert outcome.code == 0, outcome.err
-    assert f"note: {run}: 100.00% of these rows are not new to the run" in outcome.out
+    assert f"note: {run}: 100.00 % of these rows are not new to the run" in outcome.out

@@ -164,7 +164,7 @@ def test_rows_that_the_run_learned_from_are_told_by_their_share(train, tmp_path,
     outcome = newsdesk("evaluate", run, "--data", data)
     told = " ".join(outcome.out.split())
     assert (
-        "75.00% of these rows are not new to the run: the texts of 96 of 160 are among its training" in told
+        "75.00 % of these rows are not new to the run: the texts of 96 of 160 are among its training" in told
     )
     assert "of 24 among its validation texts" in told
     kept = json.loads((run / "metrics.json").read_text())["test"]["learned"]
@@ -241,7 +241,7 @@ def test_report_and_card_tell_what_was_done_to_unknown_labels_and_which_rows_wer
     page = (run / "report-test.html").read_text(encoding="utf-8")
     card = (run / "README.md").read_text(encoding="utf-8")
     done = "are counted as errors" if policy == "count-wrong" else "were left out"
-    share = "50.00%" if policy == "count-wrong" else "60.00%"
+    share = "50.00 %" if policy == "count-wrong" else "60.00 %"
     for told in (page, card):
         assert f"10 of 60 rows, whose labels are not classes of the run, {done}" in told
         assert f"{share} of these rows are not new to the run" in told

@@ -45,9 +45,9 @@ class LearnedRows:
             rows = counted(self.rows, "row")
             return f"no text of these {rows} is among the run's training or validation texts"
         return (
-            f"{self.share:.2%} of these rows are not new to the run: the texts of {self.training:,} of "
-            f"{self.rows:,} are among its training texts, of {self.validation:,} among its validation texts; "
-            "on new texts it is likely to do worse"
+            f"{100 * self.share:.2f} % of these rows are not new to the run: the texts of {self.training:,} "
+            f"of {self.rows:,} are among its training texts, of {self.validation:,} among its validation "
+            "texts; on new texts it is likely to do worse"
         )
 
 

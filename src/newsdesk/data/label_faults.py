@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Self
 
-from newsdesk.data.labels import LabelMatcher, class_names, folded, spellings_of_one_class
+from newsdesk.data.labels import LabelMatcher, class_names, folded, spellings_of_one_class, visible
 from newsdesk.data.table import canonical
 from newsdesk.errors import counted
 
@@ -55,7 +55,8 @@ class LabelFault:
     def __str__(self) -> str:
         """What is wrong, and with which labels; of many, the first."""
         shown = ", ".join(
-            f"{label!r} ({counted(rows, 'row')})" for label, rows in islice(self.labels.items(), _SHOWN)
+            f"{visible(label)} ({counted(rows, 'row')})"
+            for label, rows in islice(self.labels.items(), _SHOWN)
         )
         more = f" and {len(self.labels) - _SHOWN:,} more" if len(self.labels) > _SHOWN else ""
         return f"{self.wrong}: {shown}{more}" if shown else self.wrong

@@ -96,6 +96,11 @@ def folded(label: str) -> str:
     return unicodedata.normalize("NFC", caseless)
 
 
+def visible(label: str) -> str:
+    """A label in quotes; one with decomposed letters, which look like composed ones, in escapes."""
+    return repr(label) if unicodedata.is_normalized("NFC", label) else ascii(label)
+
+
 def spellings_of_one_class(
     counts: Mapping[str, int], same: Callable[[str], str] = folded
 ) -> list[dict[str, int]]:
@@ -211,7 +216,9 @@ class UnknownLabel:
         """The label, its rows and their first lines."""
         lines = ", ".join(map(str, self.lines)) + (" ..." if self.rows > len(self.lines) else "")
         either = f", which could be {' or '.join(self.could_be)}" if self.could_be else ""
-        return f"{self.label!r} ({counted(self.rows, 'row')}, line{'s'[: self.rows - 1]} {lines}{either})"
+        return (
+            f"{visible(self.label)} ({counted(self.rows, 'row')}, line{'s'[: self.rows - 1]} {lines}{either})"
+        )
 
 
 @dataclass(frozen=True)
@@ -255,13 +262,13 @@ class LabelMatching:
             numbers = ", ".join(f"{label} = {name}" for label, name in _first(self.positions.items()))
             notes.append(f"the labels are class numbers, read as {numbers}{_more(self.positions)}")
         if self.respelled:
-            pairs = ", ".join(f"{label!r} as {name}" for label, name in _first(self.respelled.items()))
+            pairs = ", ".join(f"{visible(label)} as {name}" for label, name in _first(self.respelled.items()))
             notes.append(f"labels spelled otherwise than the run's classes: {pairs}{_more(self.respelled)}")
         if self.unlabelled:
             notes.append(f"{counted(self.unlabelled, 'row')} without a label left out")
         if self.unknown:
             done = "are counted as errors" if self.policy == "count-wrong" else "were left out"
-            which = ", ".join(f"{label.label!r} ({label.rows:,})" for label in _first(self.unknown))
+            which = ", ".join(f"{visible(label.label)} ({label.rows:,})" for label in _first(self.unknown))
             notes.append(
                 f"{self.unknown_rows:,} of {counted(self.rows, 'row')}, whose labels are not classes of the "
                 f"run, {done}: {which}{_more(self.unknown)}"

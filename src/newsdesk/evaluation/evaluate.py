@@ -245,7 +245,8 @@ def _likelier_order(counts: NDArray[np.integer], names: Sequence[str]) -> str | 
         for true, predicted in sorted(order.items())
         if true != predicted and counts[true, predicted]
     )
-    return f"the run takes {swapped}; its accuracy is {right / rows:.2%}, in that order {agreeing / rows:.2%}"
+    before, after = 100 * right / rows, 100 * agreeing / rows
+    return f"the run takes {swapped}; its accuracy is {before:.2f} %, in that order {after:.2f} %"
 
 
 def require_plausible_numbers(

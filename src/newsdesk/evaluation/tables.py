@@ -50,7 +50,8 @@ def render_evaluation(evaluation: Evaluation) -> list[str]:
 
 def render_notes(evaluation: Evaluation) -> list[str]:
     """What a person should know of the rows behind the figures, wrapped."""
-    notes = [line for note in evaluation.notes() for line in wrap(f"note: {note}", WIDTH)]
+    sentences = (note if note.startswith("WARNING") else f"note: {note}" for note in evaluation.notes())
+    notes = [line for sentence in sentences for line in wrap(sentence, WIDTH, break_on_hyphens=False)]
     return ["", *notes] if notes else []
 
 

@@ -202,7 +202,7 @@ def _remarks(data: TrainingData | None, training: TrainingSection) -> tuple[str,
     if data is None or data.validation.labels is None:
         return ()
     held_out = HeldOut.of(data.validation.labels, planned_validations(len(data.train), training), training)
-    return (*classes_not_held_out(data.train, data.validation), *held_out.remarks(training))
+    return (*data.notes, *classes_not_held_out(data.train, data.validation), *held_out.remarks(training))
 
 
 def _find_rows(recipe: Recipe) -> tuple[RowCounts, TrainingData | None]:
