@@ -161,3 +161,15 @@ def test_objects_are_copied_to_be_read(tmp_path, object_store):
     assert copy.read_text() == "rows"
     with pytest.raises(UserError, match="cannot read"):
         object_store().fetch("missing.csv", tmp_path)
+
+
+def test_packed_inputs_get_outputs_of_a_format_that_can_be_written(tmp_path):
+    for name in ("a.json", "b.json.gz", "c.zip", "d.xlsx"):
+        (tmp_path / name).write_bytes(b"x")
+    shards = shards_of(Storage(str(tmp_path)), None)
+    assert [(shard.output, shard.format) for shard in shards] == [
+        ("a.json.jsonl", "jsonl"),
+        ("b.json.gz.jsonl", "jsonl"),
+        ("c.zip.csv", "csv"),
+        ("d.xlsx.csv", "csv"),
+    ]
