@@ -58,6 +58,7 @@ def test_a_words_weight_is_what_the_log_odds_lose_without_it(classifier, target)
     explained = target or "Sports"
     full = expected_log_odds(words, explained)
     assert (found.label, found.target) == ("Sports", explained)
+    assert newsdesk.explain(classifier, " ".join(words), target=explained.upper()).target == explained
     assert found.log_odds == pytest.approx(full, abs=1e-5)
     assert found.base_log_odds == pytest.approx(expected_log_odds([], explained), abs=1e-5)
     for number, word in enumerate(found.words):

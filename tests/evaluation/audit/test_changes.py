@@ -63,6 +63,7 @@ def test_decisions_make_the_round_trip_through_the_csv(tmp_path):
         {2: "decided"}, {3: "B, or C", 4: "A"}, frozenset({1})
     )
     assert decided(tmp_path) == Changes({}, {})
+    assert decided(tmp_path, "", "relabel to b,  OR C") == decided(tmp_path, "", "relabel to B, or C")
 
 
 def test_an_editor_can_go_on_down_the_list_of_all_rows(tmp_path):
