@@ -21,6 +21,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import sqrt
 from typing import Any
 
@@ -46,15 +47,25 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Population:
-    """Texts as a classifier sees them: logits (texts, classes), class ids (texts,), distances (texts,)."""
+    """Texts as a classifier sees them.
+
+    Logits are (texts, classes); class ids, distances and whether a text says anything are (texts,).
+    """
 
     logits: NDArray[np.float32]
     labels: NDArray[np.int64]
     distances: NDArray[np.float32]
+    readable: NDArray[np.bool_]
+
+    @cached_property
+    def unreadable(self) -> tuple[str | None, ...]:
+        """Why a text gets no answer, as `Predictions` has it."""
+        return tuple(None if says else "empty text" for says in self.readable)
 
     def draw(self, rows: int, generator: np.random.Generator) -> HeldOutRows:
         at = generator.integers(0, len(self.labels), rows)
-        return HeldOutRows(self.logits[at], self.labels[at], "simulated", self.distances[at])
+        columns = (self.distances[at], self.readable[at])
+        return HeldOutRows(self.logits[at], self.labels[at], "simulated", *columns)
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,7 @@ def population(
     wrong: Values,
     distances: Values,
     classes: int,
+    unreadable: NDArray[np.bool_] | None = None,
     overconfident: float = 1.5,
 ) -> Population:
     """Texts of given confidences (texts,), wrong with given probabilities, at given distances.
@@ -111,7 +123,9 @@ def population(
     logits = np.empty_like(by_rank)
     np.put_along_axis(logits, order, overconfident * np.log(by_rank), axis=1)
     labels = np.take_along_axis(order, true_rank[:, None], axis=1)[:, 0]
-    return Population(logits.astype(np.float32), labels.astype(np.int64), distances.astype(np.float32))
+    readable = np.ones(texts, dtype=np.bool_) if unreadable is None else ~unreadable
+    columns = (labels.astype(np.int64), distances.astype(np.float32), readable)
+    return Population(logits.astype(np.float32), *columns)
 
 
 def _confidences(generator: np.random.Generator) -> Values:
@@ -151,6 +165,15 @@ def _far_ones_wrong(generator: np.random.Generator, _rate: float) -> Population:
     return population(generator, sure, np.where(far, 0.6, (1 - sure)), distances, 4)
 
 
+def _empty_ones_right(generator: np.random.Generator, rate: float) -> Population:
+    """One text in ten says nothing, and is surely right; of the others too many are wrong."""
+    sure, distances = _confidences(generator), generator.chisquare(20, POPULATION)
+    empty = generator.random(POPULATION) < 0.1
+    sure = np.where(empty, 0.99999, sure)
+    distances = np.where(empty, 100.0, distances)
+    return population(generator, sure, np.where(empty, 0.0, 1.05 * rate), distances, 4, empty)
+
+
 def _distance_follows_confidence(generator: np.random.Generator, _rate: float) -> Population:
     """What the classifier is sure of lies far away."""
     sure = _confidences(generator)
@@ -179,6 +202,7 @@ LAWS = (
     Law("wrong anywhere, at just the rate", 500, 0.1, _anywhere),
     Law("off-topic texts are right", 1000, 0.1, _far_ones_right),
     Law("off-topic texts are wrong and sure", 1000, 0.05, _far_ones_wrong),
+    Law("empty texts are right", 1000, 0.1, _empty_ones_right),
     Law("sure texts are far", 500, 0.05, _distance_follows_confidence),
     Law("many ties, far ones right", 500, 0.1, _ties),
     Law("wrong where surest, too", 500, 0.1, _wrong_where_surest),
@@ -194,6 +218,9 @@ ASKED: Mapping[str, tuple[str, ...]] = {
     "--abstain --confidence --off-topic": ("abstain", "confidence", "off_topic"),
     "--sets --off-topic": ("sets", "off_topic"),
     "--abstain --sets --off-topic": ("abstain", "sets", "off_topic"),
+    "--abstain --answer-empty": ("abstain", "answer_empty"),
+    "--sets --answer-empty": ("sets", "answer_empty"),
+    "--abstain --off-topic --answer-empty": ("abstain", "off_topic", "answer_empty"),
     "the hint": ("abstain", "hint"),
     "the hint without its --confidence": ("abstain", "bare hint"),
     "the hint --sets": ("abstain", "hint", "sets"),
@@ -258,6 +285,7 @@ def tally(
         "sets": law.coverage,
         "off_topic": LEVEL,
         "confidence": SURE,
+        "answer_empty": True,
     }
     flags = {name: wanted[name] for name in features if name in wanted}
     kept.draws += 1
@@ -268,22 +296,25 @@ def tally(
         kept.gave += 1
     except UserError:
         # The coverage is a mean over all draws, those that can promise no error rate included.
-        flags = {name: share for name, share in flags.items() if name in ("sets", "off_topic")}
+        flags = {name: share for name, share in flags.items() if name not in ("abstain", "confidence")}
         if "sets" not in flags:
             return
         rule = decision_rule(rows, temperature, **flags, score=score)
     names = tuple(map(str, range(probabilities.shape[1])))
-    predictions = Predictions(probabilities, names, rule, score.p_values(texts.distances))
+    unreadable = None if "answer_empty" in flags else texts.unreadable
+    predictions = Predictions(
+        probabilities, names, rule, score.p_values(texts.distances), unreadable=unreadable
+    )
     right = predictions.class_ids == texts.labels
     if "abstain" in flags and predictions.answered.any():
         kept.broken += float((~right)[predictions.answered].mean()) > flags["abstain"]
-    passing = ~predictions.foreign
+    passing = ~(predictions.foreign | predictions.silent)
     if "sets" in flags:
         assert predictions.in_question is not None
         holds = predictions.in_question[np.arange(len(right)), texts.labels]
         kept.coverages.append(float(holds[passing].mean()))
     elif "abstain" not in flags:
-        kept.coverages.append(float(passing.mean()))
+        kept.coverages.append(float((~predictions.foreign).mean()))
 
 
 SAME_ROWS, HALVES = "chosen and calibrated on the same rows", "chosen on one half, calibrated on the other"

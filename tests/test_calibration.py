@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,6 +109,11 @@ def test_distances_are_kept_beside_the_rows_that_they_belong_to(tmp_path):
     read = read_held_out_rows(tmp_path)
     assert np.array_equal(read.distances, distances)
     assert np.array_equal(read.logits, rows.logits)
+    assert read.readable is None
+    readable = distances > 3
+    store_calibration(tmp_path, replace(rows, readable=readable), "here")
+    store_distances(tmp_path, distances)
+    assert np.array_equal(read_held_out_rows(tmp_path).readable, readable)
     with pytest.raises(ValueError, match="distances of shape"):
         store_distances(tmp_path, distances[:-1])
 

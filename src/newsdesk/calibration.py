@@ -31,14 +31,17 @@ class HeldOutRows:
         sha256: ``Examples.fingerprint()`` of the rows.
         distances: float32 of shape (rows,), how far each is from the training topics (`OffTopicScore`); None
             where there is no such score, or an earlier version kept none.
+        readable: bool of shape (rows,), whether the text says anything: others get no answer, and nothing is
+            promised of them. None: not known, as in an earlier version, and all are taken for readable.
 
-    Raises ValueError when logits, labels and distances do not line up, or a logit is no finite number.
+    Raises ValueError when logits, labels and the others do not line up, or a logit is no finite number.
     """
 
     logits: NDArray[np.float32]
     labels: NDArray[np.int64]
     sha256: str
     distances: NDArray[np.float32] | None = None
+    readable: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be calibrated on."""
@@ -46,8 +49,9 @@ class HeldOutRows:
             raise ValueError(f"logits of shape {self.logits.shape} for labels of shape {self.labels.shape}")
         if not np.isfinite(self.logits).all():
             raise ValueError("logits that are not finite numbers")
-        if self.distances is not None and self.distances.shape != self.labels.shape:
-            raise ValueError(f"distances of shape {self.distances.shape} for {len(self.labels)} rows")
+        for name, column in (("distances", self.distances), ("readable", self.readable)):
+            if column is not None and column.shape != self.labels.shape:
+                raise ValueError(f"{name} of shape {column.shape} for {len(self.labels)} rows")
 
 
 @dataclass(frozen=True)
@@ -187,6 +191,8 @@ def _write_rows(folder: Path, rows: HeldOutRows) -> None:
     }
     if rows.distances is not None:
         tensors["distances"] = np.ascontiguousarray(rows.distances, dtype=np.float32)
+    if rows.readable is not None:
+        tensors["readable"] = np.ascontiguousarray(rows.readable, dtype=np.bool_)
     write_bytes(folder / CALIBRATION_ROWS, save(tensors, metadata={"sha256": rows.sha256}))
 
 
@@ -212,7 +218,8 @@ def read_held_out_rows(folder: Path) -> HeldOutRows | None:
         with safe_open(path, framework="np") as file:
             sha256 = (file.metadata() or {})["sha256"]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return HeldOutRows(tensors["logits"], tensors["labels"], sha256, tensors.get("distances"))
+            optional = (tensors.get(name) for name in ("distances", "readable"))
+            return HeldOutRows(tensors["logits"], tensors["labels"], sha256, *optional)
     except (SafetensorError, KeyError, ValueError) as error:
         raise damaged(path, str(error), fix=_FIX) from None
 

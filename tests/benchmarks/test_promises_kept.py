@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ LAWS = (
     "unsure where wrong, few rows",
     "off-topic texts are right",
     "off-topic texts are wrong and sure",
+    "empty texts are right",
     "many ties, far ones right",
 )
 
@@ -47,6 +49,22 @@ def test_calibrating_on_rows_that_the_filter_stops_would_be_noticed(
     monkeypatch.setattr(OffTopicScore, "on_topic", lambda _self, distances, _level: np.isfinite(distances))
     law = law_of(promises, "off-topic texts are right")
     (line,) = promises.simulate(law, DRAWS, asked={asked: promises.ASKED[asked]})
+    assert line["kept"] == "NO"
+
+
+@pytest.mark.parametrize("asked", ["--abstain", "--sets"])
+def test_calibrating_on_rows_that_say_nothing_would_be_noticed(
+    promises: Any, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    rule = promises.decision_rule
+    monkeypatch.setattr(
+        promises,
+        "decision_rule",
+        lambda rows, *given, **flags: rule(replace(rows, readable=None), *given, **flags),
+    )
+    (line,) = promises.simulate(
+        law_of(promises, "empty texts are right"), DRAWS, asked={asked: promises.ASKED[asked]}
+    )
     assert line["kept"] == "NO"
 
 

@@ -271,6 +271,24 @@ def test_what_makes_no_promise_is_wrong_usage(newsdesk, trained, flags):
     assert newsdesk("predict", trained, CLEAR, *flags).code == 2
 
 
+def test_rows_that_say_nothing_do_not_count_for_promises_unless_such_texts_are_answered(
+    newsdesk, run, more_rows, tmp_path
+):
+    package.export(run, "onnx-fp32")
+    with_empty = tmp_path / "rows.csv"
+    empty = "".join(f"{number}, ,Sports\n" for number in range(50))
+    with_empty.write_text(more_rows.read_text().strip() + "\n" + empty)
+    package.calibrate(run, [str(with_empty)])
+    for folder in (run, run / "export" / "onnx-fp32"):
+        predictor = package.load(folder, engine="torch" if folder == run else "onnx")
+        assert predictor.decision_rule(abstain=0.1).rows == 600
+        assert predictor.decision_rule(abstain=0.1, answer_empty=True).rows == 650
+    told = newsdesk("predict", run, CLEAR, "--abstain", "0.1")
+    assert "600 calibration rows" in told.err
+    told = newsdesk("predict", run, CLEAR, "--abstain", "0.1", "--answer-empty")
+    assert "650 calibration rows" in told.err
+
+
 @pytest.fixture
 def partly_learned(desk, tmp_path):
     """All 60 test rows, and 20 that the run learned from or was validated on, in capitals."""

@@ -100,7 +100,7 @@ def predict(
         return
     table = _table_in_memory(texts, _path_of(source), columns)
     predictor = _load(run, engine)
-    rule = predictor.decision_rule(**promise)
+    rule = predictor.decision_rule(**promise, answer_empty=answer_empty)
     predictions = _classified(predictor, table, columns, rule, answer_empty=answer_empty)
     if as_json:
         say(_document(predictions, None if probabilities else top_k, predictor.max_length))
@@ -194,7 +194,8 @@ def _stream(
         )
         display.finish(done, target, rejects)
     note_reading(done.truncation, predictor.max_length, done.unreadable)
-    note_promise(predictor.decision_rule(**promise), done.unanswered, done.rows_written)
+    rule = predictor.decision_rule(**promise, answer_empty=settings["answer_empty"])
+    note_promise(rule, done.unanswered, done.rows_written)
 
 
 def _path_of(name: str | None) -> Path | None:

@@ -94,7 +94,7 @@ def predict_with_ray(
     note(console, f"{counted(totals.shards, 'file')}, {counted(totals.rows, 'row')}{rejected}")
     note_reading(totals.truncation, predictor.max_length, totals.unreadable)
     if promise:
-        rule = predictor.decision_rule(**promise)
+        rule = predictor.decision_rule(**promise, answer_empty=settings["answer_empty"])
         note_promise(rule, totals.unanswered, totals.rows - totals.rejected)
 
 

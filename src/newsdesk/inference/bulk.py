@@ -140,7 +140,9 @@ def predict_file(
         format = check_destination(
             destination, source=source if isinstance(source, Path) else None, format=format
         )
-    rule = predictor.decision_rule(abstain=abstain, confidence=confidence, sets=sets, off_topic=off_topic)
+    rule = predictor.decision_rule(
+        abstain=abstain, confidence=confidence, sets=sets, off_topic=off_topic, answer_empty=answer_empty
+    )
     wanted = (top_k, all_probabilities, rule, answer_empty, strict, observe)
     job = _Job(predictor, format or "csv", text, template, *wanted)
     with _opened(source, dialect.asking(text or predictor.layout.text_columns, template=template)) as stream:

@@ -26,7 +26,7 @@ from newsdesk.off_topic import OffTopicScore
 CANDIDATES, REASON = "candidates", "reason"
 OFF_TOPIC = "off_topic"
 FOREIGN = "off topic"  # the reason that goes before others
-PROMISES = ("abstain", "confidence", "sets", "off_topic")
+PROMISES = ("abstain", "confidence", "sets", "off_topic", "answer_empty")
 """What may be asked of a classifier's ``decision_rule``, by name."""
 
 _MORE_ROWS = "calibrate on more labelled rows with newsdesk calibrate --data FILE"
@@ -135,6 +135,7 @@ def decision_rule(
     sets: float | None = None,
     off_topic: float | None = None,
     score: OffTopicScore | None = None,
+    answer_empty: bool = False,
 ) -> DecisionRule | None:
     """The rule for a wanted error rate among the answered, sets of a wanted coverage, or a filter; or None.
 
@@ -149,6 +150,8 @@ def decision_rule(
         off_topic: texts with a p-value of at most this by ``score`` get neither answer nor candidates, and
             the promises are about the others.
         score: needed for ``off_topic``; its reference was made of ``rows``.
+        answer_empty: whether texts that say nothing are answered like others; else rows of such texts do
+            not count, either.
 
     Raises:
         UserError: when a share does not lie between 0 and 1, or the rows cannot promise as much.
@@ -163,11 +166,12 @@ def decision_rule(
     if abstain is None and sets is None:
         return None if off_topic is None else DecisionRule(None, None, 1.0, 0, off_topic)
     assert rows is not None
-    labels, logits = rows.labels, rows.logits
+    passing = np.ones(len(rows.labels), dtype=np.bool_)
+    if rows.readable is not None and not answer_empty:
+        passing &= rows.readable
     if off_topic is not None and score is not None:
-        passing = _on_topic(rows, off_topic, score)
-        labels, logits = labels[passing], logits[passing]
-    probabilities = softmax(logits, temperature)
+        passing &= _on_topic(rows, off_topic, score)
+    labels, probabilities = rows.labels[passing], softmax(rows.logits[passing], temperature)
     promise = None if abstain is None else _promise(probabilities, labels, abstain, confidence)
     most = highest_coverage(len(labels))
     if sets is not None and sets > most:

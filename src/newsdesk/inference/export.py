@@ -144,11 +144,12 @@ class Candidate:
         """Compare what lies in the folder with the run, by the code that will predict with it."""
         _seal(self.run, self.kind, self.folder)
         classifier = load(self.folder, device="cpu")
-        logits, distances = classifier.outputs(classifier.token_ids(self.evidence.examples.texts))
+        encoded = classifier.encode(self.evidence.examples.texts)
+        logits, distances = classifier.outputs(encoded.ids)
         megabytes = self.model.stat().st_size / 1e6
         rows = self.evidence.validation_rows
         quality = compare(setting, self.reference, logits, self.evidence.labels, megabytes, rows)
-        held_out = self.evidence.held_out(logits, distances)
+        held_out = self.evidence.held_out(logits, distances, encoded.readable)
         if held_out is not None:  # the last to be measured is the one that is taken
             store_calibration(self.folder, held_out, self.evidence.held_out_source)
             if classifier.off_topic is not None and held_out.distances is not None:

@@ -66,8 +66,13 @@ class Evidence:
         rows = counted(self.validation_rows - self.choosing_rows, "row")
         return f"{rows} held out from {self.examples.source}"
 
-    def held_out(self, logits: Logits, distances: NDArray[np.float32] | None = None) -> HeldOutRows | None:
-        """Of logits and distances of all rows, those that nothing was learned from or chosen by.
+    def held_out(
+        self,
+        logits: Logits,
+        distances: NDArray[np.float32] | None = None,
+        readable: NDArray[np.bool_] | None = None,
+    ) -> HeldOutRows | None:
+        """Of what is known of all rows, that of those that nothing was learned from or chosen by.
 
         None where there are no such rows, or their logits are no numbers.
         """
@@ -75,8 +80,8 @@ class Evidence:
         if not count or not np.isfinite(logits[:count]).all():
             return None
         rows = self.examples.select(range(count))
-        of_rows = None if distances is None else distances[:count]
-        return HeldOutRows(logits[:count], self.labels[:count], rows.fingerprint(), of_rows)
+        others = (None if column is None else column[:count] for column in (distances, readable))
+        return HeldOutRows(logits[:count], self.labels[:count], rows.fingerprint(), *others)  # type: ignore[arg-type]
 
     @property
     def facts(self) -> EvidenceFacts:

@@ -53,9 +53,10 @@ def calibrate_on(
     for folder in folders:
         labels = aligned_labels(rows, folder.labels.names)
         classifier = load_as_named(folder, progress)
-        logits, distances = classifier.outputs(classifier.token_ids(rows.texts), progress=count)
+        encoded = classifier.encode(rows.texts)
+        logits, distances = classifier.outputs(encoded.ids, progress=count)
         require_plausible_numbers(rows, labels, logits, folder.labels.names)
-        held_out = HeldOutRows(logits, labels, rows.fingerprint(), distances)
+        held_out = HeldOutRows(logits, labels, rows.fingerprint(), distances, encoded.readable)
         source = f"{counted(len(rows), 'row')} of {rows.source}"
         made[folder.path] = store_calibration(folder.path, held_out, source, folded=classifier.folded)
         if classifier.off_topic is not None and distances is not None:

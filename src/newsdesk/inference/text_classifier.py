@@ -108,6 +108,7 @@ class TextClassifier(ABC):
         confidence: float = 0.95,
         sets: float | None = None,
         off_topic: float | None = None,
+        answer_empty: bool = False,
     ) -> DecisionRule | None:
         """What it may answer so that at most the share ``abstain`` of the answered is wrong, and what not
         because it is ``off_topic``.
@@ -130,6 +131,7 @@ class TextClassifier(ABC):
             sets=sets,
             off_topic=off_topic,
             score=self.off_topic,
+            answer_empty=answer_empty,
         )
 
     def _calibration_rows(self) -> HeldOutRows:
@@ -169,7 +171,9 @@ class TextClassifier(ABC):
             UserError: when the calibration rows cannot promise what is asked, or there is no off-topic score.
         """
         _refuse_one_text(texts, "predict")
-        rule = self.decision_rule(abstain=abstain, confidence=confidence, sets=sets, off_topic=off_topic)
+        rule = self.decision_rule(
+            abstain=abstain, confidence=confidence, sets=sets, off_topic=off_topic, answer_empty=answer_empty
+        )
         cleaned = [normalise(text, self.layout.normaliser) for text in texts]
         return self.classify(cleaned, rule, answer_empty=answer_empty)
 

@@ -91,6 +91,11 @@ class Encoded:
     special: int
 
     @property
+    def readable(self) -> NDArray[np.bool_]:
+        """Which texts say anything, (texts,)."""
+        return np.array([reason is None for reason in self.unreadable], dtype=np.bool_)
+
+    @property
     def truncation(self) -> Truncation:
         """How much was cut off."""
         lost = self.lengths - np.array([len(ids) for ids in self.ids], dtype=np.int64)

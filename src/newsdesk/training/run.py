@@ -137,6 +137,7 @@ class _Prepared:
     store: AdapterStore
     loop: TrainingLoop
     encoded: Encoded
+    readable: NDArray[np.bool_]
     vocabulary: VocabularyFit
     max_length: int
 
@@ -166,18 +167,28 @@ def _prepare(
     copy_tokenizer(base.path, tokenizer_files)
     tokenizer = TextTokenizer.from_folder(tokenizer_files, recipe.model.max_length)
     store = AdapterStore(model, hub_reference(base))
-    encoded = tokenizer.encode_whole(data.train.texts)
+    encoded, validation = (tokenizer.encode_whole(part.texts) for part in (data.train, data.validation))
     compiled = _pays_to_compile(recipe.training, device, total_steps(len(data.train), recipe.training))
     loop = TrainingLoop(
         Network(model, device, precision, compiled=compiled),
         EncodedRows(encoded.ids, class_ids(data.train)),
-        encode_rows(tokenizer, data.validation),
+        EncodedRows(validation.ids, class_ids(data.validation)),
         recipe.training,
         max_length=recipe.model.max_length,
         team=team,
     )
     vocabulary = tokenizer.fit(data.train.texts)
-    return _Prepared(data, base, tokenizer_files, store, loop, encoded, vocabulary, recipe.model.max_length)
+    return _Prepared(
+        data,
+        base,
+        tokenizer_files,
+        store,
+        loop,
+        encoded,
+        validation.readable,
+        vocabulary,
+        recipe.model.max_length,
+    )
 
 
 def _pays_to_compile(training: TrainingSection, device: torch.device, steps: int) -> bool:
@@ -306,7 +317,12 @@ def _keep_calibration(run: RunFolder, prepared: _Prepared) -> None:
         f"{counted(len(rows), 'validation row')} of {rows.source}{others}, "
         f"computed in {loop.network.precision}"
     )
-    held_out = HeldOutRows(loop.best_logits[calibrating], class_ids(rows), rows.fingerprint())
+    held_out = HeldOutRows(
+        loop.best_logits[calibrating],
+        class_ids(rows),
+        rows.fingerprint(),
+        readable=prepared.readable[calibrating],
+    )
     store_calibration(run.path, held_out, source)
 
 
@@ -373,11 +389,6 @@ def _require_same_recipe(run: RunFolder, asked: ResolvedRecipe) -> None:
             found="\n       ".join(changed),
             fix="leave out all flags but --out and --resume, or begin anew with --overwrite",
         )
-
-
-def encode_rows(tokenizer: TextTokenizer, examples: Examples) -> EncodedRows:
-    """Token ids and class ids of labelled examples."""
-    return EncodedRows(tokenizer.encode(examples.texts), class_ids(examples))
 
 
 def class_ids(examples: Examples) -> NDArray[np.int64]:
