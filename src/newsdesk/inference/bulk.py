@@ -123,8 +123,7 @@ def predict_file(
         text: columns that make the text; None: as the run was trained, else those with usual names.
         template: how columns make one text; None: likewise.
         dialect: how the input is written, and whether it has a header; by default detected.
-        top_k: how many classes to name.
-        all_probabilities: append a column for each class.
+        top_k, all_probabilities: how many classes to name, and whether to append a column for each.
         abstain, confidence, sets, off_topic, answer_empty: as for ``TextClassifier.predict``.
         rejects: the file for bad rows; None: ``OUTPUT.rejects.jsonl``, and for a stream ``observe`` alone.
         strict: stop at the first bad row; what was written stays, and the call without ``strict`` goes on.
@@ -137,9 +136,8 @@ def predict_file(
     """
     direct = not isinstance(destination, Path) or (destination.exists() and not destination.is_file())
     if isinstance(destination, Path):
-        format = check_destination(
-            destination, source=source if isinstance(source, Path) else None, format=format
-        )
+        given = source if isinstance(source, Path) else None
+        format = check_destination(destination, source=given, format=format)
     rule = predictor.decision_rule(
         abstain=abstain, confidence=confidence, sets=sets, off_topic=off_topic, answer_empty=answer_empty
     )
