@@ -42,6 +42,11 @@ def test_every_pair_of_features_keeps_its_promises(promises: Any, name: str) -> 
     assert [line for line in lines if line["kept"] != "yes"] == []
 
 
+def test_an_export_that_was_chosen_on_its_calibration_rows_keeps_its_promises(promises: Any) -> None:
+    lines = list(promises.simulate_export(DRAWS))
+    assert [line["kept"] for line in lines] == ["yes"] * 4
+
+
 @pytest.mark.parametrize("asked", ["--abstain --off-topic", "--sets --off-topic"])
 def test_calibrating_on_rows_that_the_filter_stops_would_be_noticed(
     promises: Any, monkeypatch: pytest.MonkeyPatch, asked: str
