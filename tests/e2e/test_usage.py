@@ -58,7 +58,7 @@ FLAGS = {
     },
     "export": {
         *("--to", "--out", "--data", "--overwrite", "--text", "--label", "--template", *LABELLED, "--json"),
-        *("--learned-rows", "--unknown-labels"),
+        *("--learned-rows", "--unknown-labels", "--max-loss", "--max-loss-upper"),
     },
     "import-adapter": {
         *(

@@ -179,7 +179,7 @@ def check(
     other = None if against is None else read_table(against, dialect)
     table, faults = read_with_faults(path, dialect)
     if not table.columns:
-        return _unreadable(path, faults)
+        return _unreadable(table, faults)
     layout = text_layout(table, text=text, label=label, template=template, normaliser=normaliser)
     texts = layout.texts(table)
     column = label_column(table, label, layout.text_columns)
@@ -209,11 +209,12 @@ def check(
     )
 
 
-def _unreadable(path: Path, faults: Iterable[Fault]) -> CheckReport:
+def _unreadable(table: Table, faults: Iterable[Fault]) -> CheckReport:
     """The report on a file of which no row could be read."""
     nowhere, no_groups = Places(0, ()), LineGroups(0, 0, ())
     return CheckReport(
-        path=str(path),
+        path=str(table.path),
+        read_as=table.read_as,
         rows=0,
         columns=(),
         text_columns=(),
