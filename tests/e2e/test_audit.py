@@ -140,3 +140,34 @@ def test_a_folder_is_compared_with_its_other_split_and_a_lonely_label_is_not_jud
     assert "1 dropped: leaks" in done.out
     assert "Weather" not in {row["given"] for row in rows_of(tmp_path / "out" / "label-errors.csv")}
     assert {row["other_label"] for row in rows_of(tmp_path / "out" / "leakage.csv")} == {""}
+
+
+def test_an_audit_replaces_neither_decisions_nor_files_that_no_audit_wrote(newsdesk, flags, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "duplicates.csv").write_text("mine\n")
+    refused = newsdesk(*flags)
+    assert refused.code == 1
+    assert f"{out / 'duplicates.csv'} is there already, and no audit wrote it" in refused.err
+    assert [path.name for path in out.iterdir()] == ["duplicates.csv"]
+    (out / "duplicates.csv").unlink()
+    assert newsdesk(*flags).code == 0
+    assert newsdesk(*flags).code == 0  # what an audit wrote is replaced
+    (out / "embeddings" / "mine.safetensors").write_text("mine")
+    errors = out / "label-errors.csv"
+    rows = rows_of(errors)
+    rows[0]["decision"] = "drop"
+    with errors.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    decided = errors.read_bytes()
+    for more in ((), ("--decisions", errors, "--apply", tmp_path / "clean.csv")):
+        refused = newsdesk(*flags, *more)
+        assert refused.code == 1
+        assert "holds decisions that someone filled in" in refused.err
+        assert errors.read_bytes() == decided
+    errors.rename(tmp_path / "decided.csv")
+    done = newsdesk(*flags, "--decisions", tmp_path / "decided.csv", "--apply", tmp_path / "clean.csv")
+    assert done.code == 0, done.err
+    assert (out / "embeddings" / "mine.safetensors").read_text() == "mine"

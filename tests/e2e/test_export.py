@@ -152,3 +152,52 @@ def test_an_engine_that_cannot_compute_the_artefact_says_which_export_can(newsde
     refused = newsdesk("predict", run / "export" / "onnx-fp32", "goal", "--engine", "torch")
     assert refused.code == 1
     assert "newsdesk export RUN --to merged" in refused.err
+
+
+def test_only_an_export_is_replaced_and_only_if_nothing_else_is_in_its_folder(newsdesk, desk, run):
+    assert newsdesk("export", run, "--to", "onnx-fp32").code == 0
+    folder = run / "export" / "onnx-fp32"
+    assert newsdesk("evaluate", folder, "--data", desk.test, "--text", "words", "--label", "desk").code == 0
+    (folder / "onnx" / "notes.txt").write_text("mine")
+    refused = newsdesk("export", run, "--to", "onnx-fp32", "--overwrite")
+    assert refused.code == 1
+    assert "holds files that newsdesk did not write" in refused.err
+    assert "found: onnx/notes.txt\n" in refused.err
+    assert (folder / "onnx" / "notes.txt").read_text() == "mine"
+    (folder / "onnx" / "notes.txt").unlink()
+    assert newsdesk("export", run, "--to", "onnx-fp32", "--overwrite").code == 0
+    assert not (folder / "metrics.json").exists()
+
+
+def test_files_of_usual_names_make_no_export_of_a_folder(newsdesk, run, tmp_path, monkeypatch):
+    project = tmp_path / "project"
+    project.mkdir()
+    for name in ("manifest.json", "quality.json", "thesis.tex"):
+        (project / name).write_text('{"kind": "thesis"}')
+    refused = newsdesk("export", run, "--to", "merged", "--out", project, "--overwrite")
+    assert refused.code == 1
+    assert "found: no artefact of newsdesk\n" in refused.err
+    assert len(list(project.iterdir())) == 3
+    for here in (run / "export" / "merged", tmp_path / "empty"):
+        here.mkdir(parents=True)
+        monkeypatch.chdir(here)
+        refused = newsdesk("export", run, "--to", "merged", "--out", ".", "--overwrite")
+        assert refused.code == 1
+        assert "it is the current folder" in refused.err
+
+
+def test_an_export_killed_between_its_two_renames_is_there_again_at_the_next(newsdesk, run, monkeypatch):
+    from newsdesk.errors import UserError
+    from newsdesk.inference import export
+
+    assert newsdesk("export", run, "--to", "merged").code == 0
+    folder = run / "export" / "merged"
+    folder.rename(folder.with_name(".merged.replaced"))  # as a kill leaves it there
+
+    def refuse(*_arguments: object, **_named: object) -> None:
+        raise UserError("not today")
+
+    monkeypatch.setattr(export, "_write_common", refuse)
+    assert "not today" in newsdesk("export", run, "--to", "merged").err
+    assert newsdesk("predict", folder, "goal coach").code == 0
+    assert [path.name for path in folder.parent.iterdir()] == ["merged"]

@@ -19,7 +19,14 @@ from newsdesk.data.known_texts import KNOWN_TEXTS
 from newsdesk.errors import UserError, missing_package
 from newsdesk.evaluation.evaluate import require_plausible_numbers
 from newsdesk.files import read_json, sha256_of, write_json
-from newsdesk.inference.artefact import MODEL_FILES, QUALITY, ExportManifest, Kind
+from newsdesk.inference.artefact import (
+    MODEL_FILES,
+    QUALITY,
+    ArtefactFolder,
+    ExportManifest,
+    Kind,
+    find_artefact,
+)
 from newsdesk.inference.gate import (
     Evidence,
     ExportQuality,
@@ -38,7 +45,8 @@ from newsdesk.model.tokenizer import TextTokenizer
 from newsdesk.off_topic import OFF_TOPIC
 from newsdesk.sources.source import Progress
 from newsdesk.stored import write_stored
-from newsdesk.training.run_folder import MANIFEST, RunFolder
+from newsdesk.training.replacing import require_not_around_us, require_nothing_else
+from newsdesk.training.run_folder import MANIFEST, RunFolder, figures_in
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -305,26 +313,44 @@ def _seal(run: RunFolder, kind: Kind, folder: Path) -> None:
 
 def require_free_for_artefact(target: Path, *, overwrite: bool) -> None:
     """Raise UserError unless an artefact may be written there: nothing is, or an artefact to be replaced."""
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+    if not target.exists():
         return
-    is_artefact = (target / MANIFEST).is_file() and (target / QUALITY).is_file()
-    if not (overwrite and is_artefact):
+    require_not_around_us(target)
+    if target.is_dir() and not any(target.iterdir()):
+        return
+    artefact = _whole_artefact(target)
+    if artefact is None or not overwrite:
         raise UserError(
             f"there is something at {target} already",
-            found="an artefact" if is_artefact else "no artefact of newsdesk",
-            fix="replace it with --overwrite" if is_artefact else "choose another folder with --out",
+            found="an artefact" if artefact else "no artefact of newsdesk",
+            fix="replace it with --overwrite" if artefact else "choose another folder with --out",
         )
+    named = [target / name for name in (MANIFEST, *artefact.manifest.files)]
+    require_nothing_else(target, {*named, *figures_in(target)})
+
+
+def _whole_artefact(target: Path) -> ArtefactFolder | None:
+    """The artefact in a folder, by the content of its manifest; None for anything else."""
+    artefact = find_artefact(target)
+    try:
+        return artefact if artefact is not None and artefact.manifest.files else None
+    except UserError:
+        return None
 
 
 @contextmanager
 def staged_artefact(target: Path) -> Iterator[Path]:
-    """A new folder to fill; when the block is through it takes the place of whatever ``target`` holds.
+    """A new folder to fill; when the block is through it takes the place of the artefact at ``target``.
 
-    If the block raises, or is killed, ``target`` is as it was. Raises UserError where nothing can be written.
+    If the block raises, ``target`` is as it was; after a kill it is so once something is exported there
+    again, at the latest. Raises UserError where nothing can be written, or ``target`` holds more by then.
     """
+    target = target.resolve()
     staging, replaced = (target.with_name(f".{target.name}.{role}") for role in ("staging", "replaced"))
     existed = next(parent for parent in target.parents if parent.exists())
     try:
+        if replaced.is_dir() and not target.exists():  # killed between the two renames below
+            replaced.rename(target)
         for leftover in (staging, replaced):
             shutil.rmtree(leftover, ignore_errors=True)
         staging.mkdir(parents=True)
@@ -337,6 +363,7 @@ def staged_artefact(target: Path) -> Iterator[Path]:
     try:
         yield staging
         if target.exists():
+            require_free_for_artefact(target, overwrite=True)
             target.rename(replaced)
         staging.rename(target)
     finally:

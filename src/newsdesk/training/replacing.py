@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,13 +56,13 @@ def require_not_around_us(folder: Path) -> None:
     for place, what in ((Path.cwd(), "the current folder"), (Path.home(), "the home folder")):
         if place.resolve().is_relative_to(real):
             raise UserError(
-                f"--overwrite does not replace {folder}",
+                f"{folder} is never replaced",
                 found=f"it is {what}, or holds it",
                 fix="choose another folder with --out, or run the command from elsewhere",
             )
 
 
-def require_nothing_else(folder: Path, ours: set[Path]) -> None:
+def require_nothing_else(folder: Path, ours: Collection[Path]) -> None:
     """Raise UserError, naming the files, when a folder to be replaced holds more than ``ours``."""
     others = []
     for inside, folders, names in os.walk(folder):

@@ -196,6 +196,12 @@ def _is_own(path: Path, name: str, evaluated: Collection[str], exported: Mapping
     return bool(_is_figure(path, evaluated) or _PART.fullmatch(name) or _is_report(path))
 
 
+def figures_in(folder: Path) -> list[Path]:
+    """What evaluations left in a folder: metrics.json, and the predictions of the splits that it names."""
+    evaluated = _evaluated_splits(folder)
+    return [path for path in folder.iterdir() if path.is_file() and _is_figure(path, evaluated)]
+
+
 def _is_figure(path: Path, evaluated: Collection[str]) -> bool:
     """Whether an evaluation left the file: metrics.json, or the predictions of a split that it names."""
     named = _PREDICTIONS.fullmatch(path.name)

@@ -19,7 +19,7 @@ from newsdesk.evaluation.audit.changes import Changes, Kind, decide, label_cells
 from newsdesk.evaluation.audit.cleaned_copy import require_free_target, write_cleaned
 from newsdesk.evaluation.audit.embedding_store import Embedder, embed_stored
 from newsdesk.evaluation.audit.examine import Timer, examine
-from newsdesk.evaluation.audit.findings import AuditReport, write_findings
+from newsdesk.evaluation.audit.findings import AuditReport, require_free_folder, write_findings
 from newsdesk.model.catalog import ResolvedBase, resolve_base
 from newsdesk.model.tokenizer import TextTokenizer
 from newsdesk.sources.source import Progress
@@ -86,6 +86,7 @@ def audit(
     Raises UserError when data, base or packages do not allow it, or the copy cannot go where it should.
     """
     _require_somewhere_to_go(apply, decisions, drop)
+    require_free_folder(Path(out))
     layout: dict[str, Any] = {
         "text": text,
         "label": label,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ PIECE_ROWS = 1024
 
 _TENSOR = "embeddings"
 _ENDING = ".safetensors"
+_OWN_NAME = re.compile(r"[0-9a-f]{32}\.safetensors")
 
 
 class Embedder(Protocol):
@@ -63,7 +65,7 @@ def embed_stored(
         pieces.append(piece)
         names.add(path.name)
     for stale in folder.glob(f"*{_ENDING}"):
-        if stale.name not in names:
+        if stale.name not in names and _OWN_NAME.fullmatch(stale.name):
             stale.unlink()
     return np.concatenate(pieces)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from newsdesk.data.words import VocabularyFit
+from newsdesk.errors import UserError
 from newsdesk.evaluation.audit.label_errors import least_accuracy
 from newsdesk.evaluation.csv_lines import delimited_lines
 from newsdesk.files import write_bytes, write_json
@@ -170,6 +173,48 @@ class AuditReport:
             "against": self.against,
             "seconds": {step: round(taken, 1) for step, taken in self.seconds.items()},
         }
+
+
+_BEGINNINGS = {
+    LABEL_ERRORS: "row,line,given",
+    QUALITY: "rank,suspect,row",
+    DUPLICATES: "kind,row,line",
+    LEAKAGE: "kind,row,line",
+    REPORT: '{\n  "source"',
+}
+"""How the files of an audit begin."""
+
+
+def require_free_folder(folder: Path) -> None:
+    """Raise UserError unless the findings may go there: no file is replaced that an audit did not write.
+
+    Neither is one in which an editor has filled in decisions.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder} is a file", fix="name a folder")
+    for name, beginning in _BEGINNINGS.items():
+        path = folder / name
+        if not path.exists():
+            continue
+        content = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        if not content.removeprefix("\ufeff").startswith(beginning):
+            raise UserError(
+                f"{path} is there already, and no audit wrote it",
+                fix="move it elsewhere, or choose another folder with --out",
+            )
+        if name in (LABEL_ERRORS, QUALITY) and _has_decisions(content):
+            raise UserError(
+                f"{path} holds decisions that someone filled in, which a new audit would replace",
+                fix="move it elsewhere and give it by --decisions, or choose another folder with --out",
+            )
+
+
+def _has_decisions(content: str) -> bool:
+    rows = csv.DictReader(io.StringIO(content.removeprefix("\ufeff")))
+    try:
+        return any((row.get(DECISION) or "").strip() for row in rows)
+    except csv.Error:  # whatever someone made of it
+        return True
 
 
 def write_findings(report: AuditReport, folder: Path, provenance: dict[str, Any]) -> None:
