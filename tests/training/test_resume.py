@@ -17,6 +17,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
+import newsdesk  # noqa: E402
 from newsdesk.calibration import CALIBRATION_ROWS  # noqa: E402
 from newsdesk.config import load_recipe  # noqa: E402
 from newsdesk.errors import UserError  # noqa: E402
@@ -199,14 +200,14 @@ def test_a_request_to_stop_does_not_wait_for_validation_to_end(recipe, uninterru
     assert adapter_bytes(run_training(recipe, run.path, resume=True)) == adapter_bytes(uninterrupted)
 
 
-def test_what_told_of_an_interrupted_state_goes_when_the_run_goes_on(recipe, tmp_path):
+def test_what_told_of_an_interrupted_state_goes_when_the_run_goes_on(recipe, topical_csv, tmp_path):
     run = interrupted_at(5, recipe, tmp_path / "run")
-    (run.path / "metrics.json").write_text("{}")
-    (run.path / "export").mkdir()
-    run.reseal()
+    newsdesk.evaluate(run.path, str(topical_csv), split="seen")
+    newsdesk.export(run.path, "merged")
     run = run_training(recipe, run.path, resume=True)
     assert not run.metrics.exists()
     assert not (run.path / "export").exists()
+    assert not list(run.path.glob("predictions-*"))
 
 
 def test_resuming_a_complete_run_changes_nothing(recipe, uninterrupted):
