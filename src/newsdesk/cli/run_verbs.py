@@ -84,7 +84,7 @@ def train(
     if overwrite and resume:
         raise click.UsageError("--overwrite begins anew and --resume goes on: give one of them.")
     resolved = recipe_for(out, recipe, flags, overrides, resume=resume)
-    if resume and out is not None and rank() == 0 and resumable(out) is None:
+    if resume and not dry_run and out is not None and rank() == 0 and resumable(out) is None:
         note(terminal(), f"nothing to resume at {out}: a new training begins by what was asked for")
     if dry_run:
         with needing_train_extra("a dry run"):

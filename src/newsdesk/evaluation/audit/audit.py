@@ -85,8 +85,7 @@ def audit(
 
     Raises UserError when data, base or packages do not allow it, or the copy cannot go where it should.
     """
-    _require_somewhere_to_go(apply, decisions, drop)
-    require_free_folder(Path(out))
+    _require_somewhere_to_go(Path(out), apply, decisions, drop)
     layout: dict[str, Any] = {
         "text": text,
         "label": label,
@@ -120,8 +119,9 @@ def _apply(
 
 
 def _require_somewhere_to_go(
-    apply: str | Path | None, decisions: str | Path | None, drop: Sequence[Kind]
+    out: Path, apply: str | Path | None, decisions: str | Path | None, drop: Sequence[Kind]
 ) -> None:
+    require_free_folder(out)
     if apply is None and (decisions is not None or drop):
         raise UserError(
             "--decisions and --drop need --apply, the file that the cleaned copy is written to",
