@@ -56,6 +56,20 @@ def test_a_merged_folder_is_a_text_classification_pipeline_with_the_same_scores(
     np.testing.assert_allclose(expected, by_the_run, atol=0.01)
 
 
+def test_a_pipeline_that_is_not_asked_to_truncate_reads_about_as_much(run):
+    """Words here are one token each, so that what it reads is just what the run reads."""
+    folder = exported(run, "merged").path
+    pipeline = transformers.pipeline("text-classification", model=str(folder), device="cpu")
+    words = ["goal", "coach", "bank", "market", "orbit", "said"]
+    texts = [" ".join(words[row % 6] for row in range(start, start + 500)) for start in range(4)]
+    if pipeline.model.config.model_type == "bert":  # whose marks are tokens of their own
+        texts += ["goal coach, bank. " * 90, "a" + " \u200b" * 400]
+    expected = newsdesk.load(folder).predict_probabilities(texts)
+    np.testing.assert_allclose(scores_of([pipeline(text, top_k=None) for text in texts]), expected, atol=1e-5)
+    counted = newsdesk.load(folder).predict(texts).truncation
+    assert counted == newsdesk.load(run, engine="torch").predict(texts).truncation
+
+
 def test_programs_without_transformers_cut_texts_by_the_tokenizer_file(run):
     from tokenizers import Tokenizer
 

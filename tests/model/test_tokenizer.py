@@ -15,6 +15,7 @@ from newsdesk.model.tokenizer import (
     TextTokenizer,
     Truncation,
     length_sorted_batches,
+    limit_words,
     pad,
 )
 
@@ -104,6 +105,45 @@ def test_texts_of_unknown_tokens_alone_are_named(tiny_base: Callable[..., Path])
     assert tokenizer.encode_whole(texts).unreadable == (NO_KNOWN_TOKEN, None, NO_KNOWN_TOKEN)
     by_bytes = TextTokenizer.from_folder(tiny_base("roberta"), 16)
     assert by_bytes.encode_whole(texts).unreadable == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "goal",
+        "goal " * 300,
+        "goal, coach! (bank) -- market... " * 50,
+        "\u7b2c\u4e09\u5b63\u5ea6 goal " * 60,
+        "a\u200cb \u200b c\x00 \u0301 " * 60,
+        "caf\u00e9 na\u00efve $5 \u20ac7 it's U.S. " * 40,
+        "x" * 40,
+        "\n\n goal\u3000coach\n" * 60,
+    ],
+)
+def test_words_that_are_never_read_can_be_dropped_and_are_counted_all_the_same(base, text, tmp_path):
+    from tokenizers import Tokenizer
+
+    limited = Tokenizer.from_file(str(base / "tokenizer.json"))
+    limit_words(limited, 16)
+    whole = TextTokenizer.from_folder(base, 16).encode_whole([text])
+    limited.no_truncation()
+    kept = limited.encode(text).ids
+    assert kept[:15] == whole.ids[0].tolist()[:15]
+    assert len(kept) <= whole.lengths[0]
+    limited.save(str(tmp_path / "tokenizer.json"))
+    again = TextTokenizer.from_folder(tmp_path, 16).encode_whole([text])
+    assert again.ids[0].tolist() == whole.ids[0].tolist()
+    assert again.lengths.tolist() == whole.lengths.tolist()
+
+
+def test_a_limit_of_words_keeps_what_follows_short(base):
+    from tokenizers import Tokenizer
+
+    limited = Tokenizer.from_file(str(base / "tokenizer.json"))
+    limit_words(limited, 16)
+    assert len(limited.encode("goal coach bank " * 500).ids) <= 16 + 14
+    assert len(limited.encode("goal " * 14).ids) == 16
 
 
 def test_sentencepiece_marks_before_an_unknown_word_say_nothing():

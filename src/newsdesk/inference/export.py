@@ -41,7 +41,7 @@ from newsdesk.inference.gate import (
 from newsdesk.inference.load import load
 from newsdesk.inference.onnx_conversion import cutting, dividing, to_onnx, write_onnx
 from newsdesk.inference.run_predictor import RunPredictor, base_of, needing_train_extra
-from newsdesk.model.tokenizer import TextTokenizer
+from newsdesk.model.tokenizer import TextTokenizer, limit_words
 from newsdesk.off_topic import OFF_TOPIC
 from newsdesk.sources.source import Progress
 from newsdesk.stored import write_stored
@@ -111,7 +111,7 @@ def export_run(
     require_plausible_numbers(evidence.examples, evidence.labels, reference, run.labels.names)
     model = merged_classifier(run, progress)
     with staged_artefact(target) as folder:
-        _write_common(run, model, folder)
+        _write_common(run, kind, model, folder)
         candidate = Candidate(run, kind, folder, evidence, reference, observe, limits or Limits())
         tried = _WRITERS[kind](model, candidate)
         _fold_temperature(model, candidate)
@@ -269,17 +269,21 @@ _WRITERS: dict[Kind, Callable[[PreTrainedModel, Candidate], list[Quality]]] = {
 }
 
 
-def _write_common(run: RunFolder, model: PreTrainedModel, folder: Path) -> None:
+def _write_common(run: RunFolder, kind: Kind, model: PreTrainedModel, folder: Path) -> None:
     """Configuration, tokenizer and labels: what every kind carries."""
     model.config.save_pretrained(folder)
     shutil.copytree(run.tokenizer, folder, dirs_exist_ok=True)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(run.labels.max_length)
+    if kind == "merged":  # a graph cuts texts itself
+        limit_words(tokenizer, run.labels.max_length)
     tokenizer.save(str(folder / "tokenizer.json"))  # where programs without transformers cut texts
     settings = folder / "tokenizer_config.json"
     if settings.is_file():
         content = json.loads(settings.read_text(encoding="utf-8"))
         content["model_max_length"] = run.labels.max_length  # where transformers does when it is asked
+        if kind == "merged":  # other classes would not take tokenizer.json as it is
+            content["tokenizer_class"] = "PreTrainedTokenizerFast"
         write_json(settings, _for_transformers_4(content, folder / "tokenizer.json"))
     run.labels.write(folder)
     if run.off_topic.is_file():  # its own texts are measured again, by what the artefact computes of them

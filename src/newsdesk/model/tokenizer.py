@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, normalizers
 
 from newsdesk.data.words import VocabularyFit, is_syllable
 from newsdesk.errors import UserError
@@ -25,6 +25,7 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # what SentencePiece falls back to for c
 EMPTY_TEXT, NO_KNOWN_TOKEN = "empty text", "no known token"
 """Why a text cannot be classified: the reasons that `TextTokenizer.encode_whole` finds."""
 
+_WORD_LIMIT = "(?#word limit)"  # a comment in its pattern, by which it is recognised
 _PROBES = ("a", "0", ".", "\u7684")  # one of them is a token in any vocabulary
 
 
@@ -154,6 +155,7 @@ class TextTokenizer:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception for a file it cannot parse
             raise UserError(f"{path} is not a tokenizer file", found=str(error)) from None
+        _lift_word_limit(tokenizer)
         return cls(tokenizer, max_length)
 
     def encode(self, texts: Sequence[str]) -> list[TokenIds]:
@@ -211,6 +213,32 @@ class TextTokenizer:
             return EMPTY_TEXT  # spaces, control characters and the like
         content = ids[self._opening : len(ids) - len(self.closing_ids)].tolist()
         return NO_KNOWN_TOKEN if all(token in self._unknown for token in content) else None
+
+
+def limit_words(tokenizer: Tokenizer, max_length: int) -> None:
+    """Let a tokenizer drop the words behind the ``max_length``-th, which a model of that length cannot reach.
+
+    For programs that do not truncate: transformers' pipeline reads a text to its end unless asked not to.
+    Every word, and for BERT's tokenizers every punctuation mark and ideograph, is one token or more, so
+    nothing is dropped that is read when texts are truncated. `TextTokenizer` lifts the limit, to count what
+    it cuts off.
+    """
+    words = max_length - tokenizer.num_special_tokens_to_add(is_pair=False)
+    word = r"\s*\S+"
+    if isinstance(tokenizer.normalizer, normalizers.BertNormalizer):
+        ideograph, unseen = r"\u3400-\u4DBF\u4E00-\u9FFF\uF900-\uFAFF", r"\s\p{C}"
+        letters = rf"[^{unseen}\p{{P}}{ideograph}][^\s\p{{P}}{ideograph}]*"
+        word = rf"[{unseen}]*(?:[{ideograph}]|\p{{P}}|{letters})"
+    # Atomic groups: a word is never taken apart to make up the number. (?m:.) is any character, \K keeps.
+    limit = normalizers.Replace(Regex(rf"{_WORD_LIMIT}\A(?>{word}){{{words}}}\K(?m:.)*"), "")
+    others = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
+    tokenizer.normalizer = normalizers.Sequence([limit, *others])
+
+
+def _lift_word_limit(tokenizer: Tokenizer) -> None:
+    steps = tokenizer.normalizer
+    if isinstance(steps, normalizers.Sequence) and _WORD_LIMIT in repr(steps):
+        tokenizer.normalizer = normalizers.Sequence([steps[place] for place in range(1, len(steps))])
 
 
 def _special_tokens_around_text(tokenizer: Tokenizer) -> tuple[int, list[int]]:
