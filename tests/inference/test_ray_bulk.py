@@ -13,13 +13,17 @@ from pathlib import Path
 from textwrap import dedent
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 
 pytest.importorskip("onnx")
 pytest.importorskip("pyarrow")
+from newsdesk.calibration import HeldOutRows, store_calibration
 from newsdesk.data.dialect import Dialect
 from newsdesk.errors import UserError
 from newsdesk.inference import ray_bulk
+from newsdesk.inference.artefact import ArtefactFolder
+from newsdesk.inference.bulk import predict_file
 from newsdesk.inference.load import load
 from newsdesk.inference.ray_bulk import JobBegun, ShardDone, predict_on_ray
 from tiny_artefacts import WORDS, build_artefact
@@ -328,3 +332,27 @@ def test_without_ray_nothing_is_written(artefact, source, tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r"newsdesk\[ray\]"):
         predict_on_ray(load(artefact), str(source), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_promises_are_the_same_on_a_cluster_as_on_one_machine(one_process, source, tmp_path):
+    folder = build_artefact(tmp_path / "tiny")
+    generator = np.random.default_rng(0)
+    logits = generator.normal(scale=4, size=(400, 3)).astype(np.float32)
+    labels = np.where(np.arange(400) % 20 > 0, logits.argmax(axis=1), 0)
+    rows = HeldOutRows(logits, labels, "abc", readable=np.arange(400) % 4 > 0)
+    store_calibration(folder, rows, "rows of a test")
+    ArtefactFolder(folder).seal_calibration()
+    predictor, promise = load(folder), {"abstain": 0.2, "sets": 0.9}
+    assert predictor.decision_rule(**promise).rows == 300
+    settings = {**promise, "answer_empty": False, "top_k": 2}
+    totals = predict_on_ray(predictor, str(source), str(tmp_path / "out"), **settings)
+    (tmp_path / "alone").mkdir()
+    for path in source.rglob("*.csv*"):
+        rejects = tmp_path / f"{path.name}.rejects"
+        predict_file(predictor, path, tmp_path / "alone" / path.name, **settings, rejects=rejects)
+    folders = (tmp_path / "out", tmp_path / "alone")
+    ours, alone = (sorted(rows_in(at), key=lambda row: int(row["number"])) for at in folders)
+    assert ours == alone
+    assert totals.unanswered == sum(not row["label"] for row in ours)
+    assert {"candidates", "reason"} <= set(ours[0])
+    assert any(row["candidates"] for row in ours)
