@@ -214,11 +214,10 @@ class UnknownLabel:
 
     def __str__(self) -> str:
         """The label, its rows and their first lines."""
-        lines = ", ".join(map(str, self.lines)) + (" ..." if self.rows > len(self.lines) else "")
+        lines = "line " if self.rows == 1 else "lines "
+        lines += ", ".join(map(str, self.lines)) + (" ..." if self.rows > len(self.lines) else "")
         either = f", which could be {' or '.join(self.could_be)}" if self.could_be else ""
-        return (
-            f"{visible(self.label)} ({counted(self.rows, 'row')}, line{'s'[: self.rows - 1]} {lines}{either})"
-        )
+        return f"{visible(self.label)} ({counted(self.rows, 'row')}, {lines}{either})"
 
 
 @dataclass(frozen=True)
