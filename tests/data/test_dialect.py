@@ -296,6 +296,13 @@ def test_encodings_are_found_compressed_or_not(write, encoding, end):
     ("encoding", "text"),
     [
         ("cp1254", "Takım ligde şampiyon oldu ve Golcü oyuncu iki gol attı"),
+        ("cp1252", "São Paulo não terá eleições amanhã, diz o Governo"),
+        ("cp1252", "Ríkisstjórnin kynnti ný lög í gær, það er mikið að gera"),
+        ("cp1252", "L\u2019été, le café fermé et l\u2019élection du président"),
+        ("cp1252", "De coördinatie van de ministers in België"),
+        ("cp1250", "Győzött a magyar válogatott, hűvös idő várható"),
+        ("cp1250", "Příští týden bude chladněji, Česká republika"),
+        ("iso8859_2", "Łódź: prezydent ogłosił wyniki, Gdańsk świętuje"),
         ("cp1251", "Банк повысил ставку, президент подписал закон"),
         ("koi8_r", "Банк повысил ставку, президент подписал закон"),
         ("cp1250", "Łódź: prezydent ogłosił wyniki wyborów, Gdańsk świętuje"),

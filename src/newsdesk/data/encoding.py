@@ -29,14 +29,18 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# fmt: off
-_CANDIDATES = [
-    "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "iso8859_2", "iso8859_9",
-    "koi8_r", "gb18030", "big5", "cp932", "euc_jp", "cp949", "mac_roman", "cp437", "cp850",
+_LATIN = [
+    *("cp1252", "cp1250", "cp1254", "cp1257", "iso8859_2", "iso8859_9", "mac_roman", "cp437", "cp850"),
 ]
-# fmt: on
-_TURKISH = (b"\xfd", b"\xfe", b"\xf0", b"\xdd", b"\xde", b"\xd0")  # dotless i, s and g, else y, thorn and eth
-_ICELANDIC_VOWELS = (b"\xe1", b"\xed", b"\xfa", b"\xe6")
+_OTHER_SCRIPTS = [
+    *("cp1251", "cp1253", "cp1255", "cp1256", "koi8_r", "gb18030", "big5", "cp932", "euc_jp", "cp949"),
+]
+_SHARE_OF_OTHER_SCRIPTS = 0.2  # of the bytes of lines that are not ASCII
+_TURKISH = b"\xfd\xfe\xf0\xdd\xde\xd0"  # dotless i, s with cedilla, soft g; in Icelandic y, thorn, eth
+_ICELANDIC_VOWELS = b"\xe1\xed\xfa\xe6"
+_HUNGARIAN = b"\xf5\xfb\xd5\xdb"  # o and u with double acute; else with tilde and circumflex
+_PORTUGUESE = (b"\xe7\xe3o", b"\xe3o ", b"\xf5es")
+_NOT_HUNGARIAN = b"\xe0\xe3\xe7\xe8\xea\xf1"
 MARK = "\udcff"
 """Stands for bytes that the encoding does not have, under the error handler ``newsdesk-mark``."""
 
@@ -181,34 +185,48 @@ class _Evidence:
 def _guess(sample: bytes) -> str:
     """The legacy encoding that makes the likeliest text of these bytes, as charset-normalizer ranks them.
 
-    Of several that do equally well, Western European comes first, unless its reading has Icelandic
-    consonants and no Icelandic vowels, which makes it Turkish, or symbols within words that are letters of
-    Central Europe; of the two encodings of those, the one that makes more letters.
+    Other scripts than Latin come into question only where many bytes are beyond ASCII. Of encodings of Latin
+    script that make equally orderly text, Western European comes first, unless its reading has symbols
+    within words, or the letters of Turkish or Hungarian without those of its own languages.
     """
     from charset_normalizer import from_bytes
 
-    matches = list(from_bytes(sample, cp_isolation=_CANDIDATES, preemptive_behaviour=False))
+    beyond = sum(byte > 127 for byte in sample) / len(sample)
+    candidates = _LATIN if beyond < _SHARE_OF_OTHER_SCRIPTS else [*_LATIN, *_OTHER_SCRIPTS]
+    matches = list(from_bytes(sample, cp_isolation=candidates, preemptive_behaviour=False))
     if not matches:
         return "cp1252"
     best = matches[0]
     found = {name: match for match in reversed(matches) for name in match.could_be_from_charset}
     western = found.get("cp1252")
-    if western is not None and (western.chaos, -western.coherence) <= (best.chaos, 0.05 - best.coherence):
-        if "cp1250" not in found or _symbols_within_words(sample) < 2:
-            turkish = sum(map(sample.count, _TURKISH)) > 2 * sum(map(sample.count, _ICELANDIC_VOWELS))
-            return "cp1254" if turkish else "cp1252"
-    elif best.encoding != "cp1250":
+    portuguese = any(ending in sample for ending in _PORTUGUESE)  # whose accents in a row count as disorder
+    orderly = western is not None and (western.chaos <= best.chaos or portuguese)
+    if orderly and not _is_central_european(sample):
+        turkish = _count(sample, _TURKISH) > 5 * _count(sample, _ICELANDIC_VOWELS)
+        return "cp1254" if turkish else "cp1252"
+    if western is None and best.encoding != "cp1250":
         return str(best.encoding)
     central = [name for name in ("cp1250", "iso8859_2") if name in found]
+    if not central:
+        return str(best.encoding)
     return max(central, key=lambda name: sum(map(str.isalpha, sample.decode(name, "ignore"))))
 
 
-def _symbols_within_words(sample: bytes) -> int:
-    """How many characters between two letters are letters as Windows' Central European, else symbols."""
+def _is_central_european(sample: bytes) -> bool:
+    """Whether a reading as Western European has symbols within words that are letters of Central Europe, or
+    Hungarian's long vowels without the letters that Western languages have beside theirs.
+    """
     western, central = (sample.decode(name, "replace") for name in ("cp1252", "cp1250"))
-    return sum(
-        central[n - 1 : n + 2].isalpha() and not western[n].isalpha() for n in range(1, len(sample) - 1)
+    symbols = sum(
+        central[n - 1 : n + 2].isalpha() and (not western[n].isalpha() or western[n] in "ªº")
+        for n in range(1, len(sample) - 1)
     )
+    hungarian = _count(sample, _HUNGARIAN) > 1 and not _count(sample, _NOT_HUNGARIAN)
+    return symbols > 1 or hungarian
+
+
+def _count(sample: bytes, characters: bytes) -> int:
+    return sum(map(sample.count, (bytes([character]) for character in characters)))
 
 
 def _mark(error: UnicodeError) -> tuple[str, int]:
