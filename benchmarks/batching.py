@@ -12,8 +12,8 @@
 | clustering | how much more the class counts of batches vary than those of random ones (design effect) |
 
 ``accuracy`` trains recipe quick on 1,500 rows of Reuters R8 for two epochs, both ways with each seed, and
-prints the accuracy on the test rows and the mean difference with its standard error: about four minutes a seed
-on two quiet cores. After a single epoch accuracy still differs by points from seed to seed.
+prints the accuracy on the test rows and the mean difference with its standard error: about four minutes a
+seed on two quiet cores. After a single epoch accuracy still differs by points from seed to seed.
 """
 
 from __future__ import annotations
