@@ -19,15 +19,15 @@ from newsdesk.evaluation.alignment import aligned_labels
 from newsdesk.metrics import wilson_interval
 from newsdesk.stored import UNSTORED
 
-Features = Literal["words 1-2", "characters 1-3", "characters 2-5 within words"]
-"""What a linear model counts: n-grams of so many words or characters."""
+Features = Literal["words 1-2", "characters 1-3", "characters 2-5"]
+"""What a linear model counts: n-grams of so many words or characters; the longer ones stay within words."""
 
 _WORDS: Features = "words 1-2"
 _FEATURES: dict[Features, dict[str, Any]] = {
     # scikit-learn's own words drop single letters, and with them the U and the S of U.S.
     _WORDS: {"ngram_range": (1, 2), "tokenizer": words_of, "token_pattern": None},
     "characters 1-3": {"ngram_range": (1, 3), "analyzer": "char"},
-    "characters 2-5 within words": {"ngram_range": (2, 5), "analyzer": "char_wb"},
+    "characters 2-5": {"ngram_range": (2, 5), "analyzer": "char_wb"},
 }
 _RARE_WORDS_DROPPED_FROM_ROWS = 1000
 _ROWS_CROSS_VALIDATED, _ROWS_HELD_OUT_ONCE = 2000, 3000

@@ -111,9 +111,9 @@ def _beside_baseline(
     difference = 100 * (metrics.accuracy - baseline.accuracy)
     lines = [
         _figure("baseline", _accuracy(baseline.accuracy, baseline.accuracy_interval)),
-        _figure("", cut(baseline.description, WIDTH - _FIGURE_AT)),
+        *(_figure("", line) for line in wrap(baseline.description, WIDTH - _FIGURE_AT)),
         *(
-            _figure("", f"{_percent(accuracy)} of training rows held out: {features}")
+            _figure("", f"{_percent(accuracy)} of held-out training rows: {features}")
             for features, accuracy in (baseline.validation or {}).items()
         ),
         _figure("", f"trained and tested in {baseline.seconds:.0f} s"),
