@@ -15,7 +15,17 @@ from newsdesk.evaluation.tables import WIDTH, render_errors, render_evaluation
 from newsdesk.metrics import evaluate_probabilities, wilson_interval
 
 R8 = ("acq", "crude", "earn", "grain", "interest", "money-fx", "ship", "trade")
-BASELINE = BaselineResult(0.921, wilson_interval(921, 1000), 14.4, "TF-IDF, linear SVM " + "x" * 99, ())
+BASELINE = BaselineResult(
+    *(
+        0.921,
+        wilson_interval(921, 1000),
+        14.4,
+        "TF-IDF of characters 2-5, linear SVM (scikit-learn 1.9.1)",
+        (),
+    ),
+    features="characters 2-5",
+    validation={"words 1-2": 0.8, "characters 2-5": 0.9},
+)
 COMPARISON = PairedComparison(900, 11, 22, 67, 1.7e-6)
 
 
@@ -84,17 +94,22 @@ def test_the_baseline_stands_beside_the_model_with_the_difference():
     report = rendered(metrics([[95, 5], [4, 96]], ("a", "b")), BASELINE, COMPARISON)
     _, baseline, *_ = sections(report)
     assert baseline[0].startswith("baseline 92.10 % 95 % interval 90.2")
-    assert baseline[1] == "TF-IDF, linear SVM " + "x" * 32 + "…"
-    assert baseline[2:4] == [
+    assert baseline[1:5] == [
+        "TF-IDF of characters 2-5, linear SVM (scikit-learn",
+        "1.9.1)",
+        "80.00 % of held-out training rows: words 1-2",
+        "90.00 % of held-out training rows: characters 2-5",
+    ]
+    assert baseline[5:7] == [
         "trained and tested in 14 s",
         "model minus baseline +3.40 points",
     ]
-    assert baseline[4:7] == [
+    assert baseline[7:10] == [
         "wrong: both 11",
         "wrong: only the model 22",
         "wrong: only the baseline 67",
     ]
-    assert baseline[7] == "McNemar's exact test p < 0.0001"
+    assert baseline[10] == "McNemar's exact test p < 0.0001"
 
 
 def test_a_model_below_its_baseline_shows_a_negative_difference():
