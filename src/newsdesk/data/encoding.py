@@ -39,6 +39,9 @@ _SHARE_OF_OTHER_SCRIPTS = 0.2  # of the bytes of lines that are not ASCII
 _TURKISH = b"\xfd\xfe\xf0\xdd\xde\xd0"  # dotless i, s with cedilla, soft g; in Icelandic y, thorn, eth
 _ICELANDIC_VOWELS = b"\xe1\xed\xfa\xe6"
 _HUNGARIAN = b"\xf5\xfb\xd5\xdb"  # o and u with double acute; else with tilde and circumflex
+_CZECH = b"\xf8\xec\xf9\xd8\xcc\xd9"  # r and e with caron, u with ring; else o with stroke and grave accents
+_ACUTES = b"\xfd\xed\xe1"
+_NORDIC = b"\xe5\xe6"
 _PORTUGUESE = (b"\xe7\xe3o", b"\xe3o ", b"\xf5es")
 _NOT_HUNGARIAN = b"\xe0\xe3\xe7\xe8\xea\xf1"
 MARK = "\udcff"
@@ -187,7 +190,7 @@ def _guess(sample: bytes) -> str:
 
     Other scripts than Latin come into question only where many bytes are beyond ASCII. Of encodings of Latin
     script that make equally orderly text, Western European comes first, unless its reading has symbols
-    within words, or the letters of Turkish or Hungarian without those of its own languages.
+    within words, or the letters of Turkish, Hungarian or Czech without those of its own languages.
     """
     from charset_normalizer import from_bytes
 
@@ -214,7 +217,7 @@ def _guess(sample: bytes) -> str:
 
 def _is_central_european(sample: bytes) -> bool:
     """Whether a reading as Western European has symbols within words that are letters of Central Europe, or
-    Hungarian's long vowels without the letters that Western languages have beside theirs.
+    the letters of Hungarian or Czech without those that Western languages have beside theirs.
     """
     western, central = (sample.decode(name, "replace") for name in ("cp1252", "cp1250"))
     symbols = sum(
@@ -222,7 +225,8 @@ def _is_central_european(sample: bytes) -> bool:
         for n in range(1, len(sample) - 1)
     )
     hungarian = _count(sample, _HUNGARIAN) > 1 and not _count(sample, _NOT_HUNGARIAN)
-    return symbols > 1 or hungarian
+    czech = _count(sample, _CZECH) > 1 and _count(sample, _ACUTES) and not _count(sample, _NORDIC)
+    return symbols > 1 or hungarian or bool(czech)
 
 
 def _count(sample: bytes, characters: bytes) -> int:
