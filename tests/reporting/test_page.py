@@ -6,6 +6,7 @@ import base64
 import hashlib
 import re
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -243,3 +244,15 @@ def test_words_that_decided_are_isolated_from_their_numbers(tmp_path, monkeypatc
     page = render_page(content, draw_charts(content))
     assert '<bdi lang="ar">أعلن</bdi>&nbsp;+1.50' in page
     assert '<blockquote dir="auto" lang="ar"><mark class="for strength-3">أعلن</mark> الرئيس' in page
+
+
+def test_likely_label_errors_come_with_a_lower_bound_or_with_why_they_cannot_be_judged(tmp_path):
+    content = content_of(tmp_path / "run")
+    assert content.evaluation.suspects.least_accuracy is None
+    text = " ".join("".join(Outline(render_page(content, ())).words).split())
+    assert "a lower bound, since errors made the same way every time look right" in text
+    suspects = replace(content.evaluation.suspects, least_accuracy=0.625)
+    weak = replace(content, evaluation=replace(content.evaluation, suspects=suspects))
+    text = " ".join("".join(Outline(render_page(weak, ())).words).split())
+    assert "an accuracy below 62.5 % (half of the way" in text
+    assert "lower bound" not in text
