@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from newsdesk.evaluation.comparison import paired_difference_interval
+
 CONFIDENCE = 0.95
 APPROXIMATE_BELOW = 100
 """Rows; on fewer of them the intervals cover less than 95 % for some classifiers."""
@@ -97,16 +99,10 @@ def mean_interval(
 def accuracy_difference(
     labels: NDArray[np.int64], first: NDArray[np.int64], other: NDArray[np.int64]
 ) -> Difference:
-    """Of two accuracies on the same rows, ids (rows,); the interval is that of Bonett & Price (2012).
-
-    It counts one row more of each kind that tells the two apart, so that it has a width where there is none.
-    """
+    """Of two accuracies on the same rows, ids (rows,); see `paired_difference_interval`."""
     fixed = int(((first != labels) & (other == labels)).sum())
     broken = int(((first == labels) & (other != labels)).sum())
-    rows = len(labels) + 2
-    centre = (fixed - broken) / rows
-    half = _Z * sqrt(((fixed + broken + 2) / rows - centre**2) / rows)
-    interval = (max(-1.0, centre - half), min(1.0, centre + half))
+    interval = paired_difference_interval(fixed, broken, len(labels))
     return Difference(float((first == labels).mean()), float((other == labels).mean()), interval)
 
 
@@ -116,7 +112,7 @@ def macro_f1_difference(
     """Of two macro F1 over the classes that occur, on the same rows; ids (rows,), below ``classes``.
 
     Jackknife with Student's quantile; to the variance is added what two more rows that tell the two apart
-    would bring, as in `accuracy_difference`.
+    would bring (after Bonett & Price, 2012), so that it has a width where there is none.
     """
     of_first, first_left_out = _macro_f1(labels, first, classes)
     of_other, other_left_out = _macro_f1(labels, other, classes)
