@@ -14,15 +14,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from newsdesk import api
+from newsdesk import __version__, api
 from newsdesk.data.layout import TextLayout
-from newsdesk.files import write_json
-from newsdesk.inference.artefact import KINDS, MODEL_FILES, Kind, find_artefact
+from newsdesk.files import sha256_of, write_json
+from newsdesk.inference.artefact import KINDS, MODEL_FILES, ExportManifest, Kind, find_artefact
 from newsdesk.inference.gentler import FASTEST
 from newsdesk.inference.onnx_conversion import to_onnx, traced, write_onnx
 from newsdesk.inference.quantise import quantise
 from newsdesk.model.catalog import resolve_base, resolve_config
-from newsdesk.training.run_folder import Labels, RunFolder
+from newsdesk.stored import write_stored
+from newsdesk.training.manifest import BaseFacts, ExportedRun
+from newsdesk.training.run_folder import MANIFEST, Labels
 
 TRACED = "traced/model.onnx"
 
@@ -80,10 +82,20 @@ def write_untrained(folder: Path, shape: str, label_names: Sequence[str], max_le
 
 def _write_artefact(folder: Path, kind: Kind, model: Any, labels: Labels) -> None:
     """As an export lays it down, but for figures of quality, of which a random head has none."""
-    artefact = RunFolder(folder / kind)
-    (artefact.path / MODEL_FILES[kind]).parent.mkdir(parents=True)
+    artefact = folder / kind
+    (artefact / MODEL_FILES[kind]).parent.mkdir(parents=True)
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(folder / "merged" / name, artefact.path)
-    artefact.write_labels(labels)
-    write_onnx(model, artefact.path / MODEL_FILES[kind])
-    artefact.seal({"kind": kind, "max_length": labels.max_length})
+        shutil.copy(folder / "merged" / name, artefact)
+    labels.write(artefact)
+    write_onnx(model, artefact / MODEL_FILES[kind])
+    hashes = {
+        path.relative_to(artefact).as_posix(): sha256_of(path)
+        for path in sorted(artefact.rglob("*"))
+        if path.is_file()
+    }
+    random = BaseFacts("random", "random", None)
+    run = ExportedRun(newsdesk=__version__, versions={}, base=random, sha256="")
+    manifest = ExportManifest(
+        kind=kind, newsdesk=__version__, run=run, max_length=labels.max_length, files=hashes
+    )
+    write_stored(artefact / MANIFEST, manifest)

@@ -244,11 +244,29 @@ def test_a_folder_cannot_be_the_output(tmp_path):
 
 def test_a_failure_in_the_middle_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "out.csv"
-    path.write_text("old")
+    write_predictions(ROWS, COLUMNS, SURE, path)
+    old = path.read_bytes()
     with pytest.raises(ValueError, match="line 1 has 1 cells for 2 columns"):
         write_predictions([("7", "Rain"), ("3",)], COLUMNS, SURE, path)
-    assert path.read_text() == "old"
+    assert path.read_bytes() == old
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.csv"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "csv.gz", "parquet"])
+def test_predictions_are_replaced_and_what_predict_did_not_write_is_not(tmp_path, ending):
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    path = tmp_path / f"out.{ending}"
+    write_predictions(ROWS, COLUMNS, SURE, path)
+    once = path.read_bytes()
+    write_predictions(ROWS, COLUMNS, SURE, path)
+    assert path.read_bytes() == once
+    for mine in (b"id,title\n1,years of work\n", gzip.compress(b"id,title\n1,years of work\n"), b"\x1f\x8b"):
+        path.write_bytes(mine)
+        with pytest.raises(UserError, match="newsdesk predict did not write it") as refused:
+            write_predictions(ROWS, COLUMNS, SURE, path)
+        assert "--output" in str(refused.value.fix)
+        assert path.read_bytes() == mine
 
 
 def test_a_place_that_cannot_be_written_is_one_clear_sentence(tmp_path, monkeypatch):
@@ -280,7 +298,7 @@ def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path):
 
 def test_a_link_stays_a_link_and_its_target_is_replaced(tmp_path):
     target, link = tmp_path / "target.csv", tmp_path / "link.csv"
-    target.write_text("old")
+    write_predictions(ROWS, COLUMNS, SURE, target, top_k=2)
     link.symlink_to(target)
     write_predictions(ROWS, COLUMNS, SURE, link)
     assert link.is_symlink()

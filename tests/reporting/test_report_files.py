@@ -53,6 +53,20 @@ def test_every_chart_is_a_whole_svg_and_a_png(tmp_path):
     assert "日本" in words
 
 
+@pytest.mark.parametrize("name", ["page.html", "plots/loss.svg", "plots/loss.png"])
+def test_a_report_is_replaced_and_what_no_report_wrote_is_not(tmp_path, name):
+    made = build_run(tmp_path / "run")
+    for _time in range(2):
+        written(made, out=tmp_path / "page.html", plots=tmp_path / "plots")
+    (tmp_path / name).write_text("<html>mine</html>")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="newsdesk report did not write it") as refused:
+        written(made, out=tmp_path / "page.html", plots=tmp_path / "plots")
+    assert str(tmp_path / name) in refused.value.wrong
+    assert ("--plots" if "/" in name else "--out") in str(refused.value.fix)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_a_report_in_the_run_is_sealed_with_it(tmp_path):
     made = build_run(tmp_path / "run")
     report = written(made)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import io
+import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, TextIO, cast
 
@@ -21,6 +23,9 @@ _ENDINGS: dict[str, Format] = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
 }
+
+_LOOKED_AT = 1 << 16
+"""Bytes at the beginning and end of a file that tell whether predictions are in it."""
 
 Cells = Sequence[object]
 
@@ -83,7 +88,7 @@ def check_destination(
     """Refuse an output file that could not be written in the end, before any work is done for it.
 
     Returns the format it will have. Raises UserError when it is a folder, when it is the input file (by
-    any path or link), or when its ending names no format.
+    any path or link), when it is there and no predictions are in it, or when its ending names no format.
     """
     if destination.is_dir():
         raise UserError(
@@ -97,7 +102,29 @@ def check_destination(
             found=f"--input {source} --output {destination}",
             fix="give --output another name",
         )
+    if destination.is_file() and not _holds_predictions(destination):
+        raise UserError(
+            f"{destination} is there already, and newsdesk predict did not write it",
+            fix="give --output another name, or move the file elsewhere",
+        )
     return format or output_format(destination)
+
+
+def _holds_predictions(path: Path) -> bool:
+    """Whether a file has the columns that predictions have, by its first line or a parquet file's footer."""
+    with path.open("rb") as stream:
+        beginning = stream.read(_LOOKED_AT)
+        stream.seek(max(0, path.stat().st_size - _LOOKED_AT))
+        end = stream.read()
+    if not beginning:
+        return True
+    if beginning.startswith(b"PAR1"):
+        return b"probability" in end
+    if beginning.startswith(b"\x1f\x8b"):
+        with suppress(zlib.error):
+            beginning = zlib.decompressobj(wbits=31).decompress(beginning)
+    first_line = beginning.partition(b"\n")[0]
+    return b"probability" in first_line or first_line.strip() == b"ID,Label"
 
 
 def output_format(path: Path) -> Format:

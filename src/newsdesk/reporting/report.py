@@ -14,8 +14,8 @@ from newsdesk.reporting.content import Missing, ReportContent
 from newsdesk.reporting.gather import Texts, gather
 from newsdesk.reporting.page import render_page
 from newsdesk.reporting.plots import Chart, draw_charts
-from newsdesk.reporting.svg import as_png, as_svg
-from newsdesk.training.run_folder import RunFolder
+from newsdesk.reporting.svg import as_png, as_svg, is_drawing
+from newsdesk.training.run_folder import RunFolder, is_report
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,18 @@ def write_report(
     """Gather, draw and write; arguments as for ``gather``. Each file is whole or not there.
 
     The run is sealed anew where the report lies in it. Raises UserError when files of the run are damaged,
-    or matplotlib or Jinja2 is missing.
+    matplotlib or Jinja2 is missing, or a file is in the way that no report wrote.
     """
     content = gather(run, split, texts=texts, classifier=classifier, quote=quote)
     charts = draw_charts(content)
-    write_text(out, render_page(content, charts))
     drawn = {} if plots is None else {plots / name: data for name, data in _files(charts)}
+    for path in (out, *drawn):
+        if path.exists() and not (is_report(path) if path == out else is_drawing(path)):
+            raise UserError(
+                f"{path} is there already, and newsdesk report did not write it",
+                fix=f"give {'--out' if path == out else '--plots'} another name, or move the file elsewhere",
+            )
+    write_text(out, render_page(content, charts))
     for path, data in drawn.items():
         write_bytes(path, data)
     if out.resolve().is_relative_to(run.path.resolve()):

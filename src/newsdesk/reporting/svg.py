@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from newsdesk.errors import missing_package
@@ -80,12 +81,17 @@ def as_svg(figure: Figure) -> bytes:
     import matplotlib
 
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "newsdesk"}):
-        return _saved(figure, format="svg", metadata={"Date": None, "Creator": None})
+        return _saved(figure, format="svg", metadata={"Date": None, "Creator": "newsdesk"})
 
 
 def as_png(figure: Figure) -> bytes:
     """The drawing in pixels, 220 to the inch."""
-    return _saved(figure, format="png", dpi=PIXELS_AN_INCH, metadata={"Software": None})
+    return _saved(figure, format="png", dpi=PIXELS_AN_INCH, metadata={"Software": "newsdesk"})
+
+
+def is_drawing(path: Path) -> bool:
+    """Whether a file was written from what ``as_svg`` or ``as_png`` give, by the creator that they name."""
+    return path.is_file() and b"newsdesk" in path.read_bytes()
 
 
 def _saved(figure: Figure, **settings: Any) -> bytes:

@@ -193,7 +193,7 @@ def _is_own(path: Path, name: str, evaluated: Collection[str], exported: Mapping
         return bool(
             name.startswith(("adapter/", "tokenizer/", "checkpoints/")) and _PART.fullmatch(path.name)
         )
-    return bool(_is_figure(path, evaluated) or _PART.fullmatch(name) or _is_report(path))
+    return bool(_is_figure(path, evaluated) or _PART.fullmatch(name) or is_report(path))
 
 
 def figures_in(folder: Path) -> list[Path]:
@@ -215,7 +215,8 @@ def _evaluated_splits(folder: Path) -> Collection[str]:
         return ()
 
 
-def _is_report(path: Path) -> bool:
+def is_report(path: Path) -> bool:
+    """Whether a file is a page that newsdesk report wrote."""
     if path.suffix != ".html" or not path.is_file():
         return False
     with path.open("rb") as stream:
