@@ -256,3 +256,12 @@ def test_likely_label_errors_come_with_a_lower_bound_or_with_why_they_cannot_be_
     text = " ".join("".join(Outline(render_page(weak, ())).words).split())
     assert "an accuracy below 62.5 % (half of the way" in text
     assert "lower bound" not in text
+
+
+def test_intervals_on_few_rows_are_called_approximate(tmp_path):
+    content = content_of(tmp_path)
+    evaluation = content.evaluation
+    for rows, is_approximate in ((199, True), (200, False)):
+        few = replace(evaluation, metrics=replace(evaluation.metrics, rows=rows))
+        text = render_page(replace(content, evaluation=few), ())
+        assert ("approximate here: on fewer than 200 rows" in text) is is_approximate

@@ -1,7 +1,7 @@
 """How far figures, and differences between two classifiers, would move on other rows of the same kind.
 
 The usual intervals are too narrow on few rows: the bootstrap's percentiles for macro F1, the normal one for
-the mean of a skewed loss, both for a difference that rests on a handful of rows. These hold 95 % on 100 rows
+the mean of a skewed loss, both for a difference that rests on a handful of rows. These hold 95 % on 200 rows
 in simulation, most of them on 25 (benchmarks/intervals.py, docs/report.md).
 """
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from newsdesk.evaluation.comparison import paired_difference_interval
 
 CONFIDENCE = 0.95
-APPROXIMATE_BELOW = 100
+APPROXIMATE_BELOW = 200
 """Rows; on fewer of them the intervals cover less than 95 % for some classifiers."""
 
 _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
