@@ -33,7 +33,7 @@ def mates_that_stay(first: list[Rows], second: list[Rows]) -> float:
 
 
 @pytest.mark.parametrize("grouped", [True, False])
-@pytest.mark.parametrize("rows", [1, 15, 16, 17, 350, 5000])
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 2500, 5000])
 def test_an_epoch_holds_every_row_once_in_batches_of_the_size(rows: int, grouped: bool):
     batches = batcher(headline_lengths(rows), grouped=grouped).epoch(0)
     assert sorted(np.concatenate(batches).tolist()) == list(range(rows))
@@ -50,7 +50,7 @@ def test_grouped_batches_of_16_pad_less_than_3_percent_where_random_ones_pad_a_t
 
 @pytest.mark.parametrize("grouped", [True, False])
 def test_seed_and_epoch_decide_the_order(grouped: bool):
-    lengths = headline_lengths(500)
+    lengths = headline_lengths(2_500)
 
     def order(seed: int, epoch: int) -> list[list[int]]:
         batches = batcher(lengths, grouped=grouped, seed=seed)
@@ -68,15 +68,21 @@ def test_long_and_short_batches_are_mixed_so_that_no_epoch_goes_from_short_to_lo
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.2
 
 
-@pytest.mark.parametrize(("rows", "most"), [(100, 0.2), (300, 0.08), (1_500, 0.05), (20_000, 0.04)])
+@pytest.mark.parametrize(("rows", "most"), [(100, 0.2), (1_500, 0.012), (3_000, 0.05), (20_000, 0.04)])
 def test_hardly_any_batch_mates_stay_together_from_one_epoch_to_the_next(rows: int, most: float):
-    """Random batches of so many rows keep 15, 5, 1 and 0.1 %."""
+    """Random batches of so many rows keep 15, 1, 0.5 and 0.1 %."""
     batches = batcher(headline_lengths(rows))
     stay = [mates_that_stay(batches.epoch(number), batches.epoch(number + 1)) for number in range(4)]
     assert np.mean(stay) < most
 
 
-@pytest.mark.parametrize("rows", [1_000, 1_003])
+def test_so_few_batches_that_they_would_meet_again_soon_are_random():
+    lengths = headline_lengths(2_048)
+    batches = [batcher(lengths, grouped=grouped).epoch(1) for grouped in (True, False)]
+    assert all(np.array_equal(one, other) for one, other in zip(*batches, strict=True))
+
+
+@pytest.mark.parametrize("rows", [2_400, 2_403])
 def test_the_longest_row_has_no_batch_of_its_own_kind(rows: int):
     """Neither in company, most of which changes, nor in place, nor in the batch that is smaller."""
     lengths = headline_lengths(rows)

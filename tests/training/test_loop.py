@@ -42,8 +42,8 @@ def network_of(tiny_base: Callable[..., Path]) -> Callable[..., Network]:
     """A fresh network without any dropout, always the same one."""
 
     def make(**lora: Any) -> Network:
-        torch.manual_seed(0)
         base = tiny_base("bert", classifier_dropout=0.0)
+        torch.manual_seed(0)
         section = LoraSection.model_validate({"rank": 4} | lora)
         model = build_classifier(base, ("a", "b", "c"), ModelSection(dropout=0.0), section)
         return Network(model, torch.device("cpu"), "float32")

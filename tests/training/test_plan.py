@@ -153,27 +153,27 @@ def test_validation_rows_of_their_own_are_counted_and_train_rows_limited(tmp_pat
 
 
 def test_tokens_are_measured_with_the_batches_of_the_real_training(tmp_path: Path, tiny_base: Path) -> None:
-    word_counts = [1 + row % 40 for row in range(400)]  # some beyond max_length, which is 32
+    word_counts = [1 + row % 40 for row in range(1200)]  # some beyond max_length, which is 32
     plan = make_plan(tiny_recipe(tiny_base, write_rows(tmp_path / "news.csv", word_counts)))
     lengths = np.minimum(word_counts, 32)
     tokens = plan.tokens
 
     assert (tokens.basis, tokens.sampled_rows, plan.rows.train, plan.rows.classes) == (
         "measured",
-        400,
-        400,
+        1200,
+        1200,
         3,
     )
     assert tokens.tokens_per_row == pytest.approx(lengths.mean())
     assert tokens.tokens_per_epoch == lengths.sum()
     assert tokens.padding["max_length"] == pytest.approx(1 - lengths.mean() / 32)
-    sampled = np.random.default_rng(42).permutation(400)
+    sampled = np.random.default_rng(42).permutation(1200)
     for way, grouped in (("grouped", True), ("unsorted", False)):
         batcher = Batcher(lengths[sampled], sampled % 3, 4, seed=42, group_by_length=grouped)
         assert tokens.padding[way] == pytest.approx(padding_share(lengths[sampled], batcher.epoch(0)))
     assert tokens.padding["grouped"] < 0.15 < tokens.padding["unsorted"] < tokens.padding["max_length"]
     assert tokens.lengths == {"median": 20, "90 %": 36, "99 %": 40, "longest": 40}
-    assert tokens.share_cut == 80 / 400
+    assert tokens.share_cut == 240 / 1200
     assert tokens.share_lost == pytest.approx(1 - lengths.sum() / sum(word_counts))
     lines = render_plan(plan)
     assert "  tokens before cutting       median 20, 90 % 36, 99 % 40, longest 40" in lines

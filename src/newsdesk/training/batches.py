@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 Rows = NDArray[np.int64]
 Places = NDArray[np.float64]
 
-_BLUR, _BLUR_OF_FEW, _FEW_BATCHES = 12, 24, 500
-"""How far a row's place is blurred, in batches: the more, the better mixed, and the more padding. Few batches
-would meet again soon, and their padding costs little time."""
+_BLUR, _BLUR_OF_FEW = 12, 24
+"""How far a row's place is blurred, in batches: the more, the better mixed, and the more padding."""
+_FEW, _VERY_FEW = 500, 128
+"""Few batches an epoch meet again soon, and their padding costs little time; very few are left random."""
 
 _MOST_CLUSTERING = 1.1
 _WITHIN_CLASS = np.linspace(0, 1, 9)
@@ -42,13 +43,13 @@ class Batcher:
             labels: class ids.
             batch_size: rows a batch.
             seed: with the epoch it decides the order.
-            group_by_length: False: random batches.
+            group_by_length: False: random batches, as also where there are 128 or fewer.
             sample_of: the rows are a random sample of so many, and their batches shall be as like in length.
         """
         self._lengths, self._batch_size, self._seed = lengths, batch_size, seed
         batches = max(1.0, (sample_of or len(lengths)) / batch_size)
-        blur = (_BLUR_OF_FEW if batches < _FEW_BATCHES else _BLUR) / batches
-        self._blur = blur if group_by_length and blur < 1 else None
+        blur = (_BLUR_OF_FEW if batches < _FEW else _BLUR) / batches
+        self._blur = blur if group_by_length and batches > _VERY_FEW else None
         self._from, self._to = np.zeros((2, len(lengths)))
         if self._blur is not None:
             overall, within = _places(lengths), _places_within_classes(lengths, labels)
