@@ -115,7 +115,7 @@ class Workplace:
         environment = {
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "NEWSDESK_TRAIN_SET": settings,
+            "NEWSDESK_TRAIN_SET": "" if "--dry-run" in command else settings,
             **LENIENT,
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "120",
