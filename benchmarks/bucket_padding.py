@@ -23,7 +23,7 @@ def main() -> None:
     rows = load_training_data(DataSection(train=sys.argv[1], validation_share=0.0), seed=42).train
     tokenizer = TextTokenizer.from_folder(resolve_base("all-MiniLM-L6-v2").path, 256)
     lengths = np.array(tokenizer.lengths(rows.texts))
-    batches = Batcher(lengths, rows.labels, 16, seed=42).epoch(0)
+    batches = Batcher(lengths, 16, seed=42).epoch(0)
     print(f"{len(lengths):,} rows, {lengths.mean():.1f} tokens on average")
     for name, width in {
         "the longest row": lambda longest: longest,

@@ -259,7 +259,7 @@ class Benchmark:
             None if engine == "eager" else DirectReplay() if self.arguments.rehearse else cuda_graphs(network)
         )
         arithmetic = StepArithmetic(network, loss, optimiser, training.clip, capture)
-        batches = Batcher(self.rows.lengths, labels, training.batch_size, seed=0).epoch(0)
+        batches = Batcher(self.rows.lengths, training.batch_size, seed=0).epoch(0)
         warm_up = min(len(batches) // 2, 4 * self.arguments.peer_steps)
         timed = batches[warm_up : warm_up + self.arguments.peer_steps]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from newsdesk.training.batches import Batcher, clustering, padding_share
+from newsdesk.training.batches import Batcher, padding_share
 
 Rows = np.ndarray
 
@@ -16,11 +16,8 @@ def headline_lengths(rows: int = 20_000) -> Rows:
     return np.clip(draws.astype(np.int64), 8, 128)
 
 
-def batcher(lengths: Rows, labels: Rows | None = None, *, grouped: bool = True, seed: int = 1) -> Batcher:
-    """Batches of 16; without labels those of four classes that have nothing to do with the lengths."""
-    if labels is None:
-        labels = np.random.default_rng(5).integers(0, 4, len(lengths))
-    return Batcher(lengths, labels, 16, seed=seed, group_by_length=grouped)
+def batcher(lengths: Rows, *, grouped: bool = True, seed: int = 1) -> Batcher:
+    return Batcher(lengths, 16, seed=seed, group_by_length=grouped)
 
 
 def mates_that_stay(first: list[Rows], second: list[Rows]) -> float:
@@ -96,34 +93,10 @@ def test_the_longest_row_has_no_batch_of_its_own_kind(rows: int):
     assert len(set(np.concatenate(found).tolist())) > 100
 
 
-def test_where_length_tells_the_class_batches_still_have_the_class_mix_of_random_ones():
-    generator = np.random.default_rng(2)
-    labels = generator.choice(4, size=3000, p=[0.5, 0.3, 0.15, 0.05])
-    lengths = np.clip(generator.lognormal(3 + 0.3 * labels, 0.5), 8, 128).astype(np.int64)
-    sorted_rows = np.argsort(lengths, kind="stable")
-    by_length = [sorted_rows[start : start + 16] for start in range(0, 3000, 16)]
-    mixed = batcher(lengths, labels).epoch(5)
-    at_random = batcher(lengths, labels, grouped=False).epoch(5)
-    assert clustering(labels, by_length) > 1.5
-    assert clustering(labels, mixed) < 1.25
-    assert padding_share(lengths, mixed) < 0.8 * padding_share(lengths, at_random)
-
-
-def test_clustering_is_1_for_random_batches_and_the_size_for_batches_of_one_class():
-    labels = np.arange(16_000) % 4
-    assert clustering(labels, batcher(headline_lengths(16_000), labels, grouped=False).epoch(0)) == (
-        pytest.approx(1, abs=0.1)
-    )
-    of_one_class = [np.arange(start, 16_000, 1_000) for start in range(1_000)]
-    assert clustering(labels, of_one_class) == pytest.approx(16, rel=0.01)
-    assert clustering(np.zeros(32, dtype=np.int64), [np.arange(16), np.arange(16, 32)]) == 1
-
-
 def test_a_sample_pads_as_all_rows_would():
     lengths = headline_lengths(40_000)
-    labels = np.arange(40_000) % 4
-    whole = padding_share(lengths, Batcher(lengths, labels, 16, seed=1).epoch(0))
-    sample = Batcher(lengths[:4000], labels[:4000], 16, seed=1, sample_of=40_000)
+    whole = padding_share(lengths, Batcher(lengths, 16, seed=1).epoch(0))
+    sample = Batcher(lengths[:4000], 16, seed=1, sample_of=40_000)
     assert padding_share(lengths[:4000], sample.epoch(0)) == pytest.approx(whole, abs=0.015)
 
 

@@ -1,9 +1,8 @@
-"""Rows to batches: of like length, so that little padding is computed, and mixed as random ones are.
+"""Rows to batches: of like length, so that little padding is computed, yet mixed anew in every epoch.
 
 Rows sorted by length and cut into batches would meet the same neighbours in every epoch, and where length
-tells the class, batches would lean to one class: their gradients then vary more, which costs accuracy in
-short trainings. So every row gets a place by its length, which each epoch blurs anew; and where length
-tells the class, its place within its class counts too, as far as it takes to mix classes as at random.
+tells the class, batches would lean to one class, which costs accuracy in short trainings. So every row gets
+a place by its length, which each epoch blurs anew, and batches come in random order.
 """
 
 from __future__ import annotations
@@ -19,9 +18,6 @@ _BLUR, _BLUR_OF_FEW = 12, 24
 _FEW, _VERY_FEW = 500, 128
 """Few batches an epoch meet again soon, and their padding costs little time; very few are left random."""
 
-_MOST_CLUSTERING = 1.1
-_WITHIN_CLASS = np.linspace(0, 1, 9)
-
 
 class Batcher:
     """Batches of every epoch over the same rows; the same seed gives the same ones on every machine."""
@@ -29,18 +25,16 @@ class Batcher:
     def __init__(
         self,
         lengths: Rows,
-        labels: Rows,
         batch_size: int,
         *,
         seed: int,
         group_by_length: bool = True,
         sample_of: int | None = None,
     ) -> None:
-        """Prepare for rows of so many tokens ``lengths`` and classes ``labels``, both (rows,).
+        """Prepare for rows of so many tokens ``lengths``, (rows,).
 
         Args:
             lengths: tokens of each row.
-            labels: class ids.
             batch_size: rows a batch.
             seed: with the epoch it decides the order.
             group_by_length: False: random batches, as also where there are 128 or fewer.
@@ -50,13 +44,7 @@ class Batcher:
         batches = max(1.0, (sample_of or len(lengths)) / batch_size)
         blur = (_BLUR_OF_FEW if batches < _FEW else _BLUR) / batches
         self._blur = blur if group_by_length and batches > _VERY_FEW else None
-        self._from, self._to = np.zeros((2, len(lengths)))
-        if self._blur is not None:
-            overall, within = _places(lengths), _places_within_classes(lengths, labels)
-            for share in _WITHIN_CLASS:
-                self._from, self._to = (1 - share) * overall + share * within
-                if np.mean([clustering(labels, self.epoch(number)) for number in (0, 1)]) <= _MOST_CLUSTERING:
-                    break
+        self._from, self._to = _places(lengths)
 
     def epoch(self, number: int) -> list[Rows]:
         """All rows in batches of ``batch_size``, one of them maybe smaller; ``number`` is 0-based."""
@@ -78,32 +66,8 @@ def padding_share(lengths: Rows, batches: list[Rows]) -> float:
     return 1.0 - int(lengths.sum()) / computed if computed else 0.0
 
 
-def clustering(labels: Rows, batches: list[Rows]) -> float:
-    """How much more the class counts of batches vary than those of random batches, which have 1.
-
-    This is the design effect of cluster samples (Kish, 1965), averaged over classes by their variance: so
-    much more the mean over a batch varies whose rows differ by class alone. ``labels`` are ids, (rows,).
-    """
-    size = max(map(len, batches))
-    full = [batch for batch in batches if len(batch) == size]
-    classes = int(labels.max()) + 1
-    shares = np.bincount(labels, minlength=classes) / len(labels)
-    variance = size * float((shares * (1 - shares)).sum()) * (len(labels) - size) / max(1, len(labels) - 1)
-    if not variance:
-        return 1.0
-    counts = np.array([np.bincount(labels[batch], minlength=classes) for batch in full])
-    return float(((counts - size * shares) ** 2).sum(axis=1).mean() / variance)
-
-
 def _places(lengths: Rows) -> Places:
     """From where to where each row may stand in the order of lengths, 0 to 1, (2, rows)."""
     _, group, sizes = np.unique(lengths, return_inverse=True, return_counts=True)
     ends = np.cumsum(sizes) / len(lengths)
     return np.stack([(ends - sizes / len(lengths))[group], ends[group]])
-
-
-def _places_within_classes(lengths: Rows, labels: Rows) -> Places:
-    places = np.zeros((2, len(lengths)))
-    for label in np.unique(labels):
-        places[:, labels == label] = _places(lengths[labels == label])
-    return places

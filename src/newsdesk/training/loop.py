@@ -153,7 +153,6 @@ class TrainingLoop:
         self.warmup = warmup_steps(training.warmup, self.steps)
         self.batcher = Batcher(
             self.lengths,
-            rows.labels,
             training.batch_size,
             seed=training.seed,
             group_by_length=training.group_by_length,

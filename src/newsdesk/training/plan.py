@@ -270,8 +270,7 @@ def _token_budget(recipe: Recipe, rows: RowCounts, examples: Examples | None) ->
         basis, sampled, mean = "measured", len(sample), float(cut.mean())
         lengths = {name: round(np.quantile(encoded.lengths, share)) for name, share in _QUANTILES.items()}
         truncation = encoded.truncation
-        assert sample.labels is not None  # training rows carry them
-        padding = _padding_shares(cut, sample.labels, rows.train, recipe.training)
+        padding = _padding_shares(cut, rows.train, recipe.training)
     elif known is not None and known.mean_tokens is not None:
         basis, mean = "catalogue", float(min(known.mean_tokens, max_length))
     if mean is not None:
@@ -317,16 +316,13 @@ def _sample(examples: Examples, seed: int) -> Examples:
     return examples.select(np.random.default_rng(seed).permutation(len(examples))[:_SAMPLED_ROWS])
 
 
-def _padding_shares(
-    lengths: np.ndarray, labels: np.ndarray, rows: int, training: TrainingSection
-) -> dict[Padding, float]:
+def _padding_shares(lengths: np.ndarray, rows: int, training: TrainingSection) -> dict[Padding, float]:
     """The padding of an epoch over ``rows`` rows, grouped and unsorted, from a sample of them."""
     ways: dict[Padding, bool] = {"grouped": True, "unsorted": False}
     shares = {}
     for way, grouped in ways.items():
         batcher = Batcher(
             lengths,
-            labels,
             training.batch_size,
             seed=training.seed,
             group_by_length=grouped,
