@@ -200,7 +200,7 @@ def test_plain_peft_computes_what_newsdesk_predicts(workplace):
     text = "Oil prices rose after OPEC ministers agreed to cut crude output, traders said."
     classifier = newsdesk.load(run, engine="torch", device="cpu")
     (prediction,) = classifier.predict([text])
-    plain = plain_peft_probabilities(run, classifier.labels.names, text, classifier.temperature)
+    plain = plain_peft_probabilities(run, classifier.label_names, text, classifier.temperature)
     assert plain[prediction.label] == pytest.approx(prediction.probability, abs=1e-4)
 
 
