@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.api import evaluation_rows, load
-from newsdesk.calibration import fit_temperature, negative_log_likelihood, softmax
-from newsdesk.evaluation.alignment import aligned_labels
-from newsdesk.evaluation.known_rows import known_rows
-from newsdesk.evaluation.selective import Promise, promised_threshold, risk_coverage
+from newsdesk.api import load
+from newsdesk.data.examples import aligned_labels
+from newsdesk.evaluation.rows import evaluation_rows, known_rows
 from newsdesk.metrics import expected_calibration_error, wilson_interval
-from newsdesk.training.run_folder import open_run
+from newsdesk.prediction.abstention import Promise, promised_threshold, risk_coverage
+from newsdesk.runs.calibration import fit_temperature, negative_log_likelihood, softmax
+from newsdesk.runs.folder import open_run
 
 ERROR_RATES = (0.01, 0.02, 0.05)
 PROMISED = (0.02, 0.05)

@@ -20,7 +20,7 @@ from typing import Any
 from newsdesk.api import evaluate, train_resolved
 from newsdesk.config import ResolvedRecipe, load_recipe
 from newsdesk.errors import UserError
-from newsdesk.training.run_folder import open_run
+from newsdesk.runs.folder import open_run
 
 CONTESTANTS: dict[str, dict[str, Any]] = {
     "reuters-r8": {

@@ -28,9 +28,9 @@ import numpy as np
 
 import newsdesk
 from newsdesk import api
+from newsdesk.cli.display import render_columns
 from newsdesk.config import DataSection
 from newsdesk.data.load import load_training_data
-from newsdesk.display import render_columns
 from newsdesk.model.catalog import resolve_base
 from newsdesk.model.tokenizer import TextTokenizer
 from newsdesk.training.batches import Batcher, Rows, padding_share

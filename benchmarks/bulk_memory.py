@@ -1,8 +1,8 @@
 """Peak memory of classifying a small and a large file: what grows with the number of rows?
 
-    python benchmarks/bulk_memory.py [--artefact PATH] [--rows 10000 1000000] [--format csv]
+    python benchmarks/bulk_memory.py [--exported PATH] [--rows 10000 1000000] [--format csv]
 
-Each file is classified by a process of its own; ru_maxrss is its peak. Without --artefact, a graph of a few
+Each file is classified by a process of its own; ru_maxrss is its peak. Without --exported, a graph of a few
 kilobytes stands in for a model, so that the large file takes minutes and not hours.
 """
 
@@ -49,9 +49,9 @@ def write_rows(path: Path, rows: int) -> None:
             )
 
 
-def measure(artefact: Path, source: Path, output: Path) -> tuple[float, float]:
+def measure(exported: Path, source: Path, output: Path) -> tuple[float, float]:
     """Peak memory in MB and seconds of the command that classifies ``source``."""
-    command = ["predict", str(artefact), "--input", str(source), "--output", str(output)]
+    command = ["predict", str(exported), "--input", str(source), "--output", str(output)]
     began = time.monotonic()
     process = subprocess.Popen([sys.executable, "-m", "newsdesk", *command], stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -62,24 +62,24 @@ def measure(artefact: Path, source: Path, output: Path) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--artefact", type=Path, help="a run or export; default: a stand-in")
+    parser.add_argument("--exported", type=Path, help="a run or export; default: a stand-in")
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000])
     parser.add_argument("--format", choices=("csv", "jsonl", "parquet"), default="csv")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        artefact = asked.artefact
-        if artefact is None:
+        exported = asked.exported
+        if exported is None:
             sys.path.insert(0, str(ROOT / "tests"))
-            from tiny_artefacts import build_artefact
+            from tiny_exports import build_exported
 
-            artefact = build_artefact(folder / "artefact", max_length=64)
+            exported = build_exported(folder / "exported model", max_length=64)
         peaks = []
         print(f"{'rows':>10}  {'peak MB':>8}  {'rows/s':>8}")
         for rows in asked.rows:
             source = folder / f"in.{asked.format}"
             write_rows(source, rows)
-            peak, seconds = measure(artefact, source, folder / f"out.{asked.format}")
+            peak, seconds = measure(exported, source, folder / f"out.{asked.format}")
             peaks.append(peak)
             print(f"{rows:>10,}  {peak:>8.1f}  {rows / seconds:>8,.0f}", flush=True)
         print(f"the largest takes {max(peaks) - peaks[0]:.1f} MB more than the first")

@@ -21,10 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from newsdesk.inference.calibration import calibrate
-from newsdesk.inference.onnx_conversion import to_onnx, traced
-from newsdesk.inference.onnx_predictor import default_threads
-from newsdesk.inference.quantise import Setting, quantise
+from newsdesk.exports.int8_settings import Setting, calibrate, quantise
+from newsdesk.exports.onnx_conversion import to_onnx, traced
+from newsdesk.prediction.open_model import default_threads
 
 SHAPES = {
     "roberta-base": {"vocab_size": 5000},

@@ -21,15 +21,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.api import evaluation_rows
+from newsdesk.cli.display import render_columns
 from newsdesk.data.words import Span, without, word_spans
-from newsdesk.display import render_columns
-from newsdesk.inference.explanation import log_odds
-from newsdesk.inference.run_predictor import RunPredictor
-from newsdesk.training.run_folder import open_run
+from newsdesk.evaluation.rows import evaluation_rows
+from newsdesk.prediction.explanation import log_odds
+from newsdesk.prediction.open_model import RunClassifier
+from newsdesk.runs.folder import open_run
 
 Weights = NDArray[np.float64]
-Method = Callable[[RunPredictor, str, Sequence[Span], int], Weights]
+Method = Callable[[RunClassifier, str, Sequence[Span], int], Weights]
 Erase = Callable[[str, Sequence[Span]], str]
 
 COUNTS = (1, 3, 5)
@@ -38,7 +38,7 @@ SPECIAL_TOKENS = ("[MASK]", "<mask>")
 STEPS = 32  # of the path from no text to the text
 
 
-def masked_by(predictor: RunPredictor) -> Erase:
+def masked_by(predictor: RunClassifier) -> Erase:
     """Replace each span by the tokenizer's mask token."""
     tokenizer = predictor._tokenizer._tokenizer
     mask = next(token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is not None)
@@ -54,7 +54,7 @@ def masked_by(predictor: RunPredictor) -> Erase:
 def occlusion(erase: Erase) -> Method:
     """What the class's log-odds lose when a word is erased."""
 
-    def weigh(predictor: RunPredictor, text: str, words: Sequence[Span], target: int) -> Weights:
+    def weigh(predictor: RunClassifier, text: str, words: Sequence[Span], target: int) -> Weights:
         texts = [text, *(erase(text, [word]) for word in words)]
         scores = log_odds(predictor.predict_logits(texts), target)
         return scores[0] - scores[1:]
@@ -65,7 +65,7 @@ def occlusion(erase: Erase) -> Method:
 def sampled_regression(erase: Erase) -> Method:
     """Log-odds of texts with random halves of their words erased, regressed on who stayed (Ribeiro, 2016)."""
 
-    def weigh(predictor: RunPredictor, text: str, words: Sequence[Span], target: int) -> Weights:
+    def weigh(predictor: RunClassifier, text: str, words: Sequence[Span], target: int) -> Weights:
         generator = np.random.default_rng(0)
         stays = generator.random((len(words) + 1, len(words))) < 0.5
         stays[0] = True
@@ -80,7 +80,7 @@ def sampled_regression(erase: Erase) -> Method:
     return weigh
 
 
-def integrated_gradients(predictor: RunPredictor, text: str, words: Sequence[Span], target: int) -> Weights:
+def integrated_gradients(predictor: RunClassifier, text: str, words: Sequence[Span], target: int) -> Weights:
     """Gradients of the log-odds on the straight way from mask tokens to the text (Sundararajan, 2017)."""
     import torch
 
@@ -110,12 +110,12 @@ def integrated_gradients(predictor: RunPredictor, text: str, words: Sequence[Spa
     return weights
 
 
-def at_random(_predictor: RunPredictor, text: str, words: Sequence[Span], _target: int) -> Weights:
+def at_random(_predictor: RunClassifier, text: str, words: Sequence[Span], _target: int) -> Weights:
     return np.array([random.Random(f"{text}{word}").random() for word in words])
 
 
 def measure(
-    predictor: RunPredictor, texts: Sequence[str], method: Method, erasures: dict[str, Erase]
+    predictor: RunClassifier, texts: Sequence[str], method: Method, erasures: dict[str, Erase]
 ) -> tuple[dict[str, list[float]], float]:
     """Figures of every text by name, and seconds a text."""
     figures: dict[str, list[float]] = {}
@@ -135,7 +135,7 @@ def measure(
 
 
 def faithfulness(
-    predictor: RunPredictor, text: str, ranked: Sequence[Span], target: int, erase: Erase
+    predictor: RunClassifier, text: str, ranked: Sequence[Span], target: int, erase: Erase
 ) -> dict[str, float]:
     """Losses of the target's probability, 0 to 1, by what is erased."""
     counts = {f"top {count}": count for count in COUNTS}
@@ -163,7 +163,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 def main() -> None:
     arguments = parse_arguments()
-    predictor = RunPredictor(open_run(arguments.run), device="cpu")
+    predictor = RunClassifier(open_run(arguments.run), device="cpu")
     rows = evaluation_rows(predictor.run, arguments.data, arguments.split)
     chosen = random.Random(arguments.seed).sample(range(len(rows)), arguments.texts)
     texts = [rows.texts[row] for row in chosen if len(word_spans(rows.texts[row])) >= 5]

@@ -160,7 +160,7 @@ class Benchmark:
 
     def newsdesk(self) -> Iterator[dict[str, float]]:
         """newsdesk's own loop. Sent a number of steps, it takes them and gives what they took."""
-        from newsdesk.training.events import Step
+        from newsdesk.runs.log import Step
         from newsdesk.training.loop import EncodedRows, train
 
         started = time.perf_counter()
@@ -247,9 +247,8 @@ class Benchmark:
 
     def step_alone(self, engine: str) -> dict[str, float]:
         """A slice of steps without loop, events or logs: what the engine itself can do."""
-        from newsdesk.training.arithmetic import StepArithmetic, cuda_graphs
-        from newsdesk.training.batches import Batcher
-        from newsdesk.training.optimisation import build_loss, build_optimiser
+        from newsdesk.training.batches import Batcher, build_loss, build_optimiser
+        from newsdesk.training.train_step import StepArithmetic, cuda_graphs
 
         network = self.network(compiled=engine == "compiled").train()
         training, labels = self.recipe.training, self.rows.labels
@@ -279,7 +278,7 @@ class Benchmark:
 
     def ceiling(self) -> dict[str, float]:
         """FLOP/s of bare matrix products: at the encoder's own sizes, and at sizes that fill the card."""
-        from newsdesk.training.machine import matmul_rate, training_flops_per_token
+        from newsdesk.training.time_estimate import matmul_rate, training_flops_per_token
 
         model = self.network(compiled=False).model
         config = model.config

@@ -27,15 +27,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from side_by_side import describe_machine, markdown_table
+from sklearn.metrics import roc_auc_score
 
 from newsdesk.data.dialect import DETECTED
 from newsdesk.data.duplicates import duplicate_groups
 from newsdesk.data.examples import Examples
 from newsdesk.evaluation.audit.audit import embed
-from newsdesk.evaluation.audit.audited_data import load_audited
-from newsdesk.evaluation.audit.label_errors import rank_label_errors
-from newsdesk.evaluation.audit.out_of_sample import assign_folds, clusters_of, out_of_sample_probabilities
-from newsdesk.evaluation.detection import area_under_roc
+from newsdesk.evaluation.audit.examine import load_audited
+from newsdesk.evaluation.audit.label_issues import (
+    assign_folds,
+    clusters_of,
+    out_of_sample_probabilities,
+    rank_label_errors,
+)
 from newsdesk.model.catalog import resolve_base
 
 Labels = NDArray[np.int64]
@@ -108,7 +112,7 @@ def figures(quality: Any, suspects: Any, wrong: NDArray[np.bool_]) -> dict[str, 
     first = np.argsort(quality, kind="stable")[: wrong.sum()]
     return {
         "top_k": float(wrong[first].mean()),
-        "auroc": area_under_roc(-quality[~wrong], -quality[wrong]),
+        "auroc": float(roc_auc_score(wrong, -quality)),
         "suspects": len(suspects),
         "precision": float(wrong[suspects].mean()) if len(suspects) else 0.0,
         "recall": float(wrong[suspects].sum() / wrong.sum()),

@@ -44,13 +44,13 @@ def newsdesk(models: Path, kind: str, together: bool = False) -> Classify:
 
     ``together`` has all threads share one large batch, where they would compute a small one each.
     """
-    from newsdesk.inference.load import load
-    from newsdesk.inference.text_classifier import TOKENS_PER_BATCH, ArtefactPredictor
+    from newsdesk.prediction.classifier import TOKENS_PER_BATCH, ExportedClassifier
+    from newsdesk.prediction.open_model import load
 
     predictor: Any = load(models / kind)
     if together:
         predictor.tokens_per_batch = TOKENS_PER_BATCH
-        predictor._compute_all = partial(ArtefactPredictor._compute_all, predictor)
+        predictor._compute_all = partial(ExportedClassifier._compute_all, predictor)
 
     def classify(texts: Sequence[str], _batch: int) -> list[str]:
         return [prediction.label for prediction in predictor.predict(texts)]

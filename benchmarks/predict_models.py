@@ -1,7 +1,7 @@
 """The models of predict_speed.py: one classifier in every form that a contestant reads.
 
 MODELS/merged/             as transformers saves it, with its tokenizer
-MODELS/onnx-fp32/          newsdesk's artefacts
+MODELS/onnx-fp32/          newsdesk's exported models
 MODELS/onnx-int8/
 MODELS/traced/model.onnx   PyTorch's own export
 """
@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from newsdesk import __version__, api
-from newsdesk.data.layout import TextLayout
+from newsdesk.data.columns import TextLayout
+from newsdesk.exports.int8_settings import FASTEST, quantise
+from newsdesk.exports.onnx_conversion import to_onnx, traced, write_onnx
 from newsdesk.files import sha256_of, write_json
-from newsdesk.inference.artefact import KINDS, MODEL_FILES, ExportManifest, Kind, find_artefact
-from newsdesk.inference.gentler import FASTEST
-from newsdesk.inference.onnx_conversion import to_onnx, traced, write_onnx
-from newsdesk.inference.quantise import quantise
 from newsdesk.model.catalog import resolve_base, resolve_config
+from newsdesk.runs.exported import KINDS, MODEL_FILES, ExportManifest, Kind, find_exported
+from newsdesk.runs.folder import MANIFEST, Labels
+from newsdesk.runs.manifest import BaseFacts, ExportedRun
 from newsdesk.stored import write_stored
-from newsdesk.training.manifest import BaseFacts, ExportedRun
-from newsdesk.training.run_folder import MANIFEST, Labels
 
 TRACED = "traced/model.onnx"
 
@@ -40,7 +39,7 @@ def prepare_models(
     if run is not None:
         for kind in KINDS:
             exported = run / "export" / kind
-            if find_artefact(exported):
+            if find_exported(exported):
                 shutil.copytree(exported, folder / kind, dirs_exist_ok=True)
             else:
                 api.export(run, kind, out=folder / kind)
@@ -76,21 +75,21 @@ def write_untrained(folder: Path, shape: str, label_names: Sequence[str], max_le
     write_json(merged / "tokenizer_config.json", settings | {"model_max_length": max_length})
     float32 = to_onnx(model)
     labels = Labels(tuple(label_names), TextLayout(("text",)), max_length)
-    _write_artefact(folder, "onnx-fp32", float32, labels)
-    _write_artefact(folder, "onnx-int8", quantise(float32, FASTEST), labels)
+    _write_exported(folder, "onnx-fp32", float32, labels)
+    _write_exported(folder, "onnx-int8", quantise(float32, FASTEST), labels)
 
 
-def _write_artefact(folder: Path, kind: Kind, model: Any, labels: Labels) -> None:
+def _write_exported(folder: Path, kind: Kind, model: Any, labels: Labels) -> None:
     """As an export lays it down, but for figures of quality, of which a random head has none."""
-    artefact = folder / kind
-    (artefact / MODEL_FILES[kind]).parent.mkdir(parents=True)
+    exported = folder / kind
+    (exported / MODEL_FILES[kind]).parent.mkdir(parents=True)
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(folder / "merged" / name, artefact)
-    labels.write(artefact)
-    write_onnx(model, artefact / MODEL_FILES[kind])
+        shutil.copy(folder / "merged" / name, exported)
+    labels.write(exported)
+    write_onnx(model, exported / MODEL_FILES[kind])
     hashes = {
-        path.relative_to(artefact).as_posix(): sha256_of(path)
-        for path in sorted(artefact.rglob("*"))
+        path.relative_to(exported).as_posix(): sha256_of(path)
+        for path in sorted(exported.rglob("*"))
         if path.is_file()
     }
     random = BaseFacts("random", "random", None)
@@ -98,4 +97,4 @@ def _write_artefact(folder: Path, kind: Kind, model: Any, labels: Labels) -> Non
     manifest = ExportManifest(
         kind=kind, newsdesk=__version__, run=run, max_length=labels.max_length, files=hashes
     )
-    write_stored(artefact / MANIFEST, manifest)
+    write_stored(exported / MANIFEST, manifest)

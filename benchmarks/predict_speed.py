@@ -6,7 +6,7 @@
 
 | contestant        | what it is                                                                     |
 |-------------------|--------------------------------------------------------------------------------|
-| newsdesk-int8     | newsdesk's artefact; batches by length and tokens                              |
+| newsdesk-int8     | newsdesk's exported model; batches by length and tokens                              |
 | newsdesk-float32  | the same in float32                                                            |
 | pipeline-1        | transformers' pipeline, text by text                                           |
 | pipeline          | the same at its best batch of those tried in the run, texts as they come       |
@@ -39,13 +39,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from newsdesk import api
+from newsdesk.data.columns import to_examples
 from newsdesk.data.examples import Examples
-from newsdesk.data.layout import to_examples
 from newsdesk.data.load import load_split
+from newsdesk.evaluation.rows import evaluation_rows
 from newsdesk.files import write_json
 from newsdesk.model.tokenizer import TextTokenizer
-from newsdesk.training.run_folder import open_run
+from newsdesk.runs.folder import open_run
 
 sys.path.insert(0, str(Path(__file__).parent))
 from predict_contestants import CONTESTANTS, has_vnni
@@ -167,7 +167,7 @@ class Stage:
         return [self._python(name), "-c", scripts[name], folder, text] if name in scripts else None
 
     def bytes_on_disk(self, name: str) -> int:
-        """Of the artefact, tokenizer included where it lies beside it."""
+        """Of the exported model, tokenizer included where it lies beside it."""
         path = self.models / FILES.get(name, "merged")
         return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
 
@@ -295,13 +295,13 @@ def whole_process(command: Sequence[str]) -> tuple[float, int]:
 def test_rows(data: Path, run: Path | None) -> Examples:
     """Labelled rows; as the run reads them, where there is one."""
     if run is not None:
-        return api.evaluation_rows(open_run(run), str(data), "test")
+        return evaluation_rows(open_run(run), str(data), "test")
     split = load_split(str(data), "test")
     return to_examples(split.table, labelled=True)
 
 
 def bfloat16_is_native() -> bool:
-    from newsdesk.model.device import cpu_has_bfloat16
+    from newsdesk.model.network import cpu_has_bfloat16
 
     return cpu_has_bfloat16()
 

@@ -28,14 +28,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.calibration import HeldOutRows, fit_temperature, softmax
+from newsdesk.cli.display import render_columns
 from newsdesk.config import TrainingSection
-from newsdesk.display import render_columns
 from newsdesk.errors import UserError
-from newsdesk.inference.decision import decision_rule
-from newsdesk.inference.gate import Limits, compare
-from newsdesk.inference.predictions import Predictions
-from newsdesk.off_topic import OffTopicScore
+from newsdesk.exports.parity import Limits, compare
+from newsdesk.prediction.abstention import decision_rule
+from newsdesk.prediction.predictions import Predictions
+from newsdesk.runs.calibration import HeldOutRows, fit_temperature, softmax
+from newsdesk.runs.off_topic import OffTopicScore
 from newsdesk.training.held_out import HeldOut
 
 POPULATION = 10_000

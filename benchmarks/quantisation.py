@@ -11,14 +11,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from newsdesk.evaluation.known_rows import known_rows
-from newsdesk.inference.calibration import calibrate
-from newsdesk.inference.export import merged_classifier
-from newsdesk.inference.gate import Limits, Logits, compare, evidence_of, render_progress, render_tried
-from newsdesk.inference.onnx_conversion import to_onnx, write_onnx
-from newsdesk.inference.quantise import Setting, quantise
+from newsdesk.evaluation.rows import known_rows
+from newsdesk.exports.export import merged_classifier
+from newsdesk.exports.int8_settings import Setting, calibrate, quantise
+from newsdesk.exports.onnx_conversion import to_onnx, write_onnx
+from newsdesk.exports.parity import Limits, Logits, compare, evidence_of, render_progress, render_tried
 from newsdesk.model.tokenizer import TextTokenizer, TokenIds, batches_by_tokens, pad
-from newsdesk.training.run_folder import open_run
+from newsdesk.runs.folder import open_run
 
 SETTINGS = (
     Setting("token", 7),

@@ -94,7 +94,7 @@ def train_newsdesk(job: dict[str, Any], rows: Rows, turns: Turns) -> None:
     from newsdesk.model.classifier import build_classifier
     from newsdesk.model.encoder import keep_freed_memory
     from newsdesk.model.network import Network
-    from newsdesk.training.events import Step
+    from newsdesk.runs.log import Step
     from newsdesk.training.loop import EncodedRows, train
 
     recipe, how = seed_recipe(job["max_length"]), OURS[job["contestant"]]

@@ -9,10 +9,10 @@ import numpy as np
 
 import newsdesk
 from newsdesk.data.words import Span, without, word_spans
-from newsdesk.inference.text_classifier import TextClassifier
+from newsdesk.prediction.classifier import Classifier
 
 
-def lost_by_deletion(classifier: TextClassifier, texts: Sequence[str], count: int) -> tuple[float, float]:
+def lost_by_deletion(classifier: Classifier, texts: Sequence[str], count: int) -> tuple[float, float]:
     """Comprehensiveness (DeYoung et al., 2020): by how much the predicted class's probability falls.
 
     Means over the texts: with the top ``count`` words deleted, and with as many chosen by chance.
@@ -27,6 +27,6 @@ def lost_by_deletion(classifier: TextClassifier, texts: Sequence[str], count: in
     return float(np.mean(by_top)), float(np.mean(by_chance))
 
 
-def _lost(classifier: TextClassifier, text: str, spans: Sequence[Span]) -> float:
+def _lost(classifier: Classifier, text: str, spans: Sequence[Span]) -> float:
     before, after = classifier.predict_probabilities([text, without(text, spans)])
     return float(before.max() - after[before.argmax()])

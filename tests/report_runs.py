@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.config import load_recipe
+from newsdesk.data.columns import TextLayout
 from newsdesk.data.examples import Examples
-from newsdesk.data.layout import TextLayout
 from newsdesk.evaluation.evaluate import evaluate_examples, write_evaluated_rows, write_metrics
 from newsdesk.files import write_text
-from newsdesk.training.events import Event, Started, Step, Validation
-from newsdesk.training.log import EventLog
-from newsdesk.training.manifest import SPLIT_OFF, BaseFacts, DataFacts, Manifest, RowFacts, TrainingFacts
-from newsdesk.training.run_folder import Labels, RunFolder
+from newsdesk.runs.folder import Labels, RunFolder
+from newsdesk.runs.log import Event, EventLog, Started, Step, Validation
+from newsdesk.runs.manifest import SPLIT_OFF, BaseFacts, DataFacts, Manifest, RowFacts, TrainingFacts
 
 NAMES = ("World", "Sports", "Business", "Sci/Tech")
 WORDS = ("markets", "rally", "as", "the", "coach", "resigns", "orbit", "talks")

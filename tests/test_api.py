@@ -12,11 +12,11 @@ import pytest
 
 import newsdesk
 from newsdesk import api
-from newsdesk.data.readers import read_table
+from newsdesk.data.stream import read_table
 from newsdesk.errors import UserError
 from newsdesk.evaluation import baseline
-from newsdesk.training.events import Finished, Started, Step, Validation
-from newsdesk.training.run_folder import open_run
+from newsdesk.runs.folder import open_run
+from newsdesk.runs.log import Finished, Started, Step, Validation
 
 LEARNING = (
     *("model.max_length=32", "model.dropout=0.0", "lora.targets=['all-linear']"),

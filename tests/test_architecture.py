@@ -16,21 +16,29 @@ PACKAGE = Path(__file__).parents[1] / "src" / "newsdesk"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 FOUNDATION = 0
-ROOMS = ("sources", "data", "model", "training", "evaluation", "inference", "reporting", "serving")
-FRONT = ("api", "display", "__init__", "cli", "__main__")
+ROOMS = (
+    "hub",
+    "data",
+    "model",
+    "runs",
+    "training",
+    "prediction",
+    "evaluation",
+    "exports",
+    "reports",
+    "experiments",
+    "serving",
+)
+FRONT = ("classifier", "api", "__init__", "cli", "__main__")
 RANK = {part: rank for rank, part in enumerate((*ROOMS, *FRONT), start=1)}
 """Where a part stands: it imports its own rank and lower ones. Top-level modules not named are the lowest."""
 
 LIGHT_IN_HEAVY_ROOMS = (
     "newsdesk.model",
     "newsdesk.model.catalog",
+    "newsdesk.model.architectures",
     "newsdesk.model.tokenizer",
     "newsdesk.training",
-    "newsdesk.training.events",
-    "newsdesk.training.log",
-    "newsdesk.training.manifest",
-    "newsdesk.training.replacing",
-    "newsdesk.training.run_folder",
 )
 HEAVY_PACKAGES = ("torch", "transformers", "peft", "sklearn", "pyarrow")
 

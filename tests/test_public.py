@@ -29,7 +29,7 @@ def test_the_public_names_are_all_there():
         "train",
     }
     assert set(newsdesk.__all__) == {"UserError", "__version__", *verbs}
-    assert newsdesk.predict_file.__module__ == "newsdesk.inference.bulk"
+    assert newsdesk.predict_file.__module__ == "newsdesk.prediction.bulk"
     assert newsdesk.UserError is UserError
     assert (newsdesk.train, newsdesk.evaluate, newsdesk.load) == (api.train, api.evaluate, api.load)
     assert (newsdesk.export, newsdesk.report) == (api.export, api.report)

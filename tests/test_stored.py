@@ -12,15 +12,14 @@ from typing import Any, Literal
 import pytest
 
 import newsdesk
-from newsdesk.calibration import read_calibration
 from newsdesk.errors import UserError
 from newsdesk.evaluation.evaluate import read_metrics, write_metrics
-from newsdesk.inference.artefact import QUALITY, ArtefactFolder, find_artefact
-from newsdesk.inference.gate import ExportQuality
+from newsdesk.exports.parity import ExportQuality
+from newsdesk.runs.calibration import read_calibration
+from newsdesk.runs.exported import QUALITY, ExportedModel, find_exported
+from newsdesk.runs.folder import RunFolder, open_run
+from newsdesk.runs.log import Finished, Started, read_log
 from newsdesk.stored import KEY, OPTIONAL, UNSTORED, read_stored, write_stored
-from newsdesk.training.events import Finished, Started
-from newsdesk.training.log import read_log
-from newsdesk.training.run_folder import RunFolder, open_run
 
 OLD = Path(__file__).parent / "old_run"
 """A run and its export from before files had a format, with two evaluations' worth of figures."""
@@ -125,7 +124,7 @@ def test_a_file_of_a_newer_format_says_to_upgrade(tmp_path):
 def contents_of(folder: Path) -> dict[str, Any]:
     """Every typed file of the run in a folder and of its export, as the types read them."""
     run = RunFolder(folder)
-    export = find_artefact(folder / "export" / "onnx-fp32")
+    export = find_exported(folder / "export" / "onnx-fp32")
     assert export is not None
     return {
         "manifest": run.manifest,
@@ -168,7 +167,7 @@ def test_old_files_written_anew_are_of_the_new_format_and_say_the_same(old):
     RunFolder(old).write_labels(before["labels"])
     write_metrics(before["metrics"]["test"], RunFolder(old).metrics)
     write_stored(old / "calibration.json", before["calibration"])
-    export = ArtefactFolder(old / "export" / "onnx-fp32")
+    export = ExportedModel(old / "export" / "onnx-fp32")
     write_stored(export.path / QUALITY, before["export quality"])
     write_stored(export.path / "calibration.json", before["export calibration"])
     before["export labels"].write(export.path)

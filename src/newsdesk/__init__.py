@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from newsdesk.errors import UserError
     from newsdesk.evaluation.audit.audit import audit
     from newsdesk.evaluation.compare_runs import compare
-    from newsdesk.inference.bulk import predict_file
-    from newsdesk.inference.explanation import explain
-    from newsdesk.reporting.push import push
+    from newsdesk.prediction.bulk import predict_file
+    from newsdesk.prediction.explanation import explain
+    from newsdesk.reports.push import push
 
 _HOMES = {
     "UserError": "newsdesk.errors",
@@ -37,11 +37,11 @@ _HOMES = {
     "calibrate": "newsdesk.api",
     "compare": "newsdesk.evaluation.compare_runs",
     "evaluate": "newsdesk.api",
-    "explain": "newsdesk.inference.explanation",
+    "explain": "newsdesk.prediction.explanation",
     "export": "newsdesk.api",
     "load": "newsdesk.api",
-    "predict_file": "newsdesk.inference.bulk",
-    "push": "newsdesk.reporting.push",
+    "predict_file": "newsdesk.prediction.bulk",
+    "push": "newsdesk.reports.push",
     "report": "newsdesk.api",
     "train": "newsdesk.api",
 }

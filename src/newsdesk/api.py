@@ -6,43 +6,33 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from newsdesk.calibration import softmax
 from newsdesk.errors import UserError
-from newsdesk.inference.artefact import find_artefact
-from newsdesk.inference.labelled_rows import (
-    LearnedRows,
-    Reading,
-    evaluation_rows,
-    known_texts_of,
-    rows_known_of,
-    training_rows,
-    unlearned_rows,
-)
-from newsdesk.inference.load import load
-from newsdesk.inference.predictions import Predictions
-from newsdesk.inference.run_predictor import needing_train_extra
-from newsdesk.training.run_folder import RunFolder, open_run
+from newsdesk.prediction.open_model import load, needing_train_extra
+from newsdesk.prediction.predictions import Predictions
+from newsdesk.runs.calibration import softmax
+from newsdesk.runs.exported import find_exported
+from newsdesk.runs.folder import RunFolder, open_run
 
 # Predicting one text must not wait for what trains and evaluates: that is imported where it is used.
 if TYPE_CHECKING:
-    from newsdesk.calibration import Calibration
     from newsdesk.config import ResolvedRecipe
     from newsdesk.data.table import Table
     from newsdesk.evaluation.evaluate import Evaluation
-    from newsdesk.inference.artefact import Kind
-    from newsdesk.inference.decision import DecisionRule
-    from newsdesk.inference.export import Export
-    from newsdesk.inference.gate import Quality
-    from newsdesk.inference.text_classifier import TextClassifier
-    from newsdesk.reporting.gather import Texts
-    from newsdesk.reporting.report import Report
-    from newsdesk.sources.source import Progress
-    from newsdesk.training.events import Event
+    from newsdesk.evaluation.rows import LearnedRowsRule, Reading
+    from newsdesk.exports.export import Export
+    from newsdesk.exports.parity import Quality
+    from newsdesk.hub.source import Progress
+    from newsdesk.prediction.abstention import DecisionRule
+    from newsdesk.prediction.classifier import Classifier
+    from newsdesk.reports.gather import Texts
+    from newsdesk.reports.page import Report
+    from newsdesk.runs.calibration import Calibration
+    from newsdesk.runs.exported import Kind
+    from newsdesk.runs.log import Event
 
 __all__ = [
     "calibrate",
     "evaluate",
-    "evaluation_rows",
     "export",
     "load",
     "predict_table",
@@ -105,7 +95,7 @@ def recipe_for(
     Raises UserError where nothing is asked for but to resume, and there is nothing to resume.
     """
     from newsdesk.config import load_recipe
-    from newsdesk.training.replacing import resumable
+    from newsdesk.runs.replacing import resumable
 
     overrides = tuple(overrides)
     asked = recipe is not None or overrides or any(value is not None for value in (flags or {}).values())
@@ -132,7 +122,7 @@ def train_resolved(
     progress: Progress | None = None,
 ) -> RunFolder:
     """As :func:`train`, from a recipe that was resolved before."""
-    from newsdesk.reporting.model_card import refresh_card
+    from newsdesk.reports.model_card import refresh_card
     from newsdesk.training.launch import rank
 
     with needing_train_extra("training"):
@@ -160,10 +150,10 @@ def evaluate(
     start: Counter = lambda _rows: None,
     **reading: Unpack[Reading],
 ) -> Evaluation:
-    """Measure a run or artefact on labelled rows; write ``metrics.json`` and ``predictions-<split>.csv``.
+    """Evaluate a run or export on labelled rows; write ``metrics.json`` and ``predictions-<split>.csv``.
 
     Args:
-        run_path: a finished run, which is computed with PyTorch, or an artefact.
+        run_path: a finished run, which is computed with PyTorch, or an exported model.
         data, split: named data set, folder or file, and which of its splits; the key in metrics.json.
         baseline: also fit TF-IDF + linear SVM on the run's own training rows, and compare.
         with_text: put the texts into the predictions file.
@@ -177,9 +167,10 @@ def evaluate(
     """
     from newsdesk.evaluation.baseline import linear_baseline
     from newsdesk.evaluation.evaluate import evaluate_examples, keep_evaluation, predictions_path
-    from newsdesk.inference.recalibration import load_as_named
+    from newsdesk.evaluation.recalibration import load_as_named
+    from newsdesk.evaluation.rows import evaluation_rows, known_texts_of, training_rows
 
-    run = find_artefact(Path(run_path)) or open_run(Path(run_path))
+    run = find_exported(Path(run_path)) or open_run(Path(run_path))
     target = predictions_path(run.path, split)
     rows = evaluation_rows(run, data, split, progress=progress, **reading)
     known = known_texts_of(run, progress)
@@ -209,7 +200,7 @@ def evaluate(
 
 
 def predict_table(
-    predictor: TextClassifier,
+    predictor: Classifier,
     table: Table,
     *,
     text: Sequence[str] | None = None,
@@ -232,13 +223,13 @@ def calibrate(
     path: str | Path,
     data: Sequence[str] = (),
     *,
-    learned_rows: LearnedRows = "error",
+    learned_rows: LearnedRowsRule = "error",
     count: Counter | None = None,
     progress: Progress | None = None,
     start: Counter = lambda _rows: None,
     **reading: Unpack[Reading],
 ) -> dict[Path, Calibration]:
-    """Fit the temperature of a run or artefact anew, and keep it with the rows that promises stand on.
+    """Fit the temperature of a run or exported model anew, and keep it with the rows that promises stand on.
 
     ``newsdesk.calibrate("runs/wire", ["january.csv"])``
 
@@ -246,7 +237,7 @@ def calibrate(
     like these rows, of which none may have been learned from.
 
     Args:
-        path: a finished run or an artefact.
+        path: a finished run or an exported model.
         data: labelled rows: named data sets (their test splits), folders or files. None: a run's own
             validation rows.
         learned_rows: what to do about those of ``data`` that the run learned from, by their texts: refuse
@@ -264,9 +255,10 @@ def calibrate(
         UserError: when there are no rows, or run, base model or rows cannot be used together.
     """
     from newsdesk.data.examples import joined
-    from newsdesk.inference.recalibration import calibrate_on, folders_of, give_off_topic_score
+    from newsdesk.evaluation.recalibration import calibrate_on, folders_of, give_off_topic_score
+    from newsdesk.evaluation.rows import evaluation_rows, rows_known_of, unlearned_rows
 
-    found = find_artefact(Path(path)) or open_run(Path(path))
+    found = find_exported(Path(path)) or open_run(Path(path))
     _require_known_labels(reading)
     if data:
         rows = joined([evaluation_rows(found, name, "test", progress=progress, **reading) for name in data])
@@ -292,7 +284,7 @@ def export(
     *,
     out: str | Path | None = None,
     data: str | None = None,
-    learned_rows: LearnedRows = "error",
+    learned_rows: LearnedRowsRule = "error",
     max_loss: float = 0.2,
     max_loss_upper: float = 0.5,
     overwrite: bool = False,
@@ -300,7 +292,7 @@ def export(
     observe: Callable[[Quality], None] = lambda _quality: None,
     **reading: Unpack[Reading],
 ) -> Export:
-    """Write a run as a deployable artefact, once it was found to do what the run does.
+    """Write a run as a deployable exported model, once it was found to do what the run does.
 
     ``newsdesk.export("runs/wire", "onnx-int8")``
 
@@ -312,7 +304,7 @@ def export(
         learned_rows: what to do about those of ``data`` that the run learned from, as for :func:`calibrate`.
         max_loss: points of accuracy that onnx-int8 may lose.
         max_loss_upper: the points that the upper end of the 95 % interval of this loss may reach.
-        overwrite: replace an artefact that is there already.
+        overwrite: replace an exported model that is there already.
         progress: called while base model and data are fetched.
         observe: called with the figures of each setting tried.
         reading: how these rows are read, as for :func:`calibrate`.
@@ -320,15 +312,15 @@ def export(
     Raises:
         UserError: when run, rows and packages do not allow it, or nothing that was tried passed the gate.
     """
-    from newsdesk.data.known_texts import KnownTexts
-    from newsdesk.evaluation.known_rows import known_rows
-    from newsdesk.inference.export import export_run, require_free_for_artefact, target_of
-    from newsdesk.inference.gate import Limits, evidence_from, evidence_of
+    from newsdesk.data.duplicates import KnownTexts
+    from newsdesk.evaluation.rows import evaluation_rows, known_rows, unlearned_rows
+    from newsdesk.exports.export import export_run, require_free_for_export, target_of
+    from newsdesk.exports.parity import Limits, evidence_from, evidence_of
 
     limits = Limits(max_loss / 100, max_loss_upper / 100)
     run = open_run(Path(run_path))
     target = target_of(run, kind, None if out is None else Path(out))
-    require_free_for_artefact(target, overwrite=overwrite)
+    require_free_for_export(target, overwrite=overwrite)
     if data is not None:
         _require_known_labels(reading)
         rows = evaluation_rows(run, data, "test", progress=progress, **reading)
@@ -372,7 +364,8 @@ def report(
         UserError: when run and rows do not belong together, or a package is missing.
     """
     from newsdesk.evaluation.evaluate import read_metrics
-    from newsdesk.reporting.report import report_path, texts_of, write_report
+    from newsdesk.evaluation.rows import evaluation_rows
+    from newsdesk.reports.page import report_path, texts_of, write_report
 
     run = open_run(Path(run_path))
     if data is not None and split not in read_metrics(run.metrics):
@@ -417,7 +410,7 @@ def _require_known_labels(reading: Reading) -> None:
 
 def _seal_with_card(run: RunFolder) -> None:
     """Seal a run after new figures, then tell them in its card: a kill in between leaves it sealed."""
-    from newsdesk.reporting.model_card import refresh_card
+    from newsdesk.reports.model_card import refresh_card
 
     run.reseal()
     refresh_card(run)

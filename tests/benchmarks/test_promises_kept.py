@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from newsdesk.off_topic import OffTopicScore
+from newsdesk.runs.off_topic import OffTopicScore
 
 DRAWS = 120
 LAWS = (
@@ -74,8 +74,8 @@ def test_calibrating_on_rows_that_say_nothing_would_be_noticed(
 
 
 def test_a_hint_that_costs_nothing_would_be_noticed(promises: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from newsdesk.evaluation.selective import promised_threshold
-    from newsdesk.inference import decision
+    from newsdesk.prediction import abstention as decision
+    from newsdesk.prediction.abstention import promised_threshold
 
     def anything_goes(score: Any, correct: Any, _above: float, confidence: float) -> Any:
         rates = np.arange(1, 500) / 1000

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 
 from consoles import Clock, file_console, screen_console, shown
-from newsdesk.cli import bulk_display
-from newsdesk.cli.bulk_display import BulkDisplay
+from newsdesk.cli import display as bulk_display
+from newsdesk.cli.display import BulkDisplay
 from newsdesk.data.table import Fault
-from newsdesk.inference.bulk import Begun, Classified, WindowWritten
-from newsdesk.inference.part_file import Checkpoint
-from newsdesk.inference.windows import Reject
+from newsdesk.prediction.bulk import Begun, Classified, Reject, WindowWritten
+from newsdesk.prediction.resumable_output import Checkpoint
 
 BAD = Reject(Fault(7, "not a text", "a number", "fix it"), {"text": 5})
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from newsdesk.cli.explain_verb import _rendered
-from newsdesk.inference.explanation import Explanation, WordWeight
+from newsdesk.cli.models import _rendered
+from newsdesk.prediction.explanation import Explanation, WordWeight
 
 WORDS = (WordWeight("goal", 0, 4, 1.5), WordWeight("the", 5, 8, 0.01), WordWeight("bank", 9, 13, -0.5))
 EXPLANATION = Explanation("goal the bank", "Sports", 0.9, "Sports", 0.9, 2.2, -0.1, WORDS)

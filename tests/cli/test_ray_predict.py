@@ -8,11 +8,11 @@ import pytest
 from click.testing import CliRunner
 
 from newsdesk.cli import cli
-from newsdesk.cli.ray_predict import _Progress
+from newsdesk.cli.ray import _Progress
 from newsdesk.cli.shared import terminal
-from newsdesk.inference import load as loading
-from newsdesk.inference import ray_bulk
-from newsdesk.inference.ray_bulk import JobBegun, ShardDone, Totals
+from newsdesk.prediction import open_model as loading
+from newsdesk.prediction import ray_bulk
+from newsdesk.prediction.ray_bulk import JobBegun, ShardDone, Totals
 
 
 @pytest.mark.parametrize(

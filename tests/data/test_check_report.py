@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from newsdesk.data.check import CheckReport, Leak, Leakage, LineGroups, Places, TokenLengths
-from newsdesk.data.check_report import render_check
+from newsdesk.data.check import CheckReport, Leak, Leakage, LineGroups, Places, TokenLengths, render_check
 from newsdesk.data.table import Fault
 
 SOUND = CheckReport(

@@ -10,9 +10,9 @@ import pytest
 
 from newsdesk.data.datasets import DATA_SETS, dataset_files, folder_files, pull
 from newsdesk.errors import UserError
-from newsdesk.sources.hub import HubSource
-from newsdesk.sources.pypi import PypiSource
-from newsdesk.sources.source import Fetched
+from newsdesk.hub.huggingface import HubSource
+from newsdesk.hub.pypi import PypiSource
+from newsdesk.hub.source import Fetched
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from newsdesk.data.known_texts import KNOWN_TEXTS, KnownTexts, LearnedRows
+from newsdesk.data.duplicates import KNOWN_TEXTS, KnownTexts, LearnedRows
 from newsdesk.errors import UserError
 
 TEXTS = ("Oil rises", "Goal!", "Caf\u00e9 opens", "")
@@ -61,14 +61,14 @@ def texts_of(path: Path) -> list[str]:
 
 def test_a_run_and_its_export_know_their_texts_without_the_data(trained, tmp_path):
     import newsdesk
-    from newsdesk.inference.artefact import ArtefactFolder
-    from newsdesk.training.run_folder import RunFolder
+    from newsdesk.runs.exported import ExportedModel
+    from newsdesk.runs.folder import RunFolder
 
     texts = texts_of(trained.parent / "topics.csv")
     export = newsdesk.export(trained, "merged", out=tmp_path / "merged").path
     run = RunFolder(shutil.copytree(trained, tmp_path / "run"))
     rows = run.manifest.data.train.rows
-    for found in (run, ArtefactFolder(export)):
+    for found in (run, ExportedModel(export)):
         known = found.known_texts()
         assert KNOWN_TEXTS in found.manifest.files
         assert (known.in_training(texts) | known.in_validation(texts)).all()
@@ -77,8 +77,8 @@ def test_a_run_and_its_export_know_their_texts_without_the_data(trained, tmp_pat
 
 
 def test_a_run_without_the_file_reads_its_rows_again_where_they_still_are(trained, tmp_path):
-    from newsdesk.inference.labelled_rows import known_texts_of
-    from newsdesk.training.run_folder import RunFolder
+    from newsdesk.evaluation.rows import known_texts_of
+    from newsdesk.runs.folder import RunFolder
 
     data = trained.parent / "topics.csv"
     run = RunFolder(shutil.copytree(trained, tmp_path / "run"))

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from newsdesk.config import DataSection
-from newsdesk.data.check import CheckReport, check
-from newsdesk.data.check_report import render_check
+from newsdesk.data.check import CheckReport, check, render_check
 from newsdesk.data.load import load_training_data
 from newsdesk.errors import UserError
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from newsdesk.data.normalise import NORMALISERS, normalise
+from newsdesk.data.words import NORMALISERS, normalise
 from newsdesk.errors import UserError
 
 

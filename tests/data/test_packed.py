@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from newsdesk.data.columns import to_examples
 from newsdesk.data.dialect import DETECTED, Dialect
-from newsdesk.data.layout import to_examples
 from newsdesk.data.load import load_split
-from newsdesk.data.readers import read_table, read_with_faults
+from newsdesk.data.stream import read_table, read_with_faults
 from newsdesk.errors import UserError
 
 RECORDS = [

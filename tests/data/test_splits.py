@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from newsdesk.data.examples import Examples
-from newsdesk.data.splits import Splits, hold_out, split, validation_size
+from newsdesk.data.examples import Examples, Splits, hold_out, split, validation_size
 from newsdesk.errors import UserError
 
 

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from newsdesk.cli.audit_verb import _KINDS
+from newsdesk.cli.audit import _KINDS
 from newsdesk.evaluation.audit.changes import KINDS
 
 WRONG = {8: "Science", 30: "Science", 61: "Business"}

@@ -20,7 +20,7 @@ import pytest
 
 import newsdesk
 from deletion import lost_by_deletion
-from newsdesk.data.readers import read_table
+from newsdesk.data.stream import read_table
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [

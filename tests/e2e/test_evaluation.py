@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from newsdesk.training.run_folder import RunFolder
+from newsdesk.runs.folder import RunFolder
 
 
 def column(path, name):

@@ -56,7 +56,7 @@ def test_json_is_one_document_with_the_figures(newsdesk, run, tmp_path):
     assert not (run / "export").exists()
 
 
-def test_an_artefact_is_replaced_only_when_asked(newsdesk, run):
+def test_an_export_is_replaced_only_when_asked(newsdesk, run):
     assert newsdesk("export", run, "--to", "merged").code == 0
     refused = newsdesk("export", run, "--to", "merged")
     assert refused.code == 1
@@ -66,7 +66,7 @@ def test_an_artefact_is_replaced_only_when_asked(newsdesk, run):
     assert files_of(run / "export") == {f"merged/{name}" for name in COMMON | {"model.safetensors"}}
 
 
-def test_what_is_no_artefact_is_never_replaced(newsdesk, run, tmp_path):
+def test_what_is_no_export_is_never_replaced(newsdesk, run, tmp_path):
     mine = tmp_path / "thesis.txt"
     mine.write_text("ten years of work")
     outcome = newsdesk("export", run, "--to", "merged", "--out", tmp_path, "--overwrite")
@@ -102,7 +102,7 @@ def test_an_unfinished_run_is_named_as_such(newsdesk, run):
 def test_a_missing_package_is_named_with_its_extra(newsdesk, run, monkeypatch):
     find_spec = PathFinder.find_spec
     monkeypatch.setattr(
-        "newsdesk.inference.export.find_spec", lambda name: None if name == "onnx" else find_spec(name)
+        "newsdesk.exports.export.find_spec", lambda name: None if name == "onnx" else find_spec(name)
     )
     outcome = newsdesk("export", run, "--to", "onnx-fp32")
     assert outcome.code == 1
@@ -124,19 +124,25 @@ def test_a_run_whose_rows_are_gone_takes_rows_by_flag(newsdesk, run, desk, tmp_p
     assert outcome.json["rows"] == {"source": str(rows), "validation": 60, "training": 0}
 
 
-def test_an_artefact_is_evaluated_as_its_run_is(newsdesk, run, desk):
+def test_an_export_is_evaluated_as_its_run_is(newsdesk, run, desk):
     assert newsdesk("export", run, "--to", "onnx-fp32").code == 0
     folder = run / "export" / "onnx-fp32"
-    flags = ["--data", desk.test, "--label", "desk", "--json"]  # an artefact knows the text's columns alone
-    of_run, of_artefact = newsdesk("evaluate", run, *flags).json, newsdesk("evaluate", folder, *flags).json
-    assert of_artefact["metrics"]["accuracy"] == of_run["metrics"]["accuracy"]
+    flags = [
+        "--data",
+        desk.test,
+        "--label",
+        "desk",
+        "--json",
+    ]  # an export knows the text's columns alone
+    of_run, of_exported = newsdesk("evaluate", run, *flags).json, newsdesk("evaluate", folder, *flags).json
+    assert of_exported["metrics"]["accuracy"] == of_run["metrics"]["accuracy"]
     assert (folder / "metrics.json").is_file()
     refused = newsdesk("evaluate", folder, *flags, "--baseline")
     assert refused.code == 1
-    assert "an artefact, which does not know them" in refused.err
+    assert "an exported model, which does not know them" in refused.err
 
 
-def test_an_altered_artefact_is_not_evaluated(newsdesk, run, desk):
+def test_an_altered_export_is_not_evaluated(newsdesk, run, desk):
     assert newsdesk("export", run, "--to", "onnx-fp32").code == 0
     quality = run / "export" / "onnx-fp32" / "quality.json"
     quality.write_text(quality.read_text().replace('"accuracy": ', '"accuracy": 1'))
@@ -145,7 +151,7 @@ def test_an_altered_artefact_is_not_evaluated(newsdesk, run, desk):
     assert "quality.json is missing or damaged" in refused.err
 
 
-def test_an_engine_that_cannot_compute_the_artefact_says_which_export_can(newsdesk, run):
+def test_an_engine_that_cannot_compute_the_export_says_which_export_can(newsdesk, run):
     refused = newsdesk("predict", run, "goal", "--engine", "onnx")
     assert (refused.code, f"newsdesk export {run} --to onnx-int8" in refused.err) == (1, True)
     assert newsdesk("export", run, "--to", "onnx-fp32").code == 0
@@ -176,7 +182,7 @@ def test_files_of_usual_names_make_no_export_of_a_folder(newsdesk, run, tmp_path
         (project / name).write_text('{"kind": "thesis"}')
     refused = newsdesk("export", run, "--to", "merged", "--out", project, "--overwrite")
     assert refused.code == 1
-    assert "found: no artefact of newsdesk\n" in refused.err
+    assert "found: no exported model of newsdesk\n" in refused.err
     assert len(list(project.iterdir())) == 3
     for here in (run / "export" / "merged", tmp_path / "empty"):
         here.mkdir(parents=True)
@@ -188,7 +194,7 @@ def test_files_of_usual_names_make_no_export_of_a_folder(newsdesk, run, tmp_path
 
 def test_an_export_killed_between_its_two_renames_is_there_again_at_the_next(newsdesk, run, monkeypatch):
     from newsdesk.errors import UserError
-    from newsdesk.inference import export
+    from newsdesk.exports import export
 
     assert newsdesk("export", run, "--to", "merged").code == 0
     folder = run / "export" / "merged"

@@ -58,10 +58,10 @@ def test_an_export_compares_with_what_it_computes_itself(kind, newsdesk, run):
     pytest.importorskip("onnx")
     few = ["--max-loss-upper", "10"] if kind == "onnx-int8" else []  # rows
     assert newsdesk("export", run, "--to", kind, *few).code == 0
-    artefact = library.load(run / "export" / kind)
+    exported = library.load(run / "export" / kind)
     of_run = library.load(run, engine="torch")
-    assert artefact.predict([OWN, FOREIGN], off_topic=0.1).labels == ("Sports", None)
-    own, theirs = artefact.off_topic.reference, of_run.off_topic.reference
+    assert exported.predict([OWN, FOREIGN], off_topic=0.1).labels == ("Sports", None)
+    own, theirs = exported.off_topic.reference, of_run.off_topic.reference
     assert len(own) == len(theirs)
     np.testing.assert_allclose(own, theirs, rtol=0.5 if kind == "onnx-int8" else 1e-3)
 

@@ -16,7 +16,7 @@ from textwrap import dedent
 import pytest
 
 pytest.importorskip("onnx")
-from tiny_artefacts import WORDS, build_artefact
+from tiny_exports import WORDS, build_exported
 
 ROWS, ROWS_PER_WINDOW, KILLS = 3750, 75, 10
 MOST_WINDOWS = 4
@@ -27,15 +27,16 @@ PATIENCE = 120
 SMALL_WINDOWS = dedent(
     f"""
     import itertools, os, time
-    from newsdesk.inference import bulk, text_classifier
+    from newsdesk.prediction import bulk
+    from newsdesk.prediction import classifier as text_classifier
 
     bulk.ROWS_PER_WINDOW = {ROWS_PER_WINDOW}
-    at_once = text_classifier.TextClassifier.predict_probabilities
+    at_once = text_classifier.Classifier.predict_probabilities
     windows, most = itertools.count(1), int(os.environ["MOST_WINDOWS"])
     def slowly(*arguments, **named):
         time.sleep(0.01 if next(windows) <= most else 3600)
         return at_once(*arguments, **named)
-    text_classifier.TextClassifier.predict_probabilities = slowly
+    text_classifier.Classifier.predict_probabilities = slowly
     from newsdesk.cli import main
     main()
     """
@@ -43,8 +44,8 @@ SMALL_WINDOWS = dedent(
 
 
 @pytest.fixture(scope="module")
-def artefact(tmp_path_factory):
-    return build_artefact(tmp_path_factory.mktemp("artefact") / "tiny")
+def exported(tmp_path_factory):
+    return build_exported(tmp_path_factory.mktemp("exported") / "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +63,13 @@ def source(tmp_path_factory):
     return path
 
 
-def begin(artefact, source, output, most_windows=1_000_000):
+def begin(exported, source, output, most_windows=1_000_000):
     command = [
         sys.executable,
         "-c",
         SMALL_WINDOWS,
         "predict",
-        artefact,
+        exported,
         "--input",
         source,
         "--output",
@@ -97,19 +98,19 @@ def kill_after_some_progress(process, output, generator):
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl.gz", "parquet"])
-def test_ten_kills_change_no_byte(artefact, source, tmp_path, ending):
+def test_ten_kills_change_no_byte(exported, source, tmp_path, ending):
     if ending == "parquet":
         pytest.importorskip("pyarrow")
     whole, broken = tmp_path / f"whole.{ending}", tmp_path / f"broken.{ending}"
-    assert begin(artefact, source, whole).wait(PATIENCE) == 0
+    assert begin(exported, source, whole).wait(PATIENCE) == 0
     generator, notes = random.Random(ending), []
     for _ in range(KILLS if ending == "csv" else 2):
-        process = begin(artefact, source, broken, MOST_WINDOWS)
+        process = begin(exported, source, broken, MOST_WINDOWS)
         notes.append(kill_after_some_progress(process, broken, generator))
         assert not broken.exists()
         with broken.with_name(broken.name + ".part").open("ab") as part:
             part.write(b"torn")  # what a machine that loses power may leave
-    process = begin(artefact, source, broken)
+    process = begin(exported, source, broken)
     assert process.wait(PATIENCE) == 0
     assert all("going on behind row" in note for note in [*notes[1:], process.stderr.read()])
     assert broken.read_bytes() == whole.read_bytes()

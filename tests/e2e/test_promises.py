@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 import newsdesk as package
-from newsdesk.calibration import CALIBRATION, CALIBRATION_ROWS, softmax
-from newsdesk.data.known_texts import KNOWN_TEXTS, KnownTexts
+from newsdesk.data.duplicates import KNOWN_TEXTS, KnownTexts
 from newsdesk.files import sha256_of, write_json
-from newsdesk.training.run_folder import RunFolder
+from newsdesk.runs.calibration import CALIBRATION, CALIBRATION_ROWS, softmax
+from newsdesk.runs.folder import RunFolder
 
 onnx = pytest.importorskip("onnx")
 
@@ -204,7 +204,7 @@ def test_an_export_is_calibrated_by_its_own_logits_and_notices_other_hands(newsd
 
 
 def test_an_export_is_calibrated_anew_on_given_rows(newsdesk, judged, more_rows, tmp_path):
-    export = shutil.copytree(judged / "export" / "onnx-fp32", tmp_path / "artefact")
+    export = shutil.copytree(judged / "export" / "onnx-fp32", tmp_path / "exported")
     outcome = newsdesk("calibrate", export, "--data", more_rows, "--data", more_rows, "--label", "desk")
     assert outcome.code == 0
     assert "by 1,200 rows" in outcome.lines[0]
@@ -232,7 +232,7 @@ def test_an_exports_temperature_is_in_its_weights_and_a_later_one_beside_them(
 
 
 def test_an_export_made_before_temperatures_went_into_weights_predicts_as_then(judged, tmp_path):
-    from newsdesk.inference.onnx_conversion import dividing, write_onnx
+    from newsdesk.exports.onnx_conversion import dividing, write_onnx
 
     export = package.export(judged, "onnx-fp32", out=tmp_path / "export").path
     now = package.load(export)

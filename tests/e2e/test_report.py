@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from newsdesk.inference.text_classifier import TextClassifier
+from newsdesk.prediction.classifier import Classifier
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +96,6 @@ def test_a_report_does_not_change_what_the_run_is_taken_for(newsdesk, run, desk)
     from newsdesk import load
 
     newsdesk("evaluate", run, "--data", desk.test)
-    before: TextClassifier = load(run, engine="torch")
+    before: Classifier = load(run, engine="torch")
     newsdesk("report", run, "--without-texts")
     assert load(run, engine="torch").fingerprint == before.fingerprint

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from newsdesk.inference.explanation import WordWeight
-from newsdesk.reporting import gather as gathering
-from newsdesk.reporting.report import write_report
+from newsdesk.prediction.explanation import WordWeight
+from newsdesk.reports import gather as gathering
+from newsdesk.reports.page import write_report
 from report_runs import build_run
 
 selenium = pytest.importorskip("selenium", reason="selenium drives the browser: pip install newsdesk[dev]")

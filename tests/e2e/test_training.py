@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from newsdesk.training.run_folder import open_run
+from newsdesk.runs.folder import open_run
 
 RUN_FILES = {
     "README.md",

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from rich.cells import cell_len
 
-from newsdesk.calibration import Change
 from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.evaluation.comparison import PairedComparison
 from newsdesk.evaluation.evaluate import Evaluation, RowError, Trust
-from newsdesk.evaluation.selective import CoverageAt, RiskCoverage
 from newsdesk.evaluation.tables import WIDTH, render_errors, render_evaluation
 from newsdesk.metrics import evaluate_probabilities, wilson_interval
+from newsdesk.prediction.abstention import CoverageAt, RiskCoverage
+from newsdesk.runs.calibration import Change
 
 R8 = ("acq", "crude", "earn", "grain", "interest", "money-fx", "ship", "trade")
 BASELINE = BaselineResult(

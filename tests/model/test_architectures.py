@@ -11,10 +11,9 @@ pytest.importorskip("peft")
 
 from newsdesk.config import LoraSection, ModelSection
 from newsdesk.errors import UserError
-from newsdesk.model.architectures import TARGET_SETS, head_modules, target_modules
+from newsdesk.model.architectures import TARGET_SETS, head_modules, parameter_table, target_modules
 from newsdesk.model.catalog import resolve_config
 from newsdesk.model.classifier import outline_classifier
-from newsdesk.model.parameters import parameter_table
 
 LAYERS = 2
 WIDTH, INNER = 32, 48

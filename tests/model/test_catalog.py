@@ -9,11 +9,11 @@ import json
 import pytest
 
 from newsdesk.errors import UserError
+from newsdesk.hub.huggingface import HubSource
+from newsdesk.hub.pypi import PypiSource
+from newsdesk.hub.source import Fetched, SourceUnavailableError
 from newsdesk.model import catalog
 from newsdesk.model.catalog import BASE_MODELS, resolve_base, resolve_config
-from newsdesk.sources.hub import HubSource
-from newsdesk.sources.pypi import PypiSource
-from newsdesk.sources.source import Fetched, SourceUnavailableError
 
 CONFIG = b'{"model_type": "bert"}'
 WEIGHTS = b"weights"

@@ -17,6 +17,7 @@ transformers = pytest.importorskip("transformers")
 
 from newsdesk.config import LoraSection, ModelSection  # noqa: E402
 from newsdesk.errors import UserError  # noqa: E402
+from newsdesk.model.architectures import parameter_table  # noqa: E402
 from newsdesk.model.classifier import (  # noqa: E402
     ADAPTER_FILES,
     AdapterStore,
@@ -29,7 +30,6 @@ from newsdesk.model.classifier import (  # noqa: E402
     trainable_state,
 )
 from newsdesk.model.network import Network, predict_logits  # noqa: E402
-from newsdesk.model.parameters import parameter_table  # noqa: E402
 from newsdesk.model.tokenizer import TextTokenizer, pad  # noqa: E402
 
 NAMES = ("Business", "Science", "Sports")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from newsdesk.errors import UserError
-from newsdesk.model import device as module
-from newsdesk.model.device import choose_device, choose_precision, cpu_has_bfloat16
+from newsdesk.model import network as module
+from newsdesk.model.network import choose_device, choose_precision, cpu_has_bfloat16
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 

@@ -13,8 +13,12 @@ pytest.importorskip("peft")
 
 from newsdesk.config import LoraSection, ModelSection  # noqa: E402
 from newsdesk.model.classifier import build_classifier  # noqa: E402
-from newsdesk.model.device import Precision  # noqa: E402
-from newsdesk.model.network import Network, predict_logits, predict_with_features  # noqa: E402
+from newsdesk.model.network import (  # noqa: E402
+    Network,
+    Precision,
+    predict_logits,
+    predict_with_features,
+)
 
 GENERATOR = np.random.default_rng(0)
 ROWS = [GENERATOR.integers(5, 100, size=length) for length in (9, 3, 30, 17, 4, 12, 12, 6, 25)]

@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from newsdesk.model.recording import CudaCapture, Recorder, RecordingError  # noqa: E402
+from newsdesk.model.cuda_graphs import CudaCapture, Recorder, RecordingError  # noqa: E402
 
 
 class Replayed:

@@ -10,8 +10,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
 from newsdesk.errors import UserError  # noqa: E402
-from newsdesk.training.checkpoints import Checkpoints, decode  # noqa: E402
-from newsdesk.training.snapshot import Snapshot  # noqa: E402
+from newsdesk.training.checkpoints import (  # noqa: E402
+    Checkpoints,
+    Snapshot,
+    decode,
+)
 
 IDENTITY = {"training rows": "abc", "base model": "def"}
 

@@ -16,14 +16,14 @@ transformers = pytest.importorskip("transformers")
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
 from newsdesk.config import load_recipe  # noqa: E402
-from newsdesk.data.layout import TextLayout  # noqa: E402
+from newsdesk.data.columns import TextLayout  # noqa: E402
 from newsdesk.errors import UserError  # noqa: E402
 from newsdesk.files import sha256_of  # noqa: E402
-from newsdesk.inference.load import load  # noqa: E402
+from newsdesk.prediction.open_model import load  # noqa: E402
+from newsdesk.runs.folder import RunFolder, open_run  # noqa: E402
+from newsdesk.runs.manifest import BaseFacts, ImportFacts  # noqa: E402
 from newsdesk.training import import_adapter as module  # noqa: E402
 from newsdesk.training.import_adapter import import_adapter  # noqa: E402
-from newsdesk.training.manifest import BaseFacts, ImportFacts  # noqa: E402
-from newsdesk.training.run_folder import RunFolder, open_run  # noqa: E402
 
 TENSORS = "adapter_model.safetensors"
 

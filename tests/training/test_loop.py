@@ -17,7 +17,7 @@ from newsdesk.errors import UserError  # noqa: E402
 from newsdesk.metrics import evaluate_probabilities  # noqa: E402
 from newsdesk.model.classifier import build_classifier, trainable_state  # noqa: E402
 from newsdesk.model.network import Network, predict_logits  # noqa: E402
-from newsdesk.training.events import Event, Finished, Started, Step, Validation  # noqa: E402
+from newsdesk.runs.log import Event, Finished, Started, Step, Validation  # noqa: E402
 from newsdesk.training.held_out import HeldOut  # noqa: E402
 from newsdesk.training.loop import EncodedRows, TrainingLoop, steps_per_epoch, total_steps, train  # noqa: E402
 

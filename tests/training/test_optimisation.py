@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from newsdesk.config import TrainingSection  # noqa: E402
-from newsdesk.training.optimisation import (  # noqa: E402
+from newsdesk.training.batches import (  # noqa: E402
     build_loss,
     build_optimiser,
     class_weights,

@@ -10,12 +10,12 @@ import torch
 
 from newsdesk.config import ResolvedRecipe, load_recipe
 from newsdesk.errors import UserError
+from newsdesk.hub.cache import RECORD, Slot
 from newsdesk.model.catalog import resolve_config
 from newsdesk.model.classifier import outline_classifier
-from newsdesk.sources.cache import RECORD, Slot
 from newsdesk.training.batches import Batcher, padding_share
-from newsdesk.training.machine import TimeEstimate, estimate_time, matmul_rate, training_flops_per_token
 from newsdesk.training.plan import make_plan, render_plan
+from newsdesk.training.time_estimate import TimeEstimate, estimate_time, matmul_rate, training_flops_per_token
 
 TINY_BERT = {
     "model_type": "bert",
@@ -328,7 +328,7 @@ def test_the_time_estimate_is_work_over_measured_rate() -> None:
 
 def test_the_rate_counts_two_operations_per_multiplication(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(100))  # every look at the clock is a second later: a product a second
-    monkeypatch.setattr("newsdesk.training.machine.time.thread_time", lambda: float(next(ticks)))
+    monkeypatch.setattr("newsdesk.training.time_estimate.time.thread_time", lambda: float(next(ticks)))
     rate = matmul_rate((2, 3, 5), torch.device("cpu"), "float32", seconds=9.5)
     assert rate == pytest.approx(2 * 2 * 3 * 5 * 9 / 10)
 

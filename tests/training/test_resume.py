@@ -18,12 +18,12 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
 import newsdesk  # noqa: E402
-from newsdesk.calibration import CALIBRATION_ROWS  # noqa: E402
 from newsdesk.config import load_recipe  # noqa: E402
 from newsdesk.errors import UserError  # noqa: E402
-from newsdesk.training.events import Event, Resumed, Step, Validation  # noqa: E402
+from newsdesk.runs.calibration import CALIBRATION_ROWS  # noqa: E402
+from newsdesk.runs.folder import RunFolder, open_run  # noqa: E402
+from newsdesk.runs.log import Event, Resumed, Step, Validation  # noqa: E402
 from newsdesk.training.run import run_training  # noqa: E402
-from newsdesk.training.run_folder import RunFolder, open_run  # noqa: E402
 
 ADAPTER = "adapter/adapter_model.safetensors"
 DROPOUTS = ("model.dropout=0.1", "lora.dropout=0.1")

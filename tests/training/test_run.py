@@ -22,7 +22,6 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
 from newsdesk import __version__  # noqa: E402
-from newsdesk.calibration import read_held_out_rows  # noqa: E402
 from newsdesk.config import load_recipe  # noqa: E402
 from newsdesk.data.examples import Examples  # noqa: E402
 from newsdesk.errors import UserError  # noqa: E402
@@ -31,18 +30,23 @@ from newsdesk.model.catalog import ResolvedBase  # noqa: E402
 from newsdesk.model.classifier import load_classifier  # noqa: E402
 from newsdesk.model.network import Network, predict_logits  # noqa: E402
 from newsdesk.model.tokenizer import TextTokenizer  # noqa: E402
-from newsdesk.off_topic import OffTopicScore  # noqa: E402
-from newsdesk.reporting.model_card import refresh_card  # noqa: E402
-from newsdesk.training.events import Event, Finished, Remark, Step, Validation, to_record  # noqa: E402
-from newsdesk.training.manifest import BaseFacts, Manifest, TrainingFacts  # noqa: E402
-from newsdesk.training.provenance import hub_reference  # noqa: E402
+from newsdesk.reports.model_card import refresh_card  # noqa: E402
+from newsdesk.runs.calibration import read_held_out_rows  # noqa: E402
+from newsdesk.runs.folder import RunFolder, open_run  # noqa: E402
+from newsdesk.runs.log import Event, Finished, Remark, Step, Validation, to_record  # noqa: E402
+from newsdesk.runs.manifest import (  # noqa: E402
+    BaseFacts,
+    Manifest,
+    TrainingFacts,
+    hub_reference,
+)
+from newsdesk.runs.off_topic import OffTopicScore  # noqa: E402
 from newsdesk.training.run import (  # noqa: E402
     class_ids,
     require_length,
     run_training,
     seed_everything,
 )
-from newsdesk.training.run_folder import RunFolder, open_run  # noqa: E402
 
 ARABIC = Path(__file__).parents[1] / "languages" / "arabic.csv"
 FILES = {
@@ -134,9 +138,9 @@ def test_every_best_state_is_on_disk_before_it_is_told(tiny_recipe, tmp_path):
 
 
 def test_a_run_knows_its_own_texts_from_foreign_ones(tiny_recipe, topical_csv, tmp_path):
-    from newsdesk.inference.run_predictor import RunPredictor
+    from newsdesk.prediction.open_model import RunClassifier
 
-    predictor = RunPredictor(run_training(tiny_recipe("training.epochs=3"), tmp_path / "run"), device="cpu")
+    predictor = RunClassifier(run_training(tiny_recipe("training.epochs=3"), tmp_path / "run"), device="cpu")
     score = predictor.off_topic
     assert score is not None
     assert (len(score.reference), score.facts["held_out_rows"]) == (48, "48")
@@ -152,7 +156,7 @@ def test_a_run_knows_its_own_texts_from_foreign_ones(tiny_recipe, topical_csv, t
 
 def test_rows_that_chose_the_state_do_not_calibrate_it_in_the_run_or_in_its_export(tiny_recipe, tmp_path):
     from newsdesk import api
-    from newsdesk.evaluation.known_rows import known_rows
+    from newsdesk.evaluation.rows import known_rows
 
     settings = ("training.epochs=3", "training.min_choosing_rows=20")
     run = run_training(tiny_recipe(*settings), tmp_path / "run")
@@ -172,7 +176,7 @@ def test_rows_that_chose_the_state_do_not_calibrate_it_in_the_run_or_in_its_expo
 
 
 def test_a_run_split_as_version_0_1_did_still_knows_its_rows(tiny_recipe, tmp_path, monkeypatch):
-    from newsdesk.evaluation.known_rows import known_rows
+    from newsdesk.evaluation.rows import known_rows
     from newsdesk.training import run as module
 
     load = module.load_training_data
@@ -365,9 +369,9 @@ def test_a_second_interrupt_breaks_off_and_leaves_an_unfinished_run(tiny_recipe,
 SCRIPT = """
 import sys
 from pathlib import Path
-from newsdesk.calibration import read_held_out_rows  # noqa: E402
+from newsdesk.runs.calibration import read_held_out_rows  # noqa: E402
 from newsdesk.config import load_recipe
-from newsdesk.training.events import Step
+from newsdesk.runs.log import Step
 from newsdesk.training.run import run_training
 
 def observe(event):

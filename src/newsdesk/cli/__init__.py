@@ -9,17 +9,13 @@ from typing import NoReturn
 import click
 
 from newsdesk import __version__
-from newsdesk.cli.audit_verb import audit
-from newsdesk.cli.calibrate_verb import calibrate
-from newsdesk.cli.compare_verb import compare
-from newsdesk.cli.explain_verb import explain
-from newsdesk.cli.export_verb import export
-from newsdesk.cli.named_verbs import data, models
-from newsdesk.cli.predict_verb import predict
-from newsdesk.cli.push_verb import push
-from newsdesk.cli.report_verb import report
-from newsdesk.cli.run_verbs import evaluate, import_adapter, train
+from newsdesk.cli.audit import audit
+from newsdesk.cli.compare import compare
+from newsdesk.cli.models import calibrate, explain, export, push, report
+from newsdesk.cli.named import data, models
+from newsdesk.cli.predict import predict
 from newsdesk.cli.shared import DEBUG_FLAG, Verbs
+from newsdesk.cli.train import evaluate, import_adapter, train
 from newsdesk.errors import UserError
 from newsdesk.training.launch import rank
 

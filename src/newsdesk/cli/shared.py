@@ -10,14 +10,17 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 import click
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from newsdesk.sources.source import Progress
+    from newsdesk.hub.source import Progress
+    from newsdesk.model.tokenizer import Truncation
+    from newsdesk.prediction.abstention import DecisionRule
+
 
 AnyCallable = TypeVar("AnyCallable", bound=Callable[..., Any])
 
@@ -183,7 +186,7 @@ def note(console: Console, text: str) -> None:
 @contextmanager
 def shown_fetching(console: Console) -> Iterator[Progress]:
     """An observer that shows downloads on ``console``."""
-    from newsdesk.display import fetching
+    from newsdesk.cli.display import fetching
 
     with fetching(console) as progress:
         yield progress
@@ -208,3 +211,52 @@ def _discard_from_now_on(descriptor: int) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, descriptor)
     os.close(nowhere)
+
+
+_SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
+_PROMISES = {
+    "abstain": "Leave texts unanswered, so that at most this share of the answered ones is wrong.",
+    "confidence": "How surely --abstain keeps that, over the draw of the calibration rows; default: 0.95.",
+    "sets": "Name candidates for each text, which contain the true class for this share of texts.",
+    "off_topic": "Leave texts unanswered that are as untypical as this share of the calibration rows.",
+}
+
+
+def promise_flags(function: AnyCallable) -> AnyCallable:
+    """Add the flags that ask for a promise; they come as ``promise``, the arguments of ``decision_rule``.
+
+    Those not given are left out. --confidence alone raises click.UsageError.
+    """
+
+    @wraps(function)
+    def with_promise(*arguments: Any, **others: Any) -> Any:
+        given = {name: share for name in _PROMISES if (share := others.pop(name)) is not None}
+        if "confidence" in given and "abstain" not in given:
+            raise click.UsageError("--confidence goes with --abstain.")
+        return function(*arguments, **others, promise=given)
+
+    wrapped = cast(AnyCallable, with_promise)
+    for name in reversed(_PROMISES):
+        add = flag(f"--{name.replace('_', '-')}", type=_SHARE, metavar="SHARE", help=_PROMISES[name])
+        wrapped = add(wrapped)
+    return wrapped
+
+
+def note_reading(read: Truncation | None, max_length: int | None, unreadable: int) -> None:
+    """Say how many texts were cut, and how many had nothing in them; nothing where all were read whole."""
+    if unreadable:
+        texts = "text has" if unreadable == 1 else "texts have"
+        why = "empty, or without a known token; --answer-empty labels such texts too"
+        note(terminal(), f"{unreadable:,} {texts} no label: {why}")
+    if read is not None and read.cut and max_length is not None:
+        note(terminal(), read.describe(max_length))
+
+
+def note_promise(rule: DecisionRule | None, unanswered: int, rows: int) -> None:
+    """Say how many rows were left unanswered, and what was promised of the others; nothing without a rule."""
+    if rule is None:
+        return
+    if rule.promise is not None:
+        note(terminal(), f"{unanswered:,} of {rows:,} left unanswered")
+    for line in rule.describe():
+        note(terminal(), line)

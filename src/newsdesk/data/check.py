@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from newsdesk.data.columns import TextLayout, label_column, labels_with_faults, text_layout
 from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.duplicates import conflicting_groups, duplicate_groups, shared_texts
 from newsdesk.data.label_faults import LabelFault, absent_classes, label_faults, rare_classes
 from newsdesk.data.labels import folded
-from newsdesk.data.layout import TextLayout, label_column, labels_with_faults, text_layout
-from newsdesk.data.readers import read_table, read_with_faults
+from newsdesk.data.stream import read_table, read_with_faults
 from newsdesk.data.table import Fault, Table
 from newsdesk.data.words import VocabularyFit
-from newsdesk.errors import UserError
+from newsdesk.errors import UserError, counted
 
 _SHOWN = 100  # places listed of each kind; counts are always complete
 _QUANTILES = (0.5, 0.9, 0.95, 0.99, 1.0)
@@ -320,3 +320,117 @@ def _places(lines: Iterable[int]) -> Places:
 def _line_groups(table: Table, groups: Sequence[Sequence[int]]) -> LineGroups:
     lines = tuple(tuple(table.lines[row] for row in group) for group in groups[:_SHOWN])
     return LineGroups(len(groups), sum(map(len, groups)), lines)
+
+
+_LINES_SHOWN = 10
+_LABELS_SHOWN = 20
+
+
+def render_check(report: CheckReport) -> list[str]:
+    """What was found, the worst first; lists are cut and say so."""
+    return [
+        f"{report.path}: {counted(report.rows, 'row')}, columns {', '.join(report.columns) or 'none'}",
+        f"text: {' + '.join(report.text_columns) or 'none'}    label: {report.label_column or 'none'}",
+        *([f"read as: {report.read_as}"] if report.read_as else []),
+        *_faults("malformed rows", report.malformed),
+        *_faults("encoding faults", report.encoding),
+        *_place_lines("rows without a label", report.unlabelled, "label these rows, or leave them out"),
+        *_place_lines("rows without text", report.empty, "write their texts, or leave these rows out"),
+        *_label_fault_lines(report.label_faults),
+        *_groups(
+            "texts under two labels", report.conflicts, fix="decide on one label, or leave these rows out"
+        ),
+        *_groups("texts more than once", report.duplicates),
+        *_leakage_lines(report),
+        *_labels(report),
+        *_lengths(report),
+        *_vocabulary(report),
+        "OK" if report.is_ok else "problems found",
+    ]
+
+
+def _faults(title: str, faults: Sequence[Fault]) -> Iterator[str]:
+    if faults:
+        yield f"{title}: {len(faults):,}"
+        for fault in faults[:_LINES_SHOWN]:
+            yield f"  line {fault.line}: {fault.wrong}" + (f" ({fault.found})" if fault.found else "")
+        yield from _more(len(faults))
+        yield from (f"  fix: {fix}" for fix in dict.fromkeys(fault.fix for fault in faults) if fix)
+
+
+def _label_fault_lines(faults: Sequence[LabelFault]) -> Iterator[str]:
+    for fault in faults:
+        yield str(fault)
+        if fault.lines:
+            yield f"  lines {_joined(fault.lines)}"
+        yield f"  fix: {fault.fix}"
+
+
+def _place_lines(title: str, places: Places, fix: str) -> Iterator[str]:
+    if places.count:
+        yield f"{title}: {places.count:,}, line {_joined(places.lines)}"
+        yield f"  fix: {fix}"
+
+
+def _groups(title: str, groups: LineGroups, fix: str | None = None) -> Iterator[str]:
+    if groups.groups:
+        yield f"{title}: {groups.groups:,} ({counted(groups.rows, 'row')})"
+        for lines in groups.lines[:_LINES_SHOWN]:
+            yield f"  lines {_joined(lines)}"
+        yield from _more(groups.groups, listed=len(groups.lines))
+        yield from [f"  fix: {fix}"] if fix else []
+
+
+def _leakage_lines(report: CheckReport) -> Iterator[str]:
+    leakage = report.leakage
+    if leakage is None:
+        return
+    yield (
+        f"rows of {leakage.against} that are here too: {leakage.exact:,} exactly, {leakage.near:,} nearly, "
+        f"of {leakage.rows:,}"
+    )
+    for leak in leakage.leaks[:_LINES_SHOWN]:
+        yield f"  line {leak.line} here, line {leak.other_line} there, similarity {leak.similarity:.2f}"
+    yield from _more(leakage.exact + leakage.near, listed=len(leakage.leaks))
+    if leakage.leaks:
+        yield "  fix: leave these rows out of one of the two files"
+
+
+def _labels(report: CheckReport) -> Iterator[str]:
+    if not report.label_counts:
+        return
+    yield f"labels: {len(report.label_counts)}"
+    width = max(len(label) for label in report.label_counts)
+    for label, count in list(report.label_counts.items())[:_LABELS_SHOWN]:
+        yield f"  {label:<{width}} {count:>9,}  {count / report.rows:>6.1%}"
+    yield from _more(len(report.label_counts), shown=_LABELS_SHOWN)
+
+
+def _lengths(report: CheckReport) -> Iterator[str]:
+    lengths = report.token_lengths
+    if lengths is None:
+        return
+    quantiles = ", ".join(f"{share} {tokens}" for share, tokens in lengths.quantiles.items())
+    yield f"tokens a text: mean {lengths.mean:.1f}; at most: {quantiles}"
+    if lengths.truncated is not None:
+        yield f"  cut at {lengths.max_length}: {lengths.truncated:.1%} of the texts"
+
+
+def _vocabulary(report: CheckReport) -> Iterator[str]:
+    if (fit := report.vocabulary) is None:
+        return
+    yield f"unknown tokens: {fit.unknown:.1%}; letters a token: {fit.letters_per_token:.1f}"
+    if fit.warning is not None:
+        yield f"  {fit.warning}"
+
+
+def _more(count: int, *, shown: int = _LINES_SHOWN, listed: int | None = None) -> Iterator[str]:
+    """A last line for what is not ``shown``; ``listed`` are in the report itself, None for all."""
+    if count > shown:
+        where = "lists them" if listed in (None, count) else f"lists the first {listed:,}"
+        yield f"  and {count - shown:,} more (--json {where})"
+
+
+def _joined(lines: Sequence[int]) -> str:
+    shown = ", ".join(str(line) for line in lines[:_LINES_SHOWN])
+    return shown + (" ..." if len(lines) > _LINES_SHOWN else "")

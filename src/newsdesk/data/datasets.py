@@ -10,11 +10,10 @@ from types import MappingProxyType
 from typing import Literal
 
 from newsdesk.errors import UserError
-from newsdesk.sources.cache import Slot
-from newsdesk.sources.hub import HubSource
-from newsdesk.sources.pypi import PypiSource
-from newsdesk.sources.resolve import resolve
-from newsdesk.sources.source import Progress, Source
+from newsdesk.hub.cache import Slot, resolve
+from newsdesk.hub.huggingface import HubSource
+from newsdesk.hub.pypi import PypiSource
+from newsdesk.hub.source import Progress, Source
 
 _FLAG = "--data"
 _KINDS = (".csv", ".tsv", ".jsonl", ".parquet", ".tab", ".json", ".xlsx", ".zip")

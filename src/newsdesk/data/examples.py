@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.data.labels import LabelMatching
+from newsdesk.data.duplicates import fold
+from newsdesk.data.labels import LabelMatcher, LabelMatching
+from newsdesk.errors import UserError, counted
 
 
 @dataclass(frozen=True)
@@ -69,3 +72,235 @@ def joined(parts: Sequence[Examples]) -> Examples:
         ", ".join(dict.fromkeys(part.source for part in parts)),
         next((part.matching for part in parts if part.matching and part.matching.positions), None),
     )
+
+
+Group = list[int]
+"""Rows with the same text."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Disjoint parts of a set of examples, each in the original row order.
+
+    Attributes:
+        train, validation, test: the parts.
+        straddling: number of texts with copies in more than one part; 0 unless copies are so many that
+            whole groups of them do not add up to the sizes asked for.
+    """
+
+    train: Examples
+    validation: Examples
+    test: Examples
+    straddling: int
+
+
+def split(examples: Examples, *, validation: float | int, test: float | int = 0, seed: int) -> Splits:
+    """Set rows aside for validation and test; sizes are exact.
+
+    ``validation`` and ``test`` are shares of all rows (float, below 1) or numbers of rows (int). Each class
+    gives in proportion to its size and keeps at least one row for training. Rows of the same text (folded)
+    stay together; a group of copies is divided only when no whole group fits the rows still wanted. The
+    same seed gives the same split on every platform.
+
+    Raises UserError when a share is not in [0, 1), or training would be left without some class.
+    """
+    sizes = [_size(part, name, len(examples)) for part, name in ((test, "test"), (validation, "validation"))]
+    labels = [0] * len(examples) if examples.labels is None else examples.labels.tolist()
+    classes = len(set(labels))
+    if sum(sizes) > len(examples) - classes:
+        raise _too_few(len(examples), classes, sum(sizes))
+    groups = _groups(examples.texts)
+    generator = np.random.Generator(np.random.PCG64(seed))
+    shuffled = [groups[position] for position in generator.permutation(len(groups))]
+    pool = _Pool(shuffled, labels)
+    taken = [pool.take(size) for size in sizes]
+    aside = set().union(*taken)
+    rest = [row for row in range(len(examples)) if row not in aside]
+    part_of = {row: part for part, rows in enumerate(taken) for row in rows}
+    straddling = sum(len({part_of.get(row) for row in group}) > 1 for group in groups)
+    held_out_test, held_out_validation = (examples.select(sorted(rows)) for rows in taken)
+    return Splits(examples.select(rest), held_out_validation, held_out_test, straddling)
+
+
+LEAST_FIGURES = 200
+"""Validation rows that figures and promises need; of few rows a fifth is held out until there are so many."""
+_SHARE, _MOST_SHARE, _MOST_ROWS = 0.05, 0.2, 2000
+_ROWS_A_CLASS, _OF_ROWS = 5, 10
+
+
+def validation_size(rows: int, share: float | None) -> int:
+    """Rows to split off for validation: a share; without one 5 %, more where rows are few, at most 2,000."""
+    if share is not None:
+        return round(share * rows)
+    return min(max(round(_SHARE * rows), min(LEAST_FIGURES, round(_MOST_SHARE * rows))), _MOST_ROWS)
+
+
+def hold_out(examples: Examples, share: float | None, *, seed: int) -> Splits:
+    """Split validation rows off, `validation_size` of them, or more where classes are rare.
+
+    Every class of two rows or more is among them, with at least 5 rows where it has 10; beyond that each
+    class gives in proportion to its size, and keeps a row for training. Rows of the same text (folded) stay
+    together: so a class whose rows are all of one text stays out, and the size may not be met exactly. The
+    same seed gives the same split on every platform. ``share`` 0 holds nothing out.
+
+    Raises UserError when training would be left without some class.
+    """
+    labels = [0] * len(examples) if examples.labels is None else examples.labels.tolist()
+    size = validation_size(len(examples), share)
+    if share == 0 or len(examples) < 2:
+        return Splits(examples, examples.select([]), examples.select([]), 0)
+    if size > len(examples) - len(set(labels)):
+        raise _too_few(len(examples), len(set(labels)), size)
+    groups = _groups(examples.texts)
+    generator = np.random.Generator(np.random.PCG64(seed))
+    pool = _Pool([groups[position] for position in generator.permutation(len(groups))], labels)
+    taken = set(pool.take_of_every_class(size))
+    rest = [row for row in range(len(examples)) if row not in taken]
+    return Splits(examples.select(rest), examples.select(sorted(taken)), examples.select([]), 0)
+
+
+def _too_few(rows: int, classes: int, aside: int) -> UserError:
+    return UserError(
+        "too few rows would be left for training",
+        found=f"{counted(rows, 'row')} of {counted(classes, 'class')}; {aside:,} of them set aside",
+        fix="set aside fewer rows for validation and test; each class keeps at least one for training",
+    )
+
+
+def _size(part: float | int, name: str, rows: int) -> int:
+    """The number of rows that a share or a number means."""
+    if isinstance(part, float) and 0 <= part < 1:
+        return round(part * rows)
+    if isinstance(part, int) and not isinstance(part, bool) and part >= 0:
+        return part
+    raise UserError(
+        f"{part!r} is no size for the {name} rows",
+        found="neither a share from 0 up to 1 nor a whole number of rows",
+        fix="give a share, as 0.1, or a number of rows, as 2000",
+    )
+
+
+def _groups(texts: Sequence[str]) -> list[Group]:
+    groups: dict[str, Group] = defaultdict(list)
+    for row, text in enumerate(texts):
+        groups[fold(text) or f"\0{row}"].append(row)  # empty texts are no copies of each other
+    return list(groups.values())
+
+
+class _Pool:
+    """Groups not yet set aside, in random order, and what each class still has for training."""
+
+    def __init__(self, groups: Sequence[Group], labels: Sequence[int]) -> None:
+        self._labels = labels
+        self._groups = list(groups)
+        self._left = np.bincount(np.asarray(labels, dtype=np.int64)) if labels else np.zeros(0, np.int64)
+
+    def take_of_every_class(self, size: int) -> Group:
+        """Set about ``size`` rows aside, whole groups, with some of every class that can spare any."""
+        least = np.where(self._left >= _OF_ROWS, _ROWS_A_CLASS, self._left >= 2)
+        quota = np.maximum(_proportional(self._left, size), least)
+        above = quota - least  # what rare classes get more is taken from these, in proportion
+        quota -= _proportional(above, min(int(quota.sum()) - size, int(above.sum())))
+        size, left = int(quota.sum()), quota.tolist()
+        taken = self._smallest_of_each_class(left)
+        return taken + self._whole_groups(left, size - len(taken))
+
+    def _smallest_of_each_class(self, quota: list[int]) -> Group:
+        """One group of every class, rare classes first, and of its groups the smallest."""
+        by_class: dict[int, list[Group]] = defaultdict(list)
+        for group in self._groups:
+            for label in {self._labels[row] for row in group}:
+                by_class[label].append(group)
+        taken: Group = []
+        for label in sorted(by_class, key=lambda label: (len(by_class[label]), label)):
+            if any(self._labels[row] == label for row in taken):
+                continue
+            for group in sorted(by_class[label], key=len):
+                if self._spare(group):
+                    self._groups.remove(group)
+                    quota[self._labels[group[0]]] -= len(group)
+                    taken += self._remove(group)
+                    break
+        return taken
+
+    def take(self, size: int) -> Group:
+        """Set ``size`` rows aside: by class in proportion, then of any class, then by dividing groups."""
+        taken = self._whole_groups(_proportional(self._left, size), size)
+        if len(taken) < size:
+            divided = (self._divided(group, taken, size) for group in self._groups)
+            self._groups = [rest for rest in divided if rest]
+        return taken
+
+    def _whole_groups(self, quota: list[int], size: int) -> Group:
+        """Set up to ``size`` rows aside, whole groups alone: first within each class's quota, then of any."""
+        taken: Group = []
+        for within_class in (True, False):
+            kept = []
+            for group in self._groups:
+                owner = self._labels[group[0]]
+                room = size - len(taken)
+                if len(group) <= (min(quota[owner], room) if within_class else room) and self._spare(group):
+                    quota[owner] -= len(group)
+                    taken += self._remove(group)
+                else:
+                    kept.append(group)
+            self._groups = kept
+        return taken
+
+    def _divided(self, group: Group, taken: Group, size: int) -> Group:
+        """Move rows of the group to ``taken`` while it is short of ``size``; the rest of the group."""
+        rest = []
+        for row in group:
+            if len(taken) < size and self._spare([row]):
+                taken += self._remove([row])
+            else:
+                rest.append(row)
+        return rest
+
+    def _spare(self, rows: Group) -> bool:
+        """Whether every class would keep a row if these went."""
+        needed = np.bincount([self._labels[row] for row in rows], minlength=len(self._left))
+        return bool(np.all((needed == 0) | (needed < self._left)))
+
+    def _remove(self, rows: Group) -> Group:
+        for row in rows:
+            self._left[self._labels[row]] -= 1
+        return rows
+
+
+def _proportional(available: np.ndarray, size: int) -> list[int]:
+    """``size`` divided in proportion to ``available``, by largest remainders; ties go to the lower class."""
+    if not available.sum():
+        return [0] * len(available)
+    exact = available * size / available.sum()
+    quota = np.floor(exact).astype(np.int64)
+    order = np.argsort(-(exact - quota), kind="stable")
+    quota[order[: size - quota.sum()]] += 1
+    return [int(rows) for rows in quota]
+
+
+def aligned_labels(examples: Examples, label_names: Sequence[str]) -> NDArray[np.int64]:
+    """The class of every row as an id into ``label_names``, shape (rows,); matched as by `LabelMatcher`.
+
+    Raises UserError when there are no rows, no labels, or a row's class is not among ``label_names``.
+    """
+    if examples.labels is None:
+        raise UserError(
+            "these rows have no labels to compare with",
+            found=f"{len(examples)} unlabelled texts in {examples.source}",
+            fix="give labelled rows, or classify these with newsdesk predict",
+        )
+    if len(examples) == 0:
+        raise UserError("there are no rows to evaluate", found=f"an empty split in {examples.source}")
+    ids = LabelMatcher(label_names).matches(examples.label_names)
+    ids_here = np.array([ids.get(name, -1) for name in examples.label_names], dtype=np.int64)
+    labels = ids_here[examples.labels]
+    if (unknown := labels < 0).any():
+        name = examples.label_names[int(examples.labels[unknown][0])]
+        raise UserError(
+            f"{examples.source} has rows of the class {name!r}, which the model does not know",
+            found=f"{counted(int(unknown.sum()), 'row')} of unknown classes; "
+            f"the model knows {', '.join(label_names)}",
+            fix="rename the classes or drop those rows; to learn new classes, train on them",
+        )
+    return labels

@@ -12,10 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.data.examples import Examples
+from newsdesk.data.examples import Examples, aligned_labels
 from newsdesk.data.words import words_of
 from newsdesk.errors import UserError, counted, missing_package
-from newsdesk.evaluation.alignment import aligned_labels
 from newsdesk.metrics import wilson_interval
 from newsdesk.stored import UNSTORED
 

@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from newsdesk.data.labels import LabelMatcher
 from newsdesk.errors import UserError, counted
 from newsdesk.evaluation.comparison import LEVEL, PairedComparison, compare_paired, holm, rows_needed
-from newsdesk.evaluation.csv_lines import delimited_lines
 from newsdesk.evaluation.intervals import (
     Difference,
     accuracy_difference,
     macro_f1_difference,
     mean_difference,
 )
-from newsdesk.evaluation.predicted_rows import SMALLEST_WRITTEN, PredictedRows, read_predicted_rows
+from newsdesk.evaluation.rows import SMALLEST_WRITTEN, PredictedRows, read_predicted_rows
 from newsdesk.files import atomic_writer
 from newsdesk.metrics import confusion_matrix
+from newsdesk.prediction.predictions import delimited_lines
 
 Change = Literal["fixed", "broken", "other error"]
 
@@ -154,9 +154,9 @@ def compare(
     ``newsdesk.compare("runs/wire", ["runs/wire-r16"])[0].verdict``
 
     Args:
-        first: a run, an artefact or a file ``predictions-SPLIT.csv``.
+        first: a run, an exported model or a file ``predictions-SPLIT.csv``.
         others: any number of the same.
-        split: which evaluation of runs and artefacts to compare.
+        split: which evaluation of runs and exported models to compare.
 
     Raises:
         UserError: when one was not evaluated, or they were on different rows.

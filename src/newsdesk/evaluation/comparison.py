@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.evaluation.selective import binomial_tail
+from newsdesk.prediction.abstention import binomial_tail
 
 LEVEL = 0.05
 """The chance of seeing a difference where there is none, which every verdict here allows for."""

@@ -12,19 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.calibration import Change
-from newsdesk.data.examples import Examples
-from newsdesk.data.known_texts import LearnedRows
+from newsdesk.data.duplicates import LearnedRows
+from newsdesk.data.examples import Examples, aligned_labels
 from newsdesk.data.labels import LabelMatching
 from newsdesk.errors import UserError
-from newsdesk.evaluation.alignment import aligned_labels
 from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.evaluation.comparison import PairedComparison, compare_paired
-from newsdesk.evaluation.csv_lines import delimited_lines, probability_column, rounded
-from newsdesk.evaluation.selective import RiskCoverage, risk_coverage
 from newsdesk.files import atomic_writer, write_json
 from newsdesk.metrics import Metrics, ReliabilityBin, confusion_matrix, evaluate_probabilities, reliability
 from newsdesk.model.tokenizer import Encoded, Truncation
+from newsdesk.prediction.abstention import RiskCoverage, risk_coverage
+from newsdesk.prediction.predictions import delimited_lines, probability_column, rounded
+from newsdesk.runs.calibration import Change
 from newsdesk.stored import FORMAT, OPTIONAL, UNSTORED, read_stored_by_name, to_content, with_format
 
 _ERRORS_NAMED = 5
@@ -91,7 +90,7 @@ class Evaluation:
         split: the split's name, such as ``test``; the key under which metrics.json keeps it.
         source: where the rows came from.
         fingerprint: ``Examples.fingerprint()`` of the rows.
-        model: the run or artefact that gave the probabilities.
+        model: the run or exported model that gave the probabilities.
         metrics: its figures.
         calibration: how far its confidence can be believed.
         risk_coverage: what answering only the sure rows would gain.

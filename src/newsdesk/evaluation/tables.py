@@ -11,8 +11,8 @@ from newsdesk.data.words import isolated
 from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.evaluation.comparison import PairedComparison
 from newsdesk.evaluation.evaluate import Evaluation, RowError, TextsRead, Trust
-from newsdesk.evaluation.selective import RiskCoverage
 from newsdesk.metrics import Metrics
+from newsdesk.prediction.abstention import RiskCoverage
 
 WIDTH = 80
 LARGEST_MATRIX = 12

@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Literal
 from newsdesk.errors import UserError
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from torch import nn
     from transformers import PreTrainedModel
 
+
 TargetSet = Literal["query-value", "attention", "all-linear"]
 TARGET_SETS: tuple[TargetSet, ...] = ("query-value", "attention", "all-linear")
+
+
+def feature_layer(layers: int) -> int:
+    """Behind how many of an encoder's layers the features are taken; 0 stands for the embeddings."""
+    return 2 * layers // 3
 
 
 @dataclass(frozen=True)
@@ -125,3 +132,51 @@ def _linear_names(model: nn.Module) -> list[str]:
 def _linear_suffixes(model: nn.Module) -> list[str]:
     """Distinct last parts of linear layers' names, in order of appearance."""
     return list(dict.fromkeys(name.rpartition(".")[2] for name in _linear_names(model)))
+
+
+_FINEST = 8
+
+
+def bucket_length(length: int, longest: int) -> int:
+    """The width, in tokens, that rows of ``length`` tokens are padded to; never more than ``longest``.
+
+    Multiples of 8 up to 64 tokens (a batch of 16 rows then fills whole tiles of 128 in every matrix
+    product), of 16 up to 128, of 32 up to 256 and so on: four widths an octave, 20 in all up to 512, and
+    beyond 32 tokens at most a quarter more than ``length``. ``longest`` is the number of positions that the
+    encoder has. Raises ValueError when ``length`` exceeds it or is not positive.
+    """
+    if not 0 < length <= longest:
+        raise ValueError(f"{length} tokens do not fit the encoder's {longest} positions")
+    octave = (length - 1).bit_length()  # 2 ** octave is the smallest power of two not below length
+    step = max(_FINEST, (1 << octave) // _FINEST)
+    return min(-(-length // step) * step, longest)
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """A row of the parameter table: one part of the model and how many of its numbers are trained."""
+
+    name: str
+    trainable: int
+    total: int
+
+
+def parameter_table(model: PeftModel) -> list[ParameterGroup]:
+    """Trainable and total parameters by part: encoder, adapters, head, and PEFT's frozen copy of the head.
+
+    The sums are what ``print_trainable_parameters`` of PEFT counts.
+    """
+    sizes: dict[str, list[int]] = {}
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            part = "LoRA adapters"
+        elif ".modules_to_save." in name:
+            part = "classification head"
+        elif ".original_module." in name:
+            part = "untrained copy of the head"
+        else:
+            part = "frozen encoder"
+        counts = sizes.setdefault(part, [0, 0])
+        counts[0] += parameter.numel() if parameter.requires_grad else 0
+        counts[1] += parameter.numel()
+    return [ParameterGroup(name, *counts) for name, counts in sizes.items()]

@@ -5,20 +5,18 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, Literal
 
 from newsdesk.errors import UserError
 from newsdesk.files import sha256_of
-from newsdesk.sources.cache import Slot
-from newsdesk.sources.hub import HubSource
-from newsdesk.sources.pypi import PypiSource
-from newsdesk.sources.resolve import resolve
-from newsdesk.sources.source import Progress, Source
-from newsdesk.sources.weights import CONFIG, MODEL_FILES, WEIGHTS, check_model_files
+from newsdesk.hub.cache import Slot, resolve
+from newsdesk.hub.huggingface import HubSource
+from newsdesk.hub.pypi import PypiSource
+from newsdesk.hub.source import Progress, Source
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _FLAG = "--base"
@@ -294,4 +292,48 @@ def _not_a_model(name: str, found: str) -> UserError:
         f"{name} is not a transformers model",
         found=found,
         fix=f"give {_FLAG} a folder with a whole {CONFIG}",
+    )
+
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+SHARDED_WEIGHTS = "model.safetensors.index.json"
+
+# Only what transformers reads for an encoder and its tokenizer, and nothing that can hold a pickle.
+MODEL_FILES = (
+    "*.json",
+    "*.txt",
+    WEIGHTS,
+    "model-*-of-*.safetensors",
+    "spm.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+
+
+def check_model_files(where: str, names: Collection[str]) -> None:
+    """Raise UserError unless ``names`` hold a configuration and safetensors weights."""
+    if CONFIG not in names:
+        raise UserError(
+            f"{where} is not a transformers model",
+            found=f"no {CONFIG} in it",
+            fix="give a folder that save_pretrained wrote, or a Hub id such as FacebookAI/roberta-base",
+        )
+    if WEIGHTS in names or SHARDED_WEIGHTS in names:
+        return
+    pickles = sorted(name for name in names if PurePosixPath(name).suffix in _PICKLES)
+    if pickles:
+        raise UserError(
+            f"{where} has its weights only as a pickle, which newsdesk never loads",
+            found=", ".join(pickles),
+            fix='convert them once where you trust them: python -c "from transformers import AutoModel; '
+            "AutoModel.from_pretrained('OLD').save_pretrained('NEW', safe_serialization=True)\", save the "
+            "tokenizer beside them, and give --base NEW",
+        )
+    raise UserError(
+        f"{where} has no weights",
+        found=f"neither {WEIGHTS} nor {SHARDED_WEIGHTS}",
+        fix=f"give a model that holds {WEIGHTS}",
     )

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from newsdesk.model.classifier import quiet_transformers
-from newsdesk.model.device import choose_device
+from newsdesk.model.network import choose_device
 from newsdesk.model.tokenizer import TextTokenizer, TokenIds, batches_by_tokens, pad
 
 Rows = NDArray[np.int64]

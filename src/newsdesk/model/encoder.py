@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from newsdesk.model.architectures import feature_layer
 from newsdesk.model.fused_ops import AdaptedLinear, Span, attention, dropout, dropout_add, padding_bias
-from newsdesk.off_topic import feature_layer
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.config import TrainingSection
-from newsdesk.data.examples import Examples
-from newsdesk.data.splits import LEAST_FIGURES
+from newsdesk.data.examples import LEAST_FIGURES, Examples
 from newsdesk.errors import counted
 from newsdesk.metrics import wilson_interval
 

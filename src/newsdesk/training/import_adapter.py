@@ -16,18 +16,17 @@ from pydantic import ValidationError
 
 from newsdesk import __version__
 from newsdesk.config import LoraSection, Recipe, ResolvedRecipe
-from newsdesk.data.layout import TextLayout
+from newsdesk.data.columns import TextLayout
 from newsdesk.errors import UserError
 from newsdesk.files import write_bytes
+from newsdesk.hub.source import Progress
 from newsdesk.model.catalog import BASE_MODELS, ResolvedBase, resolve_base
 from newsdesk.model.classifier import ADAPTER_FILES, copy_tokenizer, load_classifier, require_adapter_files
 from newsdesk.model.tokenizer import TextTokenizer
-from newsdesk.sources.source import Progress
-from newsdesk.training.manifest import ImportFacts, Manifest
-from newsdesk.training.provenance import base_facts, base_name, installed_versions
-from newsdesk.training.replacing import require_free, staged
+from newsdesk.runs.folder import Labels, RunFolder
+from newsdesk.runs.manifest import ImportFacts, Manifest, base_facts, base_name, installed_versions
+from newsdesk.runs.replacing import require_free, staged
 from newsdesk.training.run import require_length
-from newsdesk.training.run_folder import Labels, RunFolder
 
 TEXT_COLUMN = TextLayout(("text",))
 

@@ -16,20 +16,20 @@ from newsdesk.metrics import Metrics, evaluate_probabilities
 from newsdesk.model.classifier import restore_state, trainable_state
 from newsdesk.model.network import Network, predict_logits
 from newsdesk.model.tokenizer import TokenIds
-from newsdesk.training.arithmetic import StepArithmetic, cuda_graphs
-from newsdesk.training.batches import Batcher
-from newsdesk.training.events import Event, Finished, FinishReason, Interrupted, Started, Step, Validation
-from newsdesk.training.faults import DivergenceWatch
-from newsdesk.training.held_out import HeldOut
-from newsdesk.training.optimisation import (
+from newsdesk.runs.log import Event, Finished, FinishReason, Interrupted, Started, Step, Validation
+from newsdesk.training.batches import (
+    Batcher,
     build_loss,
     build_optimiser,
     rate_factor,
     row_weights,
     warmup_steps,
 )
-from newsdesk.training.snapshot import Snapshot, gather_state, hand_out_state
-from newsdesk.training.team import Team
+from newsdesk.training.checkpoints import Snapshot, gather_state, hand_out_state
+from newsdesk.training.distributed import Team
+from newsdesk.training.divergence import DivergenceWatch
+from newsdesk.training.held_out import HeldOut
+from newsdesk.training.train_step import StepArithmetic, cuda_graphs
 
 # Reading a loss makes the processor wait for an accelerator; told in groups, its queue hardly runs dry.
 _STEPS_TOLD_AT_ONCE = {"cpu": 1}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 import shutil
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,25 +19,24 @@ import torch
 from numpy.typing import NDArray
 
 from newsdesk import __version__
-from newsdesk.calibration import HeldOutRows, store_calibration, store_distances
 from newsdesk.config import ResolvedRecipe, TrainingSection, load_recipe
+from newsdesk.data.duplicates import KnownTexts
 from newsdesk.data.examples import Examples
-from newsdesk.data.known_texts import KnownTexts
 from newsdesk.data.load import TrainingData, load_training_data
 from newsdesk.data.words import VocabularyFit, language_of
 from newsdesk.errors import UserError, counted
+from newsdesk.hub.source import Progress
 from newsdesk.model.catalog import ResolvedBase, resolve_base
 from newsdesk.model.classifier import AdapterStore, build_classifier, copy_tokenizer
-from newsdesk.model.compiled import COMPILE_FROM_STEPS
-from newsdesk.model.device import choose_precision
+from newsdesk.model.cuda_graphs import COMPILE_FROM_STEPS
 from newsdesk.model.encoder import keep_freed_memory
-from newsdesk.model.network import Network, predict_with_features
+from newsdesk.model.network import Network, choose_precision, predict_with_features
 from newsdesk.model.tokenizer import Encoded, TextTokenizer, TokenIds
-from newsdesk.off_topic import off_topic_score
-from newsdesk.sources.source import Progress
-from newsdesk.training.checkpoints import Checkpoints, decode
-from newsdesk.training.events import (
+from newsdesk.runs.calibration import HeldOutRows, store_calibration, store_distances
+from newsdesk.runs.folder import Labels, RunFolder
+from newsdesk.runs.log import (
     Event,
+    EventLog,
     Finished,
     Interrupted,
     Remark,
@@ -44,15 +45,18 @@ from newsdesk.training.events import (
     Step,
     Validation,
 )
-from newsdesk.training.faults import explaining_memory
-from newsdesk.training.held_out import classes_not_held_out
-from newsdesk.training.interruption import interruptible
-from newsdesk.training.launch import restarted
-from newsdesk.training.log import EventLog
-from newsdesk.training.loop import EncodedRows, TrainingLoop, total_steps
-from newsdesk.training.manifest import SPLIT_OFF, DataFacts, Manifest, RowFacts, TrainingFacts
-from newsdesk.training.provenance import base_facts, hub_reference, installed_versions
-from newsdesk.training.replacing import (
+from newsdesk.runs.manifest import (
+    SPLIT_OFF,
+    DataFacts,
+    Manifest,
+    RowFacts,
+    TrainingFacts,
+    base_facts,
+    hub_reference,
+    installed_versions,
+)
+from newsdesk.runs.off_topic import off_topic_score
+from newsdesk.runs.replacing import (
     in_use,
     put_in_place,
     require_free,
@@ -60,8 +64,12 @@ from newsdesk.training.replacing import (
     staged,
     working_folder,
 )
-from newsdesk.training.run_folder import Labels, RunFolder
-from newsdesk.training.team import Team, gathered
+from newsdesk.training.checkpoints import Checkpoints, decode
+from newsdesk.training.distributed import Team, gathered
+from newsdesk.training.divergence import explaining_memory
+from newsdesk.training.held_out import classes_not_held_out
+from newsdesk.training.launch import restarted
+from newsdesk.training.loop import EncodedRows, TrainingLoop, total_steps
 
 Observer = Callable[[Event], None]
 
@@ -455,3 +463,29 @@ def _manifest(resolved: ResolvedRecipe, prepared: _Prepared, finished: Finished,
 
 def _row_facts(examples: Examples, source: str) -> RowFacts:
     return RowFacts(source, len(examples), examples.fingerprint())
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn the first SIGINT or SIGTERM into an answer True; a second one breaks off as if nobody listened."""
+    requested = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only it may handle signals
+        yield requested.is_set
+        return
+
+    def request(_number: int, _frame: object) -> None:
+        requested.set()
+        restore()
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    previous = {number: signal.signal(number, request) for number in _SIGNALS}
+    try:
+        yield requested.is_set
+    finally:
+        restore()

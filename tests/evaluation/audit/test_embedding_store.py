@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from newsdesk.evaluation.audit import embedding_store
-from newsdesk.evaluation.audit.embedding_store import embed_stored
+from newsdesk.evaluation.audit import embeddings as embedding_store
+from newsdesk.evaluation.audit.embeddings import embed_stored
 
 
 class Counting:

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 import newsdesk
-from newsdesk.evaluation.audit.label_errors import least_accuracy, rank_label_errors
-from newsdesk.evaluation.audit.out_of_sample import out_of_sample_probabilities
-from newsdesk.evaluation.audit.report_lines import render_audit
+from newsdesk.evaluation.audit.changes import render_audit
+from newsdesk.evaluation.audit.label_issues import (
+    least_accuracy,
+    out_of_sample_probabilities,
+    rank_label_errors,
+)
 
 CASES = Path(__file__).parents[3].parent / "shared" / "cases"
 ARABIC = Path(__file__).parents[2] / "languages" / "arabic.csv"

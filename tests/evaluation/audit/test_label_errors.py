@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from newsdesk.evaluation.audit.label_errors import rank_label_errors
+from newsdesk.evaluation.audit.label_issues import rank_label_errors
 
 # Mean probability of the own class: 0.7 among rows 0-2, 0.65 among rows 3-6.
 PROBABILITIES = np.array(

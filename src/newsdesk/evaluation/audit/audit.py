@@ -14,17 +14,23 @@ from numpy.typing import NDArray
 from newsdesk import __version__
 from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.errors import UserError, missing_package
-from newsdesk.evaluation.audit.audited_data import AuditedData, load_audited
-from newsdesk.evaluation.audit.changes import Changes, Kind, decide, label_cells, read_decisions
-from newsdesk.evaluation.audit.cleaned_copy import require_free_target, write_cleaned
-from newsdesk.evaluation.audit.embedding_store import Embedder, embed_stored
-from newsdesk.evaluation.audit.examine import Timer, examine
+from newsdesk.evaluation.audit.changes import (
+    Changes,
+    Kind,
+    decide,
+    label_cells,
+    read_decisions,
+    require_free_target,
+    write_cleaned,
+)
+from newsdesk.evaluation.audit.embeddings import Embedder, embed_stored
+from newsdesk.evaluation.audit.examine import AuditedData, Timer, examine, load_audited
 from newsdesk.evaluation.audit.findings import AuditReport, require_free_folder, write_findings
+from newsdesk.hub.source import Progress
 from newsdesk.model.catalog import ResolvedBase, resolve_base
 from newsdesk.model.tokenizer import TextTokenizer
-from newsdesk.sources.source import Progress
+from newsdesk.runs.manifest import base_facts, installed_versions
 from newsdesk.stored import to_content
-from newsdesk.training.provenance import base_facts, installed_versions
 
 LONGEST_TEXT = 128
 """Tokens a text is cut to: a news text says at its beginning what it is about."""

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from rich.cells import cell_len
+
 from newsdesk.data.dialect import Dialect
+from newsdesk.data.encoding import UTF8
 from newsdesk.data.labels import LabelMatcher
-from newsdesk.data.readers import read_table
+from newsdesk.data.stream import format_of, read_table
 from newsdesk.data.table import Cell, Table
-from newsdesk.errors import UserError
-from newsdesk.evaluation.audit.findings import DECISION, LABEL_ERRORS, QUALITY, AuditReport, Judgement, Twin
+from newsdesk.data.words import isolated
+from newsdesk.errors import UserError, counted
+from newsdesk.evaluation.audit.findings import (
+    DECISION,
+    DUPLICATES,
+    LABEL_ERRORS,
+    LEAKAGE,
+    QUALITY,
+    AuditReport,
+    Judgement,
+    Twin,
+)
+from newsdesk.evaluation.tables import WIDTH, cut
+from newsdesk.files import write_bytes
+from newsdesk.prediction.predictions import delimited_lines
 
 Kind = Literal["label-errors", "duplicates", "near-duplicates", "conflicts", "leaks"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -157,3 +176,191 @@ def label_cells(table: Table, labels: Sequence[str], column: str) -> dict[str, C
     for label, cell in zip(labels, table.column(column), strict=True):
         cells.setdefault(label, cell)
     return cells
+
+
+_FORMATS = ("csv", "tsv", "tab", "txt", "jsonl", "ndjson", "parquet")
+
+
+def require_free_target(table: Table, target: Path) -> None:
+    """Raise UserError unless ``target`` is a new file of the same format as the table's own."""
+    if target.exists() or target.is_symlink():
+        own = target.exists() and target.samefile(table.path)
+        raise UserError(
+            "a cleaned copy is a new file" if own else f"there is something at {target} already",
+            found=f"{target} is the data itself, which is never changed" if own else None,
+            fix="give --apply a name that is free",
+        )
+    form = "a folder" if table.path.is_dir() else format_of(table.path)[0]
+    if form not in _FORMATS or len(set(table.lines)) < len(table):
+        raise UserError(
+            "a cleaned copy can be written of a csv, tsv, jsonl or parquet file",
+            found=f"{table.path} ({form})",
+            fix="convert the data to one of these first, or leave --apply out",
+        )
+    if format_of(target)[0] != form:
+        raise UserError(
+            f"a cleaned copy has the format of the data, {form}",
+            found=target.name,
+            fix=f"name it, for example, --apply {target.with_suffix('').name}.{form}",
+        )
+
+
+def write_cleaned(
+    table: Table, target: Path, *, drop: Collection[int], relabel: Mapping[int, Cell], column: str
+) -> None:
+    """Write the table's file anew without the rows of ``drop``, and with other cells in its label column.
+
+    Positions are 0-based rows of ``table``, which must be the whole file. ``relabel`` gives rows their cell
+    of ``column`` as the file writes classes. Text formats keep every other line byte for byte, and the
+    relabelled ones their delimiter, quote and encoding; parquet keeps columns, types and metadata. A target
+    that ends in .gz is compressed. Raises UserError as ``require_free_target`` does.
+    """
+    require_free_target(table, target)
+    form, compressed = format_of(target)
+    if form == "parquet":
+        content = _parquet(table.path, set(drop), relabel, column)
+    else:
+        content = _text(table, form, set(drop), relabel, column)
+    write_bytes(target, gzip.compress(content, mtime=0) if compressed else content)
+
+
+def _text(table: Table, form: str, drop: set[int], relabel: Mapping[int, Cell], column: str) -> bytes:
+    raw = table.path.read_bytes()
+    raw = gzip.decompress(raw) if format_of(table.path)[1] else raw
+    dialect = table.dialect or Dialect()
+    encoding = dialect.encoding or UTF8
+    wide = encoding.startswith(("utf-16", "utf-32"))  # in which a line feed is more than one byte
+    if wide:
+        raw, dialect = raw.decode(encoding).encode(), replace(dialect, encoding=UTF8)
+    lines = raw.splitlines(keepends=True) if b"\n" not in raw else io.BytesIO(raw).readlines()
+    written = b"".join(_lines(table, lines, form, dialect, drop, relabel, column))
+    return written.decode().encode(encoding) if wide else written
+
+
+def _lines(
+    table: Table,
+    lines: list[bytes],
+    form: str,
+    dialect: Dialect,
+    drop: set[int],
+    relabel: Mapping[int, Cell],
+    column: str,
+) -> Iterator[bytes]:
+    encoding = dialect.encoding or UTF8
+    starts = [line - 1 for line in table.lines]
+    yield from lines[: starts[0]]
+    for row, (start, stop) in enumerate(zip(starts, [*starts[1:], len(lines)], strict=True)):
+        if row in drop:
+            continue
+        if row not in relabel:
+            yield from lines[start:stop]
+        elif form in ("jsonl", "ndjson"):
+            yield from _relabelled_object(lines[start:stop], column, relabel[row], encoding)
+        else:
+            cells = [
+                relabel[row] if name == column else cell
+                for name, cell in zip(table.columns, table.rows[row], strict=True)
+            ]
+            usual = "," if form == "csv" else "\t"
+            (line,) = delimited_lines([cells], dialect.delimiter or usual, dialect.quote or '"')
+            end = next((end for end in (b"\r\n", b"\r") if lines[stop - 1].endswith(end)), b"\n")
+            yield line[:-1].decode().encode(encoding) + end
+
+
+def _relabelled_object(lines: list[bytes], column: str, cell: Cell, encoding: str) -> Iterator[bytes]:
+    """The object in the first line with another label; blank lines behind it as they are."""
+    values = json.loads(lines[0].decode(encoding).removeprefix("\ufeff")) | {column: cell}
+    yield json.dumps(values, ensure_ascii=False).encode(encoding) + b"\n"
+    yield from lines[1:]
+
+
+def _parquet(path: Path, drop: set[int], relabel: Mapping[int, Cell], column: str) -> bytes:
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(path)
+    position = table.schema.get_field_index(column)
+    cells = [relabel.get(row, cell) for row, cell in enumerate(table.column(position).to_pylist())]
+    field = table.schema.field(position)
+    table = table.set_column(position, field, pyarrow.array(cells, type=field.type))
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(table.take([row for row in range(len(table)) if row not in drop]), buffer)
+    return buffer.getvalue()
+
+
+_CONFUSIONS_SHOWN = 6
+_NAME_WIDTH = 28
+
+
+def render_audit(report: AuditReport, *, top: int) -> list[str]:
+    """Counts, the labels confused most, and the ``top`` suspects, two lines each."""
+    return [
+        f"{report.source}: {counted(report.rows, 'row')}, {counted(len(report.label_counts), 'label')}",
+        "",
+        *_counts(report),
+        *_confusions(report),
+        *_suspects(report, top),
+    ]
+
+
+def render_changes(changes: Changes, rows: int, target: str) -> list[str]:
+    """What a cleaned copy has of the data's ``rows``, and what was done to the others."""
+    done = changes.to_dict()
+    lines = [f"{target}: {rows - len(changes.drop):,} of {counted(rows, 'row')}"]
+    lines += [f"  {count:,} dropped: {reason}" for reason, count in done["dropped"].items()]
+    return lines + ([f"  {done['relabelled']:,} given another label"] if changes.relabel else [])
+
+
+def _counts(report: AuditReport) -> Iterator[str]:
+    places = {"label errors": LABEL_ERRORS, "exact duplicates": DUPLICATES, "leaked exactly": LEAKAGE}
+    yield from _judgement(report)
+    if report.unjudged:
+        yield _figure("not judged", f"{counted(report.unjudged, 'row')}: no other text has their label")
+    for name, count in report.counts.items():
+        if report.against is None and name.startswith("leaked"):
+            continue
+        where = f"  ({places[name]})" if name in places else ""
+        if name == "label errors" and not report.can_judge:
+            where += ", most of them probably right"
+        yield _figure(name, f"{count:>7,}{where}")
+    yield _figure("all rows by label quality", f"{report.rows:>7,}  ({QUALITY})")
+    if report.against is not None:
+        yield _figure("compared for leaks with", report.against)
+
+
+def _judgement(report: AuditReport) -> Iterator[str]:
+    """How many labels are wrong, and whether that can be told."""
+    if report.vocabulary is not None and report.vocabulary.warning is not None:
+        yield from (f"warning: {report.vocabulary.warning}", "")
+    accuracy = f"{report.accuracy:.2%} of the labels as they are"
+    if not report.can_judge:
+        yield _figure("held-out accuracy", f"{report.accuracy:.2%}: too low to judge the labels")
+        yield _figure("", f"always the most frequent label: {report.majority:.2%}")
+        yield _figure("", f"needed, half of the way to 100 %: {report.least_accuracy:.2%}")
+        yield _figure("", "below it, try another --base")
+        yield _figure("estimated wrong labels", "not known")
+        return
+    yield _figure("estimated wrong labels", f"{report.noise:.2%}, a lower bound: errors that are made")
+    yield _figure("", "the same way every time look right")
+    yield _figure("held-out accuracy", accuracy)
+
+
+def _confusions(report: AuditReport) -> Iterator[str]:
+    if report.confusions:
+        yield from ("", "labelled -> likely, estimated rows")
+    for confusion in report.confusions[:_CONFUSIONS_SHOWN]:
+        pair = f"  {isolated(confusion.given)} -> {isolated(confusion.likely)}"
+        yield pair + " " * (_NAME_WIDTH + 2 - cell_len(pair)) + f"{confusion.rows:>9,.0f}"
+
+
+def _suspects(report: AuditReport, top: int) -> Iterator[str]:
+    if report.suspects and top:
+        yield from ("", "labels most likely wrong" if report.can_judge else "labels that fit least")
+    for suspect in report.suspects[:top]:
+        labels = f"{isolated(suspect.given)} -> {isolated(suspect.suggested)}"
+        yield f"  line {suspect.line}: {labels} (probability {suspect.probability:.3f})"
+        yield f"    {isolated(cut(suspect.text, WIDTH - 4))}"
+
+
+def _figure(name: str, value: str) -> str:
+    return f"{name:<{_NAME_WIDTH}}{value}"

@@ -11,9 +11,9 @@ from typing import Any
 
 from newsdesk.data.words import VocabularyFit
 from newsdesk.errors import UserError
-from newsdesk.evaluation.audit.label_errors import least_accuracy
-from newsdesk.evaluation.csv_lines import delimited_lines
+from newsdesk.evaluation.audit.label_issues import least_accuracy
 from newsdesk.files import write_bytes, write_json
+from newsdesk.prediction.predictions import delimited_lines
 
 LABEL_ERRORS, QUALITY, DUPLICATES, LEAKAGE, REPORT = (
     "label-errors.csv",

@@ -1,0 +1,426 @@
+"""Layouts: which columns of a table are the text and which one is the class."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from newsdesk.data.dialect import looks_like_labels, same_name
+from newsdesk.data.examples import Examples
+from newsdesk.data.labels import (
+    LabelMatcher,
+    LabelMatching,
+    MatchedLabels,
+    UnknownLabels,
+    class_names,
+    labels_in,
+    match_labels,
+    number_of,
+)
+from newsdesk.data.table import AG_NEWS_COLUMNS, LABEL_COLUMNS, TEXT_COLUMNS, Cell, Fault, Table, canonical
+from newsdesk.data.words import normaliser as normaliser_named
+from newsdesk.errors import UserError
+
+AG_NEWS_LABELS = ("World", "Sports", "Business", "Sci/Tech")
+"""The classes of AG News (Zhang et al., 2015) in id order; its files count them from 1."""
+
+_SHOWN = 20  # names in a message
+
+
+@dataclass(frozen=True)
+class TextLayout:
+    """How a row becomes one text; what a run must remember to read later files in the same way.
+
+    Attributes:
+        text_columns: the columns that the text is made of, in order.
+        template: a text with column names in braces, as ``{title}. {description}``; None joins the cells
+            that are not empty by single spaces.
+        normaliser: name of the normaliser that every cell passes through first.
+    """
+
+    text_columns: tuple[str, ...]
+    template: str | None = None
+    normaliser: str = "none"
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a template or normaliser that cannot be used."""
+        normaliser_named(self.normaliser)
+        if self.template is not None:
+            _template_parts(self.template, self.text_columns)
+
+    def render(self, row: Mapping[str, Cell]) -> str:
+        """The text of one row, given as column name to cell. Raises UserError if a column is missing."""
+        missing = [column for column in self.text_columns if column not in row]
+        if missing:
+            raise _no_such_column(missing[0], list(row), "--text")
+        clean = normaliser_named(self.normaliser)
+        cells = {column: clean(_text_of(row[column], column)).strip() for column in self.text_columns}
+        if self.template is None:
+            return " ".join(filter(None, cells.values()))
+        parts = _template_parts(self.template, self.text_columns)
+        return "".join(literal + (cells[column] if column else "") for literal, column in parts).strip()
+
+    def texts(self, table: Table) -> tuple[str, ...]:
+        """The text of every row. Raises UserError, by line, for a cell that holds no text."""
+        texts = []
+        for line, record in zip(table.lines, table.records(), strict=True):
+            text = self.text_of(line, record)
+            if isinstance(text, Fault):
+                raise text.error(table.path)
+            texts.append(text)
+        return tuple(texts)
+
+    def text_of(self, line: int, record: Mapping[str, Cell]) -> str | Fault:
+        """As ``render``, but the fault of the row in that line where a cell holds no text."""
+        try:
+            return self.render(record)
+        except _NoTextError as error:
+            return Fault(
+                line,
+                f"column {error.column!r} holds no text",
+                error.found,
+                "name the text columns, for example --text title,description",
+            )
+
+    def for_table(
+        self, table: Table, *, text: Sequence[str] | None = None, template: str | None = None
+    ) -> TextLayout:
+        """The layout that ``text`` and ``template`` name, else this one where the table has its columns.
+
+        Else the table's own: so a run trained on titles and descriptions still predicts from a plain list
+        of headlines. The normaliser is always this one's. Raises UserError if the table has neither these
+        columns nor usual ones.
+        """
+        if not (text or template):
+            found = [column_named(table, column) for column in self.text_columns]
+            if found == list(self.text_columns):
+                return self
+            if self.template is None and None not in found:
+                return replace(self, text_columns=tuple(filter(None, found)))
+        return text_layout(table, text=text, template=template, normaliser=self.normaliser)
+
+
+def text_layout(
+    table: Table,
+    *,
+    text: Sequence[str] | None = None,
+    label: str | None = None,
+    template: str | None = None,
+    normaliser: str = "none",
+) -> TextLayout:
+    """The layout of a table's text: the columns of ``text``, else those of the template, else the usual ones.
+
+    ``label`` names a column that is not text even if it is called so. Raises UserError when a column is
+    missing or none has a usual name (title, headline, text, description, content ...).
+    """
+    columns = tuple(_existing(table, column, "--text") for column in text or ())
+    if not columns and template is not None:
+        columns = tuple(dict.fromkeys(name for _, name in _template_parts(template, table.columns) if name))
+    if not columns:
+        other = None if label is None else column_named(table, label)
+        columns = tuple(c for c in table.columns if canonical(c) in TEXT_COLUMNS and c != other)
+    if not columns and len(table.columns) == 1:
+        columns = table.columns
+    if not columns:
+        raise UserError(
+            f"which column of {table.path.name} holds the text?",
+            found=", ".join(table.columns) or "no columns",
+            fix=f"name the text columns, for example {_flags_for(table)}{_by_position(table)}",
+        )
+    return TextLayout(columns, template, normaliser)
+
+
+def column_named(table: Table, name: str) -> str | None:
+    """The column that is called so, else (``2``, ``column_2``) the one in that place, from 1; None: neither.
+
+    A name may be written with composed or decomposed accents.
+    """
+    if name in table.columns:
+        return name
+    for column in table.columns:
+        if same_name(column, name):
+            return column
+    place = re.fullmatch(r"(?:column_)?([1-9]\d{0,3})", name)
+    if place and int(place[1]) <= len(table.columns):
+        return table.columns[int(place[1]) - 1]
+    return None
+
+
+def label_column(table: Table, label: str | None = None, text: Sequence[str] = ()) -> str | None:
+    """The column that holds the class: ``label``, else what the file declares, else one with a usual name.
+
+    Returns None if there is none. Raises UserError if ``label`` is no column or several qualify.
+    """
+    if label is not None:
+        return _existing(table, label, "--label")
+    if table.class_column is not None and table.class_column not in text:
+        return table.class_column
+    usual = [c for c in table.columns if canonical(c) in LABEL_COLUMNS and c not in text]
+    exact = [c for c in usual if canonical(c) == "label"]
+    if len(usual) > 1 and len(exact) != 1:
+        raise UserError(
+            f"several columns of {table.path.name} could be the class",
+            found=", ".join(usual),
+            fix=f"name the one you mean, for example --label {usual[0]}",
+        )
+    return next(iter(exact or usual), None)
+
+
+def to_examples(
+    table: Table,
+    *,
+    text: Sequence[str] | None = None,
+    label: str | None = None,
+    label_names: Sequence[str] | None = None,
+    template: str | None = None,
+    normaliser: str = "none",
+    labelled: bool | None = None,
+    unknown_labels: UnknownLabels = "error",
+    merge_case: bool = False,
+) -> Examples:
+    """A table's rows as examples; without flags, where the columns have usual names.
+
+    Labels become ids in ``label_names``, the classes of a run, as ``match_labels`` says, and so does
+    ``unknown_labels``. Without ``label_names``, the file's own classes are taken: AG News' four for its
+    official layout (class_index from 1), those a parquet file declares, else the labels themselves as
+    ``class_names`` says, and so does ``merge_case``. ``labelled`` True demands classes, False ignores them,
+    None takes what is there.
+
+    Raises UserError for columns that are missing or ambiguous, a table without rows, rows without a label
+    among labelled ones, rows with several, and labels that are not among the classes.
+    """
+    if not len(table) and labelled is not False:
+        raise UserError(
+            f"{table.path.name} holds no rows",
+            found="a header and nothing below",
+            fix="check how it was made",
+        )
+    layout = text_layout(table, text=text, label=label, template=template, normaliser=normaliser)
+    column = None if labelled is False else label_column(table, label, layout.text_columns)
+    texts = layout.texts(table)
+    labels = None if column is None else labels_of(table, column)
+    if labels is None or not any(labels):
+        if labelled:
+            raise UserError(
+                f"{table.path.name} has no labels",
+                found=f"columns {', '.join(table.columns)}"
+                + (f"; every cell of {column} is empty" if column else ""),
+                fix="name the column that holds the class, for example --label topic" + _by_position(table),
+            )
+        return Examples(texts, None, (), str(table.path))
+    assert column is not None  # or there were no labels
+    if label_names is not None:
+        return _matched_examples(table, column, texts, labels, label_names, unknown_labels)
+    _require_label_in_every_row(table, labels)
+    own = _own_classes(labels, _declared_names(table, column)[0], merge_case=merge_case)
+    return Examples(texts, own.ids, own.names, str(table.path), own.matching)
+
+
+def _matched_examples(
+    table: Table,
+    column: str,
+    texts: Sequence[str],
+    labels: Sequence[str],
+    label_names: Sequence[str],
+    unknown_labels: UnknownLabels,
+) -> Examples:
+    """Rows with the ids of a run's classes; those to leave out are left out."""
+    kept = [row for row, label in enumerate(labels) if label or unknown_labels != "drop"]
+    _require_label_in_every_row(table, [labels[row] for row in kept])
+    declared, first = _declared_names(table, column)
+    numbers = {str(number) for number in range(first, first + len(declared))}
+    if declared and set(map(number_of, label_names)) == numbers:
+        # The run learned from the numbers themselves.
+        labels = ["".join(labels_in(cell)) for cell in table.column(column)]
+    matched = match_labels(
+        [labels[row] for row in kept],
+        [table.lines[row] for row in kept],
+        label_names,
+        source=table.path.name,
+        unknown_labels=unknown_labels,
+    )
+    matching = replace(matched.matching, unlabelled=len(labels) - len(kept))
+    examples = Examples(
+        tuple(texts[row] for row in kept), matched.ids, matched.names, str(table.path), matching
+    )
+    return examples.select(np.flatnonzero(matched.ids >= 0))
+
+
+def labels_of(table: Table, column: str) -> tuple[str, ...]:
+    """The label of every row by name, as the file itself names it; empty for rows without one.
+
+    Numbers that the file says are ids (official AG News, the Hub's parquet) come out as the names they
+    stand for. Raises UserError, by line, for a number beyond them.
+    """
+    labels, faults = labels_with_faults(table, column)
+    if faults:
+        raise faults[0].error(table.path, others=len(faults) - 1)
+    return labels
+
+
+def labels_with_faults(table: Table, column: str) -> tuple[tuple[str, ...], tuple[Fault, ...]]:
+    """As ``labels_of``, but what is no single label of a class is left empty and returned as a fault."""
+    declared, first = _declared_names(table, column)
+    matcher = LabelMatcher(declared)
+    labels, faults = [], []
+    for line, cell in zip(table.lines, table.column(column), strict=True):
+        label = _single_label(line, cell)
+        if declared and label == "-1":  # how the Hub marks the rows of unlabelled test sets
+            label = ""
+        elif declared and label and isinstance(label, str):
+            label = _declared_label(line, label, matcher, first, is_id=not isinstance(cell, str))
+        if isinstance(label, Fault):
+            faults.append(label)
+            label = ""
+        labels.append(label)
+    return tuple(labels), tuple(faults)
+
+
+def _single_label(line: int, cell: Cell) -> str | Fault:
+    """The one label of a cell, empty if it has none."""
+    try:
+        labels = labels_in(cell)
+    except ValueError as error:
+        return Fault(line, "the label is neither text nor a number", str(error), "write the class as text")
+    if len(labels) > 1:
+        return Fault(
+            line,
+            "the row has several labels",
+            ", ".join(labels),
+            "keep one label in each row: a classifier learns one class a text, several are not supported yet",
+        )
+    return "".join(labels)
+
+
+def _declared_label(line: int, label: str, matcher: LabelMatcher, first: int, *, is_id: bool) -> str | Fault:
+    """The class that a label names or counts, of classes whose numbers begin with ``first``.
+
+    A number in the file (``is_id``) counts even where classes are called by numbers; a text may be a name.
+    """
+    number = number_of(label)
+    if (is_id or label not in matcher.names) and number is not None and number.isdigit() and len(number) < 10:
+        position = int(number) - first
+        if 0 <= position < len(matcher.names):
+            return matcher.names[position]
+    found = matcher.match(label)
+    if found is not None:
+        return matcher.names[found]
+    numbered = [f"{number} {name}" for number, name in enumerate(matcher.names, start=first)]
+    more = f" and {len(numbered) - _SHOWN} more" if len(numbered) > _SHOWN else ""
+    return Fault(
+        line,
+        f"the label {label!r} is not one of the classes that the file declares",
+        f"the classes are {', '.join(numbered[:_SHOWN])}{more}",
+        "correct the label, or name the column that holds the class with --label",
+    )
+
+
+def _declared_names(table: Table, column: str) -> tuple[tuple[str, ...], int]:
+    """The class names that the file's layout fixes for a column, and the number of the first."""
+    if canonical(column) == AG_NEWS_COLUMNS[0] and {canonical(c) for c in table.columns} & set(
+        AG_NEWS_COLUMNS[1:]
+    ):
+        return AG_NEWS_LABELS, 1
+    return tuple(table.class_names.get(column, ())), 0
+
+
+def _own_classes(labels: Sequence[str], declared: Sequence[str], *, merge_case: bool) -> MatchedLabels:
+    """The labels of a file whose classes nothing else names."""
+    classes = {name: name for name in declared} or class_names(labels, merge_case=merge_case)
+    number = {name: i for i, name in enumerate(dict.fromkeys(classes.values()))}
+    ids = np.array([number[classes[label]] for label in labels], dtype=np.int64)
+    respelled = {label: name for label, name in classes.items() if label != name}
+    return MatchedLabels(ids, tuple(number), LabelMatching(len(labels), respelled=respelled))
+
+
+def _require_label_in_every_row(table: Table, labels: Sequence[str]) -> None:
+    if not all(labels):
+        raise UserError(
+            f"{table.path.name}, line {table.lines[list(labels).index('')]}: the row has no label",
+            found=f"{list(labels).count(''):,} such rows among {len(labels):,}",
+            fix="label these rows, or leave them out, as --unknown-labels drop does of rows to measure",
+        )
+
+
+class _NoTextError(Exception):
+    def __init__(self, column: str, found: str) -> None:
+        self.column, self.found = column, found
+
+
+def _text_of(cell: Cell, column: str) -> str:
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return ""
+    if isinstance(cell, str | int | float):
+        return str(cell)
+    raise _NoTextError(column, f"a value of type {type(cell).__name__}")
+
+
+def _template_parts(template: str, columns: Sequence[str]) -> list[tuple[str, str | None]]:
+    """A template as (literal, column or None) pairs. Raises UserError for anything but plain column names.
+
+    The fields are looked up, never evaluated: ``{title.__class__}`` is refused as an unknown column.
+    """
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise UserError(
+            f"the template {template!r} cannot be read",
+            found=str(error),
+            fix="write it as '{title}. {description}'; a brace of the text itself is doubled: {{",
+        ) from None
+    for _, name, form, conversion in parts:
+        if name is not None and (name not in columns or form or conversion):
+            field = name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
+            raise UserError(
+                f"the template names {{{field}}}, which is not a text column",
+                found=", ".join(columns),
+                fix="use only these names in braces, as in --template '{title}. {description}'",
+            )
+    return [(literal, name) for literal, name, _, _ in parts]
+
+
+def _existing(table: Table, name: str, flag: str) -> str:
+    """The column called so. Raises UserError if there is none."""
+    found = column_named(table, name)
+    if found is None:
+        error = _no_such_column(name, table.columns, flag)
+        raise UserError(error.wrong, found=error.found, fix=f"{error.fix}{_by_position(table)}")
+    return found
+
+
+def _flags_for(table: Table) -> str:
+    """Flags that might suit a table: the longest column as text, the one with few values as class."""
+    if not table.columns:
+        return "--text title,description"
+    cells = {name: [str(row[place]) for row in table.rows[:100]] for place, name in enumerate(table.columns)}
+    longest = max(cells, key=lambda name: sum(map(len, cells[name])))
+    classes = [name for name in cells if name != longest and cells[name] and looks_like_labels(cells[name])]
+    label = f" --label {_quoted(classes[0])}" if len(classes) == 1 else ""
+    return f"--text {_quoted(longest)}{label}"
+
+
+def _quoted(name: str) -> str:
+    """A column's name as one types it in a shell."""
+    return f'"{name}"' if "'" in name and not re.search(r'["$`\\]', name) else shlex.quote(name)
+
+
+def _by_position(table: Table) -> str:
+    """What else helps where a file has no header, for the end of a fix."""
+    if table.has_header or table.dialect is None or table.dialect.delimiter is None:
+        return ""
+    return "; no header was found: count columns from 1 (--text 2 --label 1), or say --header"
+
+
+def _no_such_column(column: str, columns: Sequence[str], flag: str) -> UserError:
+    example = "--label category" if flag == "--label" else "--text title,description"
+    return UserError(
+        f"there is no column {column!r}",
+        found=", ".join(columns),
+        fix=f"name one of these, for example {example}",
+    )

@@ -1,0 +1,1 @@
+"""A run to an exported model, checked against the run."""

@@ -1,0 +1,344 @@
+"""A BERT-like classifier as an ONNX graph, written down operator by operator.
+
+    tensors of a merged model  --build_graph-->  onnx.ModelProto
+
+Tracing gives a graph of some hundred small operators, which an engine then has to find its fused ones in.
+Writing it down is shorter, loads faster, and leaves out what a tracer cannot know to be unused: these
+classifiers read the first token alone, so the last layer computes only that. Query, key and value are one
+product. The fused operators are ONNX Runtime's own (domain com.microsoft).
+
+Numpy and onnx alone: no torch. The tensors carry the names that transformers gives them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from newsdesk.model.architectures import feature_layer
+from newsdesk.runs.exported import FEATURES, LOGITS
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto, TensorProto
+
+Array = NDArray[Any]
+
+FUSED = "com.microsoft"
+OPSET = 17
+IR_VERSION = 8  # of the same age as the opset, so that runtimes of 2022 and later read it
+_LOWEST = float(np.finfo(np.float32).min)
+_MPNET_FARTHEST = 128  # tokens; farther ones share a bucket (transformers fixes it, too)
+
+
+@dataclass(frozen=True)
+class Family:
+    """How an architecture names its parts, and how it counts positions.
+
+    Attributes:
+        encoder: the prefix of the encoder's tensors.
+        query, key, value, attention_output, attention_norm: names within ``encoder.layer.N.``.
+        counts_from_padding: whether positions count from behind the padding token's id, padding left out.
+        pooler, output: the two layers of the head, full names.
+    """
+
+    encoder: str
+    query: str = "attention.self.query"
+    key: str = "attention.self.key"
+    value: str = "attention.self.value"
+    attention_output: str = "attention.output.dense"
+    attention_norm: str = "attention.output.LayerNorm"
+    counts_from_padding: bool = True
+    pooler: str = "classifier.dense"
+    output: str = "classifier.out_proj"
+
+
+_ROBERTA = Family("roberta")
+FAMILIES: Mapping[str, Family] = {
+    "bert": Family("bert", counts_from_padding=False, pooler="bert.pooler.dense", output="classifier"),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "camembert": _ROBERTA,
+    "mpnet": Family(
+        "mpnet",
+        query="attention.attn.q",
+        key="attention.attn.k",
+        value="attention.attn.v",
+        attention_output="attention.attn.o",
+        attention_norm="attention.LayerNorm",
+    ),
+}
+_ACTIVATIONS = {"gelu": "BiasGelu", "gelu_new": "FastGelu", "gelu_pytorch_tanh": "FastGelu"}
+
+
+def reason_not_buildable(config: Mapping[str, Any]) -> str | None:
+    """Why `build_graph` cannot write this configuration down, as half a sentence, or None where it can."""
+    positions = config.get("position_embedding_type") or "absolute"
+    obstacles = {
+        f"{config['model_type']} is none of {', '.join(FAMILIES)}": config["model_type"] not in FAMILIES,
+        f"its activation is {config.get('hidden_act')}": config.get("hidden_act") not in _ACTIVATIONS,
+        f"its positions are {positions}, not absolute": positions != "absolute",
+        "it is a decoder": bool(config.get("is_decoder")),
+    }
+    return next((reason for reason, found in obstacles.items() if found), None)
+
+
+def build_graph(config: Mapping[str, Any], tensors: Mapping[str, Array]) -> ModelProto:
+    """The classifier as an ONNX model in float32.
+
+    Inputs ``input_ids`` and ``attention_mask``, int64 (batch, sequence), both dynamic. Outputs, float32:
+    ``logits`` (batch, classes), and ``features`` (batch, hidden), the tokens' states behind `feature_layer`,
+    averaged.
+
+    Args:
+        config: the content of the model's config.json.
+        tensors: every weight by its name in model.safetensors.
+
+    Raises:
+        ValueError: where `reason_not_buildable` has a reason, or when a weight would be left out.
+    """
+    reason = reason_not_buildable(config)
+    if reason is not None:
+        raise ValueError(f"cannot be written down: {reason}")
+    writer = _Writer(config, FAMILIES[config["model_type"]], tensors)
+    writer.classifier()
+    if left := sorted(writer.unread()):
+        raise ValueError(f"{len(left)} weights have no place in the graph, the first {left[0]}")
+    return writer.graph.model(int(config["num_labels"]), int(config["hidden_size"]))
+
+
+@dataclass
+class Graph:
+    """Nodes and constants of a graph in the making; every method returns the name of the tensor it made."""
+
+    nodes: list[NodeProto] = field(default_factory=list)
+    constants: list[TensorProto] = field(default_factory=list)
+
+    def constant(self, name: str, values: Array | list[int] | int) -> str:
+        """Store values under a name: arrays as they are, Python integers as int64."""
+        from onnx import numpy_helper
+
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        return name
+
+    def add(self, operator: str, name: str, *inputs: str, **attributes: Any) -> str:
+        """Add a node with one output, called as the node is; operators are ONNX's own."""
+        return self._add(operator, "", name, inputs, attributes)
+
+    def add_fused(self, operator: str, name: str, *inputs: str, **attributes: Any) -> str:
+        """Add a node of ONNX Runtime's own domain with one output."""
+        return self._add(operator, FUSED, name, inputs, attributes)
+
+    def split(self, name: str, source: str, parts: int) -> list[str]:
+        """Cut the last axis into equal parts."""
+        from onnx import helper
+
+        outputs = [f"{name}.{part}" for part in range(parts)]
+        self.nodes.append(helper.make_node("Split", [source], outputs, name=name, axis=-1))
+        return outputs
+
+    def model(self, classes: int, hidden: int) -> ModelProto:
+        """The model, with inputs, outputs and opsets declared."""
+        from onnx import TensorProto, helper
+
+        inputs = [
+            helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"])
+            for name in ("input_ids", "attention_mask")
+        ]
+        outputs = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", width])
+            for name, width in ((LOGITS, classes), (FEATURES, hidden))  # who asks for no name takes the first
+        ]
+        graph = helper.make_graph(self.nodes, "classifier", inputs, outputs, self.constants)
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(FUSED, 1)]
+        return helper.make_model(graph, producer_name="newsdesk", ir_version=IR_VERSION, opset_imports=opsets)
+
+    def _add(
+        self, operator: str, domain: str, name: str, inputs: tuple[str, ...], attributes: dict[str, Any]
+    ) -> str:
+        from onnx import helper
+
+        output = name if name in (LOGITS, FEATURES) else f"{name}:out"
+        node = helper.make_node(operator, inputs, [output], name=name, domain=domain, **attributes)
+        self.nodes.append(node)
+        return output
+
+
+class _Writer:
+    """Writes one classifier down; keeps account of the tensors it has read."""
+
+    def __init__(self, config: Mapping[str, Any], family: Family, tensors: Mapping[str, Array]) -> None:
+        self.graph = Graph()
+        self._config, self._family, self._tensors = config, family, tensors
+        self._heads = int(config["num_attention_heads"])
+        self._epsilon = float(config["layer_norm_eps"])
+        self._read: set[str] = set()
+
+    def unread(self) -> Iterator[str]:
+        """Names of weights that the graph does not hold, without buffers that only count."""
+        counting = ("position_ids", "token_type_ids")
+        return (name for name in self._tensors if name not in self._read and not name.endswith(counting))
+
+    def classifier(self) -> None:
+        """From token ids to logits."""
+        graph, layers = self.graph, int(self._config["num_hidden_layers"])
+        mask = graph.add("Cast", "padding_mask", "attention_mask", to=6)  # int32, as the operator wants it
+        x = self._embeddings()
+        bias = self._relative_bias() if self._config["model_type"] == "mpnet" else ""
+        for number in range(layers):
+            if number == feature_layer(layers):
+                self._mean_over_tokens(x)
+            x = self._layer(x, mask, bias, number, only_first=number == layers - 1)
+        x = graph.add("Squeeze", "first_token", x, graph.constant("token_axis", [1]))
+        x = graph.add("Tanh", "pooled", self._gemm("pooler", x, self._family.pooler))
+        self._gemm(LOGITS, x, self._family.output)
+
+    def _mean_over_tokens(self, x: str) -> None:
+        """The second output: (batch, sequence, hidden) -> ``features`` (batch, hidden), padding left out."""
+        graph = self.graph
+        mask = graph.add("Cast", "features.mask", "attention_mask", to=1)  # float32
+        row = graph.add("Unsqueeze", "features.row", mask, graph.constant("features.row_axis", [1]))
+        total = graph.add("MatMul", "features.sum", row, x)
+        total = graph.add("Squeeze", "features.total", total, "features.row_axis")
+        tokens = graph.add("ReduceSum", "features.tokens", mask, "features.row_axis", keepdims=1)
+        graph.add("Div", FEATURES, total, tokens)
+
+    def _tensor(self, name: str) -> Array:
+        self._read.add(name)
+        return np.asarray(self._tensors[name], dtype=np.float32)
+
+    def _encoder_tensor(self, name: str) -> Array:
+        return self._tensor(f"{self._family.encoder}.{name}")
+
+    def _embeddings(self) -> str:
+        """(batch, sequence) -> (batch, sequence, hidden)."""
+        graph, tables = self.graph, "embeddings"
+        words = graph.constant(f"{tables}.words", self._encoder_tensor("embeddings.word_embeddings.weight"))
+        table = self._encoder_tensor("embeddings.position_embeddings.weight")
+        if self._config["model_type"] != "mpnet":
+            table = table + self._encoder_tensor("embeddings.token_type_embeddings.weight")[0]
+        positions = graph.constant(f"{tables}.positions", table)
+        return graph.add_fused(
+            "SkipLayerNormalization",
+            f"{tables}.norm",
+            graph.add("Gather", f"{tables}.word", words, "input_ids"),
+            self._position_rows(positions),
+            *self._norm(f"{tables}.norm", "embeddings.LayerNorm"),
+            epsilon=self._epsilon,
+        )
+
+    def _position_rows(self, table: str) -> str:
+        """Rows of the position table: (sequence, hidden), or (batch, sequence, hidden) by the family."""
+        graph = self.graph
+        if not self._family.counts_from_padding:
+            zero, one = graph.constant("zero", [0]), graph.constant("one", [1])
+            length = graph.add("Shape", "sequence", "input_ids", start=1, end=2)
+            return graph.add("Slice", "embeddings.position", table, zero, length, zero, one)
+        padding = graph.constant("padding_id", int(self._config["pad_token_id"]))
+        is_padding = graph.add("Equal", "is_padding", "input_ids", padding)
+        real = graph.add("Cast", "real", graph.add("Not", "is_real", is_padding), to=7)
+        running = graph.add("CumSum", "running", real, graph.constant("sequence_axis", 1))
+        positions = graph.add("Add", "positions", graph.add("Mul", "running_of_real", running, real), padding)
+        return graph.add("Gather", "embeddings.position", table, positions)
+
+    def _relative_bias(self) -> str:
+        """MPNet's bias by distance, added to every layer's scores: (1, heads, sequence, sequence)."""
+        graph, farthest = self.graph, int(self._config["max_position_embeddings"]) - 1
+        buckets = self._encoder_tensor("encoder.relative_attention_bias.weight")  # (buckets, heads)
+        distances = np.arange(-farthest, farthest + 1)
+        by_distance = buckets[relative_buckets(distances, len(buckets))].T[None]
+        start, step = graph.constant("range_start", 0), graph.constant("range_step", 1)
+        length = graph.add("Shape", "bias.sequence", "input_ids", start=1, end=2)
+        length = graph.add("Squeeze", "bias.length", length, graph.constant("first_axis", [0]))
+        place = graph.add("Range", "bias.place", start, length, step)
+        rows = graph.add("Unsqueeze", "bias.rows", place, graph.constant("last_axis", [1]))
+        distance = graph.add("Sub", "bias.distance", place, rows)
+        index = graph.add("Add", "bias.index", distance, graph.constant("bias.farthest", farthest))
+        return graph.add("Gather", "bias", graph.constant("bias.by_distance", by_distance), index, axis=2)
+
+    def _layer(self, x: str, mask: str, bias: str, number: int, *, only_first: bool) -> str:
+        """(batch, sequence, hidden) -> the same, or (batch, 1, hidden) where only the first token is read."""
+        graph, family, name = self.graph, self._family, f"layer.{number}"
+        source = f"encoder.layer.{number}."
+        parts = [source + part for part in (family.query, family.key, family.value)]
+        if only_first:
+            first = [graph.constant(f"first.{end}", [value]) for end, value in (("start", 0), ("stop", 1))]
+            axis = graph.constant("first.axis", [1])
+            keys_values = self._matmul(f"{name}.key_value", x, *parts[1:])
+            x = graph.add("Slice", f"{name}.first", x, *first, axis)
+            query = self._matmul(f"{name}.query", x, parts[0])
+            qkv = [query, *graph.split(f"{name}.split", keys_values, 2)]
+            if bias:
+                of_rows = graph.constant("first.bias_axis", [2])
+                bias = graph.add("Slice", "first.bias", bias, *first, of_rows)
+        else:
+            qkv = graph.split(f"{name}.split", self._matmul(f"{name}.query_key_value", x, *parts), 3)
+        offsets = graph.constant(f"{name}.qkv.bias", np.concatenate([self._bias(part) for part in parts]))
+        attributes = {"num_heads": self._heads, "mask_filter_value": _LOWEST}
+        inputs = [*qkv, offsets, mask, *([bias] if bias else [])]
+        context = graph.add_fused("MultiHeadAttention", f"{name}.attention", *inputs, **attributes)
+        x = self._add_and_norm(
+            f"{name}.attention_output",
+            context,
+            x,
+            source + family.attention_output,
+            source + family.attention_norm,
+        )
+        inner = self._activated(f"{name}.intermediate", x, source + "intermediate.dense")
+        return self._add_and_norm(
+            f"{name}.output", inner, x, source + "output.dense", source + "output.LayerNorm"
+        )
+
+    def _add_and_norm(self, name: str, x: str, residual: str, dense: str, norm: str) -> str:
+        product = self._matmul(name, x, dense)
+        return self.graph.add_fused(
+            "SkipLayerNormalization",
+            f"{name}.norm",
+            product,
+            residual,
+            *self._norm(f"{name}.norm", norm),
+            self.graph.constant(f"{name}.bias", self._bias(dense)),
+            epsilon=self._epsilon,
+        )
+
+    def _activated(self, name: str, x: str, dense: str) -> str:
+        offsets = self.graph.constant(f"{name}.bias", self._bias(dense))
+        operator = _ACTIVATIONS[self._config["hidden_act"]]
+        return self.graph.add_fused(operator, f"{name}.activation", self._matmul(name, x, dense), offsets)
+
+    def _matmul(self, name: str, x: str, *linears: str) -> str:
+        """Linear layers of one input as one product without bias, which the operator behind it adds."""
+        weights = np.concatenate([self._encoder_tensor(f"{linear}.weight") for linear in linears])
+        return self.graph.add("MatMul", name, x, self.graph.constant(f"{name}.weight", weights.T))
+
+    def _gemm(self, name: str, x: str, linear: str) -> str:
+        weight = self.graph.constant(f"{name}.weight", self._tensor(f"{linear}.weight").T)
+        bias = self.graph.constant(f"{name}.bias", self._tensor(f"{linear}.bias"))
+        return self.graph.add("Gemm", name, x, weight, bias)
+
+    def _norm(self, name: str, norm: str) -> tuple[str, str]:
+        return (
+            self.graph.constant(f"{name}.weight", self._encoder_tensor(f"{norm}.weight")),
+            self.graph.constant(f"{name}.shift", self._encoder_tensor(f"{norm}.bias")),
+        )
+
+    def _bias(self, linear: str) -> Array:
+        return self._encoder_tensor(f"{linear}.bias")
+
+
+def relative_buckets(distances: NDArray[np.integer], buckets: int) -> NDArray[np.int64]:
+    """The bucket of each signed distance in tokens; far ones share theirs (T5: Raffel et al., 2020).
+
+    Half of the ``buckets`` are for keys behind the query (distance > 0). Computed in float32, as torch does,
+    since the edges of the logarithmic buckets depend on the last bit.
+    """
+    half = buckets // 2
+    near = half // 2
+    away = np.abs(distances)
+    with np.errstate(divide="ignore"):
+        octaves = np.log(away.astype(np.float32) / near) / np.float32(np.log(_MPNET_FARTHEST / near))
+    far = near + np.where(away < near, 0, octaves * (half - near)).astype(np.int64)
+    return np.where(distances > 0, half, 0) + np.where(away < near, away, np.minimum(far, half - 1))

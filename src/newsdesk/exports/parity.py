@@ -1,0 +1,408 @@
+"""What an export may change, measured on the run's own rows before anything is written for good."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from math import ceil
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from newsdesk.data.duplicates import KnownTexts
+from newsdesk.data.examples import Examples, joined
+from newsdesk.data.load import TrainingData
+from newsdesk.errors import UserError, counted
+from newsdesk.evaluation.comparison import LEVEL, paired_difference_interval
+from newsdesk.metrics import wilson_interval
+from newsdesk.runs.calibration import HeldOutRows
+from newsdesk.runs.exported import Kind
+from newsdesk.stored import OPTIONAL
+
+LARGEST_DIFFERENCE = 1e-3
+"""Between a float32 export's logits and the run's: rounding of sums in another order stays far below."""
+LEAST_AGREEMENT = 0.99
+MOST_ROWS = 5000
+FEW_ROWS, FILLED_ROWS = 1000, 2000
+"""Below so many validation rows, training rows are taken besides, up to so many in all."""
+CALIBRATION_ROWS = 128
+
+_Z = NormalDist().inv_cdf(1 - LEVEL / 2)
+_OF_TRAINING_ROWS = "too few rows were held out; the run is surer of training rows than of new texts"
+
+Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The rows that an export is made and judged by.
+
+    Attributes:
+        examples: labelled rows to compare on: the validation rows, then training rows.
+        validation_rows, training_rows: how many of each.
+        calibration: texts that show a quantiser what to expect; not compared on where others can be had.
+        choosing_rows: of the validation rows the last, which chose the run's state and cannot calibrate it.
+    """
+
+    examples: Examples
+    validation_rows: int
+    training_rows: int
+    calibration: tuple[str, ...]
+    choosing_rows: int = 0
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Class ids, (rows,)."""
+        assert self.examples.labels is not None  # every way to make one wants labelled rows
+        return self.examples.labels
+
+    @property
+    def held_out_source(self) -> str:
+        """Where the rows came from that nothing was learned from."""
+        rows = counted(self.validation_rows - self.choosing_rows, "row")
+        return f"{rows} held out from {self.examples.source}"
+
+    def held_out(
+        self,
+        logits: Logits,
+        distances: NDArray[np.float32] | None = None,
+        readable: NDArray[np.bool_] | None = None,
+    ) -> HeldOutRows | None:
+        """Of what is known of all rows, that of those that nothing was learned from or chosen by.
+
+        None where there are no such rows, or their logits are no numbers.
+        """
+        count = self.validation_rows - self.choosing_rows
+        if not count or not np.isfinite(logits[:count]).all():
+            return None
+        rows = self.examples.select(range(count))
+        others = (None if column is None else column[:count] for column in (distances, readable))
+        return HeldOutRows(logits[:count], self.labels[:count], rows.fingerprint(), *others)  # type: ignore[arg-type]
+
+    @property
+    def facts(self) -> EvidenceFacts:
+        """What quality.json says of the rows."""
+        note = _OF_TRAINING_ROWS if self.training_rows else None
+        return EvidenceFacts(self.examples.source, self.validation_rows, self.training_rows, note)
+
+
+@dataclass(frozen=True)
+class EvidenceFacts:
+    """The rows that an export was judged by: their source, how many of each kind, and why of both."""
+
+    source: str
+    validation: int
+    training: int
+    note: str | None = field(default=None, metadata=OPTIONAL)
+
+
+def evidence_of(data: TrainingData, seed: int = 0) -> Evidence:
+    """Up to 5,000 of a run's validation rows; fewer than 1,000 are filled up to 2,000 with training rows."""
+    held_out = _sample(data.calibrating, MOST_ROWS, seed)
+    choosing = _sample(data.validation.select(data.choosing), MOST_ROWS - len(held_out), seed)
+    held_out = joined([held_out, choosing])
+    calibration = _sample(data.train, CALIBRATION_ROWS, seed + 1).texts
+    if len(held_out) >= FEW_ROWS:
+        return Evidence(held_out, len(held_out), 0, calibration, len(choosing))
+    seen = _sample(data.train, FILLED_ROWS - len(held_out), seed)
+    return Evidence(joined([held_out, seen]), len(held_out), len(seen), calibration, len(choosing))
+
+
+def evidence_from(rows: Examples, known: KnownTexts | None = None, seed: int = 0) -> Evidence:
+    """Up to 5,000 of labelled rows that the user gives; those of ``known`` training texts count as such."""
+    taken = _sample(rows, MOST_ROWS, seed)
+    learned = np.zeros(len(taken), np.bool_) if known is None else known.in_training(taken.texts)
+    ordered = taken.select(np.argsort(learned, kind="stable"))
+    held_out = int((~learned).sum())
+    return Evidence(ordered, held_out, len(taken) - held_out, taken.texts[:CALIBRATION_ROWS])
+
+
+def _sample(rows: Examples, most: int, seed: int) -> Examples:
+    if len(rows) <= most:
+        return rows
+    chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(rows))[:most]
+    return rows.select(np.sort(chosen))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What quantising may cost: shares of all rows whose answers it turns from right to wrong, net.
+
+    Attributes:
+        loss: the most that may be measured.
+        loss_upper: the most that the upper end of its 95 % interval may be.
+    """
+
+    loss: float = 0.002
+    loss_upper: float = 0.005
+
+    def __post_init__(self) -> None:
+        """Refuse limits that nothing could meet. Raises UserError."""
+        if not (0 <= self.loss <= 1 and 0 < self.loss_upper <= 1):
+            raise UserError(
+                "limits of what an export may lose are points of accuracy, 0 to 100",
+                found=f"--max-loss {100 * self.loss:g} --max-loss-upper {100 * self.loss_upper:g}",
+                fix="for example --max-loss 0.2 --max-loss-upper 0.5, which are the defaults",
+            )
+
+    @property
+    def rows_needed(self) -> int:
+        """The fewest rows on which an export that changes no answer passes."""
+        rows = ceil(_Z**2 * (1 - self.loss_upper) / self.loss_upper)
+        return next(n for n in range(max(1, rows - 1), rows + 3) if _nothing_lost(n) <= self.loss_upper)
+
+    def describe(self) -> str:
+        """The limits in words."""
+        return (
+            f"at most {100 * self.loss:g} points lost and {100 * self.loss_upper:g} at the upper end of the "
+            f"interval, more than {LEAST_AGREEMENT:.0%} agreement"
+        )
+
+
+@dataclass(frozen=True)
+class Loss:
+    """How many answers an export changes, and what that costs.
+
+    Attributes:
+        rows: rows compared.
+        to_wrong: rows that only the run answers rightly.
+        to_right: rows that only the export answers rightly.
+        interval: 95 % interval of the accuracy lost, ``(to_wrong - to_right) / rows`` (Tango, 1998).
+    """
+
+    rows: int
+    to_wrong: int
+    to_right: int
+    interval: tuple[float, float]
+
+    @property
+    def lost(self) -> float:
+        """The run's accuracy minus the export's."""
+        return (self.to_wrong - self.to_right) / self.rows
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How one candidate compares with the run in float32, on the same rows.
+
+    Attributes:
+        setting: what was tried, in words.
+        rows: how many were compared.
+        accuracy: the candidate's, 0 to 1.
+        accuracy_lost: the run's minus the candidate's.
+        agreement: share of rows to which both give the same class.
+        largest_difference: between their logits, absolute.
+        megabytes: size of the model file, 10**6 bytes.
+        accuracy_interval: 95 % Wilson interval of the accuracy.
+        agreement_interval: likewise, of the agreement.
+        loss: what the accuracy lost rests on; None in an export made before this was kept.
+        validation_loss: the same of the validation rows alone; None without any.
+    """
+
+    setting: str
+    rows: int
+    accuracy: float
+    accuracy_lost: float
+    agreement: float
+    largest_difference: float
+    megabytes: float
+    accuracy_interval: tuple[float, float]
+    agreement_interval: tuple[float, float]
+    loss: Loss | None = None
+    validation_loss: Loss | None = None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it computes what the run computes, up to rounding."""
+        return self.largest_difference <= LARGEST_DIFFERENCE
+
+    def is_close(self, limits: Limits) -> bool:
+        """Whether what was lost by quantising stays within the gate.
+
+        As measured on the validation rows alone it may not lose more than the limit of the upper end, either:
+        training rows, on which the run is surer, could outvote them.
+        """
+        if not self.keeps_answers(limits) or self.loss is None or self.loss.interval[1] > limits.loss_upper:
+            return False
+        return self.validation_loss is None or self.validation_loss.lost <= limits.loss_upper
+
+    def keeps_answers(self, limits: Limits) -> bool:
+        """Whether it is close as measured, were there no chance in it."""
+        return self.accuracy_lost <= limits.loss + 1e-12 and self.agreement > LEAST_AGREEMENT
+
+
+@dataclass(frozen=True)
+class Measurer:
+    """What computed an export as it was measured: engine and version, processor."""
+
+    engine: str
+    processor: str
+
+
+@dataclass(frozen=True)
+class ExportQuality:
+    """The content of an export's quality.json: what it was found to be worth.
+
+    Attributes:
+        kind: what was exported.
+        setting: the one that was taken, in words.
+        rows: what it was measured on.
+        run_accuracy: the run's own accuracy on these rows, 0 to 1.
+        tried: every setting that was measured; the last is the one taken.
+        limits: what it was allowed to lose; None for kinds that lose nothing.
+        measured_with: engine and machine.
+    """
+
+    kind: Kind
+    setting: str
+    rows: EvidenceFacts
+    run_accuracy: float
+    tried: tuple[Quality, ...]
+    measured_with: Measurer
+    limits: Limits | None = field(default=None, metadata=OPTIONAL)
+
+
+def compare(
+    setting: str,
+    reference: Logits,
+    logits: Logits,
+    labels: NDArray[np.int64],
+    megabytes: float,
+    validation_rows: int = 0,
+) -> Quality:
+    """Compare a candidate's logits with the run's, both (rows, classes); ``labels`` are (rows,).
+
+    The first ``validation_rows`` of them are told apart.
+    """
+    expected, given = reference.argmax(axis=1), logits.argmax(axis=1)
+    rows, right = len(labels), int((given == labels).sum())
+    # Not a number is neither close nor equal, and argmax would take it for a class.
+    sound = bool(np.isfinite(logits).all())
+    same = int((given == expected).sum()) if sound else 0
+    only_run, only_export = (expected == labels) & (given != labels), (expected != labels) & (given == labels)
+    first = slice(validation_rows)
+    return Quality(
+        setting=setting,
+        rows=rows,
+        accuracy=right / rows,
+        accuracy_lost=float((expected == labels).mean()) - right / rows,
+        agreement=same / rows,
+        largest_difference=float(np.abs(reference - logits).max()) if sound else float("inf"),
+        megabytes=megabytes,
+        accuracy_interval=wilson_interval(right, rows),
+        agreement_interval=wilson_interval(same, rows),
+        loss=_loss(only_run, only_export),
+        validation_loss=_loss(only_run[first], only_export[first]) if validation_rows else None,
+    )
+
+
+def _loss(only_run: NDArray[np.bool_], only_export: NDArray[np.bool_]) -> Loss:
+    rows, to_wrong, to_right = len(only_run), int(only_run.sum()), int(only_export.sum())
+    return Loss(rows, to_wrong, to_right, paired_difference_interval(to_wrong, to_right, rows))
+
+
+def require_enough_rows(evidence: Evidence, limits: Limits) -> None:
+    """Raise UserError where not even an export that changes no answer could pass."""
+    rows = len(evidence.labels)
+    if rows < limits.rows_needed:
+        might = 100 * _nothing_lost(rows)
+        raise UserError(
+            f"{counted(rows, 'row')} cannot tell how much an int8 export loses",
+            found=f"even if it changed no answer on them, it might lose {might:.2f} points (95 % interval); "
+            f"{100 * limits.loss_upper:g} are allowed",
+            fix=f"give {limits.rows_needed:,} or more labelled rows, which the run did not learn from, with "
+            f"--data FILE; allow more with --max-loss-upper {ceil(10 * might) / 10:g}; or export with "
+            "--to onnx-fp32, which loses nothing",
+        )
+
+
+def _nothing_lost(rows: int) -> float:
+    """The upper end of the interval of what is lost where no row shows a loss."""
+    return paired_difference_interval(0, 0, rows)[1]
+
+
+def rows_to_tell(quality: Quality, limits: Limits) -> int | None:
+    """On how many rows it would pass if all went as on these; None where more rows would not help."""
+    loss = quality.loss
+    if loss is None or not quality.keeps_answers(limits) or loss.lost >= limits.loss_upper:
+        return None
+    for times in range(1, 1000):
+        counts = (times * loss.to_wrong, times * loss.to_right, times * loss.rows)
+        if paired_difference_interval(*counts)[1] <= limits.loss_upper:
+            return counts[2]
+    return None
+
+
+def measured_with(kind: Kind) -> Measurer:
+    """Engine and machine: integer arithmetic differs between processors with and without VNNI."""
+    engine = "transformers" if kind == "merged" else "onnxruntime"
+    return Measurer(f"{engine} {version(engine)}", _processor())
+
+
+def _processor() -> str:
+    """Architecture, and those of its instructions that decide how whole numbers are multiplied."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text(encoding="utf-8").split() if cpuinfo.is_file() else []
+    deciding = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+    return " ".join([platform.machine(), *(name for name in deciding if name in flags)])
+
+
+def require_exact(quality: Quality) -> None:
+    """Raise UserError unless a float32 export computes what the run computes."""
+    if not quality.is_exact:
+        raise UserError(
+            f"the {quality.setting} export does not compute what the run computes; nothing was written",
+            found=f"logits differ by up to {quality.largest_difference:.2g} on "
+            f"{counted(quality.rows, 'row')}, where {LARGEST_DIFFERENCE:g} is allowed",
+            fix="this is a defect of newsdesk: please report it with the base model's name",
+        )
+
+
+def render_progress(quality: Quality) -> str:
+    """A line for a setting that was just measured."""
+    return (
+        f"{quality.setting}: {quality.accuracy_lost * 100:+.2f} points lost{_interval_of(quality.loss)}, "
+        f"{quality.agreement:.2%} agreement with the run on {counted(quality.rows, 'row')}, "
+        f"{quality.megabytes:.1f} MB"
+    )
+
+
+def render_tried(tried: Sequence[Quality], rows: EvidenceFacts, limits: Limits | None) -> list[str]:
+    """The table of settings tried, a line each, what is allowed, and the rows that it rests on."""
+    width = max((len(quality.setting) for quality in tried), default=0)
+    lines = [f"{'setting':<{width}} {'points lost':>11} {'95 % interval':>15} {'agreement':>9} {'MB':>6}"]
+    for quality in tried:
+        low, high = (0.0, 0.0) if quality.loss is None else quality.loss.interval
+        interval = f"{100 * low:.2f} to {100 * high:.2f}"
+        lines.append(
+            f"{quality.setting:<{width}} {quality.accuracy_lost * 100:>11.2f} {interval:>15} "
+            f"{quality.agreement:>9.2%} {quality.megabytes:>6.1f}"
+        )
+    exact = f"logits within {LARGEST_DIFFERENCE:g} of the run's"
+    lines.append(f"allowed: {exact if limits is None else limits.describe()}")
+    found = tried[-1].validation_loss if tried else None
+    if limits is None or not rows.training or found is None:
+        return [*lines, f"measured on {_of_kind(rows)}"]
+    alone = f"{100 * found.lost:.2f} points lost{_interval_of(found)}"
+    return [
+        *lines,
+        f"measured on {_of_kind(rows)}: {_OF_TRAINING_ROWS}",
+        f"on the validation rows alone: {alone}",
+    ]
+
+
+def _of_kind(rows: EvidenceFacts) -> str:
+    parts = [f"{counted(rows.validation, 'row')} held out"] if rows.validation else []
+    parts += [counted(rows.training, "training row")] if rows.training else []
+    return " and ".join(parts)
+
+
+def _interval_of(loss: Loss | None) -> str:
+    if loss is None:
+        return ""
+    low, high = loss.interval
+    return f" (95 % interval {100 * low:.2f} to {100 * high:.2f})"

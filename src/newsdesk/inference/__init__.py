@@ -1,1 +1,0 @@
-"""A run to predictions; imports without torch and transformers."""

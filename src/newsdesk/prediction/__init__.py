@@ -1,0 +1,1 @@
+"""A run or exported model to predictions; imports without torch and transformers."""

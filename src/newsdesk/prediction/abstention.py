@@ -1,0 +1,432 @@
+"""What a classifier answers, which classes it names besides, and what of that is promised.
+
+Filters come first: a text that one of them stops gets no answer and no candidates, whatever its confidence.
+A promise is therefore about the texts that pass, and stands on the calibration rows that pass the same
+filters; rows that do not would promise for texts that are never answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil, log, log1p, sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from newsdesk.errors import UserError, counted
+from newsdesk.runs.calibration import HeldOutRows, softmax
+from newsdesk.runs.off_topic import OffTopicScore
+
+ERROR_RATES = (0.01, 0.02, 0.05)
+"""Shares wrong among the answered at which an evaluation states the coverage."""
+
+POINTS_KEPT = 200
+THRESHOLDS = tuple(1 - 2 ** (-step / 8) for step in range(128, -1, -1))
+"""Confidences that may become a threshold, from 1 - 2**-16 down to 0, the doubt growing by 9 % a step.
+
+They stand fixed before any row is seen, as the guarantee demands.
+"""
+RATES_SUGGESTED = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4)
+"""Error rates that `lowest_promise` tries. They are fixed, so that trying them can be paid for."""
+
+
+@dataclass(frozen=True)
+class CoverageAt:
+    """The largest share of rows that can be answered at no more than this share of errors, both 0 to 1."""
+
+    error_rate: float
+    coverage: float
+
+
+@dataclass(frozen=True)
+class RiskCoverage:
+    """What a classifier gains by leaving the least sure rows to a person (Geifman and El-Yaniv, 2017).
+
+    Attributes:
+        curve: (coverage, share wrong among the answered), up to 200 points of rising coverage.
+        area: under the whole curve, lower is better; the mean share wrong over all coverages.
+        excess_area: of that, what an ideal order, all wrong rows last, would save.
+        coverage_at: for some error rates, the coverage. It is read off these rows' labels, so it is no
+            promise.
+    """
+
+    curve: tuple[tuple[float, float], ...]
+    area: float
+    excess_area: float
+    coverage_at: tuple[CoverageAt, ...]
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A threshold on the confidence, and what it promises.
+
+    Attributes:
+        threshold: texts with this confidence or more are answered.
+        error_rate: at most this share of the answered is wrong,
+        confidence: with this probability over the draw of the calibration rows.
+        rows: how many calibration rows there were.
+        coverage: share of them that it answers.
+    """
+
+    threshold: float
+    error_rate: float
+    confidence: float
+    rows: int
+    coverage: float
+
+
+def risk_coverage(
+    confidence: NDArray[np.floating], correct: NDArray[np.bool_], error_rates: Sequence[float] = ERROR_RATES
+) -> RiskCoverage:
+    """The risk-coverage curve of confidences (rows,) whose predictions are right or not (rows,).
+
+    Rows of equal confidence can only be answered together: between them the errors count as spread evenly,
+    so that the order of rows does not matter. Raises ValueError without rows.
+    """
+    if len(confidence) == 0:
+        raise ValueError("a risk-coverage curve needs at least one row")
+    levels, inverse = np.unique(-np.asarray(confidence, dtype=np.float64), return_inverse=True)
+    rows_at = np.bincount(inverse, minlength=len(levels))
+    wrong_at = np.bincount(inverse, weights=~correct, minlength=len(levels))
+    total = len(confidence)
+    answered = np.arange(1, total + 1)
+    risk = np.cumsum(np.repeat(wrong_at / rows_at, rows_at)) / answered
+    right = int(np.sum(correct))
+    ideal = np.maximum(0, answered - right) / answered
+    reachable = np.cumsum(rows_at)
+    coverage_at = []
+    for rate in error_rates:
+        within = reachable[np.cumsum(wrong_at) <= rate * reachable]
+        coverage_at.append(CoverageAt(rate, float(within[-1] / total) if len(within) else 0.0))
+    kept = np.unique(np.linspace(0, total - 1, POINTS_KEPT).round().astype(np.int64))
+    points = zip((answered[kept] / total).tolist(), risk[kept].tolist(), strict=True)
+    return RiskCoverage(tuple(points), float(risk.mean()), float((risk - ideal).mean()), tuple(coverage_at))
+
+
+def promised_threshold(
+    score: NDArray[np.floating], correct: NDArray[np.bool_], error_rate: float, confidence: float = 0.95
+) -> Promise | None:
+    """The lowest threshold on the confidence for which held-out rows promise an error rate; None if none.
+
+    With probability ``confidence`` over the draw of the rows, at most ``error_rate`` of the texts answered
+    at that threshold are wrong, for texts exchangeable with the rows. ``score`` and ``correct`` are (rows,).
+
+    Learn then Test (Angelopoulos et al., 2021): thresholds are tested in a fixed sequence, from sure to less
+    sure, each by the exact binomial tail, until one fails; since only the first false one can be passed
+    wrongly, no share of the error is spent on the others. Thresholds that too few rows reach for any outcome
+    to pass are passed over; that keeps the level as long as errors do not get rarer where confidence falls.
+    Raises ValueError for rates outside 0 to 1.
+    """
+    if not (0 < error_rate < 1 and 0 < confidence < 1):
+        raise ValueError(f"an error rate of {error_rate} with confidence {confidence}")
+    best = None
+    least_rows = ceil(log(1 - confidence) / log1p(-error_rate))
+    for threshold, answered, wrong in _counted(score, correct):
+        if answered < least_rows:
+            continue
+        if binomial_tail(wrong, answered, error_rate) > 1 - confidence:
+            break
+        best = Promise(threshold, error_rate, confidence, len(score), answered / len(score))
+    return best
+
+
+def lowest_promise(
+    score: NDArray[np.floating], correct: NDArray[np.bool_], above: float, confidence: float = 0.95
+) -> Promise | None:
+    """The promise of the lowest error rate over ``above`` that these rows can give; None if they give none.
+
+    To look for the lowest rate is to choose it by the rows, and what holds for a rate named beforehand does
+    not hold for one chosen so. Each of the ``RATES_SUGGESTED`` over ``above`` is therefore tested at a higher
+    confidence, which the returned promise carries: its share of 1 - ``confidence``, divided evenly among them
+    (Bonferroni). Whichever is taken then breaks with a probability of at most 1 - ``confidence``. Only a rate
+    that can be promised at ``confidence`` itself, too, is returned. Shapes as for `promised_threshold`.
+    """
+    rates = [rate for rate in RATES_SUGGESTED if rate > above]
+    # Rounded up to what is printed, for a person to type.
+    surer = ceil(1e4 * (1 - (1 - confidence) / max(1, len(rates))) - 1e-6) / 1e4
+    if not surer < 1:
+        return None
+    for rate in rates:
+        promise = promised_threshold(score, correct, rate, surer)
+        if promise is not None and promised_threshold(score, correct, rate, confidence) is not None:
+            return promise
+    return None
+
+
+def binomial_tail(most: int, trials: int, share: float) -> float:
+    """The probability that at most ``most`` of so many trials succeed, each with probability ``share``."""
+    if most >= trials:
+        return 1.0
+    successes = np.arange(1, most + 1)
+    ratios = np.log((trials - successes + 1) / successes) + log(share) - log1p(-share)
+    logs = trials * log1p(-share) + np.concatenate([[0.0], np.cumsum(ratios)])
+    highest = logs.max()
+    return float(min(1.0, np.exp(highest) * np.exp(logs - highest).sum()))
+
+
+def _counted(score: NDArray[np.floating], correct: NDArray[np.bool_]) -> Iterator[tuple[float, int, int]]:
+    """Each threshold, how many rows reach it, and how many of these are wrong."""
+    order = np.argsort(-np.asarray(score, dtype=np.float64), kind="stable")
+    falling = -np.asarray(score, dtype=np.float64)[order]
+    wrong = np.concatenate([[0], np.cumsum(~correct[order])])
+    for threshold in THRESHOLDS:
+        answered = int(np.searchsorted(falling, -threshold, side="right"))
+        yield threshold, answered, int(wrong[answered])
+
+
+def set_threshold(probabilities: NDArray[np.floating], labels: NDArray[np.integer], coverage: float) -> float:
+    """The least probability of a class that belongs to a text's set: split conformal prediction.
+
+    A set of all classes at least this probable holds the true one with probability ``coverage`` or more,
+    over texts and calibration rows together, where both are exchangeable (Vovk et al., 2005; the score,
+    which makes sets smallest on average: Sadinle, Lei and Wasserman, 2019). ``probabilities`` is (rows,
+    classes), ``labels`` (rows,), of rows that nothing was learned from. 0, all classes, where there are too
+    few rows for it (see :func:`highest_coverage`).
+    Raises ValueError unless coverage lies between 0 and 1.
+    """
+    if not 0 < coverage < 1:
+        raise ValueError(f"a coverage lies between 0 and 1, not at {coverage}")
+    of_true = np.sort(probabilities[np.arange(len(labels)), labels])[::-1]
+    # The next row's true class is as likely to fall into any of the gaps between those of n rows.
+    needed = ceil((len(labels) + 1) * coverage)
+    return float(of_true[needed - 1]) if needed <= len(labels) else 0.0
+
+
+def coverage_spread(rows: int, coverage: float) -> float:
+    """By how much the coverage of one draw of so many calibration rows differs from the mean of all draws.
+
+    The standard deviation of the Beta distribution that it has where scores do not tie (Vovk, 2012).
+    """
+    needed = min(rows, ceil((rows + 1) * coverage))
+    mean = needed / (rows + 1)
+    return sqrt(mean * (1 - mean) / (rows + 2))
+
+
+def highest_coverage(rows: int) -> float:
+    """Up to which coverage so many calibration rows leave any class out: rows / (rows + 1)."""
+    return rows / (rows + 1)
+
+
+def prediction_sets(probabilities: NDArray[np.floating], threshold: float) -> NDArray[np.bool_]:
+    """Which classes belong to each row's set, in the shape of ``probabilities``: (rows, classes).
+
+    The most probable class always does: that only raises the coverage, and no set is empty.
+    """
+    most_probable = probabilities == probabilities.max(axis=1, keepdims=True)
+    return np.asarray(most_probable | (probabilities >= threshold), dtype=np.bool_)
+
+
+CANDIDATES, REASON = "candidates", "reason"
+OFF_TOPIC = "off_topic"
+FOREIGN = "off topic"  # the reason that goes before others
+PROMISES = ("abstain", "confidence", "sets", "off_topic", "answer_empty")
+"""What may be asked of a classifier's ``decision_rule``, by name."""
+
+_MORE_ROWS = "calibrate on more labelled rows with newsdesk calibrate --data FILE"
+
+
+@dataclass(frozen=True)
+class DecisionRule:
+    """How probabilities become answers.
+
+    Attributes:
+        promise: the least confidence that is answered, and what it promises; None: every text is answered.
+        coverage: the share of texts whose set of classes contains the true one, where sets were asked for.
+        set_threshold: the least probability of a class that is named as a candidate.
+        rows: how many calibration rows both stand on: those that pass the filter of ``off_topic``.
+        off_topic: texts whose p-value is at most this are not answered; None: all texts are.
+    """
+
+    promise: Promise | None
+    coverage: float | None
+    set_threshold: float
+    rows: int
+    off_topic: float | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What an output says of each text besides its classes."""
+        wanted = {
+            CANDIDATES: self.names_candidates,
+            REASON: True,  # an empty text gets no answer either
+            OFF_TOPIC: self.off_topic is not None,
+        }
+        return tuple(name for name, is_wanted in wanted.items() if is_wanted)
+
+    @property
+    def names_candidates(self) -> bool:
+        """Whether classes are named beside the answer or instead of it."""
+        return self.promise is not None or self.coverage is not None
+
+    def foreign(self, off_topic: NDArray[np.floating] | None, rows: int) -> NDArray[np.bool_]:
+        """Which rows look too foreign to be answered, (rows,), by their p-values (rows,)."""
+        if self.off_topic is None or off_topic is None:
+            return np.zeros(rows, dtype=np.bool_)
+        return np.asarray(off_topic <= self.off_topic, dtype=np.bool_)
+
+    def confident(self, probabilities: NDArray[np.floating]) -> NDArray[np.bool_]:
+        """Which rows are sure enough, (rows,), by their probabilities (rows, classes)."""
+        if self.promise is None:
+            return np.ones(len(probabilities), dtype=np.bool_)
+        # As float64, which is what the threshold was found on: float32 would round the threshold too.
+        sure = probabilities.max(axis=1, initial=0.0).astype(np.float64) >= self.promise.threshold
+        return np.asarray(sure, dtype=np.bool_)
+
+    def in_question(self, probabilities: NDArray[np.floating]) -> NDArray[np.bool_]:
+        """Which classes are named beside the answer or instead of it, (rows, classes).
+
+        With ``coverage`` the set of every row; else of those that are not answered, with two classes or more.
+        """
+        sets = prediction_sets(probabilities, self.set_threshold)
+        if self.promise is None:
+            return sets
+        left = ~self.confident(probabilities)
+        second = np.sort(probabilities, axis=1)[:, -2:].min(axis=1, keepdims=True)
+        sets |= left[:, None] & (probabilities >= second)
+        return sets if self.coverage is not None else sets & left[:, None]
+
+    def reason(self) -> str:
+        """Why a text is not answered. Call it only where there is a promise."""
+        assert self.promise is not None
+        return f"confidence below {self.promise.threshold:.4f}"
+
+    def describe(self) -> list[str]:
+        """What is promised, of which texts, a line each."""
+        lines = []
+        on_topic = "" if self.off_topic is None else " that are on topic"
+        if self.promise is not None:
+            error_rate, confidence = 100 * self.promise.error_rate, 100 * self.promise.confidence
+            lines.append(
+                f"at most {error_rate:.4g} % of the answered are wrong, with {confidence:.4g} % confidence: "
+                f"threshold {self.promise.threshold:.4f}, which answers {self.promise.coverage:.1%} of "
+                f"{counted(self.rows, 'calibration row')}{on_topic}"
+            )
+        if self.coverage is not None:
+            spread = 100 * coverage_spread(self.rows, self.coverage)
+            answered, whichever = "", ""
+            if self.promise is not None:
+                answered, whichever = ", answered or not", ", whether or not they can promise the error rate"
+            lines.append(
+                f"the candidates contain the true class for {100 * self.coverage:.4g} % of texts{on_topic}"
+                f"{answered}: on average over draws of {counted(self.rows, 'calibration row')}{whichever}; "
+                f"one draw may give {spread:.1f} points more or less (standard deviation)"
+            )
+        if self.off_topic is not None:
+            lines.append(
+                f"texts less typical of the training topics than {100 * (1 - self.off_topic):.4g} % of the "
+                "calibration rows are off topic and get no answer"
+            )
+        return lines
+
+
+def decision_rule(
+    rows: HeldOutRows | None,
+    temperature: float,
+    *,
+    abstain: float | None = None,
+    confidence: float = 0.95,
+    sets: float | None = None,
+    off_topic: float | None = None,
+    score: OffTopicScore | None = None,
+    answer_empty: bool = False,
+) -> DecisionRule | None:
+    """The rule for a wanted error rate among the answered, sets of a wanted coverage, or a filter; or None.
+
+    Where only ``abstain`` is given, the candidates of an unanswered text are its set of coverage 1 - abstain.
+
+    Args:
+        rows: calibration rows; needed for ``abstain`` and ``sets``.
+        temperature: what their logits, and those of texts, are divided by.
+        abstain: at most this share of the answered is wrong ...
+        confidence: ... with this probability over the draw of the rows.
+        sets: the share of texts whose candidates contain the true class.
+        off_topic: texts with a p-value of at most this by ``score`` get neither answer nor candidates, and
+            the promises are about the others.
+        score: needed for ``off_topic``; its reference was made of ``rows``.
+        answer_empty: whether texts that say nothing are answered like others; else rows of such texts do
+            not count, either.
+
+    Raises:
+        UserError: when a share does not lie between 0 and 1, or the rows cannot promise as much.
+    """
+    shares = {"--abstain": abstain, "--confidence": confidence, "--sets": sets, "--off-topic": off_topic}
+    for flag, share in shares.items():
+        if share is not None:
+            _require_share(flag, share)
+    if off_topic is not None:
+        assert score is not None
+        _require_reachable(off_topic, score)
+    if abstain is None and sets is None:
+        return None if off_topic is None else DecisionRule(None, None, 1.0, 0, off_topic)
+    assert rows is not None
+    passing = np.ones(len(rows.labels), dtype=np.bool_)
+    if rows.readable is not None and not answer_empty:
+        passing &= rows.readable
+    if off_topic is not None and score is not None:
+        passing &= _on_topic(rows, off_topic, score)
+    labels, probabilities = rows.labels[passing], softmax(rows.logits[passing], temperature)
+    promise = None if abstain is None else _promise(probabilities, labels, abstain, confidence)
+    most = highest_coverage(len(labels))
+    if sets is not None and sets > most:
+        raise UserError(
+            f"sets of coverage {sets:g} would contain every class",
+            found=f"{counted(len(labels), 'calibration row')}"
+            f"{'' if off_topic is None else ' that are on topic'}, which can promise {most:.4f} at most",
+            fix=f"lower --sets, or {_MORE_ROWS}",
+        )
+    coverage = sets if sets is not None else min(most, 1 - (abstain or 0.0))
+    threshold = set_threshold(probabilities, labels, coverage)
+    return DecisionRule(promise, sets, threshold, len(labels), off_topic)
+
+
+def _on_topic(rows: HeldOutRows, level: float, score: OffTopicScore) -> NDArray[np.bool_]:
+    if rows.distances is None:
+        raise UserError(
+            "--off-topic does not go with --abstain or --sets here",
+            found="calibration rows of an earlier version, of which it is not known which are off topic",
+            fix="calibrate again with newsdesk calibrate",
+        )
+    return score.on_topic(rows.distances, level)
+
+
+def _require_reachable(level: float, score: OffTopicScore) -> None:
+    """Raise UserError where the level is so low that no text could be that untypical."""
+    rows = len(score.reference)
+    if level * (rows + 1) < 1:
+        raise UserError(
+            f"no text can be less typical of the training topics than {100 * (1 - level):g} % of the "
+            "calibration rows",
+            found=f"{counted(rows, 'row')} to compare with, which tell shares from {1 / (rows + 1):.2g} on",
+            fix=f"ask for --off-topic {max(0.01, 1 / (rows + 1)):.2g}, or {_MORE_ROWS}",
+        )
+
+
+def _require_share(flag: str, share: float) -> None:
+    if not 0 < share < 1:
+        raise UserError(
+            f"{flag} takes a share between 0 and 1", found=str(share), fix=f"for example {flag} 0.05"
+        )
+
+
+def _promise(
+    probabilities: NDArray[np.float32], labels: NDArray[np.int64], error_rate: float, confidence: float
+) -> Promise:
+    score = probabilities.max(axis=1).astype(np.float64)
+    correct = np.asarray(probabilities.argmax(axis=1) == labels, dtype=np.bool_)
+    promise = promised_threshold(score, correct, error_rate, confidence)
+    if promise is not None:
+        return promise
+    right = f", {correct.mean():.1%} of them right" if len(labels) else ""
+    found = f"{counted(len(labels), 'calibration row')}{right}"
+    lowest = lowest_promise(score, correct, error_rate, confidence)
+    if lowest is None:
+        found, fix = f"{found}, which cannot promise any useful error rate", _MORE_ROWS
+    else:
+        # The confidence pays for the search: a rate that the rows themselves chose needs more than one named.
+        fix = f"ask for --abstain {lowest.error_rate:g} --confidence {lowest.confidence:g}, or {_MORE_ROWS}"
+    raise UserError(
+        f"no threshold promises an error rate of {error_rate:g} with {confidence:g} confidence",
+        found=found,
+        fix=fix,
+    )

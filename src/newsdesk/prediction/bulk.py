@@ -1,0 +1,471 @@
+"""Predictions of files of any size: window after window, in bounded memory, and once only after a kill."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+
+from newsdesk import __version__
+from newsdesk.data.columns import TextLayout
+from newsdesk.data.dialect import DETECTED, Dialect
+from newsdesk.data.stream import open_rows, rows_of
+from newsdesk.data.table import BadRow, Fault, Row, RowStream
+from newsdesk.errors import UserError
+from newsdesk.model.tokenizer import Truncation
+from newsdesk.prediction.abstention import DecisionRule
+from newsdesk.prediction.classifier import Classifier
+from newsdesk.prediction.output_table import (
+    Format,
+    OutputTable,
+    Piece,
+    Refused,
+    json_value,
+    output_table,
+    remark_columns,
+)
+from newsdesk.prediction.predictions import Predictions
+from newsdesk.prediction.resumable_output import Checkpoint, PartFile, direct_output, fingerprint
+from newsdesk.prediction.writers import check_destination
+
+Item = TypeVar("Item")
+
+NO_TEXT = "the row has no text"
+"""What is wrong with a row whose text columns are all missing or null."""
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A row that was not classified.
+
+    Attributes:
+        fault: why, and in which line.
+        row: what it holds, one of two: its cells by column, or the bytes of a row that could not be read.
+    """
+
+    fault: Fault
+    row: dict[str, object] | bytes
+
+    def to_json(self) -> bytes:
+        """A line for the file of rejects: line, reason, found, and the row or the repr of its raw bytes."""
+        content: dict[str, object] = {"line": self.fault.line, "reason": self.fault.wrong}
+        if self.fault.found:
+            content["found"] = self.fault.found
+        raw = isinstance(self.row, bytes)
+        content |= {"raw": repr(self.row)} if raw else {"row": json_value(self.row)}
+        line = json.dumps(content, ensure_ascii=False, default=str)
+        return (line + "\n").encode(errors="backslashreplace")
+
+
+@dataclass
+class Window:
+    """Some rows in a file's order.
+
+    Attributes:
+        start: how many rows, bad ones included, come before it.
+        rows: those that can be classified.
+        numbers: their 0-based positions in the file.
+        texts: what the model reads of each.
+        rejects: the others.
+        share: how much of the file is read with it, 0 to 1; None where that is not known.
+    """
+
+    start: int
+    rows: list[Row] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    share: float | None = None
+
+    @property
+    def end(self) -> int:
+        """How many rows of the file come before the next window."""
+        return self.start + len(self.rows) + len(self.rejects)
+
+
+def windows(
+    stream: RowStream, layout: TextLayout, *, size: int, skip: int = 0, strict: bool = False
+) -> Iterator[Window]:
+    """Windows of ``size`` rows behind the first ``skip``; of an empty file there is one, without rows.
+
+    A row is rejected when it cannot be read, when a text column holds something other than text, or when
+    all of them are missing or null; an empty text is a text. Raises UserError where the file breaks off,
+    and with ``strict`` at the first bad row.
+    """
+    rows = islice(stream.rows, skip, None)
+    start = skip
+    while True:
+        window = Window(start)
+        for number, row in enumerate(islice(rows, size), start):
+            _take(window, number, row, stream, layout, strict)
+        if window.end == start and start > 0:
+            return
+        window.share = _share(stream, window.end)
+        yield window
+        if window.end == start:
+            return
+        start = window.end
+
+
+def ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, each prepared by another thread while the one before it is in use."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = reader.submit(next, items, None)
+            yield item
+
+
+def _take(
+    window: Window, number: int, row: Row | BadRow, stream: RowStream, layout: TextLayout, strict: bool
+) -> None:
+    """Put a row where it belongs in its window. Raises UserError as ``windows`` does."""
+    if isinstance(row, BadRow):
+        reject = Reject(row.fault, row.raw)
+        if row.ends_file:
+            raise row.fault.error(stream.head.path)
+    else:
+        record = row.record(stream.head.columns)
+        text = _text_of(row, record, layout)
+        if isinstance(text, str):
+            window.rows.append(row)
+            window.numbers.append(number)
+            window.texts.append(text)
+            return
+        reject = Reject(text, record)
+    if strict:
+        raise reject.fault.error(stream.head.path)
+    window.rejects.append(reject)
+
+
+def _text_of(row: Row, record: dict[str, object], layout: TextLayout) -> str | Fault:
+    if all(record.get(column) is None for column in layout.text_columns):
+        named = ", ".join(map(repr, layout.text_columns))
+        return Fault(row.line, NO_TEXT, f"{named} missing or null", "complete the row, or drop it")
+    return layout.text_of(row.line, {**dict.fromkeys(layout.text_columns), **record})
+
+
+def _share(stream: RowStream, rows: int) -> float | None:
+    if stream.count is not None:
+        return rows / stream.count if stream.count else 1.0
+    return stream.share_read() if stream.share_read is not None else None
+
+
+ROWS_PER_WINDOW = 4096
+"""Enough that batches of like length waste little, and little enough to be lost by a kill."""
+
+_FAULTS_KEPT = 1000  # from which the commonest is told
+_COMPRESSION = 6  # of gzip; 9 takes three times as long for one per cent
+
+
+class MostlyRejectedError(UserError):
+    """More rows are rejected than classified: the file is not written as it was taken to be."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The work begins.
+
+    Attributes:
+        rows_before: rows that an earlier process dealt with, which are not read into the model again.
+        left_over: whether an unfinished output of other input or settings was dropped.
+        read_as: how the input is read, for people, where that is not what anyone would expect.
+    """
+
+    rows_before: int
+    left_over: bool
+    read_as: str = ""
+
+
+@dataclass(frozen=True)
+class Classified:
+    """A batch was computed: ``rows`` more."""
+
+    rows: int
+
+
+@dataclass(frozen=True)
+class WindowWritten:
+    """A window is on the disk.
+
+    Attributes:
+        checkpoint: how far the output has come.
+        share: how much of the input that is, 0 to 1; None where its size is not known.
+        rejects: the window's bad rows.
+    """
+
+    checkpoint: Checkpoint
+    share: float | None
+    rejects: tuple[Reject, ...]
+
+
+BulkEvent: TypeAlias = Begun | Classified | WindowWritten
+Observer = Callable[[BulkEvent], None]
+
+
+def predict_file(
+    predictor: Classifier,
+    source: Path | BinaryIO,
+    destination: Path | BinaryIO,
+    *,
+    format: Format | None = None,
+    text: Sequence[str] | None = None,
+    template: str | None = None,
+    dialect: Dialect = DETECTED,
+    top_k: int = 1,
+    all_probabilities: bool = False,
+    abstain: float | None = None,
+    confidence: float = 0.95,
+    sets: float | None = None,
+    off_topic: float | None = None,
+    answer_empty: bool = False,
+    rejects: Path | None = None,
+    strict: bool = False,
+    observe: Observer = lambda _event: None,
+) -> Checkpoint:
+    """Classify every row of a file of any size; its columns and order are kept, the classes appended.
+
+    Memory is bounded by a window of rows. A row that cannot be classified goes to the rejects, with its
+    line and the reason. From file to file the output grows as ``OUTPUT.part`` beside a journal, and takes
+    its name at the end; killed in between, the same call goes on behind the last window, and the output is
+    the same byte for byte. Streams are not resumed.
+
+    Args:
+        predictor: a run or exported model, from ``newsdesk.load``.
+        source: a data file, or a binary stream of one text a line.
+        destination: the file to write, or a binary stream.
+        format: csv, tsv, jsonl, parquet or submission; None: by the file's ending, a stream gets csv.
+        text: columns that make the text; None: as the run was trained, else those with usual names.
+        template: how columns make one text; None: likewise.
+        dialect: how the input is written, and whether it has a header; by default detected.
+        top_k, all_probabilities: how many classes to name, and whether to append a column for each.
+        abstain, confidence, sets, off_topic, answer_empty: as for ``Classifier.predict``.
+        rejects: the file for bad rows; None: ``OUTPUT.rejects.jsonl``, and for a stream ``observe`` alone.
+        strict: stop at the first bad row; what was written stays, and the call without ``strict`` goes on.
+        observe: called with every event.
+
+    Raises:
+        MostlyRejectedError: when more than half of the first, or of all, rows are rejected; no file is left.
+        UserError: for input that cannot be read to its end, an output that cannot be written, with
+            ``strict`` for the first bad row.
+    """
+    direct = not isinstance(destination, Path) or (destination.exists() and not destination.is_file())
+    if isinstance(destination, Path):
+        given = source if isinstance(source, Path) else None
+        format = check_destination(destination, source=given, format=format)
+    rule = predictor.decision_rule(
+        abstain=abstain, confidence=confidence, sets=sets, off_topic=off_topic, answer_empty=answer_empty
+    )
+    wanted = (top_k, all_probabilities, rule, answer_empty, strict, observe)
+    job = _Job(predictor, format or "csv", text, template, *wanted)
+    with _opened(source, dialect.asking(text or predictor.layout.text_columns, template=template)) as stream:
+        if direct:
+            return _into_stream(job, stream, destination, rejects)
+        assert isinstance(destination, Path)
+        return _into_file(job, stream, source, destination, rejects)
+
+
+@dataclass(frozen=True)
+class _Job:
+    predictor: Classifier
+    format: Format
+    text: Sequence[str] | None
+    template: str | None
+    top_k: int
+    all_probabilities: bool
+    rule: DecisionRule | None
+    answer_empty: bool
+    strict: bool
+    observe: Observer
+
+    def table(self, stream: RowStream) -> OutputTable:
+        return output_table(
+            self.format,
+            stream.head.columns,
+            self.predictor.label_names,
+            top_k=self.top_k,
+            all_probabilities=self.all_probabilities,
+            remarks=remark_columns(self.rule, answer_empty=self.answer_empty),
+            arrow_schema=stream.arrow_schema,
+        )
+
+    def identity(self) -> dict[str, object]:
+        """All that decides the output's bytes, besides the input."""
+        return {
+            "newsdesk": __version__,
+            "model": self.predictor.fingerprint,
+            "rows_per_window": ROWS_PER_WINDOW,
+            "format": self.format,
+            "text": self.text,
+            "template": self.template,
+            "top_k": self.top_k,
+            "all_probabilities": self.all_probabilities,
+            "rule": None if self.rule is None else asdict(self.rule),
+            "answer_empty": self.answer_empty,
+        }
+
+
+class _Output(Protocol):
+    """Where windows go: a part file, or a stream."""
+
+    @property
+    def checkpoint(self) -> Checkpoint: ...
+
+    def append(self, output: bytes, rejects: bytes, **counts: int) -> None: ...
+
+
+@contextmanager
+def _opened(source: Path | BinaryIO, dialect: Dialect) -> Iterator[RowStream]:
+    if isinstance(source, Path):
+        with open_rows(source, dialect) as stream:
+            yield stream
+    else:
+        yield rows_of(source, Path("standard input"), dialect, form="txt")
+
+
+def _into_file(
+    job: _Job, stream: RowStream, source: Path | BinaryIO, destination: Path, rejects: Path | None
+) -> Checkpoint:
+    destination = destination.resolve() if destination.is_symlink() else destination
+    rejects = rejects or destination.with_name(destination.name + ".rejects.jsonl")
+    if isinstance(source, Path):
+        _check_rejects(rejects, source, destination)
+    known = fingerprint(source) if isinstance(source, Path) else os.urandom(16).hex()  # a pipe never recurs
+    read_as = {"columns": stream.head.columns, "dialect": stream.head.dialect and asdict(stream.head.dialect)}
+    identity = {"input": known, "read_as": read_as, "rejects": str(rejects), **job.identity()}
+    packed = destination.suffix.lower() == ".gz"
+    table = job.table(stream)
+    with PartFile(destination, rejects, identity).opened() as part:
+        job.observe(Begun(part.checkpoint.rows_read, part.left_over, _remarkable(stream)))
+        if part.checkpoint.output_bytes and not part.checkpoint.complete:
+            with part.part.open("rb") as written:
+                table.go_on(written)
+        if not part.checkpoint.complete:
+            try:
+                _classify(job, stream, table, part, packed=packed)
+            except MostlyRejectedError:
+                part.discard()
+                raise
+        part.finish(table.convert if job.format == "parquet" else None)
+        return part.checkpoint
+
+
+def _into_stream(
+    job: _Job, stream: RowStream, destination: Path | BinaryIO, rejects: Path | None
+) -> Checkpoint:
+    table = job.table(stream)
+    convert = table.convert if job.format == "parquet" else None
+    with direct_output(destination, rejects, convert) as output:
+        job.observe(Begun(0, left_over=False, read_as=_remarkable(stream)))
+        _classify(job, stream, table, output, packed=False)
+        return output.checkpoint
+
+
+def _classify(job: _Job, stream: RowStream, table: OutputTable, output: _Output, *, packed: bool) -> None:
+    """Every row that the output does not have yet, window after window."""
+    if stream.faults:
+        raise stream.faults[0].error(stream.head.path)
+    if not stream.head.columns:  # no row can be read
+        bad = [row.fault for row in islice(stream.rows, ROWS_PER_WINDOW) if isinstance(row, BadRow)]
+        _require_half(stream, len(bad), len(bad), bad)
+    layout = job.predictor.layout.for_table(stream.head, text=job.text, template=job.template)
+    skip = output.checkpoint.rows_read
+    coming = windows(stream, layout, skip=skip, strict=job.strict, size=ROWS_PER_WINDOW)
+    faults: list[Fault] = []
+    for window in ahead(coming):
+        faults += [reject.fault for reject in window.rejects][: _FAULTS_KEPT - len(faults)]
+        if window.start == 0:  # before anything is computed: the first rows told how to read the others
+            _require_half(stream, len(window.rejects), window.end, faults)
+        predictions = job.predictor.classify(
+            window.texts,
+            job.rule,
+            answer_empty=job.answer_empty,
+            progress=lambda rows: job.observe(Classified(rows)),
+        )
+        written, refused = table.write(Piece(window.rows, predictions, window.numbers))
+        rejected = _with_refused(window, refused, stream, strict=job.strict)
+        output.append(
+            gzip.compress(written, _COMPRESSION, mtime=0) if packed else written,
+            b"".join(reject.to_json() for reject in rejected),
+            rows_read=window.end - window.start,
+            rejected=len(rejected),
+            **_counts(predictions, refused),
+        )
+        job.observe(WindowWritten(output.checkpoint, window.share, tuple(rejected)))
+        faults += [fault for _, fault in refused][: _FAULTS_KEPT - len(faults)]
+    _require_half(stream, output.checkpoint.rejected, output.checkpoint.rows_read, faults)
+
+
+def _remarkable(stream: RowStream) -> str:
+    return f"{stream.head.path}: {stream.head.read_as}" if stream.head.is_noteworthy else ""
+
+
+def _require_half(stream: RowStream, rejected: int, rows: int, faults: Sequence[Fault]) -> None:
+    """Raise MostlyRejectedError, with the commonest fault, if more than half of the rows are rejected."""
+    if 2 * rejected <= rows:
+        return
+    kinds = Counter(fault.wrong for fault in faults)
+    wrong = next((wrong for wrong, _ in kinds.most_common(1)), "for reasons that an earlier run found")
+    first = next((fault for fault in faults if fault.wrong == wrong), None)
+    where = (
+        ""
+        if first is None
+        else f", first in line {first.line}" + (f" ({first.found})" if first.found else "")
+    )
+    written = stream.head.dialect is not None and stream.head.dialect.delimiter is not None
+    if first is not None and first.encoding and first.fix:
+        fix = first.fix
+    elif written and wrong != NO_TEXT:
+        fix = "name what separates and surrounds its cells: --delimiter, --quote; or fix the rows"
+    else:
+        fix = (first and first.fix) or "fix the rows, or name other text columns with --text"
+    read_as = f"; the file was read as: {stream.head.read_as}" if stream.head.read_as else ""
+    raise MostlyRejectedError(
+        f"{rejected:,} of the {'first ' if first and rows == ROWS_PER_WINDOW else ''}{rows:,} rows of"
+        f" {stream.head.path.name} cannot be classified",
+        found=f"{wrong}{where}{read_as}",
+        fix=fix,
+    )
+
+
+def _counts(predictions: Predictions, refused: Refused) -> dict[str, int]:
+    """How many of the rows that the output holds have no label, and how much of the texts was read."""
+    held = np.ones(len(predictions), dtype=np.bool_)
+    held[[position for position, _ in refused]] = False
+    read = predictions.truncation or Truncation()
+    return {
+        "unanswered": int((held & ~predictions.answered).sum()),
+        "unreadable": int((held & predictions.silent).sum()),
+        "cut": read.cut,
+        "tokens": read.tokens,
+        "lost": read.lost,
+    }
+
+
+def _with_refused(window: Window, refused: Refused, stream: RowStream, *, strict: bool) -> list[Reject]:
+    """The window's rejects and those that the output cannot hold, in line order."""
+    if refused and strict:
+        raise refused[0][1].error(stream.head.path)
+    others = [Reject(fault, window.rows[position].record(stream.head.columns)) for position, fault in refused]
+    return sorted([*window.rejects, *others], key=lambda reject: reject.fault.line)
+
+
+def _check_rejects(rejects: Path, source: Path, destination: Path) -> None:
+    """Refuse a file of rejects that is the input or the output. Raises UserError."""
+    for other, flag in ((source, "--input"), (destination, "--output")):
+        if rejects.resolve() == other.resolve():
+            raise UserError(
+                f"the rejects would overwrite {other}",
+                found=f"{flag} {other} --rejects {rejects}",
+                fix="give --rejects another name",
+            )

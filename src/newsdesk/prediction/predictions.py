@@ -1,0 +1,272 @@
+"""Predictions: what a classifier says of texts, one row each, without knowing how it was computed."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from newsdesk.data.dialect import NO_QUOTE, Dialect
+from newsdesk.errors import UserError
+from newsdesk.model.tokenizer import Truncation
+from newsdesk.prediction.abstention import CANDIDATES, FOREIGN, OFF_TOPIC, REASON, DecisionRule
+from newsdesk.runs.calibration import softmax
+
+PROBABILITY_DIGITS = 6
+
+WRITTEN = Dialect(header=True, delimiter=",", quote='"', encoding="utf-8")
+"""How ``delimited_lines`` writes a table with a header: what newsdesk wrote itself is not guessed at."""
+
+
+def delimited_lines(
+    rows: Iterable[Sequence[object]], delimiter: str = ",", quote: str = '"'
+) -> Iterator[bytes]:
+    r"""UTF-8 lines ended by ``\n``, quoted where needed (RFC 4180), one for each row of values.
+
+    None is empty; lists, objects and truth values are JSON. A lone surrogate, which UTF-8 cannot hold, is
+    written as its escape, such as ``\ud800``. With the quote ``none`` nothing is quoted.
+    """
+    # csv quotes a lone \r only where the line end holds one, hence its own line end, cut off again.
+    if quote == NO_QUOTE:
+        writer = csv.writer(_Echo(), delimiter=delimiter, quoting=csv.QUOTE_NONE, lineterminator="\r\n")
+    else:
+        writer = csv.writer(_Echo(), delimiter=delimiter, quotechar=quote, lineterminator="\r\n")
+    for row in rows:
+        line: str = writer.writerow([_plain(value) for value in row])
+        yield (line[:-2] + "\n").encode(errors="backslashreplace")
+
+
+def probability_column(label: str) -> str:
+    """The name of the column that holds a class's probability."""
+    return f"p({label})"
+
+
+def rounded(probability: Any) -> float:
+    """A probability as it is written: six decimals, whatever the float type it was computed in."""
+    return round(float(probability), PROBABILITY_DIGITS)
+
+
+class _Echo:
+    """A file for csv.writer whose write hands the line back instead of keeping it."""
+
+    def write(self, line: str) -> str:
+        return line
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, bool | list | tuple | dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return value
+
+
+class Predictor(Protocol):
+    """Anything that classifies texts: a run in PyTorch, an exported exported model, a stand-in in a test."""
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The classes, in the order of the columns that ``predict_probabilities`` returns."""
+        ...
+
+    def predict_probabilities(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Probabilities of shape (texts, classes); rows in the order of ``texts``, each summing to one."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier says of one text.
+
+    Attributes:
+        label: the most probable class; of equals, the one with the lowest id. None: there is no answer, for
+            the ``reason``.
+        probability: the highest probability, 0 to 1, whether or not it was enough.
+        probabilities: the probability of every class by name, in id order.
+        candidates: the classes in question, the most probable first; None where nobody asked for any.
+        reason: why there is no label; None where there is one.
+        off_topic: share of the classifier's own texts that look at least as foreign, 0 to 1; None: not known.
+    """
+
+    label: str | None
+    probability: float
+    probabilities: dict[str, float]
+    candidates: tuple[str, ...] | None = None
+    reason: str | None = None
+    off_topic: float | None = None
+
+    def top_k(self, k: int) -> tuple[tuple[str, float], ...]:
+        """The ``k`` most probable classes with their probabilities; all of them where there are fewer.
+
+        Raises UserError unless k is at least 1.
+        """
+        _check_top_k(k)
+        ranked = sorted(self.probabilities.items(), key=lambda entry: -entry[1])
+        return tuple(ranked[:k])
+
+    def to_dict(self, top_k: int | None = None) -> dict[str, Any]:
+        """JSON types, rounded to six decimals: ``label``, ``probability``, and the other classes.
+
+        Without ``top_k`` these are an object ``probabilities`` of all classes in id order; with it, a list
+        ``top_k`` of objects with ``label`` and ``probability``, the most probable first. Where candidates
+        were asked for, ``candidates`` and ``reason`` stand before them; ``off_topic`` where it is known.
+        """
+        content: dict[str, Any] = {"label": self.label, "probability": rounded(self.probability)}
+        if self.candidates is not None:
+            content[CANDIDATES] = list(self.candidates)
+        if self.candidates is not None or self.reason is not None:
+            content[REASON] = self.reason
+        if self.off_topic is not None:
+            content[OFF_TOPIC] = rounded(self.off_topic)
+        if top_k is None:
+            return content | {"probabilities": {name: rounded(p) for name, p in self.probabilities.items()}}
+        ranked = [{"label": name, "probability": rounded(p)} for name, p in self.top_k(top_k)]
+        return content | {"top_k": ranked}
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a classifier says of many texts, in their order; a sequence of ``Prediction``.
+
+    Attributes:
+        probabilities: float32 of shape (rows, classes).
+        label_names: class names in id order.
+        rule: what is answered, and which classes are named otherwise; None: every row gets its best class.
+        off_topic: p-values, (rows,): the share of the classifier's own texts that look at least as foreign;
+            None: not known.
+        unreadable: of each row, why its text says nothing and gets no answer, as "empty text"; None where it
+            says something, and for all rows together where such texts are answered like others.
+        truncation: how many of the texts were cut; None: not known.
+
+    Raises ValueError when the first two do not fit, and UserError when the classifier gave anything but
+    numbers.
+    """
+
+    probabilities: NDArray[np.float32]
+    label_names: tuple[str, ...]
+    rule: DecisionRule | None = None
+    off_topic: NDArray[np.float32] | None = None
+    unreadable: tuple[str | None, ...] | None = None
+    truncation: Truncation | None = None
+
+    def __post_init__(self) -> None:
+        """Bring the probabilities to float32 and refuse what cannot be a prediction."""
+        probabilities = np.asarray(self.probabilities, dtype=np.float32)
+        if probabilities.ndim != 2 or probabilities.shape[1] != len(self.label_names):
+            raise ValueError(f"probabilities of shape {probabilities.shape} for labels {self.label_names}")
+        if not np.isfinite(probabilities).all():
+            row = int(np.argmin(np.isfinite(probabilities).all(axis=1)))
+            raise UserError(
+                "the model does not predict numbers; its training diverged, or its file is damaged",
+                found=f"probabilities {probabilities[row].tolist()} for row {row}",
+                fix="train again with a lower learning rate or in float32",
+            )
+        object.__setattr__(self, "probabilities", probabilities)
+
+    @classmethod
+    def from_logits(cls, logits: NDArray[np.floating], label_names: Sequence[str]) -> Predictions:
+        """From a classifier's raw outputs, (rows, classes)."""
+        return cls(softmax(logits), tuple(label_names))
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.probabilities)
+
+    def __getitem__(self, row: int) -> Prediction:
+        """The prediction for one row."""
+        distribution = self.probabilities[row].tolist()
+        by_name = dict(zip(self.label_names, distribution, strict=True))
+        return Prediction(
+            self.labels[row],
+            max(distribution),
+            by_name,
+            self.candidates_of(row),
+            self.reasons[row],
+            None if self.off_topic is None else float(self.off_topic[row]),
+        )
+
+    def __iter__(self) -> Iterator[Prediction]:
+        """The predictions in row order."""
+        return (self[row] for row in range(len(self)))
+
+    @property
+    def class_ids(self) -> NDArray[np.int64]:
+        """The most probable class of each row, answered or not, (rows,); of equals, the lowest id."""
+        return np.asarray(self.probabilities.argmax(axis=1), dtype=np.int64)
+
+    @cached_property
+    def answered(self) -> NDArray[np.bool_]:
+        """Which rows are given a label, (rows,)."""
+        if self.rule is None:
+            return ~self.silent
+        return self.rule.confident(self.probabilities) & ~self.foreign & ~self.silent
+
+    @cached_property
+    def silent(self) -> NDArray[np.bool_]:
+        """Which rows are not answered because their text says nothing, (rows,)."""
+        if self.unreadable is None:
+            return np.zeros(len(self), dtype=np.bool_)
+        return np.array([reason is not None for reason in self.unreadable], dtype=np.bool_)
+
+    @cached_property
+    def foreign(self) -> NDArray[np.bool_]:
+        """Which rows are not answered for being off topic, (rows,)."""
+        if self.rule is None:
+            return np.zeros(len(self), dtype=np.bool_)
+        return self.rule.foreign(self.off_topic, len(self))
+
+    @cached_property
+    def labels(self) -> tuple[str | None, ...]:
+        """The most probable class of each row, by name; None where it is not answered."""
+        pairs = zip(self.class_ids, self.answered, strict=True)
+        return tuple(self.label_names[i] if answered else None for i, answered in pairs)
+
+    @cached_property
+    def reasons(self) -> tuple[str | None, ...]:
+        """Why each row is not answered; None where it is."""
+        if self.answered.all():
+            return (None,) * len(self)
+        unsure = self.rule.reason() if self.rule is not None and self.rule.promise is not None else None
+        unreadable = self.unreadable or (None,) * len(self)
+        rows = zip(self.answered, unreadable, self.foreign, strict=True)
+        return tuple(
+            None if answered else silent or (FOREIGN if foreign else unsure)
+            for answered, silent, foreign in rows
+        )
+
+    def candidates_of(self, row: int) -> tuple[str, ...] | None:
+        """The classes in question for a row, the most probable first; None where no rule names any."""
+        if self.in_question is None:
+            return None
+        ranked = np.argsort(-self.probabilities[row], kind="stable")
+        return tuple(self.label_names[i] for i in ranked if self.in_question[row, i])
+
+    @cached_property
+    def in_question(self) -> NDArray[np.bool_] | None:
+        """Which classes are each row's candidates, (rows, classes); None where no rule names any."""
+        if self.rule is None or not self.rule.names_candidates:
+            return None
+        return self.rule.in_question(self.probabilities) & ~(self.foreign | self.silent)[:, None]
+
+    def top_k(self, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Class ids and probabilities of each row's ``k`` most probable classes, both (rows, k).
+
+        k is lowered to the number of classes. Of equals the lower id comes first.
+        Raises UserError unless k is at least 1.
+        """
+        _check_top_k(k)
+        ids = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :k]
+        return ids, np.take_along_axis(self.probabilities, ids, axis=1)
+
+    def to_dicts(self, top_k: int | None = None) -> list[dict[str, Any]]:
+        """``Prediction.to_dict`` of every row."""
+        return [prediction.to_dict(top_k) for prediction in self]
+
+
+def _check_top_k(k: int) -> None:
+    if k < 1:
+        raise UserError("--top-k asks for at least one class", found=str(k), fix="for example --top-k 3")

@@ -1,0 +1,262 @@
+"""An output that is gone once it is written: standard output, a pipe, a device."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
+
+from newsdesk.errors import UserError
+from newsdesk.files import atomic_writer, make_folder, remove_empty, remove_leftovers, write_json
+from newsdesk.model.tokenizer import Truncation
+
+_HEAD = 1 << 16  # bytes by which an input is recognised, besides its size and time of change
+
+Convert = Callable[[BinaryIO, BinaryIO], None]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """How far an output has come.
+
+    Attributes:
+        rows_read: rows of the input that are dealt with, bad ones included.
+        rejected: how many of them were bad.
+        output_bytes: length of the output so far.
+        rejects_bytes: length of the rejects so far.
+        complete: whether nothing is left but to put the files in their places.
+        unanswered: rows in the output that were left without a label,
+        unreadable: and how many of these because their text says nothing.
+        cut: texts that were longer than the model reads.
+        tokens: of all texts, before cutting.
+        lost: how many tokens were not read.
+    """
+
+    rows_read: int = 0
+    rejected: int = 0
+    output_bytes: int = 0
+    rejects_bytes: int = 0
+    complete: bool = False
+    unanswered: int = 0
+    unreadable: int = 0
+    cut: int = 0
+    tokens: int = 0
+    lost: int = 0
+
+    def plus(self, **counts: int) -> Checkpoint:
+        """The same with each of the named counts raised by so much."""
+        return replace(self, **{name: getattr(self, name) + more for name, more in counts.items()})
+
+    @property
+    def truncation(self) -> Truncation:
+        """How many of the texts were cut."""
+        return Truncation(self.rows_written, self.cut, self.tokens, self.lost)
+
+    @property
+    def rows_written(self) -> int:
+        """Rows that are in the output."""
+        return self.rows_read - self.rejected
+
+
+class PartFile:
+    """``OUTPUT.part``, its rejects, and a journal that says up to where they may be believed.
+
+    Every append is on the disk before the journal tells of it, so whatever kills the process, the journal
+    and the bytes up to its lengths belong together; what lies behind them is cut off.
+
+    Attributes:
+        destination: where the output goes in the end.
+        checkpoint: how far it has come.
+        left_over: whether an unfinished output of other input or settings had to be dropped.
+    """
+
+    def __init__(self, destination: Path, rejects: Path, job: Mapping[str, Any]) -> None:
+        self.destination = destination
+        self.rejects = rejects
+        self.part = _beside(destination, ".part")
+        self._rejects_part = _beside(rejects, ".part")
+        self._journal = _beside(destination, ".part.json")
+        self._job = json.loads(json.dumps(job))
+        self.checkpoint = Checkpoint()
+        self.left_over = False
+
+    @contextmanager
+    def opened(self) -> Iterator[PartFile]:
+        """Go on where the journal says, or begin. Raises UserError if another process is at it.
+
+        If the block fails before anything was appended, it leaves nothing behind, not even new folders.
+        """
+        made = [*make_folder(self.part.parent), *make_folder(self.rejects.parent)]
+        lock = FileLock(_beside(self.destination, ".part.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"another process is writing {self.destination}",
+                found=f"{lock.lock_file} is locked",
+                fix="wait until it has finished, or give --output another name",
+            ) from None
+        try:
+            self._restore()
+            yield self
+        except BaseException:
+            if not self.checkpoint.rows_read and not self.checkpoint.complete:
+                self.discard()
+            raise
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)  # before it is released: it is still ours
+            lock.release()
+            remove_empty(made)
+
+    def append(self, output: bytes, rejects: bytes, **counts: int) -> None:
+        """Add bytes to both files and make them last; ``counts`` are the checkpoint's, of the new rows.
+
+        Raises UserError where they cannot be written.
+        """
+        now = self.checkpoint
+        _append(self.part, now.output_bytes, output)
+        if rejects:
+            _append(self._rejects_part, now.rejects_bytes, rejects)
+        self._note(now.plus(**counts, output_bytes=len(output), rejects_bytes=len(rejects)))
+
+    def finish(self, convert: Convert | None = None) -> None:
+        """Put the files in their places, the output through ``convert`` if given, and drop the journal.
+
+        A file of rejects that an earlier output left there goes when this one has none.
+        """
+        if not self.checkpoint.complete:
+            self._note(replace(self.checkpoint, complete=True))
+        if self._rejects_part.is_file():
+            self._rejects_part.replace(self.rejects)
+        elif not self.checkpoint.rejects_bytes:
+            self.rejects.unlink(missing_ok=True)
+        if self.part.is_file():
+            if convert is not None:
+                with self.part.open("rb") as written, atomic_writer(self.destination) as sink:
+                    convert(written, sink)
+                self.part.unlink()
+            else:
+                self.part.replace(self.destination)
+        self._journal.unlink(missing_ok=True)
+
+    def _restore(self) -> None:
+        """Take up what the journal describes, if it is of the same job and the files hold as much."""
+        for path in (self._journal, self.destination):
+            remove_leftovers(path)
+        found = self._journal_content()
+        if found is not None and found["job"] == self._job:
+            checkpoint = Checkpoint(**found["checkpoint"])
+            pairs = (
+                (self.part, checkpoint.output_bytes),
+                (self._rejects_part, checkpoint.rejects_bytes),
+            )
+            if checkpoint.complete or all(_cut(path, length) for path, length in pairs):
+                self.checkpoint = checkpoint
+                return
+        self.left_over = found is not None
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove all that was written so far."""
+        for path in (self._journal, self.part, self._rejects_part):
+            path.unlink(missing_ok=True)
+
+    def _journal_content(self) -> dict[str, Any] | None:
+        try:
+            content = json.loads(self._journal.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            return {"job": None}
+        return content if isinstance(content, dict) and "job" in content else {"job": None}
+
+    def _note(self, checkpoint: Checkpoint) -> None:
+        write_json(self._journal, {"job": self._job, "checkpoint": asdict(checkpoint)})
+        self.checkpoint = checkpoint
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """What tells whether an input is still the same: its path, size, time of change and first bytes."""
+    status = path.stat()
+    with path.open("rb") as stream:
+        head = hashlib.sha256(stream.read(_HEAD)).hexdigest()
+    return {"path": str(path.resolve()), "size": status.st_size, "changed": status.st_mtime_ns, "head": head}
+
+
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
+
+
+def _cut(path: Path, length: int) -> bool:
+    """Cut a file to this length; False where it is shorter."""
+    if not path.is_file():
+        return length == 0
+    if path.stat().st_size < length:
+        return False
+    os.truncate(path, length)
+    return True
+
+
+def _append(path: Path, position: int, content: bytes) -> None:
+    try:
+        with path.open("r+b" if path.is_file() else "wb") as stream:
+            stream.seek(position)
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}",
+            found=error.strerror or str(error),
+            fix="make room and give the same command again: it goes on where it stopped",
+        ) from error
+
+
+class DirectOutput:
+    """Takes what a part file takes, and keeps no journal.
+
+    Attributes:
+        checkpoint: how far it has come.
+    """
+
+    def __init__(self, sink: BinaryIO, rejects: BinaryIO | None) -> None:
+        self.checkpoint = Checkpoint()
+        self._sink = sink
+        self._rejects = rejects
+
+    def append(self, output: bytes, rejects: bytes, **counts: int) -> None:
+        """Write both at once."""
+        self._sink.write(output)
+        self._sink.flush()
+        if self._rejects is not None:
+            self._rejects.write(rejects)
+        self.checkpoint = self.checkpoint.plus(**counts)
+
+
+@contextmanager
+def direct_output(
+    destination: Path | BinaryIO, rejects: Path | None, convert: Convert | None
+) -> Iterator[DirectOutput]:
+    """Write to a stream or a pipe's path, through ``convert`` in the end where the format needs it."""
+    with ExitStack() as files:
+        sink = files.enter_context(destination.open("wb")) if isinstance(destination, Path) else destination
+        waiting = files.enter_context(TemporaryFile()) if convert is not None else None
+        taker = files.enter_context(rejects.open("wb")) if rejects else None
+        output = DirectOutput(waiting or sink, taker)
+        try:
+            yield output
+        except BaseException:
+            if rejects is not None and not output.checkpoint.rows_read:
+                rejects.unlink(missing_ok=True)
+            raise
+        if convert is not None and waiting is not None:
+            waiting.seek(0)
+            convert(waiting, sink)

@@ -1,0 +1,230 @@
+"""How far a classifier's confidence may be believed: a temperature, and the rows it was fitted on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from newsdesk.files import damaged, write_bytes
+from newsdesk.metrics import expected_calibration_error
+from newsdesk.stored import read_stored, write_stored
+
+CALIBRATION = "calibration.json"
+CALIBRATION_ROWS = "calibration.safetensors"
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 100.0
+
+_HALVINGS = 60  # of the interval between the bounds: far below what float64 tells apart
+_FIX = "fit it again with newsdesk calibrate"
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutRows:
+    """What a classifier says of labelled rows that it did not learn from.
+
+    Attributes:
+        logits: float32 of shape (rows, classes), before any temperature.
+        labels: int64 class ids of shape (rows,).
+        sha256: ``Examples.fingerprint()`` of the rows.
+        distances: float32 of shape (rows,), how far each is from the training topics (`OffTopicScore`); None
+            where there is no such score, or an earlier version kept none.
+        readable: bool of shape (rows,), whether the text says anything: others get no answer, and nothing is
+            promised of them. None: not known, as in an earlier version, and all are taken for readable.
+
+    Raises ValueError when logits, labels and the others do not line up, or a logit is no finite number.
+    """
+
+    logits: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    sha256: str
+    distances: NDArray[np.float32] | None = None
+    readable: NDArray[np.bool_] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be calibrated on."""
+        if self.logits.ndim != 2 or self.labels.shape != (len(self.logits),) or not len(self.labels):
+            raise ValueError(f"logits of shape {self.logits.shape} for labels of shape {self.labels.shape}")
+        if not np.isfinite(self.logits).all():
+            raise ValueError("logits that are not finite numbers")
+        for name, column in (("distances", self.distances), ("readable", self.readable)):
+            if column is not None and column.shape != self.labels.shape:
+                raise ValueError(f"{name} of shape {column.shape} for {len(self.labels)} rows")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A figure before and after the logits are divided by the temperature."""
+
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A temperature and what it changed on the rows it was fitted on.
+
+    Attributes:
+        temperature: what logits are divided by; above 1 it makes a classifier less sure.
+        rows: how many it was fitted on.
+        source: where they came from.
+        sha256: their fingerprint.
+        expected_calibration_error: 0 to 1, as in ``metrics``, on these very rows.
+        negative_log_likelihood: nats per row, likewise.
+        how: the method, in words.
+        folded: what an export's logits are divided by already, in the weights of its last layer, so that
+            other programs give calibrated probabilities; 1: nothing.
+    """
+
+    temperature: float
+    rows: int
+    source: str
+    sha256: str
+    expected_calibration_error: Change
+    negative_log_likelihood: Change
+    how: str
+    folded: float = 1.0
+
+
+def softmax(logits: NDArray[np.floating], temperature: float = 1.0) -> NDArray[np.float32]:
+    """Probabilities over the last axis of logits divided by ``temperature``, in the logits' shape.
+
+    Subtracts each row's maximum, so that no exponential overflows, and computes in float64.
+    """
+    exact = np.asarray(logits, dtype=np.float64)
+    exponentials = np.exp((exact - exact.max(axis=-1, keepdims=True)) / temperature)
+    return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True), dtype=np.float32)
+
+
+def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
+    """The temperature that makes held-out labels most likely (Guo et al., 2017).
+
+    ``logits`` is (rows, classes), ``labels`` are class ids (rows,). In 1/temperature the negative
+    log-likelihood is convex, so that bisection of its slope finds the one minimum. Besides the rows there
+    counts one whose class is not known, its target spread evenly, after Platt's (1999) smoothed targets:
+    rows that are all right ask for certainty, which n rows cannot show; they get about n in n + 1.
+    The answer lies between 0.01 and 100, and is 1 where no temperature changes anything: one class, or
+    logits that do not differ.
+    """
+    scores = np.asarray(logits, dtype=np.float64)
+    scores = scores - scores.max(axis=1, keepdims=True)
+    if not scores.any():
+        return 1.0
+    unknown = 1 / (len(scores) + 1)
+    of_true = scores[np.arange(len(scores)), labels]
+    wanted = float(((1 - unknown) * of_true + unknown * scores.mean(axis=1)).mean())
+    low, high = np.log(LOWEST_TEMPERATURE), np.log(HIGHEST_TEMPERATURE)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        exponentials = np.exp(scores / np.exp(middle))
+        expected = (exponentials * scores).sum(axis=1) / exponentials.sum(axis=1)
+        if expected.mean() > wanted:  # surer than the labels allow
+            low = middle
+        else:
+            high = middle
+    # exp(log(x)) may miss x by a last digit, which must not leave the bounds.
+    return float(np.clip(np.exp((low + high) / 2), LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE))
+
+
+def negative_log_likelihood(
+    logits: NDArray[np.floating], labels: NDArray[np.integer], temperature: float = 1.0
+) -> float:
+    """Mean -ln p(true class) in nats; ``logits`` (rows, classes), ``labels`` (rows,); nothing is clipped."""
+    scores = np.asarray(logits, dtype=np.float64) / temperature
+    scores = scores - scores.max(axis=1, keepdims=True)
+    return float((np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(len(scores)), labels]).mean())
+
+
+def calibrate(rows: HeldOutRows, source: str) -> Calibration:
+    """Fit the temperature on held-out rows that came from ``source``, and measure what it changes."""
+    temperature = fit_temperature(rows.logits, rows.labels)
+    bounds = (LOWEST_TEMPERATURE * 1.001, HIGHEST_TEMPERATURE / 1.001)
+    at_bound = "" if bounds[0] < temperature < bounds[1] else "; the rows ask for more than the bound"
+    return Calibration(
+        temperature=temperature,
+        rows=len(rows.labels),
+        source=source,
+        sha256=rows.sha256,
+        expected_calibration_error=Change(_error_at(rows, 1.0), _error_at(rows, temperature)),
+        negative_log_likelihood=Change(
+            negative_log_likelihood(rows.logits, rows.labels),
+            negative_log_likelihood(rows.logits, rows.labels, temperature),
+        ),
+        how=f"temperature scaling (Guo et al., 2017), least negative log-likelihood{at_bound}",
+    )
+
+
+def store_calibration(folder: Path, rows: HeldOutRows, source: str, *, folded: float = 1.0) -> Calibration:
+    """Fit a temperature and keep it, with the rows, as two files in a run or exported model; each is atomic.
+
+    ``folded`` is what an export's head divides by. Whoever calls this seals the folder afterwards.
+    """
+    found = replace(calibrate(rows, source), folded=folded)
+    _write_rows(folder, rows)
+    write_calibration(folder, found)
+    return found
+
+
+def write_calibration(folder: Path, found: Calibration) -> None:
+    """Write the calibration alone, without its rows. Atomic."""
+    write_stored(folder / CALIBRATION, found)
+
+
+def store_distances(folder: Path, distances: NDArray[np.float32]) -> None:
+    """Keep the distances (rows,) of the rows that ``store_calibration`` kept before; nothing without rows.
+
+    Raises ValueError where these are other rows, by their number.
+    """
+    rows = read_held_out_rows(folder)
+    if rows is not None:
+        _write_rows(folder, replace(rows, distances=distances))
+
+
+def _write_rows(folder: Path, rows: HeldOutRows) -> None:
+    from safetensors.numpy import save
+
+    tensors: dict[str, NDArray[Any]] = {
+        "logits": np.ascontiguousarray(rows.logits, dtype=np.float32),
+        "labels": np.ascontiguousarray(rows.labels, dtype=np.int64),
+    }
+    if rows.distances is not None:
+        tensors["distances"] = np.ascontiguousarray(rows.distances, dtype=np.float32)
+    if rows.readable is not None:
+        tensors["readable"] = np.ascontiguousarray(rows.readable, dtype=np.bool_)
+    write_bytes(folder / CALIBRATION_ROWS, save(tensors, metadata={"sha256": rows.sha256}))
+
+
+def read_calibration(folder: Path) -> Calibration | None:
+    """The calibration of a run or exported model; None in one made without. Raises UserError if damaged."""
+    path = folder / CALIBRATION
+    if not path.is_file():
+        return None
+    found = read_stored(path, Calibration, fix=_FIX)
+    if not LOWEST_TEMPERATURE <= found.temperature <= HIGHEST_TEMPERATURE:
+        raise damaged(path, f"a temperature of {found.temperature}", fix=_FIX)
+    return found
+
+
+def read_held_out_rows(folder: Path) -> HeldOutRows | None:
+    """The rows that a run or exported model was calibrated on, if any. Raises UserError if damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / CALIBRATION_ROWS
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="np") as file:
+            sha256 = (file.metadata() or {})["sha256"]
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            optional = (tensors.get(name) for name in ("distances", "readable"))
+            return HeldOutRows(tensors["logits"], tensors["labels"], sha256, *optional)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise damaged(path, str(error), fix=_FIX) from None
+
+
+def _error_at(rows: HeldOutRows, temperature: float) -> float:
+    probabilities = softmax(rows.logits, temperature).astype(np.float64)
+    correct = probabilities.argmax(axis=1) == rows.labels
+    return expected_calibration_error(probabilities.max(axis=1), correct)

@@ -1,0 +1,150 @@
+"""The folder that an export leaves: what lies where in it, and whether it is as it was written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, get_args
+
+from newsdesk.data.duplicates import KnownTexts
+from newsdesk.files import damaged, read_json, sha256_of
+from newsdesk.runs.calibration import CALIBRATION, CALIBRATION_ROWS
+from newsdesk.runs.folder import MANIFEST, Labels
+from newsdesk.runs.manifest import ExportedRun
+from newsdesk.runs.off_topic import OFF_TOPIC
+from newsdesk.stored import read_stored, write_stored
+
+Kind = Literal["merged", "onnx-fp32", "onnx-int8"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+PREFERRED: tuple[Kind, ...] = ("onnx-int8", "onnx-fp32")
+"""The kinds that a run predicts with where it has been exported, the first choice first."""
+
+MODEL_FILES: dict[Kind, str] = {
+    "merged": "model.safetensors",
+    "onnx-fp32": "onnx/model.onnx",
+    "onnx-int8": "onnx/model_quantized.onnx",
+}
+"""Where each kind keeps its weights; the onnx names are those that transformers.js and optimum look for."""
+
+LOGITS, FEATURES = "logits", "features"
+"""The outputs of every onnx graph."""
+
+QUALITY = "quality.json"
+"""What an export was found to be worth, by the gate."""
+
+_FIX = "copy the exported model anew from where it is whole, or export it again with newsdesk export"
+
+_FITTED = (CALIBRATION, CALIBRATION_ROWS, OFF_TOPIC)
+"""What is fitted on held-out rows, and may be again after the export."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportManifest:
+    """The manifest of an export.
+
+    Attributes:
+        kind: what was exported.
+        newsdesk: the version that wrote it.
+        run: the run that it was made of.
+        max_length: tokens that a text is cut to.
+        files: the sha256 of every file but this one, by its path in the folder.
+    """
+
+    kind: Kind
+    newsdesk: str
+    run: ExportedRun
+    max_length: int
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """Paths and facts of one finished export; nothing is read before it is asked for.
+
+    The folder holds ``config.json`` and the tokenizer as transformers writes them, ``labels.json`` as a run
+    has it, the model under the name that ``MODEL_FILES`` gives its kind, ``quality.json`` with what the
+    export was found to be worth, the two files of a calibration by its own logits where rows were held out,
+    and ``manifest.json``, written last, with the sha256 of every file.
+    """
+
+    path: Path
+
+    @property
+    def kind(self) -> Kind:
+        """What was exported."""
+        return self.manifest.kind
+
+    @property
+    def model(self) -> Path:
+        """The file of the weights."""
+        return self.path / MODEL_FILES[self.kind]
+
+    @property
+    def metrics(self) -> Path:
+        """Evaluation results by split, once there are some."""
+        return self.path / "metrics.json"
+
+    def known_texts(self) -> KnownTexts | None:
+        """As ``RunFolder.known_texts``: the export carries a copy."""
+        return KnownTexts.of_folder(self.path)
+
+    @cached_property
+    def manifest(self) -> ExportManifest:
+        """Kind, versions, the run it was made of, and the sha256 of every file."""
+        return read_stored(self.path / MANIFEST, ExportManifest, fix=_FIX)
+
+    @cached_property
+    def labels(self) -> Labels:
+        """Class names in id order, how a row becomes a text, where it is cut."""
+        return Labels.read(self.path, fix=_FIX)
+
+    @cached_property
+    def pad_id(self) -> int:
+        """The token id that fills rows up to the longest of their batch."""
+        return int(read_json(self.path / "config.json", fix=_FIX).get("pad_token_id") or 0)
+
+    def verify(self, name: str | None = None) -> None:
+        """Check the files, or the one called ``name``, against the manifest's sha256.
+
+        Raises UserError for the first that is missing or differs.
+        """
+        recorded = self.manifest.files
+        for file in recorded if name is None else (name,):
+            path = self.path / file
+            found = sha256_of(path) if path.is_file() else "no such file"
+            if found != recorded.get(file):
+                stated = recorded.get(file, "not named")
+                raise damaged(path, f"{found}, in the manifest {stated}", fix=_FIX)
+
+    def verify_model(self) -> None:
+        """Check the file of the weights against the manifest. Raises UserError as ``verify`` does."""
+        self.verify(MODEL_FILES[self.kind])
+
+    def verify_calibration(self) -> None:
+        """Check what was fitted on held-out rows, where it has it. Raises UserError as ``verify`` does."""
+        for name in _FITTED:
+            if name in self.manifest.files or (self.path / name).exists():
+                self.verify(name)
+
+    def seal_calibration(self) -> None:
+        """Write the manifest anew with the sha256 of a calibration that was made since."""
+        hashes = {name: sha256_of(self.path / name) for name in _FITTED if (self.path / name).is_file()}
+        write_stored(self.path / MANIFEST, replace(self.manifest, files={**self.manifest.files, **hashes}))
+        self.__dict__.pop("manifest", None)  # read before, it is out of date now
+
+
+def find_exported(path: Path) -> ExportedModel | None:
+    """The finished export at ``path``; None for anything else, such as a run, whose manifest has no kind."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return ExportedModel(path) if isinstance(manifest, dict) and "kind" in manifest else None
+
+
+def preferred_export(run: Path) -> ExportedModel | None:
+    """The export inside a run's folder that it predicts with: int8, else float32, else None."""
+    return next(filter(None, (find_exported(run / "export" / kind) for kind in PREFERRED)), None)

@@ -1,0 +1,313 @@
+"""The folder a training leaves: what lies where in it, and how it is sealed. No torch in here."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from newsdesk.data.columns import TextLayout
+from newsdesk.data.duplicates import KNOWN_TEXTS, KnownTexts
+from newsdesk.errors import UserError
+from newsdesk.files import sha256_of, write_text
+from newsdesk.runs.calibration import CALIBRATION, CALIBRATION_ROWS
+from newsdesk.runs.manifest import Manifest
+from newsdesk.runs.off_topic import OFF_TOPIC
+from newsdesk.stored import KEY, read_content, read_stored, write_stored
+
+MANIFEST = "manifest.json"
+LABELS = "labels.json"
+CARD = "README.md"
+METRICS = "metrics.json"
+HEADER = "# The recipe of a run of newsdesk: every value, and where it came from.\n"
+"""How a run's recipe.toml begins, so that nobody else's file of that name is taken for one."""
+
+_CHECKPOINTS = "checkpoints"
+_OF_TRAINING = {
+    *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
+    *(LABELS, "log.jsonl", "recipe.toml"),
+    *(f"tokenizer/{name}" for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")),
+    *(f"tokenizer/{name}" for name in ("special_tokens_map.json", "added_tokens.json", "vocab.txt")),
+    *(f"tokenizer/{name}" for name in ("vocab.json", "merges.txt", "tokenizer.model", "spiece.model")),
+}
+"""What an unfinished run keeps when it goes on; the rest tells of a state that will not be the last."""
+_OF_THE_END = {METRICS, CALIBRATION, CALIBRATION_ROWS, OFF_TOPIC, KNOWN_TEXTS}
+_CHECKPOINT = re.compile(r"checkpoints/step-\d+-[0-9a-f]+\.safetensors")
+_PREDICTIONS = re.compile(r"predictions-(.+)\.csv")
+_PART = re.compile(r"\..+\.part")
+_REPORT = b'<meta name="generator" content="newsdesk'
+_ORIGIN = re.compile(r"^\w+ = .*  # (default|flag|flag --set|recipe .+|imported)$", re.MULTILINE)
+"""A line of a recipe from before it had a header."""
+
+_FIX = "copy the run anew from where it is whole, or train it again"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What PEFT's folder forgets: class names in id order, how a row becomes a text, where it is cut."""
+
+    names: tuple[str, ...] = field(metadata={KEY: "labels"})
+    layout: TextLayout = field(metadata={KEY: "text"})
+    max_length: int
+
+    def write(self, folder: Path) -> None:
+        """Write them as labels.json."""
+        write_stored(folder / LABELS, self)
+
+    @classmethod
+    def read(cls, folder: Path, *, fix: str) -> Labels:
+        """The labels.json of a run or an export. Raises UserError, with ``fix``, when it is damaged."""
+        return read_stored(folder / LABELS, cls, fix=fix)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside one run; nothing is read before it is asked for."""
+
+    path: Path
+
+    @property
+    def adapter(self) -> Path:
+        """PEFT's two files."""
+        return self.path / "adapter"
+
+    @property
+    def tokenizer(self) -> Path:
+        """tokenizer.json and its settings."""
+        return self.path / "tokenizer"
+
+    @property
+    def recipe(self) -> Path:
+        """Every value of the recipe and where it came from."""
+        return self.path / "recipe.toml"
+
+    @property
+    def log(self) -> Path:
+        """One event a line."""
+        return self.path / "log.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What an unfinished training goes on from."""
+        return self.path / _CHECKPOINTS
+
+    @property
+    def metrics(self) -> Path:
+        """Evaluation results by split."""
+        return self.path / "metrics.json"
+
+    @property
+    def off_topic(self) -> Path:
+        """By which it says how foreign a text is; missing where no rows were held out."""
+        return self.path / OFF_TOPIC
+
+    def known_texts(self) -> KnownTexts | None:
+        """Hashes of the texts it learned from; None in a run made without. Raises UserError if damaged."""
+        return KnownTexts.of_folder(self.path)
+
+    @cached_property
+    def labels(self) -> Labels:
+        """The content of labels.json."""
+        return Labels.read(self.path, fix=_FIX)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """Versions, seeds, data fingerprints, the base model, and the sha256 of every file."""
+        return read_stored(self.path / MANIFEST, Manifest, fix=_FIX)
+
+    def write_labels(self, labels: Labels) -> None:
+        """Write labels.json."""
+        labels.write(self.path)
+        self.__dict__.pop("labels", None)  # read before, they are out of date now
+
+    def write_recipe(self, toml: str) -> None:
+        """Write recipe.toml, with a header that tells whose it is."""
+        write_text(self.recipe, HEADER + toml)
+
+    def seal(self, manifest: Manifest, *, wrote: Path | None = None) -> None:
+        """Write the manifest, last of all, with the sha256 of every other file of the run.
+
+        ``wrote`` is a folder in the run, all of whose files newsdesk has just written: an export.
+        """
+        files = {*own_files(self.path, exported=manifest.files)} - {self.path / MANIFEST}
+        if wrote is not None:
+            files |= {path for path in wrote.rglob("*") if path.is_file()}
+        if (self.path / CARD).is_file():
+            files.add(self.path / CARD)
+        sealed = sorted(file for file in files if not file.is_relative_to(self.checkpoints))
+        hashes = {file.relative_to(self.path).as_posix(): sha256_of(file) for file in sealed}
+        write_stored(self.path / MANIFEST, replace(manifest, files=hashes))
+        self.__dict__.pop("manifest", None)  # read before, it is out of date now
+
+    def reseal(self, *, wrote: Path | None = None) -> None:
+        """Write the manifest anew after files were added, its facts unchanged; ``wrote`` as for ``seal``."""
+        self.seal(read_stored(self.path / MANIFEST, Manifest, fix=_FIX), wrote=wrote)
+
+    def is_complete(self) -> bool:
+        """Whether the run is sealed and its training came to its own end."""
+        return (self.path / MANIFEST).is_file() and not self.manifest.is_interrupted
+
+    def reopen(self) -> None:
+        """Break the seal of an interrupted run that goes on, and remove what was made of its state so far."""
+        stale = own_files(self.path)
+        (self.path / MANIFEST).unlink(missing_ok=True)
+        for file in stale:
+            name = file.relative_to(self.path).as_posix()
+            if name not in _OF_TRAINING and not _CHECKPOINT.fullmatch(name):
+                remove_file(file, self.path)
+        self.__dict__.pop("manifest", None)
+
+
+def own_files(run: Path, *, exported: Mapping[str, str] | None = None) -> list[Path]:
+    """The files in a folder that newsdesk wrote as parts of a run, without the card, which has an owner.
+
+    Files of exports are known by the manifest, or by ``exported``, the files that one names. Links to folders
+    are not followed.
+    """
+    if exported is None:
+        exported = RunFolder(run).manifest.files if run_state(run) == "a finished run" else {}
+    found = []
+    for folder, folders, names in os.walk(run):
+        if Path(folder) == run:
+            folders[:] = [name for name in folders if not name.startswith(".")]
+        evaluated = _evaluated_splits(Path(folder))
+        for name in names:
+            path = Path(folder) / name
+            if _is_own(path, path.relative_to(run).as_posix(), evaluated, exported):
+                found.append(path)
+    return sorted(found)
+
+
+def _is_own(path: Path, name: str, evaluated: Collection[str], exported: Mapping[str, str]) -> bool:
+    if name in _OF_TRAINING or name in _OF_THE_END or name == MANIFEST or _CHECKPOINT.fullmatch(name):
+        return True
+    if name.startswith("export/"):
+        return name in exported or _is_figure(path, evaluated)
+    if "/" in name:
+        return bool(
+            name.startswith(("adapter/", "tokenizer/", "checkpoints/")) and _PART.fullmatch(path.name)
+        )
+    return bool(_is_figure(path, evaluated) or _PART.fullmatch(name) or is_report(path))
+
+
+def figures_in(folder: Path) -> list[Path]:
+    """What evaluations left in a folder: metrics.json, and the predictions of the splits that it names."""
+    evaluated = _evaluated_splits(folder)
+    return [path for path in folder.iterdir() if path.is_file() and _is_figure(path, evaluated)]
+
+
+def _is_figure(path: Path, evaluated: Collection[str]) -> bool:
+    """Whether an evaluation left the file: metrics.json, or the predictions of a split that it names."""
+    named = _PREDICTIONS.fullmatch(path.name)
+    return bool(evaluated) and (path.name == METRICS or (named is not None and named[1] in evaluated))
+
+
+def _evaluated_splits(folder: Path) -> Collection[str]:
+    try:
+        return read_content(folder / METRICS, fix="") if (folder / METRICS).is_file() else ()
+    except UserError:
+        return ()
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a page that newsdesk report wrote."""
+    if path.suffix != ".html" or not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return _REPORT in stream.read(2000)
+
+
+def remove_file(path: Path, top: Path) -> None:
+    """Remove a file, and its folders up to ``top`` that this leaves empty."""
+    path.unlink(missing_ok=True)
+    for folder in path.relative_to(top).parents[:-1]:
+        with suppress(OSError):
+            (top / folder).rmdir()
+
+
+def run_state(path: Path) -> Literal["a finished run", "an unfinished run"] | None:
+    """What a folder holds, by the content of its files and not by their names; None: no run."""
+    with suppress(UserError):
+        read_stored(path / MANIFEST, Manifest, fix=_FIX)
+        return "a finished run"
+    try:
+        recipe = (path / "recipe.toml").read_text(encoding="utf-8")
+        Labels.read(path, fix=_FIX)
+    except (OSError, ValueError, UserError):
+        return None
+    return "an unfinished run" if recipe.startswith(HEADER) or _ORIGIN.search(recipe) else None
+
+
+def open_run(path: Path) -> RunFolder:
+    """A finished run. Raises UserError when the folder is missing, not a run, or an unfinished one."""
+    if not path.is_dir():
+        raise UserError(
+            f"there is no run at {path}",
+            found="no such folder" if not path.exists() else "a file, not a folder",
+            fix="give the folder that newsdesk train --out wrote",
+        )
+    settle(path)
+    run = RunFolder(path)
+    if not (path / MANIFEST).is_file():
+        if run_state(path):
+            raise UserError(
+                f"the run {path} is unfinished",
+                found="it has a recipe but no manifest.json, which is written last",
+                fix=f"continue it with newsdesk train --out {path} --resume",
+            )
+        raise UserError(
+            f"{path} is not a run of newsdesk",
+            found=", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "an empty folder",
+            fix="give the folder that newsdesk train --out wrote; "
+            "an adapter trained elsewhere becomes a run by newsdesk import-adapter",
+        )
+    return run
+
+
+READY, MOVING = ".ready", ".moving"
+"""Folders in a run's: a finished one that is to take its place, and the same while its files are moved."""
+
+
+def settle(out: Path) -> None:
+    """Let a run that waits in ``out`` take the place of the one there: what a kill may have left undone.
+
+    The old run's own files go, its card stays, and so does what newsdesk did not write. Raises UserError
+    where nothing can be written.
+    """
+    ready, moving = out / READY, out / MOVING
+    if not (ready.is_dir() or moving.is_dir()):
+        return
+    from filelock import FileLock
+
+    try:
+        with FileLock(out / ".settling.lock"):
+            if ready.is_dir():
+                # The manifest goes last: it tells which of the exports' files are newsdesk's.
+                for file in sorted(own_files(out), key=lambda path: path == out / MANIFEST):
+                    remove_file(file, out)
+                ready.rename(moving)
+            if moving.is_dir():
+                files = [file for file in moving.rglob("*") if file.is_file()]
+                for file in sorted(files, key=lambda path: path == moving / MANIFEST):
+                    place = out / file.relative_to(moving)
+                    if place.name == CARD and place.is_file():
+                        continue
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    file.replace(place)
+                shutil.rmtree(moving)
+            (out / ".settling.lock").unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(out, error) from error
+
+
+def unwritable(out: Path, error: OSError) -> UserError:
+    """The error for a folder that no run can be written to."""
+    return UserError(
+        f"no run can be written to {out}", found=error.strerror, fix="choose another folder with --out"
+    )
