@@ -41,6 +41,7 @@ from newsdesk.evaluation.audit.label_issues import (
     rank_label_errors,
 )
 from newsdesk.model.catalog import resolve_base
+from newsdesk.progress import Progress, Unit
 
 Labels = NDArray[np.int64]
 Probabilities = NDArray[np.float64]
@@ -196,7 +197,7 @@ def main() -> None:
     asked = parser.parse_args()
     flags: dict[str, Any] = dict.fromkeys(("text", "label", "template", "progress")) | {"dialect": DETECTED}
     rows = load_audited(asked.data, split="train", test=None, normaliser=asked.normaliser, **flags).examples
-    vectors = embed(rows.texts, resolve_base(asked.base), asked.store, count=counter(len(rows)))
+    vectors = embed(rows.texts, resolve_base(asked.base), asked.store, progress=said_now_and_then())
     if asked.rows is not None:
         chosen = np.sort(np.random.default_rng(asked.seed).permutation(len(rows))[: asked.rows])
         rows, vectors = rows.select(chosen), vectors[chosen]
@@ -220,17 +221,16 @@ def main() -> None:
     )
 
 
-def counter(total: int) -> Callable[[int], None]:
+def said_now_and_then() -> Progress:
     """Say how many rows are embedded, every half minute."""
-    state = {"done": 0, "said": time.monotonic()}
+    said = [time.monotonic()]
 
-    def count(rows: int) -> None:
-        state["done"] += rows
-        if time.monotonic() - state["said"] > 30:
-            state["said"] = time.monotonic()
-            print(f"{state['done']:,.0f} of {total:,} embedded", file=sys.stderr, flush=True)
+    def say(done: int, total: int | None, what: str, unit: Unit = "bytes", /) -> None:
+        if time.monotonic() - said[0] > 30:
+            said[0] = time.monotonic()
+            print(f"{what}: {done:,} of {total:,} {unit}", file=sys.stderr, flush=True)
 
-    return count
+    return say
 
 
 if __name__ == "__main__":

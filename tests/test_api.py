@@ -77,10 +77,12 @@ def test_a_run_is_overwritten_only_when_asked(tiny_base, topical_csv, run):
 
 
 def test_evaluating_counts_every_row_and_announces_them_first(run, topical_csv):
-    counted: list[int] = []
-    newsdesk.evaluate(run, str(topical_csv), count=counted.append, start=counted.append)
-    rows, *batches = counted
-    assert rows == sum(batches) == 240
+    reports: list[tuple[object, ...]] = []
+    newsdesk.evaluate(run, str(topical_csv), progress=lambda *report: reports.append(report))
+    counts = [done for done, *of in reports if of == [240, "classifying", "rows"]]
+    assert len(counts) > 2
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (0, 240)
 
 
 def test_evaluating_answers_to_the_classes_by_name(run, write_rows, tmp_path):

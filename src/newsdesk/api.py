@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from newsdesk.evaluation.rows import LearnedRowsRule, Reading
     from newsdesk.exports.export import Export
     from newsdesk.exports.parity import Quality
-    from newsdesk.hub.source import Progress
     from newsdesk.prediction.abstention import DecisionRule
     from newsdesk.prediction.classifier import Classifier
+    from newsdesk.progress import Progress
     from newsdesk.reports.gather import Texts
     from newsdesk.reports.page import Report
     from newsdesk.runs.calibration import Calibration
@@ -40,8 +40,6 @@ __all__ = [
     "train",
     "train_resolved",
 ]
-
-Counter = Callable[[int], None]
 
 
 def train(
@@ -145,9 +143,7 @@ def evaluate(
     split: str = "test",
     baseline: bool = False,
     with_text: bool = False,
-    count: Counter | None = None,
     progress: Progress | None = None,
-    start: Counter = lambda _rows: None,
     **reading: Unpack[Reading],
 ) -> Evaluation:
     """Evaluate a run or export on labelled rows; write ``metrics.json`` and ``predictions-<split>.csv``.
@@ -157,8 +153,7 @@ def evaluate(
         data, split: named data set, folder or file, and which of its splits; the key in metrics.json.
         baseline: also fit TF-IDF + linear SVM on the run's own training rows, and compare.
         with_text: put the texts into the predictions file.
-        start, count: called with the number of rows before the first batch, and of every batch done.
-        progress: called while things are fetched.
+        progress: called while things are fetched, and with the rows done.
         reading: ``text``, ``label``, ``template``, ``dialect``, ``unknown_labels``: how columns and labels
             are read, as for :func:`evaluation_rows`.
 
@@ -176,11 +171,12 @@ def evaluate(
     known = known_texts_of(run, progress)
     learned_from = training_rows(run, progress) if baseline else None
     predictor = load_as_named(run, progress)
-    start(len(rows))
     encoded = predictor.encode(rows.texts)
-    logits = predictor.logits(encoded.ids, progress=count)
+    logits = predictor.logits(encoded.ids, progress=progress)
     probabilities = softmax(logits, predictor.temperature)
-    reference = None if learned_from is None else linear_baseline(learned_from, rows, seed=0)
+    reference = (
+        None if learned_from is None else linear_baseline(learned_from, rows, seed=0, progress=progress)
+    )
     evaluation = evaluate_examples(
         probabilities,
         rows,
@@ -205,9 +201,9 @@ def predict_table(
     *,
     text: Sequence[str] | None = None,
     template: str | None = None,
-    count: Counter | None = None,
     rule: DecisionRule | None = None,
     answer_empty: bool = False,
+    progress: Progress | None = None,
 ) -> Predictions:
     """Classify every row of a table, its texts made as the run's training texts were.
 
@@ -216,7 +212,7 @@ def predict_table(
     that say nothing are.
     """
     texts = predictor.layout.for_table(table, text=text, template=template).texts(table)
-    return predictor.classify(texts, rule, answer_empty=answer_empty, progress=count)
+    return predictor.classify(texts, rule, answer_empty=answer_empty, progress=progress)
 
 
 def calibrate(
@@ -224,9 +220,7 @@ def calibrate(
     data: Sequence[str] = (),
     *,
     learned_rows: LearnedRowsRule = "error",
-    count: Counter | None = None,
     progress: Progress | None = None,
-    start: Counter = lambda _rows: None,
     **reading: Unpack[Reading],
 ) -> dict[Path, Calibration]:
     """Fit the temperature of a run or exported model anew, and keep it with the rows that promises stand on.
@@ -242,9 +236,7 @@ def calibrate(
             validation rows.
         learned_rows: what to do about those of ``data`` that the run learned from, by their texts: refuse
             (``error``), leave out (``drop``), or take all the same (``keep``), by which promises do not hold.
-        count: called with the number of rows of every batch done.
-        progress: called while things are fetched.
-        start: called with the number of rows to compute before the first batch.
+        progress: called while things are fetched, and with the rows done by each folder.
         reading: as for :func:`evaluate`; nothing can be fitted on unknown labels, which are refused or left
             out. ``notice`` is called with what a person should know of the labels, a sentence each.
 
@@ -271,8 +263,7 @@ def calibrate(
         if isinstance(found, RunFolder) and not found.off_topic.is_file():
             give_off_topic_score(found, known, progress)
     folders = folders_of(found)
-    start(len(rows) * len(folders))
-    made = calibrate_on(rows, folders, count=count, progress=progress)
+    made = calibrate_on(rows, folders, progress=progress)
     if isinstance(found, RunFolder):
         _seal_with_card(found)
     return made
@@ -305,7 +296,7 @@ def export(
         max_loss: points of accuracy that onnx-int8 may lose.
         max_loss_upper: the points that the upper end of the 95 % interval of this loss may reach.
         overwrite: replace an exported model that is there already.
-        progress: called while base model and data are fetched.
+        progress: called while base model and data are fetched, and with the rows done.
         observe: called with the figures of each setting tried.
         reading: how these rows are read, as for :func:`calibrate`.
 
@@ -342,7 +333,7 @@ def report(
     plots: str | Path | None = None,
     with_texts: bool = True,
     progress: Progress | None = None,
-    **evaluating: Any,
+    **reading: Unpack[Reading],
 ) -> Report:
     """Write what is known of a run as one HTML file, which needs no network, and its charts beside it.
 
@@ -356,9 +347,8 @@ def report(
         out: the file to write; None: ``RUN/report-<split>.html``.
         plots: a folder for the charts as SVG and PNG.
         with_texts: quote errors and likely label errors; many corpora may not be copied.
-        progress: called while things are fetched.
-        evaluating: ``text``, ``label``, ``template``, ``dialect`` and ``unknown_labels``, and, where the run
-            is evaluated first, ``count`` and ``start``: as for :func:`evaluate`.
+        progress: called while things are fetched, and with the rows done where the run is evaluated first.
+        reading: how the rows are read, as for :func:`evaluate`.
 
     Raises:
         UserError: when run and rows do not belong together, or a package is missing.
@@ -369,15 +359,14 @@ def report(
 
     run = open_run(Path(run_path))
     if data is not None and split not in read_metrics(run.metrics):
-        evaluate(run_path, data, split=split, progress=progress, **evaluating)
-    layout = {key: value for key, value in evaluating.items() if key not in ("count", "start")}
+        evaluate(run_path, data, split=split, progress=progress, **reading)
     evaluated = read_metrics(run.metrics).get(split)
-    if evaluated is not None and evaluated.labels is not None and layout.get("unknown_labels") is None:
-        layout["unknown_labels"] = evaluated.labels.policy
+    if evaluated is not None and evaluated.labels is not None and reading.get("unknown_labels") is None:
+        reading["unknown_labels"] = evaluated.labels.policy
 
     def texts(source: str, fingerprint: str) -> Texts:
         return texts_of(
-            lambda: evaluation_rows(run, data or source, split, progress=progress, **layout),
+            lambda: evaluation_rows(run, data or source, split, progress=progress, **reading),
             fingerprint,
             split=split,
             given=data is not None,

@@ -38,7 +38,7 @@ def test_a_file_gets_a_line_now_and_then_with_rows_share_and_rate(file, clock):
         display.show(Begun(0, left_over=False))
         for window in range(1, 4):
             clock.now += 8.0
-            display.show(Classified(4000))
+            display.show(Classified(4000 * window))
             display.show(WindowWritten(Checkpoint(rows_read=4000 * window), window / 4, ()))
     assert shown(file) == "row 8,000 (50%), 8,000 rows, 500 rows/s\n"
 
@@ -47,7 +47,7 @@ def test_what_an_earlier_process_did_is_told_and_not_counted_into_the_rate(file,
     with BulkDisplay(file, names_rejects=False) as display:
         display.show(Begun(8000, left_over=True))
         clock.now += 20.0
-        display.show(Classified(1000))
+        display.show(Classified(9000))
         display.show(WindowWritten(Checkpoint(rows_read=9000), None, ()))
     assert "going on behind row 8,000, where an earlier run stopped" in shown(file)
     assert "an unfinished output of other input or settings was dropped" in shown(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from consoles import Clock, file_console, screen_console, shown
 from newsdesk.cli import display
-from newsdesk.cli.display import RowCounter, TrainingDisplay, fetching, render_columns
+from newsdesk.cli.display import ProgressDisplay, TrainingDisplay, render_columns
 from newsdesk.cli.predict import render_predictions
 from newsdesk.prediction.predictions import Predictions
 from newsdesk.runs.log import Finished, Interrupted, Remark, Resumed, Started, Step, Validation
@@ -202,46 +203,51 @@ def test_closing_a_display_that_never_started_is_nothing(screen):
 
 
 def test_every_download_is_one_line_in_a_file(file):
-    with fetching(file) as observe:
-        observe(0, None, "asking the Hub for [it]")
+    with closing(ProgressDisplay(file)) as display:
+        display.show(0, None, "asking the Hub for [it]")
         for done in (0, 50, 100):
-            observe(done, 100, "fetching a")
-        observe(0, None, "unpacking a")
-        observe(7, None, "unpacking a")
+            display.show(done, 100, "fetching a")
+        display.show(0, None, "unpacking a")
+        display.show(7, None, "unpacking a")
     assert shown(file) == "asking the Hub for [it]\nfetching a\nunpacking a\n"
 
 
 def test_a_download_on_a_terminal_is_a_bar_that_vanishes_when_it_is_whole(screen):
-    with fetching(screen) as observe:
-        observe(0, 1000, "fetching a")
-        observe(500, 1000, "fetching a")
-        observe(1000, 1000, "fetching a")
-        observe(1000, 1000, "fetching a")  # a late report changes nothing
+    with closing(ProgressDisplay(screen)) as display:
+        display.show(0, 1000, "fetching a")
+        display.show(500, 1000, "fetching a")
+        display.show(1000, 1000, "fetching a")
+        display.show(1000, 1000, "fetching a")  # a late report changes nothing
         whole = shown(screen)
         assert "1.0/1.0 kB" in whole
-        with RowCounter(screen, "classifying") as rows:  # needs the terminal for itself
-            rows.start(10)
-            rows.count(4)
-            rows.count(6)
+        for done in (0, 4, 10):
+            display.show(done, 10, "classifying", "rows")
     assert "10/10" in shown(screen)
 
 
 def test_a_download_that_failed_leaves_no_bar_behind(screen):
-    with fetching(screen) as observe:
-        observe(0, 1000, "from the Hub")
-        observe(0, None, "unpacking")
-        observe(0, 1000, "from PyPI")
+    with closing(ProgressDisplay(screen)) as display:
+        display.show(0, 1000, "from the Hub")
+        display.show(0, None, "unpacking")
+        display.show(0, 1000, "from PyPI")
         assert shown(screen).count("unpacking") == 1
-    with fetching(screen) as observe:  # the screen is free again
-        observe(0, 10, "next")
+    with closing(ProgressDisplay(screen)) as display:  # the screen is free again
+        display.show(0, 10, "next")
     assert "next" in shown(screen)
 
 
 def test_rows_are_not_counted_in_a_file(file):
-    with RowCounter(file, "classifying") as rows:
-        rows.start(10)
-        rows.count(10)
+    with closing(ProgressDisplay(file)) as display:
+        display.show(0, 10, "classifying", "rows")
+        display.show(10, 10, "classifying", "rows")
     assert shown(file) == ""
+
+
+def test_the_same_work_done_again_gets_a_bar_of_its_own(screen):
+    with closing(ProgressDisplay(screen)) as display:
+        for done in (0, 10, 0, 7):
+            display.show(done, 10, "classifying", "rows")
+    assert "7/10" in shown(screen)
 
 
 def test_predictions_are_lines_of_classes_and_texts():

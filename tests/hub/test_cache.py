@@ -18,7 +18,8 @@ import pytest
 
 from newsdesk.errors import UserError
 from newsdesk.hub.cache import RECORD, Slot, cache_folder, resolve
-from newsdesk.hub.source import Fetched, SourceUnavailableError, reporting_growth, silent
+from newsdesk.hub.source import Fetched, SourceUnavailableError, reporting_growth
+from newsdesk.progress import silent
 
 CONTENT = b"weights"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

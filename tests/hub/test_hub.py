@@ -16,8 +16,9 @@ import pytest
 from newsdesk.errors import UserError
 from newsdesk.hub.cache import Slot, cache_folder, resolve
 from newsdesk.hub.huggingface import HubSource
-from newsdesk.hub.source import SourceUnavailableError, silent
+from newsdesk.hub.source import SourceUnavailableError
 from newsdesk.model.catalog import MODEL_FILES, check_model_files
+from newsdesk.progress import silent
 
 WEIGHTS = bytes(range(256)) * 800
 MODEL = {

@@ -14,7 +14,8 @@ import pytest
 from newsdesk.errors import UserError
 from newsdesk.hub.cache import Slot, cache_folder, resolve
 from newsdesk.hub.pypi import PypiSource
-from newsdesk.hub.source import SourceUnavailableError, silent
+from newsdesk.hub.source import SourceUnavailableError
+from newsdesk.progress import silent
 
 ROWS = b"Category\tText\n" * 50
 

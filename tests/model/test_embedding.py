@@ -25,10 +25,8 @@ def test_a_vector_is_the_mean_over_the_tokens_scaled_to_length_1(tiny_base, fami
         assert vector == pytest.approx(mean / np.linalg.norm(mean), abs=1e-5)
 
 
-def test_texts_longer_than_the_positions_are_cut_and_rows_are_counted(tiny_base):
-    done: list[int] = []
+def test_texts_longer_than_the_positions_are_cut(tiny_base):
     embedder = TextEmbedder(tiny_base("roberta"), max_length=128)
-    vectors = embedder.embed(["goal " * 500, "goal"], progress=done.append)
+    vectors = embedder.embed(["goal " * 500, "goal"])
     assert vectors.shape == (2, embedder.dimensions)
     assert np.isfinite(vectors).all()
-    assert sum(done) == 2

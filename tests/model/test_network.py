@@ -52,9 +52,10 @@ def test_logits_do_not_depend_on_batching_padding_or_engine(family, network_of):
 
 def test_predictions_come_in_row_order_and_progress_counts_rows(network_of):
     network = network_of()
-    done: list[int] = []
-    logits = predict_logits(network, ROWS, batch_size=4, progress=done.append)
-    assert done == [4, 4, 1]
+    done: list[tuple[object, ...]] = []
+    progress = lambda *report: done.append(report)  # noqa: E731
+    logits = predict_logits(network, ROWS, batch_size=4, progress=progress)
+    assert done == [(rows, 9, "classifying", "rows") for rows in (0, 4, 8, 9)]
     assert (logits.shape, logits.dtype) == ((len(ROWS), 3), np.float32)
     for row, ids in enumerate(ROWS):
         np.testing.assert_allclose(logits[row], predict_logits(network, [ids])[0], atol=1e-5, rtol=0)

@@ -187,10 +187,11 @@ def test_a_request_to_stop_does_not_wait_for_validation_to_end(recipe, uninterru
     def interrupted_midway(network: Any, rows: Any, *, batch_size: int, progress: Any) -> Any:
         monkeypatch.setattr(loop, "predict_logits", whole)
 
-        def interrupt(done: int) -> None:
-            signal.raise_signal(signal.SIGINT)
-            progress(done)
-            pytest.fail("validation went on")
+        def interrupt(done: int, *of: Any) -> None:
+            if done:
+                signal.raise_signal(signal.SIGINT)
+                progress(done, *of)
+                pytest.fail("validation went on")
 
         return whole(network, rows, batch_size=4, progress=interrupt)
 

@@ -17,7 +17,7 @@ from newsdesk.cli.shared import (
     flag,
     note,
     say,
-    shown_fetching,
+    shown_progress,
     terminal,
 )
 
@@ -88,12 +88,11 @@ def audit(
     columns: Mapping[str, Any],
 ) -> None:
     """Find likely label errors, duplicates and leakage; on request, write a cleaned copy."""
-    from newsdesk.cli.display import RowCounter
     from newsdesk.evaluation.audit.audit import audit as auditing
     from newsdesk.evaluation.audit.changes import kinds_of, render_audit, render_changes
 
     console = terminal()
-    with shown_fetching(console) as progress, RowCounter(console, "embedding") as rows:
+    with shown_progress(console) as progress:
         outcome = auditing(
             data,
             out=out,
@@ -106,8 +105,6 @@ def audit(
             drop=kinds_of(drop),
             **{**columns, "normaliser": columns["normaliser"] or "none"},
             command=shlex.join(["newsdesk", *sys.argv[1:]]),
-            count=rows.count,
-            start=rows.start,
             progress=progress,
         )
     changes = outcome.changes

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from newsdesk.cli.shared import JSON_FLAG, Verb, data_flags, flag, note, say, shown_fetching, terminal
+from newsdesk.cli.shared import JSON_FLAG, Verb, data_flags, flag, note, say, shown_progress, terminal
 from newsdesk.errors import counted
 
 if TYPE_CHECKING:
@@ -74,7 +74,6 @@ def _evaluated_on(run: Path, data: str, split: str, columns: Mapping[str, Any]) 
     Raises UserError where it was evaluated on other rows under that name.
     """
     from newsdesk import api
-    from newsdesk.cli.display import RowCounter
     from newsdesk.errors import UserError
     from newsdesk.evaluation.evaluate import read_metrics
     from newsdesk.evaluation.rows import evaluation_rows, read_predicted_rows
@@ -84,7 +83,7 @@ def _evaluated_on(run: Path, data: str, split: str, columns: Mapping[str, Any]) 
     if run.is_file():
         return read_predicted_rows(run, split)
     console = terminal()
-    with shown_fetching(console) as progress:
+    with shown_progress(console) as progress:
         folder = find_exported(run) or open_run(run)
         rows = evaluation_rows(
             folder,
@@ -95,16 +94,7 @@ def _evaluated_on(run: Path, data: str, split: str, columns: Mapping[str, Any]) 
             progress=progress,
         )
         if split not in read_metrics(folder.metrics):
-            with RowCounter(console, f"evaluating {run}") as counter:
-                api.evaluate(
-                    run,
-                    data,
-                    split=split,
-                    **columns,
-                    count=counter.count,
-                    start=counter.start,
-                    progress=progress,
-                )
+            api.evaluate(run, data, split=split, **columns, progress=progress)
     evaluated = read_predicted_rows(run, split)
     if evaluated.fingerprint != rows.fingerprint():
         raise UserError(

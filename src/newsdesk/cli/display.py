@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,7 +12,6 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
-    ProgressColumn,
     TaskID,
     TaskProgressColumn,
     TextColumn,
@@ -22,10 +20,10 @@ from rich.progress import (
 
 from newsdesk.cli.shared import note
 from newsdesk.errors import counted
-from newsdesk.hub.source import Progress as FetchObserver
 from newsdesk.metrics import over_classes
 from newsdesk.prediction.bulk import Begun, BulkEvent, Classified, WindowWritten
 from newsdesk.prediction.resumable_output import Checkpoint
+from newsdesk.progress import Unit
 from newsdesk.runs.log import (
     Event,
     Finished,
@@ -146,23 +144,28 @@ class TrainingDisplay:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-class _FetchDisplay:
-    """Shows one download after the other; no bar outlives its download, so that other bars may follow."""
+class ProgressDisplay:
+    """Shows one piece of work after the other: a bar each on a terminal, elsewhere a line, but not of rows.
+
+    No bar outlives its work, so that other displays may follow.
+    """
 
     def __init__(self, console: Console) -> None:
+        """Write to ``console``."""
         self._console = console
-        self._what = ""
+        self._what, self._done = "", 0
         self._bar: Progress | None = None
 
-    def observe(self, done: int, total: int | None, what: str) -> None:
-        """``done`` of ``total`` bytes of ``what``; without a total it is only said that it is going on."""
-        if what != self._what:
+    def show(self, done: int, total: int | None, what: str, unit: Unit = "bytes", /) -> None:
+        """See `newsdesk.progress.Progress`."""
+        if what != self._what or done < self._done:
             self.close()
             self._what = what
-            if total is None or not self._console.is_terminal:
-                self._console.print(what, highlight=False, markup=False, soft_wrap=True)
-            else:
-                self._bar = _started_bar(self._console, what, total, DownloadColumn())
+            if total is not None and self._console.is_terminal:
+                self._bar = _started_bar(self._console, what, total, unit)
+            elif total is None or unit == "bytes":
+                note(self._console, what)
+        self._done = done
         if self._bar is not None:
             self._bar.update(_ONLY_TASK, completed=done)
             if done == total:
@@ -175,44 +178,9 @@ class _FetchDisplay:
             self._bar = None
 
 
-@contextmanager
-def fetching(console: Console) -> Iterator[FetchObserver]:
-    """An observer for downloads: a bar each on a terminal, one line each elsewhere."""
-    with closing(_FetchDisplay(console)) as display:
-        yield display.observe
-
-
-class RowCounter:
-    """A bar over rows that are being classified; nothing where there is no terminal."""
-
-    def __init__(self, console: Console, what: str) -> None:
-        """Count on ``console``; the bar appears with :meth:`start`."""
-        self._console = console
-        self._what = what
-        self._bar: Progress | None = None
-
-    def start(self, rows: int) -> None:
-        """Begin a count of ``rows``."""
-        if self._console.is_terminal:
-            self._bar = _started_bar(self._console, self._what, rows, MofNCompleteColumn())
-
-    def count(self, rows: int) -> None:
-        """``rows`` more are done."""
-        if self._bar is not None:
-            self._bar.update(_ONLY_TASK, advance=rows)
-
-    def __enter__(self) -> RowCounter:
-        """The counter itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop drawing."""
-        if self._bar is not None:
-            self._bar.stop()
-
-
-def _started_bar(console: Console, what: str, total: int, amount: ProgressColumn) -> Progress:
+def _started_bar(console: Console, what: str, total: int, unit: Unit) -> Progress:
     """A bar with one task that vanishes when it stops."""
+    amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
     description = TextColumn("{task.description}", markup=False)
     bar = Progress(description, BarColumn(), amount, TimeRemainingColumn(), console=console, transient=True)
     bar.add_task(what, total=total)
@@ -265,7 +233,7 @@ class BulkDisplay:
         if isinstance(event, Begun):
             self._begin(event)
         elif isinstance(event, Classified):
-            self._rows += event.rows
+            self._rows = event.rows
             if self._bar is not None:
                 self._bar.update(_ONLY_TASK, figures=self._figures())
         else:
@@ -292,7 +260,8 @@ class BulkDisplay:
         self._stop()
 
     def _begin(self, event: Begun) -> None:
-        self._before, self._began = event.rows_before, time.monotonic()
+        self._before = self._rows = event.rows_before
+        self._began = time.monotonic()
         if event.rows_before:
             note(self._console, f"going on behind row {event.rows_before:,}, where an earlier run stopped")
         if event.read_as:
@@ -329,7 +298,7 @@ class BulkDisplay:
 
     def _figures(self) -> str:
         seconds = max(1e-9, time.monotonic() - self._began)
-        return f"{counted(self._before + self._rows, 'row')}, {self._rows / seconds:,.0f} rows/s"
+        return f"{counted(self._rows, 'row')}, {(self._rows - self._before) / seconds:,.0f} rows/s"
 
     def _stop(self) -> None:
         if self._bar is not None:

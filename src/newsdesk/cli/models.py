@@ -16,8 +16,7 @@ from newsdesk.cli.shared import (
     flag,
     note,
     say,
-    shown_fetching,
-    shown_once_fetching,
+    shown_progress,
     terminal,
 )
 from newsdesk.data.words import isolated
@@ -81,7 +80,7 @@ def export(
             "--max-loss and --max-loss-upper go with --to onnx-int8; other kinds lose nothing."
         )
     console = terminal()
-    with shown_fetching(console) as progress:
+    with shown_progress(console) as progress:
         made = api.export(
             run,
             kind,
@@ -123,16 +122,13 @@ def calibrate(
     Promises of predict --abstain and --sets stand on these rows, and hold for texts like them.
     """
     from newsdesk import api
-    from newsdesk.cli.display import RowCounter
 
     console = terminal()
-    with shown_fetching(console) as progress, RowCounter(console, "calibrating") as rows:
+    with shown_progress(console) as progress:
         made = api.calibrate(
             run,
             data,
             **columns,
-            count=rows.count,
-            start=rows.start,
             progress=progress,
             notice=lambda sentence: note(console, f"note: {sentence}"),
         )
@@ -178,7 +174,7 @@ def explain(run: Path, texts: tuple[str, ...], top: int, target: str | None, as_
     from newsdesk import api
     from newsdesk.prediction.explanation import explain as explain_text
 
-    with shown_once_fetching() as progress:
+    with shown_progress() as progress:
         classifier = api.load(run, progress=progress)
     explanations = [explain_text(classifier, text, target=target) for text in texts]
     if as_json:
@@ -265,10 +261,9 @@ def report(
 ) -> None:
     """Write a run's figures, charts and errors as one HTML file."""
     from newsdesk import api
-    from newsdesk.cli.display import RowCounter
 
     console = terminal()
-    with shown_fetching(console) as progress, RowCounter(console, "evaluating") as rows:
+    with shown_progress(console) as progress:
         written = api.report(
             run,
             split=split,
@@ -278,8 +273,6 @@ def report(
             with_texts=not without_texts,
             progress=progress,
             **columns,
-            count=rows.count,
-            start=rows.start,
         )
     size = written.path.stat().st_size
     if as_json:

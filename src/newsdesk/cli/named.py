@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from newsdesk.cli.shared import JSON_FLAG, Verbs, data_flags, flag, say, shown_fetching, terminal
+from newsdesk.cli.shared import JSON_FLAG, Verbs, data_flags, flag, say, shown_progress
 
 
 @click.group(cls=Verbs)
@@ -43,7 +43,7 @@ def pull_model(name: str) -> None:
     """Fetch a base model into the cache and check its files."""
     from newsdesk.model.catalog import resolve_base
 
-    with shown_fetching(terminal()) as progress:
+    with shown_progress() as progress:
         base = resolve_base(name, progress=progress)
     say([f"{base.name} is in {base.path} (from: {base.source})"])
 
@@ -87,7 +87,7 @@ def pull_data(name: str, out: Path | None) -> None:
     from newsdesk.data.datasets import pull
     from newsdesk.data.load import write_csv_copy
 
-    with shown_fetching(terminal()) as progress:
+    with shown_progress() as progress:
         folder = pull(name, progress=progress)
         copies = () if out is None else write_csv_copy(name, out, progress=progress)
     say([f"{name} is in {folder}", *(f"copied to {path}" for path in copies)])
@@ -115,7 +115,7 @@ def check_data(
 
     tokenizer = None
     if base is not None:
-        with shown_fetching(terminal()) as progress:
+        with shown_progress() as progress:
             tokenizer = TextTokenizer.from_folder(resolve_base(base, progress=progress).path, None)
     report = check(
         path,

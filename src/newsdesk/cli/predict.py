@@ -19,7 +19,7 @@ from newsdesk.cli.shared import (
     note_reading,
     promise_flags,
     say,
-    shown_once_fetching,
+    shown_progress,
     standard_output,
     terminal,
 )
@@ -118,7 +118,7 @@ def predict(
 def _load(run: Path, engine: Any) -> Classifier:
     from newsdesk import api
 
-    with shown_once_fetching() as progress:
+    with shown_progress() as progress:
         predictor = api.load(run, engine=engine, progress=progress)
     if predictor.path != run:
         click.echo(f"predicting with {predictor.path}; --engine torch computes the run itself", err=True)

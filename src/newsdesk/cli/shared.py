@@ -17,9 +17,9 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from newsdesk.hub.source import Progress
     from newsdesk.model.tokenizer import Truncation
     from newsdesk.prediction.abstention import DecisionRule
+    from newsdesk.progress import Progress, Unit
 
 
 AnyCallable = TypeVar("AnyCallable", bound=Callable[..., Any])
@@ -184,26 +184,21 @@ def note(console: Console, text: str) -> None:
 
 
 @contextmanager
-def shown_fetching(console: Console) -> Iterator[Progress]:
-    """An observer that shows downloads on ``console``."""
-    from newsdesk.cli.display import fetching
+def shown_progress(console: Console | None = None) -> Iterator[Progress]:
+    """What shows progress on ``console``, else on standard error; loaded when there is something to show."""
+    with ExitStack() as shown:
+        displays: list[Progress] = []
 
-    with fetching(console) as progress:
-        yield progress
+        def show(done: int, total: int | None, what: str, unit: Unit = "bytes", /) -> None:
+            if not displays:
+                from newsdesk.cli.display import ProgressDisplay
 
+                display = ProgressDisplay(console or terminal())
+                shown.callback(display.close)
+                displays.append(display.show)
+            displays[0](done, total, what, unit)
 
-@contextmanager
-def shown_once_fetching() -> Iterator[Progress]:
-    """``shown_fetching`` on standard error, loaded when there is something to show."""
-    with ExitStack() as display:
-        observers: list[Progress] = []
-
-        def observe(done: int, total: int | None, what: str) -> None:
-            if not observers:
-                observers.append(display.enter_context(shown_fetching(terminal())))
-            observers[0](done, total, what)
-
-        yield observe
+        yield show
 
 
 def _discard_from_now_on(descriptor: int) -> None:

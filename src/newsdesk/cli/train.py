@@ -16,7 +16,7 @@ from newsdesk.cli.shared import (
     names_of,
     note,
     say,
-    shown_fetching,
+    shown_progress,
     terminal,
 )
 
@@ -110,7 +110,7 @@ def _train_and_tell(
     console = terminal()
     console.quiet = rank() > 0
     display = TrainingDisplay(console)
-    with shown_fetching(console) as progress:
+    with shown_progress(console) as progress:
         try:
             run = train_resolved(
                 resolved, out, observe=display.show, overwrite=overwrite, resume=resume, progress=progress
@@ -156,12 +156,11 @@ def evaluate(
 ) -> None:
     """Measure a run on labelled rows, with intervals."""
     from newsdesk import api
-    from newsdesk.cli.display import RowCounter
     from newsdesk.evaluation.evaluate import predictions_path
     from newsdesk.evaluation.tables import render_errors, render_evaluation, render_notes
 
     console = terminal()
-    with shown_fetching(console) as progress, RowCounter(console, "evaluating") as rows:
+    with shown_progress(console) as progress:
         result = api.evaluate(
             run,
             data,
@@ -169,8 +168,6 @@ def evaluate(
             **columns,
             baseline=baseline,
             with_text=with_text,
-            count=rows.count,
-            start=rows.start,
             progress=progress,
         )
     if as_json:
@@ -209,7 +206,7 @@ def import_adapter(
     from newsdesk.prediction.open_model import needing_train_extra
     from newsdesk.reports.model_card import refresh_card
 
-    with shown_fetching(terminal()) as progress, needing_train_extra("importing an adapter"):
+    with shown_progress() as progress, needing_train_extra("importing an adapter"):
         from newsdesk.training.import_adapter import import_adapter as importing
 
         run = importing(

@@ -13,7 +13,8 @@ from newsdesk.errors import UserError
 from newsdesk.hub.cache import Slot, resolve
 from newsdesk.hub.huggingface import HubSource
 from newsdesk.hub.pypi import PypiSource
-from newsdesk.hub.source import Progress, Source
+from newsdesk.hub.source import Source
+from newsdesk.progress import Progress
 
 _FLAG = "--data"
 _KINDS = (".csv", ".tsv", ".jsonl", ".parquet", ".tab", ".json", ".xlsx", ".zip")

@@ -21,7 +21,7 @@ from newsdesk.data.stream import read_table
 from newsdesk.data.table import Table
 from newsdesk.errors import UserError, counted
 from newsdesk.files import write_bytes
-from newsdesk.hub.source import Progress
+from newsdesk.progress import Progress
 
 _SPLIT_FOLDERS = ("train", "test", "validation", "valid", "dev")
 

@@ -16,6 +16,7 @@ from newsdesk.data.examples import Examples, aligned_labels
 from newsdesk.data.words import words_of
 from newsdesk.errors import UserError, counted, missing_package
 from newsdesk.metrics import wilson_interval
+from newsdesk.progress import Progress
 from newsdesk.stored import UNSTORED
 
 Features = Literal["words 1-2", "characters 1-3", "characters 2-5"]
@@ -57,7 +58,9 @@ class BaselineResult:
     validation: Mapping[str, float] | None = None
 
 
-def linear_baseline(train: Examples, test: Examples, *, seed: int) -> BaselineResult:
+def linear_baseline(
+    train: Examples, test: Examples, *, seed: int, progress: Progress | None = None
+) -> BaselineResult:
     """Weigh n-grams by TF-IDF and separate the classes by a linear SVM (Joachims, 1998).
 
     The n-grams are words and word pairs or, where they do better on rows held out of ``train``, characters:
@@ -75,6 +78,8 @@ def linear_baseline(train: Examples, test: Examples, *, seed: int) -> BaselineRe
     counted_wrong = () if test.matching is None else test.matching.counted_wrong
     test_labels = aligned_labels(test, (*train.label_names, *counted_wrong))
     _check_learnable(train, train_labels)
+    if progress is not None:
+        progress(0, None, "fitting the baseline", "rows")
     begin = time.perf_counter()
     features, validation = choose_features(train.texts, train_labels, seed)
     predicted = _fit_and_predict(features, train.texts, train_labels, test.texts, seed)

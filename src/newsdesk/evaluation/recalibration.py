@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from newsdesk.runs.off_topic import MOST_ROWS, OFF_TOPIC, off_topic_score, strat
 
 if TYPE_CHECKING:
     from newsdesk.data.load import TrainingData
-    from newsdesk.hub.source import Progress
+    from newsdesk.progress import Progress
 
 
 def folders_of(found: RunFolder | ExportedModel) -> list[RunFolder | ExportedModel]:
@@ -40,20 +40,19 @@ def calibrate_on(
     rows: Examples,
     folders: Sequence[RunFolder | ExportedModel],
     *,
-    count: Callable[[int], None] | None = None,
     progress: Progress | None = None,
 ) -> dict[Path, Calibration]:
     """Fit and keep the calibration of each folder on labelled rows that nothing was learned from.
 
-    Exported models are sealed again, runs are left to the caller. ``count`` is called with the rows of every
-    batch done. Raises UserError for rows without labels or of unknown classes, and for damaged folders.
+    Exported models are sealed again, runs are left to the caller. ``progress`` is called with the
+    rows done by each. Raises UserError for rows without labels or of unknown classes, and damaged folders.
     """
     made = {}
     for folder in folders:
         labels = aligned_labels(rows, folder.labels.names)
         classifier = load_as_named(folder, progress)
         encoded = classifier.encode(rows.texts)
-        logits, distances = classifier.outputs(encoded.ids, progress=count)
+        logits, distances = classifier.outputs(encoded.ids, progress=progress)
         require_plausible_numbers(rows, labels, logits, folder.labels.names)
         held_out = HeldOutRows(logits, labels, rows.fingerprint(), distances, encoded.readable)
         source = f"{counted(len(rows), 'row')} of {rows.source}"

@@ -22,15 +22,15 @@ from newsdesk.data.stream import read_table
 from newsdesk.data.table import Cell
 from newsdesk.errors import UserError, counted
 from newsdesk.evaluation.evaluate import Evaluation, predictions_path, read_metrics
-from newsdesk.hub.source import Progress
 from newsdesk.prediction.predictions import PROBABILITY_DIGITS, WRITTEN, probability_column
+from newsdesk.progress import Progress
 from newsdesk.runs.exported import ExportedModel
 from newsdesk.runs.folder import RunFolder
 from newsdesk.training.held_out import HeldOut
 
 if TYPE_CHECKING:
     from newsdesk.data.load import TrainingData
-    from newsdesk.hub.source import Progress
+    from newsdesk.progress import Progress
 
 
 def known_rows(

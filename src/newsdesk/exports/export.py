@@ -30,9 +30,9 @@ from newsdesk.exports.parity import (
     require_exact,
 )
 from newsdesk.files import read_json, sha256_of, write_json
-from newsdesk.hub.source import Progress
 from newsdesk.model.tokenizer import TextTokenizer, limit_words
 from newsdesk.prediction.open_model import RunClassifier, base_of, load, needing_train_extra
+from newsdesk.progress import Progress
 from newsdesk.runs.calibration import read_calibration, store_calibration, write_calibration
 from newsdesk.runs.exported import (
     MODEL_FILES,
@@ -95,7 +95,7 @@ def export_run(
         evidence: the labelled rows on which it has to do what the run does.
         target: the folder to write.
         limits: what ``onnx-int8`` may lose; None: 0.2 points, and 0.5 at the upper end of the interval.
-        progress: called while the base model is fetched.
+        progress: called while the base model is fetched, and with the rows done.
         observe: called with each setting's figures as they are measured.
 
     Raises:
@@ -106,7 +106,8 @@ def export_run(
         _require_onnx()
     if limits is not None:
         require_enough_rows(evidence, limits)
-    reference = RunClassifier(run, device="cpu", progress=progress).predict_logits(evidence.examples.texts)
+    classifier = RunClassifier(run, device="cpu", progress=progress)
+    reference = classifier.predict_logits(evidence.examples.texts, progress=progress)
     require_plausible_numbers(evidence.examples, evidence.labels, reference, run.labels.names)
     model = merged_classifier(run, progress)
     with staged_export(target) as folder:

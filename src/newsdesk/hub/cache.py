@@ -24,11 +24,10 @@ from newsdesk.hub.source import (
     DISK_LOCKED,
     Fetched,
     Origin,
-    Progress,
     Source,
     SourceUnavailableError,
-    silent,
 )
+from newsdesk.progress import Progress, silent
 
 RECORD = "newsdesk-source.json"
 _STAGING = ".staging"
@@ -204,7 +203,7 @@ def resolve(
         pins: sha256 that these files must have whatever the source.
         flag: the command line's flag that takes a local copy instead, for the error message.
         offline: look in the cache only.
-        progress: called with bytes done, bytes in all, and what is going on.
+        progress: called with the bytes done.
 
     Raises:
         UserError: damaged or wrong bytes, a full disk, an unwritable cache, or no source that answers.

@@ -25,12 +25,12 @@ from newsdesk.hub.source import (
     DISK_LOCKED,
     Fetched,
     Origin,
-    Progress,
     SourceUnavailableError,
     reporting_growth,
     tells_of_full_disk,
     wrong_bytes,
 )
+from newsdesk.progress import Progress
 
 if TYPE_CHECKING:
     from huggingface_hub import DatasetInfo, ModelInfo

@@ -19,12 +19,12 @@ from newsdesk.errors import UserError
 from newsdesk.hub.source import (
     Fetched,
     Origin,
-    Progress,
     SourceUnavailableError,
     copy_verified,
     reporting_growth,
     tells_of_full_disk,
 )
+from newsdesk.progress import Progress
 
 _NO_ANSWER = ("Retrying (Retry(", "Connection", "Temporary failure", "ProxyError", "ReadTimeout")
 

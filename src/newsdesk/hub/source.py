@@ -6,22 +6,20 @@ import errno
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol
 
 from newsdesk.errors import UserError
+from newsdesk.progress import Progress
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DISK_LOCKED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _DISK_FULL_SIGNS = ("No space left on device", "Disk quota exceeded", "File too large")
 _CHUNK = 1 << 20
 _REPORT_SECONDS = 0.25
-
-Progress = Callable[[int, int | None, str], None]
-"""Called with (bytes done, bytes in all or None, what is going on); the command line shows it."""
 
 Origin = Literal["hub", "pypi"]
 
@@ -60,10 +58,6 @@ class Source(Protocol):
 
 class SourceUnavailableError(UserError):
     """This source does not give the files (unreachable, offline, not found); another one still may."""
-
-
-def silent(_done: int, _total: int | None, _what: str) -> None:
-    """The progress report of a caller who wants none."""
 
 
 def tells_of_full_disk(message: str) -> bool:

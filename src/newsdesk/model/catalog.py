@@ -16,7 +16,8 @@ from newsdesk.files import sha256_of
 from newsdesk.hub.cache import Slot, resolve
 from newsdesk.hub.huggingface import HubSource
 from newsdesk.hub.pypi import PypiSource
-from newsdesk.hub.source import Progress, Source
+from newsdesk.hub.source import Source
+from newsdesk.progress import Progress
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _FLAG = "--base"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -49,20 +49,16 @@ class TextEmbedder:
         self._pad_id = int(config.get("pad_token_id") or 0)
         self.dimensions = int(self._model.config.hidden_size)
 
-    def embed(
-        self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None
-    ) -> NDArray[np.float32]:
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """A vector of length 1 for each text, float32 (rows, dimensions), in the texts' order.
 
-        Computed in batches of like length; ``progress`` is called with the number of rows of each one done.
+        Computed in batches of like length.
         """
         sequences = self._tokenizer.encode(texts)
         vectors = np.zeros((len(texts), self.dimensions), dtype=np.float32)
         lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
         for rows, means in self._computed(sequences, batches_by_tokens(lengths, _BATCH_TOKENS)):
             vectors[rows] = means
-            if progress is not None:
-                progress(len(rows))
         return vectors
 
     def _computed(

@@ -15,6 +15,7 @@ from newsdesk.model.architectures import bucket_length, feature_layer
 from newsdesk.model.cuda_graphs import compile_layers
 from newsdesk.model.encoder import fuse, mean_over_tokens, reason_not_fusable
 from newsdesk.model.tokenizer import TokenIds, length_sorted_batches, pad
+from newsdesk.progress import Progress, counting
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -128,11 +129,11 @@ def predict_logits(
     sequences: Sequence[TokenIds],
     *,
     batch_size: int = 32,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Values:
     """Logits of any number of rows, (rows, classes), in their order; dropout off; computed longest first.
 
-    ``progress`` is called with the number of rows of each batch done.
+    ``progress`` is called with the rows done.
     """
     logits = np.zeros((len(sequences), network.model.config.num_labels), dtype=np.float32)
     _fill((logits,), lambda *batch: (network.logits(*batch),), network, sequences, batch_size, progress)
@@ -144,7 +145,7 @@ def predict_with_features(
     sequences: Sequence[TokenIds],
     *,
     batch_size: int = 32,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Values, Values]:
     """As ``predict_logits``, with the features of `Network.with_features` beside, (rows, hidden)."""
     config = network.model.config
@@ -160,19 +161,19 @@ def _fill(
     network: Network,
     sequences: Sequence[TokenIds],
     batch_size: int,
-    progress: Callable[[int], None] | None,
+    progress: Progress | None,
 ) -> None:
     """Write what ``compute`` gives for batches of like length into the arrays, one row for each sequence."""
     was_training = network.training
     network.eval()
     lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+    count = counting(progress, len(sequences), "classifying")
     with torch.inference_mode():
         for rows in length_sorted_batches(lengths, batch_size):
             tensors = compute(*network.batch([sequences[row] for row in rows]))
             for array, tensor in zip(arrays, tensors, strict=True):
                 array[rows] = tensor.cpu().numpy()
-            if progress is not None:
-                progress(len(rows))
+            count(len(rows))
     network.train(was_training)
 
 

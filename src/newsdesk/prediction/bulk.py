@@ -189,7 +189,7 @@ class Begun:
 
 @dataclass(frozen=True)
 class Classified:
-    """A batch was computed: ``rows`` more."""
+    """A batch was computed: ``rows`` of the input are done, with the bad ones of earlier windows."""
 
     rows: int
 
@@ -390,7 +390,7 @@ def _classify(job: _Job, stream: RowStream, table: OutputTable, output: _Output,
             window.texts,
             job.rule,
             answer_empty=job.answer_empty,
-            progress=lambda rows: job.observe(Classified(rows)),
+            progress=lambda done, *_, before=window.start: job.observe(Classified(before + done)),
         )
         written, refused = table.write(Piece(window.rows, predictions, window.numbers))
         rejected = _with_refused(window, refused, stream, strict=job.strict)

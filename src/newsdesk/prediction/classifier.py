@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import starmap
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from newsdesk.errors import UserError
 from newsdesk.model.tokenizer import Encoded, TextTokenizer, TokenIds, batches_by_tokens, pad
 from newsdesk.prediction.abstention import DecisionRule, decision_rule
 from newsdesk.prediction.predictions import Predictions
+from newsdesk.progress import Progress, counting
 from newsdesk.runs.calibration import (
     CALIBRATION_ROWS,
     Calibration,
@@ -71,15 +72,15 @@ class Classifier(ABC):
 
     @abstractmethod
     def outputs(
-        self, sequences: Sequence[TokenIds], *, progress: Callable[[int], None] | None = None
+        self, sequences: Sequence[TokenIds], *, progress: Progress | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Logits (rows, classes) of token ids, in their order, and distances (rows,) by ``off_topic``.
 
-        The latter are None where that is. ``progress`` is called with the number of rows of every batch done.
+        The latter are None where that is. ``progress`` is called with the rows done.
         """
 
     def logits(
-        self, sequences: Sequence[TokenIds], *, progress: Callable[[int], None] | None = None
+        self, sequences: Sequence[TokenIds], *, progress: Progress | None = None
     ) -> NDArray[np.float32]:
         """Logits of shape (rows, classes) of token ids, as ``outputs`` gives them."""
         return self.outputs(sequences, progress=progress)[0]
@@ -152,6 +153,7 @@ class Classifier(ABC):
         sets: float | None = None,
         off_topic: float | None = None,
         answer_empty: bool = False,
+        progress: Progress | None = None,
     ) -> Predictions:
         """Classify raw texts: a sequence of predictions in their order, each with all probabilities.
 
@@ -164,6 +166,7 @@ class Classifier(ABC):
             sets: name for each text the classes that hold the true one with this probability.
             off_topic: do not answer texts where at most this share of its own looks as foreign.
             answer_empty: classify empty texts too, and those without a known token, which else get no label.
+            progress: called with the rows done.
 
         Raises:
             TypeError: for a single str, which would be taken for a sequence of letters.
@@ -174,7 +177,7 @@ class Classifier(ABC):
             abstain=abstain, confidence=confidence, sets=sets, off_topic=off_topic, answer_empty=answer_empty
         )
         cleaned = [normalise(text, self.layout.normaliser) for text in texts]
-        return self.classify(cleaned, rule, answer_empty=answer_empty)
+        return self.classify(cleaned, rule, answer_empty=answer_empty, progress=progress)
 
     def classify(
         self,
@@ -182,7 +185,7 @@ class Classifier(ABC):
         rule: DecisionRule | None = None,
         *,
         answer_empty: bool = False,
-        progress: Callable[[int], None] | None = None,
+        progress: Progress | None = None,
     ) -> Predictions:
         """What it says of texts that ``layout`` has normalised already, by a rule from `decision_rule`.
 
@@ -201,7 +204,7 @@ class Classifier(ABC):
         )
 
     def predict_probabilities(
-        self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None
+        self, texts: Sequence[str], *, progress: Progress | None = None
     ) -> NDArray[np.float32]:
         """Calibrated probabilities, (texts, classes), rows summing to one; ``texts`` as for the logits.
 
@@ -211,7 +214,7 @@ class Classifier(ABC):
         return softmax(self.predict_logits(texts, progress=progress), self.temperature)
 
     def predict_logits(
-        self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None
+        self, texts: Sequence[str], *, progress: Progress | None = None
     ) -> NDArray[np.float32]:
         """Logits of shape (texts, classes), in the texts' order, which ``layout`` has normalised already.
 
@@ -257,20 +260,20 @@ class ExportedClassifier(Classifier):
         return self.exported.manifest.files
 
     def outputs(
-        self, sequences: Sequence[TokenIds], *, progress: Callable[[int], None] | None = None
+        self, sequences: Sequence[TokenIds], *, progress: Progress | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """See Classifier; rows of like length share a batch."""
         logits = np.zeros((len(sequences), len(self.label_names)), dtype=np.float32)
         distances = None if self.off_topic is None else np.zeros(len(sequences), dtype=np.float32)
         lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
         batches = batches_by_tokens(lengths, self.tokens_per_batch)
+        count = counting(progress, len(sequences), "classifying")
         inputs = [pad([sequences[row] for row in rows], self._pad_id) for rows in batches]
         for rows, outputs in zip(batches, self._compute_all(inputs), strict=True):
             logits[rows] = outputs[0]
             if self.off_topic is not None and distances is not None:
                 distances[rows] = self.off_topic.distances(outputs[1], lengths[rows])
-            if progress is not None:
-                progress(len(rows))
+            count(len(rows))
         return logits * np.float32(self.folded), distances
 
     @property

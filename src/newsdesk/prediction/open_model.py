@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -23,7 +23,7 @@ from newsdesk.runs.off_topic import lengths_of
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-    from newsdesk.hub.source import Progress
+    from newsdesk.progress import Progress
 
 
 _BATCHES_PER_THREAD = 2  # with fewer, threads that come to their end early wait for long
@@ -182,7 +182,7 @@ class RunClassifier(Classifier):
         return self.run.manifest.files
 
     def outputs(
-        self, sequences: Sequence[TokenIds], *, progress: Callable[[int], None] | None = None
+        self, sequences: Sequence[TokenIds], *, progress: Progress | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """See Classifier."""
         from newsdesk.model.network import predict_logits, predict_with_features

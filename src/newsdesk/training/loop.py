@@ -377,7 +377,7 @@ class TrainingLoop:
         """Logits of the validation rows, each process computing its share; None if stopped meanwhile."""
         own = self.team.shares(np.arange(len(self.validation.token_ids)))[self.team.rank]
 
-        def give_up_if_stopped(_rows: int) -> None:
+        def give_up_if_stopped(*_done: object) -> None:
             if self.team.size == 1 and stopped():  # a process that left alone would keep the others waiting
                 raise _StoppedError
 

@@ -25,13 +25,13 @@ from newsdesk.data.examples import Examples
 from newsdesk.data.load import TrainingData, load_training_data
 from newsdesk.data.words import VocabularyFit, language_of
 from newsdesk.errors import UserError, counted
-from newsdesk.hub.source import Progress
 from newsdesk.model.catalog import ResolvedBase, resolve_base
 from newsdesk.model.classifier import AdapterStore, build_classifier, copy_tokenizer
 from newsdesk.model.cuda_graphs import COMPILE_FROM_STEPS
 from newsdesk.model.encoder import keep_freed_memory
 from newsdesk.model.network import Network, choose_precision, predict_with_features
 from newsdesk.model.tokenizer import Encoded, TextTokenizer, TokenIds
+from newsdesk.progress import Progress
 from newsdesk.runs.calibration import HeldOutRows, store_calibration, store_distances
 from newsdesk.runs.folder import Labels, RunFolder
 from newsdesk.runs.log import (

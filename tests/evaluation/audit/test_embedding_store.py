@@ -18,13 +18,11 @@ class Counting:
         self.embedded: list[str] = []
         self.calls, self.dies_after = 0, dies_after
 
-    def embed(self, texts, *, progress=None):
+    def embed(self, texts):
         if self.calls == self.dies_after:
             raise KeyboardInterrupt
         self.calls += 1
         self.embedded += texts
-        if progress:
-            progress(len(texts))
         return np.array([[len(text), 1] for text in texts], dtype=np.float32)
 
 
@@ -38,8 +36,10 @@ TEXTS = ["x" * length for length in range(10)]
 
 def stored(folder, embedder, texts=TEXTS, identity="base"):
     done: list[int] = []
-    vectors = embed_stored(texts, folder, lambda: embedder, identity=identity, progress=done.append)
-    assert sum(done) == len(texts)
+    vectors = embed_stored(
+        texts, folder, lambda: embedder.embed, identity=identity, progress=lambda rows, *_: done.append(rows)
+    )
+    assert (done[0], done[-1]) == (0, len(texts))
     assert vectors[:, 0].tolist() == [len(text) for text in texts]
     return embedder
 
@@ -51,7 +51,7 @@ def test_a_second_time_nothing_is_computed(tmp_path):
 
 def test_a_kill_loses_one_piece(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        embed_stored(TEXTS, tmp_path, lambda: Counting(dies_after=2), identity="base")
+        embed_stored(TEXTS, tmp_path, lambda: Counting(dies_after=2).embed, identity="base")
     assert len(list(tmp_path.iterdir())) == 2
     assert stored(tmp_path, Counting()).embedded == TEXTS[8:]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,12 +23,12 @@ from newsdesk.evaluation.audit.changes import (
     require_free_target,
     write_cleaned,
 )
-from newsdesk.evaluation.audit.embeddings import Embedder, embed_stored
+from newsdesk.evaluation.audit.embeddings import Embed, embed_stored
 from newsdesk.evaluation.audit.examine import AuditedData, Timer, examine, load_audited
 from newsdesk.evaluation.audit.findings import AuditReport, require_free_folder, write_findings
-from newsdesk.hub.source import Progress
 from newsdesk.model.catalog import ResolvedBase, resolve_base
 from newsdesk.model.tokenizer import TextTokenizer
+from newsdesk.progress import Progress
 from newsdesk.runs.manifest import base_facts, installed_versions
 from newsdesk.stored import to_content
 
@@ -39,7 +39,6 @@ EMBEDDINGS = "embeddings"
 """The folder of the embeddings, inside that of the findings."""
 
 _SEED = 0
-_Count = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,6 @@ def audit(
     normaliser: str = "none",
     dialect: Dialect = DETECTED,
     command: str | None = None,
-    count: _Count | None = None,
-    start: _Count = lambda _rows: None,
     progress: Progress | None = None,
 ) -> AuditOutcome:
     """Look labelled rows over for wrong labels, copies, conflicts and leakage; write the findings to ``out``.
@@ -87,7 +84,7 @@ def audit(
         drop: kinds of findings whose rows the cleaned copy leaves out without anyone having looked at them.
         text, label, template, normaliser, dialect: how rows become texts and classes, as in training.
         command: what was typed, for audit.json.
-        count, start, progress: called with rows embedded, before that with all, and while things are fetched.
+        progress: called while things are fetched, and with the rows embedded.
 
     Raises UserError when data, base or packages do not allow it, or the copy cannot go where it should.
     """
@@ -104,8 +101,7 @@ def audit(
         require_free_target(rows.table, target)
     resolved, timer = resolve_base(base, progress=progress), Timer()
     with timer.step("embedding"):
-        start(len(rows.examples))
-        embeddings = embed(rows.examples.texts, resolved, Path(out) / EMBEDDINGS, count=count)
+        embeddings = embed(rows.examples.texts, resolved, Path(out) / EMBEDDINGS, progress=progress)
     vocabulary = TextTokenizer.from_folder(resolved.path, None).fit(rows.examples.texts)
     report = examine(rows, embeddings, vocabulary, folds=folds, seed=_SEED, timer=timer)
     write_findings(report, Path(out), _provenance(resolved, command, folds))
@@ -137,22 +133,22 @@ def _require_somewhere_to_go(
 
 
 def embed(
-    texts: Sequence[str], base: ResolvedBase, folder: Path, *, count: _Count | None = None
+    texts: Sequence[str], base: ResolvedBase, folder: Path, *, progress: Progress | None = None
 ) -> NDArray[np.float32]:
     """The texts' embeddings by the frozen base, float32 (rows, dimensions), kept in ``folder``.
 
-    ``count`` is called with numbers of rows done. Raises UserError where torch is missing.
+    ``progress`` is called with the rows done. Raises UserError where torch is missing.
     """
 
-    def embedder() -> Embedder:
+    def embedder() -> Embed:
         try:
             from newsdesk.model.embedding import TextEmbedder
         except ImportError:
             raise missing_package("torch", "train", "an audit") from None
-        return TextEmbedder(base.path, max_length=LONGEST_TEXT)
+        return TextEmbedder(base.path, max_length=LONGEST_TEXT).embed
 
     identity = f"{base.sha256 or base.path}, mean of {LONGEST_TEXT} tokens"
-    return embed_stored(texts, folder, embedder, identity=identity, progress=count)
+    return embed_stored(texts, folder, embedder, identity=identity, progress=progress)
 
 
 def _provenance(base: ResolvedBase, command: str | None, folds: int) -> dict[str, Any]:

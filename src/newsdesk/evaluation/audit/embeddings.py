@@ -7,12 +7,12 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.files import write_bytes
+from newsdesk.progress import Progress, counting
 
 PIECE_ROWS = 1024
 """Texts a file holds; what a kill loses at most."""
@@ -22,34 +22,27 @@ _ENDING = ".safetensors"
 _OWN_NAME = re.compile(r"[0-9a-f]{32}\.safetensors")
 
 
-class Embedder(Protocol):
-    """What turns texts into vectors; see ``newsdesk.model.embedding.TextEmbedder``."""
-
-    dimensions: int
-
-    def embed(
-        self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None
-    ) -> NDArray[np.float32]:
-        """Float32 (rows, dimensions)."""
+Embed = Callable[[Sequence[str]], NDArray[np.float32]]
+"""What turns texts into vectors, (rows, dimensions), such as ``TextEmbedder.embed``."""
 
 
 def embed_stored(
     texts: Sequence[str],
     folder: Path,
-    embedder: Callable[[], Embedder],
+    embedder: Callable[[], Embed],
     *,
     identity: str,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> NDArray[np.float32]:
     """The embedding of each text, float32 (rows, dimensions), read from ``folder`` where it is there.
 
     Each piece of 1,024 texts is a file named by the hash of its texts and of ``identity`` (the base model's
     hash), written when it is computed: change a text, and its piece alone is computed anew. A damaged file
     counts as none. ``embedder`` is called once, and only if something is missing. In the end ``folder`` holds
-    these pieces and no others. ``progress`` is called with numbers of rows that sum up to all.
+    these pieces and no others. ``progress`` is called with the rows done.
     """
-    count = progress or (lambda _rows: None)
-    made: list[Embedder] = []
+    count = counting(progress, len(texts), "embedding")
+    made: list[Embed] = []
     pieces, names = [], set()
     for start in range(0, len(texts), PIECE_ROWS):
         part = texts[start : start + PIECE_ROWS]
@@ -58,10 +51,9 @@ def embed_stored(
         if piece is None:
             if not made:
                 made.append(embedder())
-            piece = made[0].embed(part, progress=count)
+            piece = made[0](part)
             _write(path, piece)
-        else:
-            count(len(part))
+        count(len(part))
         pieces.append(piece)
         names.add(path.name)
     for stale in folder.glob(f"*{_ENDING}"):

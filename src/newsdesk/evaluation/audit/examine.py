@@ -31,7 +31,7 @@ from newsdesk.evaluation.audit.label_issues import (
     out_of_sample_probabilities,
     rank_label_errors,
 )
-from newsdesk.hub.source import Progress
+from newsdesk.progress import Progress
 
 _SPLITS = ("train", "test")
 
