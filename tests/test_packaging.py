@@ -76,6 +76,7 @@ def test_the_wheel_carries_nothing_else(wheel_files):
     assert {Path(name).suffix for name in wheel_files if name.startswith("newsdesk/")} == {
         ".css",
         ".html",
+        ".md",
         ".py",
         ".toml",
         ".typed",

@@ -186,7 +186,6 @@ def test_old_files_written_anew_are_of_the_new_format_and_say_the_same(old):
 def test_a_run_from_before_there_were_formats_predicts_and_is_reported(old, monkeypatch):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("matplotlib")
-    pytest.importorskip("jinja2")
     monkeypatch.chdir(old.parent)
     assert len(newsdesk.load(old).predict(["goal coach league"]).labels) == 1
     report = newsdesk.report(old)

@@ -19,7 +19,7 @@ from newsdesk.files import sha256_of
 from newsdesk.hub.cache import Slot
 from newsdesk.prediction.abstention import CoverageAt
 from newsdesk.reports import model_card
-from newsdesk.reports.card_facts import CardFacts
+from newsdesk.reports.facts import RunFacts
 from newsdesk.reports.model_card import BEGIN, END, card_metadata, card_text, refresh_card
 from newsdesk.runs.calibration import Calibration, Change
 from newsdesk.runs.folder import RunFolder, open_run
@@ -88,10 +88,10 @@ def test_training_leaves_a_card_and_evaluating_puts_its_figures_in(run):
 
 
 def test_the_hubs_client_reads_the_metadata_and_writes_the_same(published):
-    metadata = ModelCard(card_text(CardFacts.of(published, "desk/wire"))).data
+    metadata = ModelCard(card_text(RunFacts.of(published, "desk/wire"))).data
     index = eval_results_to_model_index(metadata.model_name, metadata.eval_results)
     assert model_index_to_eval_results(index) == (metadata.model_name, metadata.eval_results)
-    assert index == card_metadata(CardFacts.of(published, "desk/wire"))["model-index"]
+    assert index == card_metadata(RunFacts.of(published, "desk/wire")).to_dict()["model-index"]
     told = metadata.to_dict()
     assert told["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"
     assert (told["base_model_relation"], told["library_name"]) == ("adapter", "peft")
@@ -105,9 +105,9 @@ def test_the_hubs_client_reads_the_metadata_and_writes_the_same(published):
 
 def test_what_is_not_known_is_not_told(run, tiny_base, topical_csv):
     """A local base, rows of one's own: no licence, language or data set is made up, no path given away."""
-    metadata = card_metadata(CardFacts.of(run))
+    metadata = card_metadata(RunFacts.of(run)).to_dict()
     assert {"license", "language", "datasets", "base_model", "base_model_relation"} & set(metadata) == set()
-    body = card_text(CardFacts.of(run, "desk/wire"))
+    body = card_text(RunFacts.of(run, "desk/wire"))
     assert "unknown" in cells(body)
     assert tiny_base("bert").name in body
     assert str(tiny_base("bert").parent) not in body
@@ -118,20 +118,20 @@ def test_rows_out_of_the_cache_go_by_the_name_of_their_data_set(run, monkeypatch
     monkeypatch.setenv("NEWSDESK_CACHE", str(tmp_path / "cache"))
     source = str(Slot("data", "ag_news").folder / "data" / "test.parquet")
     write_metrics(replace(read_metrics(run.metrics)["seen"], source=source), run.metrics)
-    result = card_metadata(CardFacts.of(run))["model-index"][0]["results"][0]
+    result = card_metadata(RunFacts.of(run)).to_dict()["model-index"][0]["results"][0]
     assert (result["dataset"]["type"], result["dataset"]["name"]) == ("fancyzhx/ag_news", "ag_news")
 
 
 def test_an_unmeasured_run_says_so(run):
     run.metrics.unlink()
-    assert "model-index" not in card_metadata(CardFacts.of(run))
-    assert "Not measured yet" in card_text(CardFacts.of(run))
+    assert "model-index" not in card_metadata(RunFacts.of(run)).to_dict()
+    assert "Not measured yet" in card_text(RunFacts.of(run))
 
 
 def test_an_imported_run_says_what_nobody_knows(run):
     run.log.unlink()
     run.seal(replace(run.manifest, training=None, data=None, seed=None))
-    body = card_text(CardFacts.of(RunFolder(run.path)))
+    body = card_text(RunFacts.of(RunFolder(run.path)))
     assert "What it was trained on is not known" in body
     assert "no more is known" in body
     assert "newsdesk train" not in body
@@ -141,7 +141,7 @@ def test_an_imported_run_says_what_nobody_knows(run):
 def test_weights_that_tell_nothing_are_not_counted(run, damage):
     (run.adapter / "adapter_model.safetensors").write_bytes(damage)
     run.log.write_text("{half a line")
-    body = card_text(CardFacts.of(run))
+    body = card_text(RunFacts.of(run))
     assert "parameters stored" not in body
     assert "| time |" not in body
 
@@ -157,13 +157,13 @@ def test_names_with_any_characters_stay_one_cell_that_reads_as_they_do(run):
     )
     source = "/data/a: b\n---\n'c' | \"d\".csv"
     write_metrics(replace(measured, metrics=metrics, source=source), run.metrics)
-    text = card_text(CardFacts.of(RunFolder(run.path)))
+    text = card_text(RunFacts.of(RunFolder(run.path)))
     shown = [" ".join(name.split()) for name in HOSTILE]
     assert [cell for cell in cells(text) if cell in shown] == shown
     assert text.count(END) == 1
     (accuracy, _f1) = ModelCard(text).data.eval_results
     assert accuracy.dataset_name == "a: b\n---\n'c' | \"d\".csv"
-    assert card_text(CardFacts.of(RunFolder(run.path)), text) == text
+    assert card_text(RunFacts.of(RunFolder(run.path)), text) == text
 
 
 def test_the_owners_words_and_metadata_outlive_an_evaluation(run, topical_csv):
@@ -228,7 +228,7 @@ def test_what_was_trained_otherwise_than_usual_is_told(run):
     write_stored(run.path / "calibration.json", CALIBRATION)
     training = replace(run.manifest.training, finished="interrupted", processes=3)
     run.seal(replace(run.manifest, training=training))
-    text = card_text(CardFacts.of(run))
+    text = card_text(RunFacts.of(run))
     told = {
         "2 %",
         "79.30 %",
@@ -241,9 +241,9 @@ def test_what_was_trained_otherwise_than_usual_is_told(run):
     assert "fitted on 1,539 rows, on which it changed the calibration error from 0.0300 to 0.0100" in text
 
 
-@pytest.mark.parametrize(("seconds", "shown"), [(59, "59 s"), (3000, "50 min"), (3977, "1 h 6 min")])
+@pytest.mark.parametrize(("seconds", "shown"), [(59, "59 s"), (3000, "50 min 00 s"), (3977, "1 h 06 min")])
 def test_durations_are_told_as_people_do(run, seconds, shown):
     events = [json.loads(line) for line in run.log.read_text().splitlines()]
     events[-1]["seconds"] = seconds
     run.log.write_text("".join(json.dumps(event) + "\n" for event in events))
-    assert f"{shown} on cpu, float32" in cells(card_text(CardFacts.of(run)))
+    assert f"{shown} on cpu, float32" in cells(card_text(RunFacts.of(run)))

@@ -8,7 +8,7 @@ from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.metrics import Metrics, ReliabilityBin
 from newsdesk.prediction.abstention import RiskCoverage
 from newsdesk.prediction.explanation import WordWeight
-from newsdesk.reports.card_facts import CardFacts, Source
+from newsdesk.reports.facts import RunFacts, Source
 from newsdesk.runs.log import Validation
 
 
@@ -227,7 +227,7 @@ class ReportContent:
     """
 
     split: str
-    facts: CardFacts
+    facts: RunFacts
     base_parameters: int | None
     evaluation: EvaluationContent | Missing
     training: TrainingContent | Missing

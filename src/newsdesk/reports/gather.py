@@ -31,7 +31,6 @@ from newsdesk.prediction.abstention import risk_coverage
 from newsdesk.prediction.classifier import Classifier
 from newsdesk.prediction.explanation import explain
 from newsdesk.prediction.predictions import WRITTEN, probability_column
-from newsdesk.reports.card_facts import CardFacts, Source
 from newsdesk.reports.content import (
     Calibration,
     Cost,
@@ -47,6 +46,7 @@ from newsdesk.reports.content import (
     TrainingContent,
     TrainingPoint,
 )
+from newsdesk.reports.facts import RunFacts, Source
 from newsdesk.runs.folder import RunFolder
 from newsdesk.runs.log import Started, Step, Validation, read_log
 
@@ -205,7 +205,7 @@ def gather(
     Raises:
         UserError: when files of the run are damaged, or it was evaluated, but on other splits alone.
     """
-    facts = CardFacts.of(run)
+    facts = RunFacts.of(run)
     base = next((base for base in BASE_MODELS.values() if base.name == facts.manifest.base.name), None)
     evaluated, trained = facts.splits.get(split), facts.manifest.training
     return ReportContent(
@@ -223,7 +223,7 @@ def gather(
     )
 
 
-def _not_evaluated(run: RunFolder, facts: CardFacts, split: str) -> Missing:
+def _not_evaluated(run: RunFolder, facts: RunFacts, split: str) -> Missing:
     if facts.splits:
         raise UserError(
             f"{run.path} was not evaluated on a split called {split!r}",

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from newsdesk import __version__
 from newsdesk.data.examples import Examples
 from newsdesk.data.words import isolated, language_tag
-from newsdesk.errors import UserError, counted, missing_package
+from newsdesk.errors import UserError, counted
 from newsdesk.evaluation.intervals import APPROXIMATE_BELOW
 from newsdesk.files import write_bytes, write_text
 from newsdesk.metrics import Metrics, wilson_interval
 from newsdesk.prediction.classifier import Classifier
-from newsdesk.reports.card_facts import CardFacts
 from newsdesk.reports.content import EvaluationContent, LabelSuspects, Missing, QuotedRow, ReportContent
+from newsdesk.reports.facts import RunFacts, confusions, duration
 from newsdesk.reports.gather import Texts, gather
 from newsdesk.reports.plots import (
     LARGEST_LABELLED_MATRIX,
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 EXCERPT = 600
 """Characters of a text that are quoted, at most."""
-CONFUSIONS = 15
-"""Pairs of classes that are listed where there are too many classes for a matrix."""
 
 _SHOWN_FROM = 0.15  # of the weightiest word's weight: below, a word decided nothing worth a mark
 _NAMED_WORDS = 5
@@ -73,7 +71,7 @@ def render_page(content: ReportContent, charts: Sequence[Chart]) -> str:
     return rendered.lstrip()  # the macros before the document leave their line ends
 
 
-def settings(facts: CardFacts) -> list[tuple[str, str]]:
+def settings(facts: RunFacts) -> list[tuple[str, str]]:
     """What of the recipe decides most, as (name, value)."""
     lora, training = facts.recipe.lora, facts.recipe.training
     epochs = facts.manifest.training.epochs if facts.manifest.training is not None else training.epochs
@@ -121,10 +119,8 @@ def fits_matrix(metrics: Metrics) -> bool:
 
 @cache
 def _environment() -> Environment:
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ModuleNotFoundError:
-        raise missing_package("Jinja2", "report", "writing a report") from None
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(
         loader=PackageLoader("newsdesk.reports"),
         autoescape=True,
@@ -137,7 +133,7 @@ def _environment() -> Environment:
         chance=_chance,
         span=_span,
         count=_count,
-        duration=_duration,
+        duration=duration,
         signed=_signed,
         brief=_brief,
         isolated=isolated,
@@ -186,28 +182,6 @@ def class_rows(metrics: Metrics) -> Iterator[ClassRow]:
             entry.f1,
             entry.support,
         )
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """Rows of one class that were taken for another, and their share of the first."""
-
-    true_label: str
-    predicted_label: str
-    rows: int
-    share: float
-
-
-def confusions(metrics: Metrics) -> list[Confusion]:
-    """The largest confusions, the largest first."""
-    names = metrics.label_names
-    pairs = [
-        Confusion(names[true], names[predicted], rows, rows / sum(counts))
-        for true, counts in enumerate(metrics.confusion)
-        for predicted, rows in enumerate(counts)
-        if rows and predicted != true
-    ]
-    return sorted(pairs, key=lambda pair: -pair.rows)[:CONFUSIONS]
 
 
 def worst_pair(metrics: Metrics) -> tuple[str, str, float] | None:
@@ -318,14 +292,6 @@ def _signed(number: float) -> str:
 
 def _brief(sha256: str | None) -> str:
     return "unknown" if sha256 is None else sha256[:16]
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from newsdesk.data.duplicates import KNOWN_TEXTS
 from newsdesk.errors import UserError
 from newsdesk.files import sha256_of
 from newsdesk.hub.huggingface import without_progress_bars
-from newsdesk.reports.card_facts import CardFacts
+from newsdesk.reports.facts import RunFacts
 from newsdesk.reports.model_card import card_text, existing_card, require_readable_metadata
 from newsdesk.runs.exported import KINDS, find_exported
 from newsdesk.runs.folder import CARD, LABELS, MANIFEST, RunFolder, open_run
@@ -110,7 +110,7 @@ def plan_push(
     for name in _ADAPTER_FILES:
         inside = f"adapter/{name}"
         uploads[name] = replace(_sealed(run, inside, sealed.get(inside, "no word of it")), path=name)
-    text = card_text(CardFacts.of(run, repo_id), card if card is not None else existing_card(run))
+    text = card_text(RunFacts.of(run, repo_id), card if card is not None else existing_card(run))
     require_readable_metadata(text)
     uploads[CARD] = _of_bytes(CARD, text.encode())
     hashes = {path: uploads[path].sha256 for path in sorted(uploads)}
@@ -197,7 +197,7 @@ def _left_out(run: RunFolder, sealed: Mapping[str, str]) -> Iterator[tuple[str, 
 
 
 def _notes(run: RunFolder) -> Iterator[str]:
-    facts = CardFacts.of(run)
+    facts = RunFacts.of(run)
     if facts.base_on_hub is None:
         yield f"the base model {facts.base} is not on the Hub: without it, nobody can use these adapters"
     if (run.path / KNOWN_TEXTS).is_file():

@@ -1,15 +1,14 @@
-"""What a model card tells, read from the files of a run; what they do not tell is None, never a guess."""
+"""What the files of a run say of it, for its model card and its report; what they do not say is None."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from newsdesk.config import Recipe, load_recipe
 from newsdesk.data.datasets import DATA_SETS
@@ -17,9 +16,10 @@ from newsdesk.errors import UserError
 from newsdesk.evaluation.evaluate import Evaluation, read_metrics
 from newsdesk.hub.cache import Slot
 from newsdesk.hub.huggingface import HubSource
+from newsdesk.metrics import Metrics
 from newsdesk.runs.calibration import Calibration, read_calibration
 from newsdesk.runs.folder import Labels, RunFolder
-from newsdesk.runs.log import Finished, Logged, Started, read_log
+from newsdesk.runs.log import Finished, Started, read_log
 from newsdesk.runs.manifest import Manifest
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -28,10 +28,10 @@ _LICENCE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows came from, as far as strangers may read it: of a local path the last name alone.
+    """Where rows came from, without private paths: of a local path only the last name.
 
     Attributes:
-        shown: the data set's name, or the file's or folder's own.
+        shown: the data set's name, or the name of the file or folder.
         name: the name that newsdesk knows the data set by, else None.
     """
 
@@ -50,24 +50,23 @@ class Source:
 
     @property
     def hub_id(self) -> str | None:
-        """Its id on the Hub, where it lies there."""
+        """Its id on the Hub, where it has one."""
         source = DATA_SETS[self.name].source if self.name else None
         return source.repo_id if isinstance(source, HubSource) else None
 
 
-@dataclass(frozen=True)
-class Rows:
-    """One part of the data: what it served for, where it came from, how much it was, and its sha256."""
+class Rows(NamedTuple):
+    """One part of the data: what it was used for, where it came from, how many rows, and their sha256."""
 
     part: str
     source: Source
-    count: int
+    total: int
     sha256: str
 
 
 @dataclass(frozen=True)
-class CardFacts:
-    """All that a card is written from.
+class RunFacts:
+    """All that a model card is written from.
 
     Attributes:
         name: the model's name.
@@ -75,11 +74,11 @@ class CardFacts:
         manifest: the run's manifest.
         recipe: the run's recipe.
         labels: class names, text layout, length.
-        splits: evaluations by split, as metrics.json has them.
+        splits: evaluations by split, as in metrics.json.
         calibration: the temperature and what it was fitted on; None for a run without.
-        tells_off_topic: whether the run can tell texts of other topics.
-        started: what the log says of the training's beginning; None where it does not.
-        finished: likewise, of its end.
+        tells_off_topic: whether the run can recognise off-topic texts.
+        started: the log's first event; None where it cannot be read.
+        seconds: how long training took; None where the log does not say.
         parameters: numbers stored in the adapter: factors, head and whatever else was trained.
     """
 
@@ -92,13 +91,13 @@ class CardFacts:
     calibration: Calibration | None
     tells_off_topic: bool
     started: Started | None
-    finished: Logged | None
+    seconds: float | None
     parameters: int | None
 
     @classmethod
-    def of(cls, run: RunFolder, repo_id: str | None = None) -> CardFacts:
+    def of(cls, run: RunFolder, repo_id: str | None = None) -> RunFacts:
         """Read a finished run. Raises UserError for files that are missing or damaged."""
-        events = _first_and_last(run.log)
+        started, seconds = _beginning_and_duration(run.log)
         return cls(
             name=repo_id.rpartition("/")[2] if repo_id else run.path.resolve().name,
             repo_id=repo_id,
@@ -108,8 +107,8 @@ class CardFacts:
             splits=read_metrics(run.metrics),
             calibration=read_calibration(run.path),
             tells_off_topic=run.off_topic.is_file(),
-            started=next((one.event for one in events if isinstance(one.event, Started)), None),
-            finished=next((one for one in events if isinstance(one.event, Finished)), None),
+            started=started,
+            seconds=seconds,
             parameters=_stored_parameters(run.adapter / "adapter_model.safetensors"),
         )
 
@@ -126,7 +125,7 @@ class CardFacts:
 
     @property
     def base_licence(self) -> str | None:
-        """The base model's licence, as far as it is known."""
+        """The identifier of the base model's licence, as far as it is known."""
         licence = self.manifest.base.licence
         return licence if licence is not None and _LICENCE_ID.fullmatch(licence) else None
 
@@ -138,11 +137,11 @@ class CardFacts:
     @property
     def train_source(self) -> Source | None:
         """Where the training rows came from; None for an adapter that was trained elsewhere."""
-        return next((rows.source for rows in self.rows if rows.part == "training"), None)
+        return None if self.manifest.data is None else Source.of(self.manifest.data.train.origin)
 
     @property
     def rows(self) -> Sequence[Rows]:
-        """The rows it learned from, chose its best state on, and was measured on."""
+        """The rows it was trained, validated and evaluated on."""
         parts = []
         if (data := self.manifest.data) is not None:
             kept = "validation, split off training" if data.validation.is_split_off else "validation"
@@ -155,7 +154,7 @@ class CardFacts:
 
     @property
     def remarks(self) -> Sequence[str]:
-        """What was said of rows and steps before training, a sentence each."""
+        """What was noted about rows and steps before training, a sentence each."""
         return self.manifest.training.remarks if self.manifest.training is not None else ()
 
     @property
@@ -166,27 +165,55 @@ class CardFacts:
         return None if self.manifest.data is None else self.manifest.data.language
 
 
-def _first_and_last(log: Path) -> list[Logged]:
-    """The newest events first of those that say on what it was trained and how long it took."""
-    found: list[Logged] = []
-    with suppress(UserError):  # what is missing or damaged tells nothing
-        found.extend(read_log(log, Started, Finished))
-    return found[::-1]
+def _beginning_and_duration(log: Path) -> tuple[Started | None, float | None]:
+    """What a log says of the start of the newest training, and how many seconds it took to the end."""
+    started, seconds = None, None
+    with suppress(UserError):  # a missing or damaged log says nothing
+        for entry in read_log(log, Started, Finished):
+            if isinstance(entry.event, Started):
+                started = entry.event
+            else:
+                seconds = entry.seconds
+    return started, seconds
 
 
 def _stored_parameters(weights: Path) -> int | None:
-    """How many numbers a safetensors file holds, by its header."""
+    """How many numbers a safetensors file holds; None for one that cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
     try:
-        with weights.open("rb") as stream:
-            header: dict[str, Any] = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        shapes: list[list[int]] = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
-        return sum(prod(shape) for shape in shapes)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        MemoryError,
-    ):  # whatever a damaged one is
+        with safe_open(weights, "np") as stored:
+            shapes: list[list[int]] = [stored.get_slice(name).get_shape() for name in stored.keys()]  # noqa: SIM118
+            return sum(map(prod, shapes))
+    except (OSError, SafetensorError):
         return None
+
+
+class Confusion(NamedTuple):
+    """Rows of one class that were given another label, and their share of the first class."""
+
+    true_label: str
+    predicted_label: str
+    rows: int
+    share: float
+
+
+def confusions(metrics: Metrics) -> list[Confusion]:
+    """All pairs of classes that were confused, the most frequent first."""
+    names = metrics.label_names
+    pairs = [
+        Confusion(names[true], names[predicted], rows, rows / sum(counts))
+        for true, counts in enumerate(metrics.confusion)
+        for predicted, rows in enumerate(counts)
+        if rows and predicted != true
+    ]
+    return sorted(pairs, key=lambda pair: -pair.rows)
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``5 min 30 s``, ``1 h 05 min``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
