@@ -13,10 +13,10 @@ import numpy as np
 
 from newsdesk.config import DataSection
 from newsdesk.data.load import load_training_data
-from newsdesk.model.architectures import bucket_length
 from newsdesk.model.catalog import resolve_base
 from newsdesk.model.tokenizer import TextTokenizer
 from newsdesk.training.batches import Batcher
+from newsdesk.training.train_step import bucket_length
 
 
 def main() -> None:

@@ -110,7 +110,8 @@ class Benchmark:
 
         self.arguments, self.base, self.device = arguments, base, device
         self.precision: Any = "float32" if arguments.rehearse else "bfloat16"
-        self.recipe = load_recipe("seed", {"training.epochs": arguments.epochs}).recipe
+        asked = {"training.epochs": arguments.epochs, "training.compile": arguments.compile}
+        self.recipe = load_recipe("seed", asked).recipe
         generator = np.random.default_rng(self.recipe.training.seed)
         lengths = sample_lengths(arguments.rows, arguments.lengths_from, generator)
         ids = [generator.integers(5, 500, length) for length in lengths]
@@ -247,8 +248,8 @@ class Benchmark:
 
     def step_alone(self, engine: str) -> dict[str, float]:
         """A slice of steps without loop, events or logs: what the engine itself can do."""
-        from newsdesk.training.batches import Batcher, build_loss, build_optimiser
-        from newsdesk.training.train_step import StepArithmetic, cuda_graphs
+        from newsdesk.training.batches import Batcher
+        from newsdesk.training.train_step import StepArithmetic, build_loss, build_optimiser, cuda_graphs
 
         network = self.network(compiled=engine == "compiled").train()
         training, labels = self.recipe.training, self.rows.labels

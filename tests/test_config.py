@@ -273,3 +273,9 @@ def test_a_recipe_never_changes():
 def test_the_seed_recipe_is_among_the_names_and_the_names_are_sorted():
     assert "seed" in recipe_names()
     assert recipe_names() == sorted(recipe_names())
+
+
+def test_nothing_is_compiled_unless_asked_and_auto_of_earlier_versions_means_off():
+    assert load_recipe().recipe.training.compile == "off"
+    assert load_recipe(overrides=["training.compile=auto"]).recipe.training.compile == "off"
+    assert load_recipe(overrides=["training.compile=on"]).recipe.training.compile == "on"

@@ -116,8 +116,8 @@ class TrainingSection(Section):
     patience: PositiveInt | None = Field(None, description="validations without gain before stopping")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    compile: Literal["auto", "on", "off"] = Field(
-        "auto", description="on a GPU: record steps as graphs and, in long trainings, generate kernels"
+    compile: Annotated[Literal["off", "on"], BeforeValidator(lambda v: "off" if v == "auto" else v)] = Field(
+        "off", description="on a GPU: record steps as CUDA graphs and generate kernels; not yet measured"
     )
     group_by_length: bool = Field(True, description="batches of like length: little padding")
     pad_to_max_length: bool = Field(False, description="pad every row to max_length, as some notebooks do")

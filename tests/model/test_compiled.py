@@ -14,8 +14,8 @@ pytest.importorskip("peft")
 
 from newsdesk.config import LoraSection, ModelSection  # noqa: E402
 from newsdesk.model.classifier import build_classifier  # noqa: E402
-from newsdesk.model.cuda_graphs import compile_layers  # noqa: E402
 from newsdesk.model.encoder import FusedClassifier, fuse  # noqa: E402
+from newsdesk.model.network import compile_layers  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -119,7 +119,7 @@ def test_too_little_memory_is_not_taken_for_a_compiler_s_fault(fused, monkeypatc
     def full(*_arguments: object) -> None:
         raise torch.OutOfMemoryError("no more")
 
-    monkeypatch.setattr("newsdesk.model.cuda_graphs._try_out", full)
+    monkeypatch.setattr("newsdesk.model.network._try_out", full)
     with pytest.raises(torch.OutOfMemoryError):
         compile_layers(fused("bert"), CPU)
 

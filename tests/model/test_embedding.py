@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from newsdesk.model.embedding import TextEmbedder
+from newsdesk.model.network import TextEmbedder
 
 TEXTS = ["goal", "bank profit market said", "orbit telescope in the robot climate laser", "goal"]
 

@@ -402,10 +402,7 @@ def _prompt_tuning() -> Any:
     ("build", "reason"),
     [
         (lambda: tiny(use_dora=True), "Dora"),
-        (
-            lambda: tiny("distilbert", target_modules=["q_lin"]),
-            "DistilBertForSequenceClassification is none of",
-        ),
+        (lambda: tiny("distilbert", target_modules=["q_lin"]), "distilbert is not one of bert, roberta"),
         (lambda: tiny(bias="all"), "it trains bert.embeddings.LayerNorm.bias"),
         (lambda: tiny(bias="lora_only"), "query.base_layer.bias"),
         (lambda: tiny(lora_bias=True), "the adapter of bert.encoder.layer.0.attention.self.query has a bias"),

@@ -113,23 +113,12 @@ def test_bfloat16_stays_near_float32_and_trains_float32_parameters(lora, network
     assert all(parameter.grad is not None for parameter in trained)
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "mpnet"])
-def test_a_bucketed_batch_gives_the_logits_of_an_exact_one(family, network_of):
-    network = network_of(family).eval()
-    input_ids, mask = network.bucketed_batch(ROWS)
-    assert input_ids.shape == mask.shape == (len(ROWS), 32)
-    assert network.bucketed_batch(ROWS, 40)[0].shape[1] == 40
-    with torch.no_grad():
-        np.testing.assert_allclose(network.logits(input_ids, mask), network(ROWS), atol=1e-6, rtol=0)
-
-
 def test_a_batch_carries_a_mask_only_where_something_is_padded(network_of):
     network = network_of()
     alike = [row[:3] for row in ROWS]
     assert network.batch(alike)[1] is None
     assert network.batch(alike, 4)[1].tolist() == [[1, 1, 1, 0]] * len(alike)
     assert network.batch(ROWS)[1].sum() == sum(map(len, ROWS))
-    assert network.bucketed_batch(alike)[1].sum() == 3 * len(alike)
 
 
 def test_copies_to_a_gpu_go_through_pinned_memory(network_of, monkeypatch):

@@ -10,7 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from newsdesk.model.cuda_graphs import CudaCapture, Recorder, RecordingError  # noqa: E402
+from newsdesk.errors import UserError  # noqa: E402
+from newsdesk.training.train_step import CudaCapture, Recorder  # noqa: E402
 
 
 class Replayed:
@@ -120,8 +121,10 @@ def test_a_refused_capture_says_so_and_too_little_memory_stays_what_it_is(monkey
     cuda = FakeCuda(monkeypatch)
     capture = CudaCapture(torch.device("cuda"))
     cuda.fault = RuntimeError("operation not permitted when stream is capturing")
-    with pytest.raises(RecordingError, match="not permitted"):
+    with pytest.raises(UserError, match="could not record") as caught:
         capture.record(torch.sin, [torch.zeros(1)])
+    assert "not permitted" in str(caught.value)
+    assert "training.compile=off" in str(caught.value)
     cuda.fault = torch.OutOfMemoryError("no more")
     with pytest.raises(torch.OutOfMemoryError):
         capture.record(torch.sin, [torch.zeros(1)])

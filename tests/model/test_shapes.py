@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from newsdesk.model.architectures import bucket_length
+from newsdesk.training.train_step import bucket_length
 
 
 def test_there_are_few_widths_and_none_is_much_wider_than_its_rows():

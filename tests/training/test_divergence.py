@@ -15,7 +15,7 @@ pytest.importorskip("peft")
 
 from newsdesk.config import TrainingSection  # noqa: E402
 from newsdesk.errors import UserError  # noqa: E402
-from newsdesk.training.divergence import DivergenceWatch, explaining_memory  # noqa: E402
+from newsdesk.training.train_step import DivergenceWatch, explaining_memory  # noqa: E402
 
 
 def watch(**training: object) -> DivergenceWatch:

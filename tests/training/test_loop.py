@@ -18,8 +18,9 @@ from newsdesk.metrics import evaluate_probabilities  # noqa: E402
 from newsdesk.model.classifier import build_classifier, trainable_state  # noqa: E402
 from newsdesk.model.network import Network, predict_logits  # noqa: E402
 from newsdesk.runs.log import Event, Finished, Started, Step, Validation  # noqa: E402
+from newsdesk.training.batches import steps_per_epoch, total_steps  # noqa: E402
 from newsdesk.training.held_out import HeldOut  # noqa: E402
-from newsdesk.training.loop import EncodedRows, TrainingLoop, steps_per_epoch, total_steps, train  # noqa: E402
+from newsdesk.training.loop import EncodedRows, TrainingLoop, train  # noqa: E402
 
 MAX_LENGTH = 32
 NONE = EncodedRows([], np.array([], dtype=np.int64))

@@ -11,14 +11,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from newsdesk.config import TrainingSection  # noqa: E402
-from newsdesk.training.batches import (  # noqa: E402
-    build_loss,
-    build_optimiser,
-    class_weights,
-    rate_factor,
-    row_weights,
-    warmup_steps,
-)
+from newsdesk.training.batches import rate_factor, warmup_steps  # noqa: E402
+from newsdesk.training.train_step import build_loss, build_optimiser, row_weights  # noqa: E402
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
@@ -78,13 +72,15 @@ def test_balanced_weights_are_those_of_scikit_learn():
     utils = pytest.importorskip("sklearn.utils.class_weight")
     labels = np.array([0] * 7 + [1] * 2 + [2])
     expected = utils.compute_class_weight("balanced", classes=np.arange(3), y=labels)
-    np.testing.assert_allclose(class_weights(labels, 3), expected, rtol=1e-6)
-    assert class_weights(labels, 3)[labels].mean() == pytest.approx(1.0)
+    loss = build_loss(TrainingSection(class_weights="balanced"), labels, 3)
+    np.testing.assert_allclose(loss.weight, expected, rtol=1e-6)
+    assert row_weights(loss, labels).mean() == pytest.approx(1.0)
 
 
 def test_a_class_without_rows_weighs_nothing_and_changes_no_other():
     labels = np.array([0, 0, 0, 2])
-    assert class_weights(labels, 3).tolist() == pytest.approx([2 / 3, 0.0, 2.0])
+    loss = build_loss(TrainingSection(class_weights="balanced"), labels, 3)
+    assert loss.weight.tolist() == pytest.approx([2 / 3, 0.0, 2.0])
 
 
 def test_the_loss_is_cross_entropy_with_what_the_recipe_adds():

@@ -26,6 +26,7 @@ from newsdesk.config import load_recipe  # noqa: E402
 from newsdesk.data.examples import Examples  # noqa: E402
 from newsdesk.errors import UserError  # noqa: E402
 from newsdesk.files import sha256_of  # noqa: E402
+from newsdesk.model.architectures import require_length  # noqa: E402
 from newsdesk.model.catalog import ResolvedBase  # noqa: E402
 from newsdesk.model.classifier import load_classifier  # noqa: E402
 from newsdesk.model.network import Network, predict_logits  # noqa: E402
@@ -43,7 +44,6 @@ from newsdesk.runs.manifest import (  # noqa: E402
 from newsdesk.runs.off_topic import OffTopicScore  # noqa: E402
 from newsdesk.training.run import (  # noqa: E402
     class_ids,
-    require_length,
     run_training,
     seed_everything,
 )
@@ -463,3 +463,13 @@ def test_a_base_that_knows_the_language_is_not_questioned(tiny_recipe, tmp_path)
     run = run_training(tiny_recipe("training.min_steps=1"), tmp_path / "run")
     assert not [remark for remark in run.manifest.training.remarks if "unknown" in remark]
     assert (run.manifest.data.language, run.manifest.data.unknown_tokens) == (None, 0.0)
+
+
+@pytest.mark.parametrize(("switch", "engine"), [("off", "fused encoder"), ("on", "fused encoder, compiled")])
+def test_layers_are_compiled_only_where_the_recipe_asks_for_it(
+    switch, engine, tiny_recipe, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("newsdesk.model.network.compile_layers", lambda *_arguments: None)
+    events: list[Event] = []
+    run_training(tiny_recipe(f"training.compile={switch}"), tmp_path / "run", observe=events.append)
+    assert events[0].engine == engine

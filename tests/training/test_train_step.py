@@ -13,12 +13,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
 from newsdesk.config import LoraSection, ModelSection, TrainingSection  # noqa: E402
-from newsdesk.errors import UserError  # noqa: E402
 from newsdesk.model.classifier import build_classifier  # noqa: E402
-from newsdesk.model.cuda_graphs import RecordingError  # noqa: E402
 from newsdesk.model.network import Network  # noqa: E402
-from newsdesk.training.batches import build_optimiser  # noqa: E402
-from newsdesk.training.train_step import StepArithmetic, cuda_graphs  # noqa: E402
+from newsdesk.training.loop import EncodedRows, TrainingLoop  # noqa: E402
+from newsdesk.training.train_step import StepArithmetic, build_optimiser, cuda_graphs  # noqa: E402
 
 GENERATOR = np.random.default_rng(0)
 BATCHES = [
@@ -107,17 +105,6 @@ def trained_parameters(arithmetic: StepArithmetic) -> list[Any]:
     return [p for p in arithmetic.network.model.parameters() if p.requires_grad]
 
 
-def test_a_gpu_that_cannot_record_says_how_to_do_without(arithmetic_of):
-    class Refusing(Replay):
-        def record(self, work: Callable[..., Any], arguments: Sequence[Any]) -> Callable[[], Any]:
-            raise RecordingError("operation not permitted")
-
-    with pytest.raises(UserError, match="could not record") as caught:
-        take_steps(arithmetic_of(Refusing()))
-    assert "training.compile=off" in str(caught.value)
-    assert "not permitted" in str(caught.value)
-
-
 def test_only_a_gpu_with_the_fused_encoder_records(arithmetic_of, monkeypatch):
     network = arithmetic_of().network
     assert cuda_graphs(network) is None
@@ -126,3 +113,16 @@ def test_only_a_gpu_with_the_fused_encoder_records(arithmetic_of, monkeypatch):
     assert cuda_graphs(network) == "graphs of cuda"
     network._fused = None
     assert cuda_graphs(network) is None
+
+
+@pytest.mark.parametrize(("switch", "recordings"), [("off", 0), ("on", 2)])
+def test_steps_are_recorded_only_where_the_recipe_asks_for_it(switch, recordings, arithmetic_of, monkeypatch):
+    monkeypatch.setattr("newsdesk.training.loop.cuda_graphs", lambda _network: Replay())
+    rows = EncodedRows([ids for batch in BATCHES for ids in batch], np.resize(LABELS, 60))
+    training = TrainingSection(epochs=1, min_steps=0, batch_size=6, compile=switch)
+    loop = TrainingLoop(arithmetic_of().network, rows, EncodedRows([], LABELS[:0]), training, max_length=32)
+    assert loop.training.compile == switch
+    *_, finished = loop.events()
+    assert finished.step == 10
+    assert loop.arithmetic.recordings >= recordings
+    assert bool(loop.arithmetic.recordings) == bool(recordings)

@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.model.architectures import feature_layer
+from newsdesk.model.architectures import (
+    ARCHITECTURES,
+    BERT_LIKE,
+    Layout,
+    feature_layer,
+    reason_not_bert_like,
+)
 from newsdesk.runs.exported import FEATURES, LOGITS
 
 if TYPE_CHECKING:
@@ -31,59 +37,19 @@ FUSED = "com.microsoft"
 OPSET = 17
 IR_VERSION = 8  # of the same age as the opset, so that runtimes of 2022 and later read it
 _LOWEST = float(np.finfo(np.float32).min)
+_TOKEN_TYPES = "embeddings.token_type_embeddings.weight"
+_RELATIVE_BIAS = "encoder.relative_attention_bias.weight"
 _MPNET_FARTHEST = 128  # tokens; farther ones share a bucket (transformers fixes it, too)
 
 
-@dataclass(frozen=True)
-class Family:
-    """How an architecture names its parts, and how it counts positions.
-
-    Attributes:
-        encoder: the prefix of the encoder's tensors.
-        query, key, value, attention_output, attention_norm: names within ``encoder.layer.N.``.
-        counts_from_padding: whether positions count from behind the padding token's id, padding left out.
-        pooler, output: the two layers of the head, full names.
-    """
-
-    encoder: str
-    query: str = "attention.self.query"
-    key: str = "attention.self.key"
-    value: str = "attention.self.value"
-    attention_output: str = "attention.output.dense"
-    attention_norm: str = "attention.output.LayerNorm"
-    counts_from_padding: bool = True
-    pooler: str = "classifier.dense"
-    output: str = "classifier.out_proj"
-
-
-_ROBERTA = Family("roberta")
-FAMILIES: Mapping[str, Family] = {
-    "bert": Family("bert", counts_from_padding=False, pooler="bert.pooler.dense", output="classifier"),
-    "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
-    "camembert": _ROBERTA,
-    "mpnet": Family(
-        "mpnet",
-        query="attention.attn.q",
-        key="attention.attn.k",
-        value="attention.attn.v",
-        attention_output="attention.attn.o",
-        attention_norm="attention.LayerNorm",
-    ),
-}
 _ACTIVATIONS = {"gelu": "BiasGelu", "gelu_new": "FastGelu", "gelu_pytorch_tanh": "FastGelu"}
 
 
 def reason_not_buildable(config: Mapping[str, Any]) -> str | None:
     """Why `build_graph` cannot write this configuration down, as half a sentence, or None where it can."""
-    positions = config.get("position_embedding_type") or "absolute"
-    obstacles = {
-        f"{config['model_type']} is none of {', '.join(FAMILIES)}": config["model_type"] not in FAMILIES,
-        f"its activation is {config.get('hidden_act')}": config.get("hidden_act") not in _ACTIVATIONS,
-        f"its positions are {positions}, not absolute": positions != "absolute",
-        "it is a decoder": bool(config.get("is_decoder")),
-    }
-    return next((reason for reason, found in obstacles.items() if found), None)
+    if config.get("hidden_act") not in _ACTIVATIONS:
+        return f"its activation is {config.get('hidden_act')}"
+    return reason_not_bert_like(config)
 
 
 def build_graph(config: Mapping[str, Any], tensors: Mapping[str, Array]) -> ModelProto:
@@ -103,7 +69,7 @@ def build_graph(config: Mapping[str, Any], tensors: Mapping[str, Array]) -> Mode
     reason = reason_not_buildable(config)
     if reason is not None:
         raise ValueError(f"cannot be written down: {reason}")
-    writer = _Writer(config, FAMILIES[config["model_type"]], tensors)
+    writer = _Writer(config, BERT_LIKE[config["model_type"]], tensors)
     writer.classifier()
     if left := sorted(writer.unread()):
         raise ValueError(f"{len(left)} weights have no place in the graph, the first {left[0]}")
@@ -170,9 +136,9 @@ class Graph:
 class _Writer:
     """Writes one classifier down; keeps account of the tensors it has read."""
 
-    def __init__(self, config: Mapping[str, Any], family: Family, tensors: Mapping[str, Array]) -> None:
+    def __init__(self, config: Mapping[str, Any], layout: Layout, tensors: Mapping[str, Array]) -> None:
         self.graph = Graph()
-        self._config, self._family, self._tensors = config, family, tensors
+        self._config, self._layout, self._tensors = config, layout, tensors
         self._heads = int(config["num_attention_heads"])
         self._epsilon = float(config["layer_norm_eps"])
         self._read: set[str] = set()
@@ -187,14 +153,14 @@ class _Writer:
         graph, layers = self.graph, int(self._config["num_hidden_layers"])
         mask = graph.add("Cast", "padding_mask", "attention_mask", to=6)  # int32, as the operator wants it
         x = self._embeddings()
-        bias = self._relative_bias() if self._config["model_type"] == "mpnet" else ""
+        bias = self._relative_bias() if self._has(_RELATIVE_BIAS) else ""
         for number in range(layers):
             if number == feature_layer(layers):
                 self._mean_over_tokens(x)
             x = self._layer(x, mask, bias, number, only_first=number == layers - 1)
         x = graph.add("Squeeze", "first_token", x, graph.constant("token_axis", [1]))
-        x = graph.add("Tanh", "pooled", self._gemm("pooler", x, self._family.pooler))
-        self._gemm(LOGITS, x, self._family.output)
+        x = graph.add("Tanh", "pooled", self._gemm("pooler", x, self._layout.pooler))
+        self._gemm(LOGITS, x, self._layout.output)
 
     def _mean_over_tokens(self, x: str) -> None:
         """The second output: (batch, sequence, hidden) -> ``features`` (batch, hidden), padding left out."""
@@ -210,16 +176,19 @@ class _Writer:
         self._read.add(name)
         return np.asarray(self._tensors[name], dtype=np.float32)
 
+    def _has(self, name: str) -> bool:
+        return f"{self._layout.prefix}.{name}" in self._tensors
+
     def _encoder_tensor(self, name: str) -> Array:
-        return self._tensor(f"{self._family.encoder}.{name}")
+        return self._tensor(f"{self._layout.prefix}.{name}")
 
     def _embeddings(self) -> str:
         """(batch, sequence) -> (batch, sequence, hidden)."""
         graph, tables = self.graph, "embeddings"
         words = graph.constant(f"{tables}.words", self._encoder_tensor("embeddings.word_embeddings.weight"))
         table = self._encoder_tensor("embeddings.position_embeddings.weight")
-        if self._config["model_type"] != "mpnet":
-            table = table + self._encoder_tensor("embeddings.token_type_embeddings.weight")[0]
+        if self._has(_TOKEN_TYPES):
+            table = table + self._encoder_tensor(_TOKEN_TYPES)[0]
         positions = graph.constant(f"{tables}.positions", table)
         return graph.add_fused(
             "SkipLayerNormalization",
@@ -233,7 +202,7 @@ class _Writer:
     def _position_rows(self, table: str) -> str:
         """Rows of the position table: (sequence, hidden), or (batch, sequence, hidden) by the family."""
         graph = self.graph
-        if not self._family.counts_from_padding:
+        if not ARCHITECTURES[self._config["model_type"]].counts_from_padding:
             zero, one = graph.constant("zero", [0]), graph.constant("one", [1])
             length = graph.add("Shape", "sequence", "input_ids", start=1, end=2)
             return graph.add("Slice", "embeddings.position", table, zero, length, zero, one)
@@ -247,7 +216,7 @@ class _Writer:
     def _relative_bias(self) -> str:
         """MPNet's bias by distance, added to every layer's scores: (1, heads, sequence, sequence)."""
         graph, farthest = self.graph, int(self._config["max_position_embeddings"]) - 1
-        buckets = self._encoder_tensor("encoder.relative_attention_bias.weight")  # (buckets, heads)
+        buckets = self._encoder_tensor(_RELATIVE_BIAS)  # (buckets, heads)
         distances = np.arange(-farthest, farthest + 1)
         by_distance = buckets[relative_buckets(distances, len(buckets))].T[None]
         start, step = graph.constant("range_start", 0), graph.constant("range_step", 1)
@@ -261,9 +230,9 @@ class _Writer:
 
     def _layer(self, x: str, mask: str, bias: str, number: int, *, only_first: bool) -> str:
         """(batch, sequence, hidden) -> the same, or (batch, 1, hidden) where only the first token is read."""
-        graph, family, name = self.graph, self._family, f"layer.{number}"
+        graph, layout, name = self.graph, self._layout, f"layer.{number}"
         source = f"encoder.layer.{number}."
-        parts = [source + part for part in (family.query, family.key, family.value)]
+        parts = [source + part for part in (layout.query, layout.key, layout.value)]
         if only_first:
             first = [graph.constant(f"first.{end}", [value]) for end, value in (("start", 0), ("stop", 1))]
             axis = graph.constant("first.axis", [1])
@@ -284,8 +253,8 @@ class _Writer:
             f"{name}.attention_output",
             context,
             x,
-            source + family.attention_output,
-            source + family.attention_norm,
+            source + layout.attention_output,
+            source + layout.attention_norm,
         )
         inner = self._activated(f"{name}.intermediate", x, source + "intermediate.dense")
         return self._add_and_norm(

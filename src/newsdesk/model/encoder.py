@@ -22,19 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from newsdesk.model.architectures import feature_layer
+from newsdesk.model.architectures import BERT_LIKE, Layout, feature_layer, reason_not_bert_like
 from newsdesk.model.fused_ops import AdaptedLinear, Span, attention, dropout, dropout_add, padding_bias
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-CLASSIFIERS = (
-    "BertForSequenceClassification",
-    "CamembertForSequenceClassification",
-    "MPNetForSequenceClassification",
-    "RobertaForSequenceClassification",
-    "XLMRobertaForSequenceClassification",
-)
 
 
 class Projection(nn.Module):
@@ -85,21 +77,20 @@ def _one_storage(parts: list[nn.Parameter]) -> Tensor:
 class Layer(nn.Module):
     """One transformer layer, LayerNorm after each half (Vaswani et al., 2017)."""
 
-    def __init__(self, layer: Any, heads: int) -> None:
+    def __init__(self, layer: Any, layout: Layout, heads: int) -> None:
         """Take over a transformers layer: LayerNorms and activation as they are, linears as Projections."""
         super().__init__()
-        query, key, value, output = _attention_linears(layer)
-        self._project(query, key, value)
-        half = layer.attention if hasattr(layer.attention, "attn") else layer.attention.output
-        self.attention_output = Projection([output])
-        self.attention_norm = half.LayerNorm
+        part = layer.get_submodule
+        self._project(part(layout.query), part(layout.key), part(layout.value))
+        self.attention_output = Projection([part(layout.attention_output)])
+        self.attention_norm = part(layout.attention_norm)
         self.intermediate = Projection([layer.intermediate.dense])
         self.activation = layer.intermediate.intermediate_act_fn
         self.output = Projection([layer.output.dense])
         self.output_norm = layer.output.LayerNorm
         self.heads = heads
         self.hidden_dropout = float(layer.output.dropout.p)
-        self.attention_dropout = float(_self_attention(layer).dropout.p)
+        self.attention_dropout = float(part(layout.query.rpartition(".")[0]).dropout.p)
 
     def _project(self, query: Any, key: Any, value: Any) -> None:
         self.query_key_value = Projection([query, key, value])
@@ -145,11 +136,13 @@ class FusedClassifier(nn.Module):
         """Take over a model that `reason_not_fusable` has nothing against; `fuse` looks first."""
         super().__init__()
         classifier: Any = model.get_base_model()
-        backbone = getattr(classifier, classifier.base_model_prefix)
-        heads = classifier.config.num_attention_heads
+        layout, heads = _layout(classifier), classifier.config.num_attention_heads
+        backbone = getattr(classifier, layout.prefix)
         *lower, last = backbone.encoder.layer
         self.embeddings = backbone.embeddings
-        self.layers = nn.ModuleList([*(Layer(layer, heads) for layer in lower), LastLayer(last, heads)])
+        self.layers = nn.ModuleList(
+            [*(Layer(layer, layout, heads) for layer in lower), LastLayer(last, layout, heads)]
+        )
         self.head = nn.Sequential(*_head(classifier))
         self.relative_bias = getattr(backbone.encoder, "compute_position_bias", None)
         self.train(model.training)
@@ -229,7 +222,7 @@ def fuse(model: PeftModel, *, compute_dtype: torch.dtype = torch.float32) -> Fus
     if reason is not None:
         raise ValueError(f"cannot be fused: {reason}")
     classifier: Any = model.get_base_model()
-    backbone = getattr(classifier, classifier.base_model_prefix)
+    backbone = getattr(classifier, _layout(classifier).prefix)
     adapters = {id(p) for linear in _encoder_linears(classifier) for p in _adapter(linear)}
     for parameter in (*backbone.embeddings.parameters(), *backbone.encoder.parameters()):
         if id(parameter) not in adapters:
@@ -267,16 +260,14 @@ def reason_not_fusable(model: Any) -> str | None:
 
 def _reason_in_the_kind(classifier: Any, adapters: list[Any]) -> str | None:
     """Architecture, positions and kind of adapter."""
-    kind, config = type(classifier).__name__, classifier.config
-    positions = getattr(config, "position_embedding_type", None) or "absolute"
+    kind = type(classifier).__name__
     obstacles = {
-        f"{kind} is none of {', '.join(CLASSIFIERS)}": kind not in CLASSIFIERS,
-        f"its positions are {positions}, not absolute": positions != "absolute",
-        "it is a decoder, whose tokens do not see what follows": getattr(config, "is_decoder", False),
+        f"{kind} is no sequence classifier": not kind.endswith("ForSequenceClassification"),
         f"it carries {len(adapters)} adapters, not one": len(adapters) != 1,
         f"its adapter is of type {adapters[0].peft_type.value}, not LORA": adapters[0].peft_type != "LORA",
     }
-    return next((reason for reason, found in obstacles.items() if found), None)
+    reason = reason_not_bert_like(classifier.config.to_dict())
+    return reason or next((reason for reason, found in obstacles.items() if found), None)
 
 
 def _reason_in_linears(classifier: Any) -> str | None:
@@ -330,28 +321,18 @@ def _adapter(linear: Any) -> list[nn.Parameter]:
     return [linear.lora_A[name].weight, linear.lora_B[name].weight]
 
 
-def _self_attention(layer: Any) -> Any:
-    """The module with the query, key and value of a layer: MPNet calls it attn, the others self."""
-    return getattr(layer.attention, "attn", None) or layer.attention.self
-
-
-def _attention_linears(layer: Any) -> tuple[Any, Any, Any, Any]:
-    """Query, key, value and output projection of a layer."""
-    inner = _self_attention(layer)
-    if hasattr(inner, "o"):
-        return inner.q, inner.k, inner.v, inner.o
-    return inner.query, inner.key, inner.value, layer.attention.output.dense
+def _layout(classifier: Any) -> Layout:
+    return BERT_LIKE[classifier.config.model_type]
 
 
 def _encoder_linears(classifier: Any) -> Iterator[Any]:
     """Every linear layer, adapted or not, that a Projection replaces."""
-    for layer in getattr(classifier, classifier.base_model_prefix).encoder.layer:
-        yield from _attention_linears(layer)
-        yield from (layer.intermediate.dense, layer.output.dense)
+    layout = _layout(classifier)
+    names = (layout.query, layout.key, layout.value, layout.attention_output)
+    for layer in getattr(classifier, layout.prefix).encoder.layer:
+        yield from (layer.get_submodule(name) for name in (*names, "intermediate.dense", "output.dense"))
 
 
 def _head(classifier: Any) -> list[nn.Module]:
     """The modules from the last hidden states to the logits; the first of them reads position 0 only."""
-    if classifier.base_model_prefix == "bert":
-        return [classifier.bert.pooler, classifier.dropout, classifier.classifier]
-    return [classifier.classifier]
+    return [classifier.get_submodule(name) for name in _layout(classifier).head]

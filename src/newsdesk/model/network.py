@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from newsdesk.errors import UserError
-from newsdesk.model.architectures import bucket_length, feature_layer
-from newsdesk.model.cuda_graphs import compile_layers
-from newsdesk.model.encoder import fuse, mean_over_tokens, reason_not_fusable
-from newsdesk.model.tokenizer import TokenIds, length_sorted_batches, pad
+from newsdesk.model.architectures import feature_layer, longest_text
+from newsdesk.model.classifier import quiet_transformers
+from newsdesk.model.encoder import FusedClassifier, fuse, mean_over_tokens, reason_not_fusable
+from newsdesk.model.tokenizer import TextTokenizer, TokenIds, batches_by_tokens, length_sorted_batches, pad
 from newsdesk.progress import Progress, counting
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 
+Rows = NDArray[np.int64]
 Values = NDArray[np.float32]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -74,18 +78,6 @@ class Network(nn.Module):
         input_ids, attention_mask = pad(sequences, self.pad_id, to_length)
         unpadded = all(len(sequence) == input_ids.shape[1] for sequence in sequences)
         return self.on_device(input_ids), None if unpadded else self.on_device(attention_mask)
-
-    def bucketed_batch(
-        self, sequences: Sequence[TokenIds], to_length: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """As ``batch``, padded to one of a few widths and always masked: one shape, and one form, a width."""
-        width = to_length or self.bucket(max(len(sequence) for sequence in sequences))
-        input_ids, attention_mask = pad(sequences, self.pad_id, width)
-        return self.on_device(input_ids), self.on_device(attention_mask)
-
-    def bucket(self, longest: int) -> int:
-        """The width that ``bucketed_batch`` pads to where the longest row has ``longest`` tokens."""
-        return bucket_length(longest, self.model.config.max_position_embeddings)
 
     def on_device(self, array: NDArray[Any]) -> Tensor:
         """The array as a tensor on ``device``; through pinned memory, so that nobody waits for a GPU."""
@@ -222,3 +214,134 @@ def cpu_has_bfloat16() -> bool:
     """
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
+
+
+_BATCH_TOKENS = 512  # fit into a core's cache; more take longer a token
+
+
+class TextEmbedder:
+    """A base model as it is, in float32: a text becomes the mean of its tokens' last hidden states.
+
+    The mean over all tokens, scaled to length 1, is what sentence encoders such as all-MiniLM were trained on
+    (Reimers & Gurevych, 2019).
+
+    Attributes:
+        dimensions: length of a text's vector.
+    """
+
+    def __init__(self, base: Path, *, max_length: int, device: str = "auto") -> None:
+        """Load encoder and tokenizer from the folder of a base model; texts are cut to ``max_length`` tokens.
+
+        Raises UserError when the folder has no fast tokenizer, or the device is not there.
+        """
+        from transformers import AutoModel
+
+        self._device = choose_device(device)
+        with quiet_transformers():
+            self._model = AutoModel.from_pretrained(base, dtype=torch.float32).to(self._device).eval()
+        config = self._model.config
+        self._tokenizer = TextTokenizer.from_folder(base, min(max_length, longest_text(config) or max_length))
+        self._pad_id = int(config.pad_token_id or 0)
+        self.dimensions = int(config.hidden_size)
+
+    def embed(self, texts: Sequence[str]) -> Values:
+        """A vector of length 1 for each text, float32 (rows, dimensions), in the texts' order.
+
+        Computed in batches of like length.
+        """
+        sequences = self._tokenizer.encode(texts)
+        vectors = np.zeros((len(texts), self.dimensions), dtype=np.float32)
+        lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+        for rows, means in self._computed(sequences, batches_by_tokens(lengths, _BATCH_TOKENS)):
+            vectors[rows] = means
+        return vectors
+
+    def _computed(
+        self, sequences: Sequence[TokenIds], batches: Sequence[Rows]
+    ) -> Iterator[tuple[Rows, Values]]:
+        """Each batch's rows and vectors; on a CPU every core computes batches of its own."""
+
+        def vectors_of(rows: Rows) -> tuple[Rows, Values]:
+            return rows, self._vectors([sequences[row] for row in rows])
+
+        if self._device.type != "cpu":
+            yield from map(vectors_of, batches)
+            return
+        cores = torch.get_num_threads()
+        torch.set_num_threads(1)  # cores that share a small batch's products wait for each other
+        try:
+            with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                yield from pool.map(vectors_of, batches)
+        finally:
+            torch.set_num_threads(cores)
+
+    @torch.inference_mode()
+    def _vectors(self, sequences: Sequence[TokenIds]) -> Values:
+        """One batch, (rows, dimensions)."""
+        input_ids, mask = (torch.from_numpy(array).to(self._device) for array in pad(sequences, self._pad_id))
+        hidden = self._model(input_ids=input_ids, attention_mask=mask).last_hidden_state
+        total = (mask.unsqueeze(1).float() @ hidden).squeeze(1)  # the mean but for its length
+        vectors: Values = F.normalize(total, dim=1).cpu().numpy()
+        return vectors
+
+
+# Two shapes of which no two sizes are alike, and unlike the heads and hidden sizes in use: equal sizes would
+# be taken for one symbol, and other batches would be compiled anew.
+_TRIAL_SHAPES = ((5, 40), (7, 24))
+
+
+class CompiledInTraining(nn.Module):
+    """A layer of the fused encoder: compiled while it trains, as it is when it predicts.
+
+    Predicting a few rows must not wait for a compiler. All layers of one form share one compiled program,
+    whose lengths and batch sizes are symbols; so compiling takes as long as one layer, not as twelve.
+    """
+
+    def __init__(self, layer: nn.Module, backend: str | Callable[..., Any]) -> None:
+        """Wrap ``layer``, whose parameters stay its own."""
+        super().__init__()
+        self.layer = layer
+        self._compiled = torch.compile(layer.forward, dynamic=True, fullgraph=True, backend=backend)
+
+    def forward(self, x: Tensor, batch: int, bias: Tensor | None) -> Tensor:
+        """As the layer."""
+        compute = self._compiled if self.training else self.layer
+        y: Tensor = compute(x, batch, bias)
+        return y
+
+
+def compile_layers(
+    classifier: FusedClassifier, device: torch.device, *, backend: str | Callable[..., Any] = "inductor"
+) -> str | None:
+    """Compile the layers for training, or leave them as they are and return why as part of a sentence.
+
+    Tried out at once, forward and backward, so that it is known before the first step whether it works; a
+    whole graph is demanded, since a break would cost more than compiling gains. Random states and gradients
+    are left as they were.
+    """
+    layers = classifier.layers
+    classifier.layers = nn.ModuleList(CompiledInTraining(layer, backend) for layer in layers)
+    try:
+        _try_out(classifier, device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a compiler, its linker or its cache may raise
+        classifier.layers = layers
+        cause = getattr(error, "inner_exception", error)  # torch wraps it in pages of text
+        first_line = next(iter(str(cause).strip().splitlines()), "no reason given")
+        return f"{type(cause).__name__}: {first_line}"
+    return None
+
+
+def _try_out(classifier: FusedClassifier, device: torch.device) -> None:
+    trained = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+    was_training = classifier.training
+    classifier.train()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for shape in _TRIAL_SHAPES:
+            input_ids = torch.full(shape, 2, device=device)
+            attention_mask = torch.ones_like(input_ids)
+            attention_mask[0, -1] = 0  # training on a GPU always has a mask
+            logits = classifier(input_ids, attention_mask)
+            torch.autograd.grad(logits.sum(), trained)
+    classifier.train(was_training)

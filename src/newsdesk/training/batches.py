@@ -10,9 +10,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from newsdesk.config import TrainingSection
 
@@ -102,53 +100,53 @@ def rate_factor(step: int, *, steps: int, warmup: int, schedule: str) -> float:
     return max(0.0, 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / falling)))
 
 
-def build_optimiser(model: nn.Module, training: TrainingSection) -> torch.optim.AdamW:
-    """AdamW over all trainable parameters, adapters and head each with their learning rate.
+def steps_per_epoch(rows: int, training: TrainingSection) -> int:
+    """Optimiser steps in one pass over the rows."""
+    return math.ceil(math.ceil(rows / training.batch_size) / training.accumulation)
 
-    Biases and one-dimensional parameters are not decayed.
-    """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        is_head = "modules_to_save" in name
-        rate = (
-            training.head_learning_rate if is_head and training.head_learning_rate else training.learning_rate
-        )
-        decay = training.weight_decay if parameter.ndim > 1 else 0.0
-        groups.setdefault((rate, decay), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": ps, "lr": rate, "weight_decay": decay, "full": rate}
-            for (rate, decay), ps in groups.items()
-        ],
-        fused=True,
+
+def total_steps(rows: int, training: TrainingSection) -> int:
+    """Optimiser steps of the whole training: of its epochs, and at least ``min_steps``."""
+    return max(training.min_steps, steps_of_epochs(rows, training))
+
+
+def steps_of_epochs(rows: int, training: TrainingSection) -> int:
+    """Optimiser steps in the recipe's epochs, without regard to ``min_steps``; at least one."""
+    return max(1, round(steps_per_epoch(rows, training) * training.epochs))
+
+
+def planned_epochs(rows: int, training: TrainingSection) -> float:
+    """Passes over the rows: the recipe's, or as many as ``min_steps`` make."""
+    steps = total_steps(rows, training)
+    return (
+        training.epochs
+        if steps == steps_of_epochs(rows, training)
+        else steps / steps_per_epoch(rows, training)
     )
 
 
-def class_weights(labels: NDArray[np.int64], classes: int) -> torch.Tensor:
-    """Weights inversely proportional to class frequency, mean 1 over the rows (King & Zeng, 2001).
+def steps_between(every: int | float, rows: int, training: TrainingSection) -> int:
+    """Steps from one validation or checkpoint to the next, given as steps or in epochs; 0 for never.
 
-    A class without rows gets weight 0: no row asks for it.
+    Where ``min_steps`` makes a training longer than its epochs, these are spread over its length: so a
+    recipe of three epochs is validated three times, however few rows there are.
     """
-    counts = np.bincount(labels, minlength=classes)
-    weights = np.where(counts > 0, len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1)), 0.0)
-    return torch.tensor(weights, dtype=torch.float32)
+    if isinstance(every, int) or not every:
+        return int(every)
+    of_epoch = float(steps_per_epoch(rows, training))
+    steps = total_steps(rows, training)
+    if steps > steps_of_epochs(rows, training):
+        of_epoch = steps / training.epochs
+    return max(1, round(every * of_epoch))
 
 
-def build_loss(training: TrainingSection, labels: NDArray[np.int64], classes: int) -> nn.CrossEntropyLoss:
-    """Cross-entropy with the recipe's label smoothing (Szegedy et al., 2016) or class weights, as a sum.
-
-    The mean of a step is this sum over the sum of its rows' weights (``row_weights``): so it comes out the
-    same whether the rows are computed in one batch, in several, or by several processes.
-    """
-    weight = class_weights(labels, classes) if training.class_weights == "balanced" else None
-    return nn.CrossEntropyLoss(weight=weight, label_smoothing=training.label_smoothing, reduction="sum")
+def validation_interval(rows: int, training: TrainingSection) -> int:
+    """Steps from one validation to the next; 0: the only one is at the end."""
+    every = 1.0 if training.validate_every is None else training.validate_every
+    return steps_between(every, rows, training)
 
 
-def row_weights(loss: nn.CrossEntropyLoss, labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """What each row counts in the mean loss, (rows,): its class's weight, or one."""
-    if loss.weight is None:
-        return np.ones(len(labels))
-    weights: NDArray[np.float64] = loss.weight.double().cpu().numpy()[labels]
-    return weights
+def planned_validations(rows: int, training: TrainingSection) -> int:
+    """How many states will be validated: one at each interval, and the last."""
+    interval = validation_interval(rows, training)
+    return math.ceil(total_steps(rows, training) / interval) if interval else 1

@@ -19,6 +19,7 @@ from newsdesk.config import LoraSection, Recipe, ResolvedRecipe
 from newsdesk.data.columns import TextLayout
 from newsdesk.errors import UserError
 from newsdesk.files import write_bytes
+from newsdesk.model.architectures import require_length
 from newsdesk.model.catalog import BASE_MODELS, ResolvedBase, resolve_base
 from newsdesk.model.classifier import ADAPTER_FILES, copy_tokenizer, load_classifier, require_adapter_files
 from newsdesk.model.tokenizer import TextTokenizer
@@ -26,7 +27,6 @@ from newsdesk.progress import Progress
 from newsdesk.runs.folder import Labels, RunFolder
 from newsdesk.runs.manifest import ImportFacts, Manifest, base_facts, base_name, installed_versions
 from newsdesk.runs.replacing import require_free, staged
-from newsdesk.training.run import require_length
 
 TEXT_COLUMN = TextLayout(("text",))
 

@@ -19,17 +19,27 @@ from newsdesk.model.tokenizer import TokenIds
 from newsdesk.runs.log import Event, Finished, FinishReason, Interrupted, Started, Step, Validation
 from newsdesk.training.batches import (
     Batcher,
-    build_loss,
-    build_optimiser,
+    planned_epochs,
+    planned_validations,
     rate_factor,
-    row_weights,
+    steps_between,
+    steps_of_epochs,
+    steps_per_epoch,
+    total_steps,
+    validation_interval,
     warmup_steps,
 )
 from newsdesk.training.checkpoints import Snapshot, gather_state, hand_out_state
 from newsdesk.training.distributed import Team
-from newsdesk.training.divergence import DivergenceWatch
 from newsdesk.training.held_out import HeldOut
-from newsdesk.training.train_step import StepArithmetic, cuda_graphs
+from newsdesk.training.train_step import (
+    DivergenceWatch,
+    StepArithmetic,
+    build_loss,
+    build_optimiser,
+    cuda_graphs,
+    row_weights,
+)
 
 # Reading a loss makes the processor wait for an accelerator; told in groups, its queue hardly runs dry.
 _STEPS_TOLD_AT_ONCE = {"cpu": 1}
@@ -47,58 +57,6 @@ class EncodedRows:
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each row, (rows,)."""
         return np.array([len(ids) for ids in self.token_ids], dtype=np.int64)
-
-
-def steps_per_epoch(rows: int, training: TrainingSection) -> int:
-    """Optimiser steps in one pass over the rows."""
-    return math.ceil(math.ceil(rows / training.batch_size) / training.accumulation)
-
-
-def total_steps(rows: int, training: TrainingSection) -> int:
-    """Optimiser steps of the whole training: of its epochs, and at least ``min_steps``."""
-    return max(training.min_steps, steps_of_epochs(rows, training))
-
-
-def steps_of_epochs(rows: int, training: TrainingSection) -> int:
-    """Optimiser steps in the recipe's epochs, without regard to ``min_steps``; at least one."""
-    return max(1, round(steps_per_epoch(rows, training) * training.epochs))
-
-
-def planned_epochs(rows: int, training: TrainingSection) -> float:
-    """Passes over the rows: the recipe's, or as many as ``min_steps`` make."""
-    steps = total_steps(rows, training)
-    return (
-        training.epochs
-        if steps == steps_of_epochs(rows, training)
-        else steps / steps_per_epoch(rows, training)
-    )
-
-
-def steps_between(every: int | float, rows: int, training: TrainingSection) -> int:
-    """Steps from one validation or checkpoint to the next, given as steps or in epochs; 0 for never.
-
-    Where ``min_steps`` makes a training longer than its epochs, these are spread over its length: so a
-    recipe of three epochs is validated three times, however few rows there are.
-    """
-    if isinstance(every, int) or not every:
-        return int(every)
-    of_epoch = float(steps_per_epoch(rows, training))
-    steps = total_steps(rows, training)
-    if steps > steps_of_epochs(rows, training):
-        of_epoch = steps / training.epochs
-    return max(1, round(every * of_epoch))
-
-
-def validation_interval(rows: int, training: TrainingSection) -> int:
-    """Steps from one validation to the next; 0: the only one is at the end."""
-    every = 1.0 if training.validate_every is None else training.validate_every
-    return steps_between(every, rows, training)
-
-
-def planned_validations(rows: int, training: TrainingSection) -> int:
-    """How many states will be validated: one at each interval, and the last."""
-    interval = validation_interval(rows, training)
-    return math.ceil(total_steps(rows, training) / interval) if interval else 1
 
 
 def train(
@@ -167,7 +125,7 @@ class TrainingLoop:
         self.team.copy_from_lead(self.trained)
         loss = build_loss(training, rows.labels, classes).to(network.device)
         self.row_weights = row_weights(loss, rows.labels)
-        capture = None if training.compile == "off" else cuda_graphs(network)
+        capture = cuda_graphs(network) if training.compile == "on" else None
         self.arithmetic = StepArithmetic(network, loss, self.optimiser, training.clip, capture)
         self.watch = DivergenceWatch(classes, training)
         self.step = self.validated_step = self.best_step = 0

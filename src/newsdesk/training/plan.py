@@ -18,14 +18,21 @@ from newsdesk.data.load import TrainingData, dialect_of, load_split, load_traini
 from newsdesk.data.words import VocabularyFit
 from newsdesk.errors import counted
 from newsdesk.hub.cache import Slot
-from newsdesk.model.architectures import ParameterGroup, parameter_table
+from newsdesk.model.architectures import ParameterGroup, parameter_table, require_length
 from newsdesk.model.catalog import BASE_MODELS, resolve_config
 from newsdesk.model.classifier import outline_classifier
 from newsdesk.model.tokenizer import TextTokenizer, Truncation
-from newsdesk.training.batches import Batcher, padding_share, rate_factor, warmup_steps
+from newsdesk.training.batches import (
+    Batcher,
+    padding_share,
+    planned_epochs,
+    planned_validations,
+    rate_factor,
+    steps_per_epoch,
+    total_steps,
+    warmup_steps,
+)
 from newsdesk.training.held_out import HeldOut, classes_not_held_out
-from newsdesk.training.loop import planned_epochs, planned_validations, steps_per_epoch, total_steps
-from newsdesk.training.run import require_length
 from newsdesk.training.time_estimate import TimeEstimate, estimate_time
 
 Padding = Literal["grouped", "unsorted", "max_length"]

@@ -12,22 +12,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from newsdesk import __version__
-from newsdesk.config import ResolvedRecipe, TrainingSection, load_recipe
+from newsdesk.config import ResolvedRecipe, load_recipe
 from newsdesk.data.duplicates import KnownTexts
 from newsdesk.data.examples import Examples
 from newsdesk.data.load import TrainingData, load_training_data
 from newsdesk.data.words import VocabularyFit, language_of
 from newsdesk.errors import UserError, counted
+from newsdesk.model.architectures import require_length
 from newsdesk.model.catalog import ResolvedBase, resolve_base
 from newsdesk.model.classifier import AdapterStore, build_classifier, copy_tokenizer
-from newsdesk.model.cuda_graphs import COMPILE_FROM_STEPS
 from newsdesk.model.encoder import keep_freed_memory
 from newsdesk.model.network import Network, choose_precision, predict_with_features
 from newsdesk.model.tokenizer import Encoded, TextTokenizer, TokenIds
@@ -66,10 +65,10 @@ from newsdesk.runs.replacing import (
 )
 from newsdesk.training.checkpoints import Checkpoints, decode
 from newsdesk.training.distributed import Team, gathered
-from newsdesk.training.divergence import explaining_memory
 from newsdesk.training.held_out import classes_not_held_out
 from newsdesk.training.launch import restarted
-from newsdesk.training.loop import EncodedRows, TrainingLoop, total_steps
+from newsdesk.training.loop import EncodedRows, TrainingLoop
+from newsdesk.training.train_step import explaining_memory
 
 Observer = Callable[[Event], None]
 
@@ -176,9 +175,8 @@ def _prepare(
     tokenizer = TextTokenizer.from_folder(tokenizer_files, recipe.model.max_length)
     store = AdapterStore(model, hub_reference(base))
     encoded, validation = (tokenizer.encode_whole(part.texts) for part in (data.train, data.validation))
-    compiled = _pays_to_compile(recipe.training, device, total_steps(len(data.train), recipe.training))
     loop = TrainingLoop(
-        Network(model, device, precision, compiled=compiled),
+        Network(model, device, precision, compiled=recipe.training.compile == "on"),
         EncodedRows(encoded.ids, class_ids(data.train)),
         EncodedRows(validation.ids, class_ids(data.validation)),
         recipe.training,
@@ -197,12 +195,6 @@ def _prepare(
         vocabulary,
         recipe.model.max_length,
     )
-
-
-def _pays_to_compile(training: TrainingSection, device: torch.device, steps: int) -> bool:
-    if training.compile == "auto":
-        return device.type == "cuda" and steps >= COMPILE_FROM_STEPS
-    return training.compile == "on"
 
 
 def _go_on_or_begin(
@@ -411,24 +403,6 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def require_length(config: Any, max_length: int) -> None:
-    """Raise UserError when the encoder has fewer positions than ``max_length`` tokens need."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is None:
-        return
-    # RoBERTa and MPNet count positions from behind the padding's, so the first ones are never used.
-    offset = (config.pad_token_id or 0) + 1 if config.model_type in _OFFSET_POSITIONS else 0
-    if max_length > positions - offset:
-        raise UserError(
-            f"the base model reads at most {positions - offset} tokens",
-            found=f"model.max_length = {max_length}",
-            fix=f"use --set model.max_length={positions - offset} or less",
-        )
-
-
-_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text")
 
 
 def _manifest(resolved: ResolvedRecipe, prepared: _Prepared, finished: Finished, team: Team) -> Manifest:

@@ -1,19 +1,75 @@
-"""What the device computes in one optimiser step: the gradients of its batches, then the update."""
+"""One optimiser step: the gradients of its batches, the update, and what goes wrong in it.
+
+On a GPU a step can be recorded as CUDA graphs, one for each shape, and replayed at one launch: a step of a
+small encoder is several hundred kernels of a few microseconds each, and launching them one by one takes the
+processor longer than computing them takes the GPU (NVIDIA, 2019). Not measured on a card yet: off by default.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from newsdesk.errors import UserError
-from newsdesk.model.cuda_graphs import Capture, CudaCapture, Recorder, RecordingError
+from newsdesk.config import TrainingSection
+from newsdesk.errors import UserError, counted
 from newsdesk.model.network import Network
-from newsdesk.model.tokenizer import TokenIds
+from newsdesk.model.tokenizer import TokenIds, pad
+
+
+def build_optimiser(model: nn.Module, training: TrainingSection) -> torch.optim.AdamW:
+    """AdamW over all trainable parameters, adapters and head each with their learning rate.
+
+    Biases and one-dimensional parameters are not decayed.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        is_head = "modules_to_save" in name
+        rate = (
+            training.head_learning_rate if is_head and training.head_learning_rate else training.learning_rate
+        )
+        decay = training.weight_decay if parameter.ndim > 1 else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": ps, "lr": rate, "weight_decay": decay, "full": rate}
+            for (rate, decay), ps in groups.items()
+        ],
+        fused=True,
+    )
+
+
+def build_loss(training: TrainingSection, labels: NDArray[np.int64], classes: int) -> nn.CrossEntropyLoss:
+    """Cross-entropy as a sum, with the recipe's label smoothing (Szegedy et al., 2016) or class weights.
+
+    Balanced weights are inversely proportional to class frequency, mean 1 over the rows (King & Zeng, 2001);
+    a class without rows gets 0. The mean of a step is this sum over the sum of its rows' weights
+    (``row_weights``): the same whether the rows are computed in one batch, in several, or by several
+    processes.
+    """
+    weight = None
+    if training.class_weights == "balanced":
+        counts = np.bincount(labels, minlength=classes)
+        balanced = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+        weight = torch.tensor(np.where(counts > 0, balanced, 0.0), dtype=torch.float32)
+    return nn.CrossEntropyLoss(weight=weight, label_smoothing=training.label_smoothing, reduction="sum")
+
+
+def row_weights(loss: nn.CrossEntropyLoss, labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """What each row counts in the mean loss, (rows,): its class's weight, or one."""
+    if loss.weight is None:
+        return np.ones(len(labels))
+    weights: NDArray[np.float64] = loss.weight.double().cpu().numpy()[labels]
+    return weights
 
 
 def cuda_graphs(network: Network) -> CudaCapture | None:
@@ -38,7 +94,7 @@ class StepArithmetic:
         loss: nn.Module,
         optimiser: torch.optim.Optimizer,
         clip: float,
-        capture: Capture | None = None,
+        capture: CudaCapture | None = None,
     ) -> None:
         """Take what a step needs: ``loss`` sums over a batch, ``clip`` is the largest gradient norm (0: any).
 
@@ -69,7 +125,7 @@ class StepArithmetic:
     def width(self, longest: int, to_length: int | None = None) -> int:
         """Tokens that a batch is computed at whose longest row has ``longest``."""
         if to_length is None and self._recorders is not None:
-            return self.network.bucket(longest)
+            return bucket_length(longest, self.network.model.config.max_position_embeddings)
         return to_length or longest
 
     def add_gradients(
@@ -87,7 +143,9 @@ class StepArithmetic:
         facts = network.on_device(labels), network.on_device(np.array(total_weight, dtype=np.float32))
         if self._recorders is None:
             return self._add_gradients(*facts, *network.batch(sequences, to_length))
-        return _recorded(self._recorders[0], *facts, *network.bucketed_batch(sequences, to_length))
+        width = to_length or self.width(max(len(sequence) for sequence in sequences))
+        padded = (network.on_device(array) for array in pad(sequences, network.pad_id, width))
+        return self._recorders[0](*facts, *padded)  # always masked: one form for each width
 
     def update(self) -> Tensor:
         """Clip the gradients, let the optimiser step, clear them; returns their norm before, a scalar.
@@ -100,7 +158,7 @@ class StepArithmetic:
             if parameter.grad is not gradient:  # exchanged for a sum over processes, say
                 gradient.zero_() if parameter.grad is None else gradient.copy_(parameter.grad)
                 parameter.grad = gradient
-        return _recorded(self._recorders[1])
+        return self._recorders[1]()
 
     def _add_gradients(
         self, labels: Tensor, total_weight: Tensor, input_ids: Tensor, attention_mask: Tensor | None
@@ -122,12 +180,172 @@ class StepArithmetic:
         return norm
 
 
-def _recorded(recorder: Recorder, *arguments: Tensor) -> Tensor:
+_FINEST = 8
+
+
+def bucket_length(length: int, longest: int) -> int:
+    """The width, in tokens, that rows of ``length`` tokens are padded to; never more than ``longest``.
+
+    Multiples of 8 up to 64 tokens (a batch of 16 rows then fills whole tiles of 128 in every matrix
+    product), of 16 up to 128, of 32 up to 256 and so on: four widths an octave, 20 in all up to 512, and
+    beyond 32 tokens at most a quarter more than ``length``. ``longest`` is the number of positions that the
+    encoder has. Raises ValueError when ``length`` exceeds it or is not positive.
+    """
+    if not 0 < length <= longest:
+        raise ValueError(f"{length} tokens do not fit the encoder's {longest} positions")
+    octave = (length - 1).bit_length()  # 2 ** octave is the smallest power of two not below length
+    step = max(_FINEST, (1 << octave) // _FINEST)
+    return min(-(-length // step) * step, longest)
+
+
+Work = Callable[..., Tensor]
+
+_DIRECT_CALLS = 2
+
+
+class CudaCapture:
+    """CUDA graphs of one device, which share one pool of memory since only one replays at a time."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Open a stream and a memory pool on ``device``."""
+        self._stream = torch.cuda.Stream(device)
+        self._pool: Any = torch.cuda.graph_pool_handle()
+
+    def run(self, work: Work, arguments: Sequence[Tensor]) -> Tensor:
+        """On the stream that is captured later: autograd sums a gradient where it first did."""
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            output = work(*arguments)
+        current.wait_stream(self._stream)
+        return output
+
+    def record(self, work: Work, arguments: Sequence[Tensor]) -> Callable[[], Tensor]:
+        """Capture the work's kernels without running them; calling what is returned runs them once.
+
+        Raises UserError where the device refuses.
+        """
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                output = work(*arguments)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise UserError(
+                "this GPU could not record the training step as a CUDA graph",
+                found=str(error),
+                fix="use --set training.compile=off, and tell us: it should have worked",
+            ) from error
+
+        def replay() -> Tensor:
+            graph.replay()
+            return output
+
+        return replay
+
+
+class Recorder:
+    """Calls a function of tensors, replaying it from the third call of a shape on.
+
+    Every call does the work exactly once, whatever it changes besides its result (gradients, an optimiser's
+    state): the first two directly, which is also what CUDA libraries and compilers need to settle; the third
+    takes it down, which computes nothing, and replays. A shape met once or twice is never recorded.
+
+    The function must not wait for the device, nor do on the processor anything that has to happen every time.
+    """
+
+    def __init__(self, work: Work, capture: CudaCapture) -> None:
+        """Record ``work``, which takes and returns tensors on one device."""
+        self._work, self._capture = work, capture
+        self._calls: Counter[object] = Counter()
+        self._recordings: dict[object, tuple[tuple[Tensor, ...], Callable[[], Tensor]]] = {}
+
+    @property
+    def recordings(self) -> int:
+        """Number of shapes recorded so far."""
+        return len(self._recordings)
+
+    def __call__(self, *arguments: Tensor) -> Tensor:
+        """The function's result, which later calls leave as it is."""
+        key = tuple((argument.shape, argument.dtype) for argument in arguments)
+        if key not in self._recordings:
+            self._calls[key] += 1
+            if self._calls[key] <= _DIRECT_CALLS:
+                return self._capture.run(self._work, arguments)
+            held = tuple(argument.clone() for argument in arguments)
+            self._recordings[key] = held, self._capture.record(self._work, held)
+        held, replay = self._recordings[key]
+        for place, argument in zip(held, arguments, strict=True):
+            place.copy_(argument)
+        return replay().clone()  # the next replay of any shape may overwrite what it returned
+
+
+_RECENT = 25
+"""Steps over which the loss is averaged before it is called diverging: single batches jump."""
+
+_TOO_HIGH = 5.0
+"""Times the loss of guessing: no training that will still come to something is so wrong for so long."""
+
+
+class DivergenceWatch:
+    """Tells a training that is going nowhere from one that learns, by its losses alone.
+
+    Attributes:
+        recent: the losses of the last steps, oldest first; what a checkpoint has to keep.
+    """
+
+    def __init__(self, classes: int, training: TrainingSection) -> None:
+        """Compare with the loss of guessing among ``classes``, its natural logarithm."""
+        self._limit = _TOO_HIGH * math.log(max(2, classes))
+        self._training = training
+        self.recent: list[float] = []
+
+    def check(self, step: int, loss: float, rows: str) -> None:
+        """Take the loss of one step, computed on ``rows``, as a message names them.
+
+        Raises UserError when it is not a number, or when the mean of the last 25 is five times what
+        guessing costs.
+        """
+        self.recent = [*self.recent[1 - _RECENT :], loss]
+        mean = sum(self.recent) / len(self.recent)
+        if not math.isfinite(loss):
+            raise self.error(step, f"the loss is {loss}", rows)
+        if len(self.recent) == _RECENT and mean > self._limit:
+            raise self.error(step, f"the mean loss of the last {_RECENT} steps is {mean:.3g}", rows)
+
+    def error(self, step: int, what: str, rows: str) -> UserError:
+        """The error for a training that diverged at ``step``."""
+        rate = self._training.learning_rate
+        return UserError(
+            f"training diverged: {what} at step {step}",
+            found=f"{rows}, learning rate {rate:g}",
+            fix=f"lower it, for example --set training.learning_rate={rate / 3:.1g}, "
+            "or use --set training.precision=float32",
+        )
+
+
+_SIGNS_OF_TOO_LITTLE_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+@contextmanager
+def explaining_memory(training: TrainingSection) -> Iterator[None]:
+    """Turn the failure to allocate memory, on a CPU or a GPU, into a UserError that suggests a batch size."""
     try:
-        return recorder(*arguments)
-    except RecordingError as error:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        message = str(error)
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and not any(sign in message for sign in _SIGNS_OF_TOO_LITTLE_MEMORY):
+            raise
+        size, fix = training.batch_size, "use a smaller base model, or a machine with more memory"
+        if size > 1:
+            half, twice = -(-size // 2), 2 * training.accumulation
+            fix = (
+                f"use --set training.batch_size={half} --set training.accumulation={twice}: "
+                "as many rows a step, about half the memory; or a lower --set model.max_length"
+            )
+        said = message.strip().splitlines()[0] if message else "no more"
         raise UserError(
-            "this GPU could not record the training step as a CUDA graph",
-            found=str(error),
-            fix="use --set training.compile=off, and tell us: it should have worked",
+            "out of memory while training", found=f"batches of {counted(size, 'row')}; {said}", fix=fix
         ) from error

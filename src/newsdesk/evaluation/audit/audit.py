@@ -142,7 +142,7 @@ def embed(
 
     def embedder() -> Embed:
         try:
-            from newsdesk.model.embedding import TextEmbedder
+            from newsdesk.model.network import TextEmbedder
         except ImportError:
             raise missing_package("torch", "train", "an audit") from None
         return TextEmbedder(base.path, max_length=LONGEST_TEXT).embed
