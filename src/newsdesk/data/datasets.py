@@ -11,9 +11,7 @@ from typing import Literal
 
 from newsdesk.errors import UserError
 from newsdesk.hub.cache import Slot, resolve
-from newsdesk.hub.huggingface import HubSource
-from newsdesk.hub.pypi import PypiSource
-from newsdesk.hub.source import Source
+from newsdesk.hub.source import HubSource, PypiSource, Source
 from newsdesk.progress import Progress
 
 _FLAG = "--data"
