@@ -10,7 +10,9 @@ import pytest
 
 from newsdesk.data.datasets import DATA_SETS, dataset_files, folder_files, pull
 from newsdesk.errors import UserError
-from newsdesk.hub.source import Fetched, HubSource, PypiSource
+from newsdesk.hub.huggingface import HubSource
+from newsdesk.hub.pypi import PypiSource
+from newsdesk.hub.source import Fetched
 
 
 @pytest.fixture

@@ -53,7 +53,9 @@ def write(tmp_path):
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.json.gz"])
 @pytest.mark.parametrize("shape", ["array", "indented", "one line", "lines", "objects"])
 def test_json_is_read_in_every_shape_that_holds_rows(write, monkeypatch, encoding, name, shape):
-    monkeypatch.setattr("newsdesk.data.encoding._BLOCK", 700)  # so that objects lie across blocks
+    from newsdesk.data import lines
+
+    monkeypatch.setattr(lines, "_BLOCK", 700)  # so that objects lie across blocks
     text = {
         "array": "[\n" + ",\n".join(json.dumps(each, ensure_ascii=False) for each in RECORDS) + "\n]\n",
         "indented": "\n " + json.dumps(RECORDS, indent=1, ensure_ascii=False),

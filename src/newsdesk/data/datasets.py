@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from newsdesk.data.stream import class_folders, split_folder
 from newsdesk.errors import UserError
 from newsdesk.hub.cache import Slot, resolve
-from newsdesk.hub.source import HubSource, PypiSource, Source
+from newsdesk.hub.huggingface import HubSource
+from newsdesk.hub.pypi import PypiSource
+from newsdesk.hub.source import Source
 from newsdesk.progress import Progress
 
 _FLAG = "--data"
@@ -167,6 +168,30 @@ def folder_files(path: Path) -> DataSetFiles:
             f"give the file itself with {_FLAG}, or make one folder of .txt files for each class",
         )
     return DataSetFiles(train, _split_file(path, "test"), licence=None, source="local", label_names=None)
+
+
+def class_folders(path: Path) -> list[Path]:
+    """The folders in a folder that hold texts, a class each, by name; none unless there are two of them.
+
+    A folder that holds a file of training rows has no such.
+    """
+    if not path.is_dir() or any(child.name.startswith("train.") for child in path.iterdir()):
+        return []
+    inside = sorted(child for child in path.iterdir() if child.is_dir() and child.name[0] not in "._")
+    found = [child for child in inside if next(texts_below(child), None) is not None]
+    return found if len(found) > 1 else []
+
+
+def texts_below(folder: Path) -> Iterator[Path]:
+    """The .txt files in a folder and those below it, by name; those without an ending if there is no .txt."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name[0] != "."]
+    texts = [file for file in files if file.suffix.lower() == ".txt"]
+    yield from texts or (file for file in files if not file.suffix)
+
+
+def split_folder(path: Path, split: str) -> Path | None:
+    """The folder for a split that holds folders of classes; None if there is no such."""
+    return path / split if class_folders(path / split) else None
 
 
 def has_test_rows(path: Path) -> bool:

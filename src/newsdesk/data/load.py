@@ -13,11 +13,11 @@ import numpy as np
 
 from newsdesk.config import DataSection
 from newsdesk.data.columns import TextLayout, label_column, text_layout, to_examples
-from newsdesk.data.datasets import DATA_SETS, dataset_files, folder_files
+from newsdesk.data.datasets import DATA_SETS, class_folders, dataset_files, folder_files, split_folder
 from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.examples import Examples, hold_out, split
 from newsdesk.data.label_faults import label_faults
-from newsdesk.data.stream import class_folders, read_table, split_folder
+from newsdesk.data.stream import read_table
 from newsdesk.data.table import Table
 from newsdesk.errors import UserError, counted
 from newsdesk.files import write_bytes

@@ -2,7 +2,7 @@
 
 The usual intervals are too narrow on few rows: the bootstrap's percentiles for macro F1, the normal one for
 the mean of a skewed loss, both for a difference that rests on a handful of rows. These hold 95 % on 200 rows
-in simulation, most of them on 25 (benchmarks/intervals.py, docs/report.md).
+in simulation, most of them on 25 (benchmarks/intervals.py, docs/evaluation.md).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from newsdesk.data.datasets import DATA_SETS
 from newsdesk.errors import UserError
 from newsdesk.evaluation.evaluate import Evaluation, read_metrics
 from newsdesk.hub.cache import Slot
-from newsdesk.hub.source import HubSource
+from newsdesk.hub.huggingface import HubSource
 from newsdesk.metrics import Metrics
 from newsdesk.runs.calibration import Calibration, read_calibration
 from newsdesk.runs.folder import Labels, RunFolder

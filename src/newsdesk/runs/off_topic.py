@@ -1,7 +1,7 @@
 """How foreign a text is to what a classifier was trained on: a distance between features, and its p-value.
 
 Features are the states of the tokens behind two thirds of the layers, averaged over the text. Deeper layers
-keep what tells the classes apart and forget the rest; what is foreign shows before (docs/off-topic.md has
+keep what tells the classes apart and forget the rest; what is foreign shows before (docs/trust.md has
 the comparison). The distance is Mahalanobis's to the nearest class (Lee et al., 2018), with a covariance that
 knows the length of the text: an average of few tokens lies far from everything without being foreign.
 """

@@ -74,7 +74,7 @@ def audit(
 
     Args:
         data: named data set, folder or file; nothing of it is ever changed.
-        out: folder for the csv files (see docs/audit.md), audit.json and the embeddings.
+        out: folder for the csv files (see docs/trust.md), audit.json and the embeddings.
         split: which split of the data is audited.
         test: a file or split whose texts must not be among these; None: the other split, if there is one.
         base: the encoder that embeds the texts, frozen.

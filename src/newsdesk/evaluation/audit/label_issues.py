@@ -152,7 +152,7 @@ def out_of_sample_probabilities(
     One sees the meaning: the labels among the row's nearest neighbours by embedding (as many as the square
     root of the rows learned from, at most 50). The other sees the words (the characters, in Chinese and other
     scripts without spaces): complement naive Bayes on TF-IDF (Rennie et al., 2003). Neither fits single wrong
-    labels as a trained head does, and they err on different rows (measured: docs/audit.md).
+    labels as a trained head does, and they err on different rows (measured: docs/trust.md).
 
     Args:
         texts: (rows,); the words' weights, which know no labels, come from all of them.
