@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.cli.display import render_columns
-from newsdesk.evaluation.intervals import (
+from newsdesk.evaluation.significance import (
     accuracy_difference,
     macro_f1_difference,
     macro_f1_interval,

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from newsdesk.config import load_recipe
 from newsdesk.data.columns import TextLayout
 from newsdesk.data.examples import Examples
-from newsdesk.evaluation.evaluate import evaluate_examples, write_evaluated_rows, write_metrics
+from newsdesk.evaluation.evaluate import evaluate_examples, write_metrics
+from newsdesk.evaluation.predicted_rows import write_evaluated_rows
 from newsdesk.files import write_text
 from newsdesk.runs.folder import Labels, RunFolder
 from newsdesk.runs.log import Event, EventLog, Started, Step, Validation

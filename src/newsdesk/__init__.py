@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from newsdesk.api import calibrate, evaluate, export, load, report, train
     from newsdesk.errors import UserError
     from newsdesk.evaluation.audit.audit import audit
-    from newsdesk.evaluation.compare_runs import compare
+    from newsdesk.evaluation.compare import compare
     from newsdesk.prediction.bulk import predict_file
     from newsdesk.prediction.explanation import explain
     from newsdesk.reports.push import push
@@ -35,7 +35,7 @@ _HOMES = {
     "UserError": "newsdesk.errors",
     "audit": "newsdesk.evaluation.audit.audit",
     "calibrate": "newsdesk.api",
-    "compare": "newsdesk.evaluation.compare_runs",
+    "compare": "newsdesk.evaluation.compare",
     "evaluate": "newsdesk.api",
     "explain": "newsdesk.prediction.explanation",
     "export": "newsdesk.api",

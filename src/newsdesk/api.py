@@ -161,7 +161,8 @@ def evaluate(
         UserError: when run, base model or rows cannot be used together.
     """
     from newsdesk.evaluation.baseline import linear_baseline
-    from newsdesk.evaluation.evaluate import evaluate_examples, keep_evaluation, predictions_path
+    from newsdesk.evaluation.evaluate import evaluate_examples, write_metrics
+    from newsdesk.evaluation.predicted_rows import predictions_path, write_evaluated_rows
     from newsdesk.evaluation.recalibration import load_as_named
     from newsdesk.evaluation.rows import evaluation_rows, known_texts_of, training_rows
 
@@ -189,7 +190,9 @@ def evaluate(
         encoded=encoded,
         learned=None if known is None else known.learned_rows(rows.texts),
     )
-    keep_evaluation(evaluation, probabilities, rows, run.metrics, target, with_text=with_text)
+    names = evaluation.metrics.label_names
+    write_evaluated_rows(probabilities, rows, names, target, with_text=with_text)
+    write_metrics(evaluation, run.metrics)
     if isinstance(run, RunFolder):
         _seal_with_card(run)
     return evaluation

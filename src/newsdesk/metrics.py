@@ -136,7 +136,7 @@ def evaluate_probabilities(
     confidence = given.max(axis=1)
     correct = predicted == labels
     confusion = confusion_matrix(labels, predicted, len(label_names))
-    per_class = _per_class(confusion, label_names)
+    per_class = class_metrics(confusion, label_names)
     occurs = (confusion.sum(axis=0) + confusion.sum(axis=1)) > 0
     true_probability = given[np.arange(len(labels)), labels]
     return Metrics(
@@ -247,7 +247,8 @@ def _bins_of_equal_mass(confidence: NDArray[np.floating], bins: int) -> NDArray[
     return np.searchsorted(edges, confidence, side="right")
 
 
-def _per_class(confusion: NDArray[np.int64], label_names: Sequence[str]) -> tuple[ClassMetrics, ...]:
+def class_metrics(confusion: NDArray[np.int64], label_names: Sequence[str]) -> tuple[ClassMetrics, ...]:
+    """The figures of each class from a `confusion_matrix`."""
     hits = np.diag(confusion)
     given, support = confusion.sum(axis=0), confusion.sum(axis=1)
     precision, recall, f1 = _ratio(hits, given), _ratio(hits, support), _ratio(2 * hits, given + support)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
-from newsdesk.evaluation.comparison import (
+from newsdesk.evaluation.significance import (
     compare_paired,
     holm,
     mcnemar_power,
@@ -20,12 +22,12 @@ def pair(both_right=0, both_wrong=0, only_model_wrong=0, only_baseline_wrong=0):
 
 def test_rows_are_counted_by_who_is_wrong():
     comparison = pair(both_right=5, both_wrong=4, only_model_wrong=3, only_baseline_wrong=2)
-    assert comparison.to_dict() == {
+    assert asdict(comparison) == {
         "both_right": 5,
         "both_wrong": 4,
         "only_model_wrong": 3,
         "only_baseline_wrong": 2,
-        "p_value": 1.0,
+        "p_value": pytest.approx(1.0),
     }
 
 

@@ -12,11 +12,10 @@ from newsdesk.errors import UserError
 from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.evaluation.evaluate import (
     evaluate_examples,
-    predictions_path,
     read_metrics,
-    write_evaluated_rows,
     write_metrics,
 )
+from newsdesk.evaluation.predicted_rows import predictions_path, write_evaluated_rows
 from newsdesk.metrics import evaluate_probabilities
 
 NAMES = ("Sports", 'Sci,"Tech"')

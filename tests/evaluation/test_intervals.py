@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from newsdesk.evaluation.intervals import (
+from newsdesk.evaluation.significance import (
     accuracy_difference,
     macro_f1_difference,
     macro_f1_interval,
@@ -59,7 +59,7 @@ def test_on_many_rows_intervals_are_those_of_resampling_rows(predicted):
 
 
 def test_leaving_out_a_row_is_what_computing_anew_without_it_gives(predicted):
-    from newsdesk.evaluation.intervals import _macro_f1
+    from newsdesk.evaluation.significance import _macro_f1
 
     metrics = pytest.importorskip("sklearn.metrics")
     # The last row is the only one that names class 2, the first is the only one right in class 1.
@@ -118,7 +118,7 @@ def test_the_interval_of_a_mean_of_many_is_that_of_the_normal_law(rows):
 
 
 def test_students_quantile_is_scipys():
-    from newsdesk.evaluation.intervals import _student
+    from newsdesk.evaluation.significance import _student
 
     stats = pytest.importorskip("scipy.stats")
     assert _student(2) == pytest.approx(stats.t.ppf(0.975, 2), rel=0.04)

@@ -7,8 +7,8 @@ import pytest
 from rich.cells import cell_len
 
 from newsdesk.evaluation.baseline import BaselineResult
-from newsdesk.evaluation.comparison import PairedComparison
 from newsdesk.evaluation.evaluate import Evaluation, RowError, Trust
+from newsdesk.evaluation.significance import PairedComparison
 from newsdesk.evaluation.tables import WIDTH, render_errors, render_evaluation
 from newsdesk.metrics import evaluate_probabilities, wilson_interval
 from newsdesk.prediction.abstention import CoverageAt, RiskCoverage

@@ -12,7 +12,7 @@ import pytest
 
 from newsdesk.data.examples import Examples
 from newsdesk.errors import UserError
-from newsdesk.evaluation.evaluate import write_evaluated_rows
+from newsdesk.evaluation.predicted_rows import write_evaluated_rows
 from newsdesk.metrics import evaluate_probabilities, expected_calibration_error
 from newsdesk.reports.content import EvaluationContent, Lengths, Missing, Reliability, ReportContent
 from newsdesk.reports.gather import QUOTED, EvaluatedRows, calibration_of, gather

@@ -13,9 +13,9 @@ from newsdesk.cli.shared import JSON_FLAG, Verb, data_flags, flag, note, say, sh
 from newsdesk.errors import counted
 
 if TYPE_CHECKING:
-    from newsdesk.evaluation.compare_runs import ChangedRow, ClassChange, RunComparison
-    from newsdesk.evaluation.intervals import Difference
-    from newsdesk.evaluation.rows import PredictedRows
+    from newsdesk.evaluation.compare import ChangedRow, ClassChange, RunComparison
+    from newsdesk.evaluation.predicted_rows import PredictedRows
+    from newsdesk.evaluation.significance import Difference
 
 _CHANGED_SHOWN = 3  # of each kind
 _CLASSES_SHOWN = 12
@@ -50,8 +50,8 @@ def compare(
 
     Each RUN is a run, an export, or a file predictions-SPLIT.csv; all are compared with the first.
     """
-    from newsdesk.evaluation.compare_runs import compare as compare_evaluated
-    from newsdesk.evaluation.compare_runs import compare_rows, write_changed_rows
+    from newsdesk.evaluation.compare import compare as compare_evaluated
+    from newsdesk.evaluation.compare import compare_rows, write_changed_rows
 
     if len(runs) < 2:
         raise click.UsageError("Give two runs or more: the first is what the others are compared with.")
@@ -76,7 +76,8 @@ def _evaluated_on(run: Path, data: str, split: str, columns: Mapping[str, Any]) 
     from newsdesk import api
     from newsdesk.errors import UserError
     from newsdesk.evaluation.evaluate import read_metrics
-    from newsdesk.evaluation.rows import evaluation_rows, read_predicted_rows
+    from newsdesk.evaluation.predicted_rows import read_predicted_rows
+    from newsdesk.evaluation.rows import evaluation_rows
     from newsdesk.runs.exported import find_exported
     from newsdesk.runs.folder import open_run
 
@@ -96,10 +97,10 @@ def _evaluated_on(run: Path, data: str, split: str, columns: Mapping[str, Any]) 
         if split not in read_metrics(folder.metrics):
             api.evaluate(run, data, split=split, **columns, progress=progress)
     evaluated = read_predicted_rows(run, split)
-    if evaluated.fingerprint != rows.fingerprint():
+    if evaluated.evaluation is None or evaluated.evaluation.fingerprint != rows.fingerprint():
         raise UserError(
             f"{run} was evaluated on other rows under the name {split!r}",
-            found=f"{counted(len(evaluated), 'row')} of {evaluated.source}",
+            found=evaluated.origin,
             fix=f"newsdesk evaluate {run} --data {data} --split {split}, which replaces that evaluation",
         )
     return replace(evaluated, texts=rows.texts)
@@ -131,7 +132,7 @@ def render_comparison(comparison: RunComparison, *, several: bool = False) -> li
 
 
 def _few(rows: int) -> str:
-    from newsdesk.evaluation.intervals import APPROXIMATE_BELOW
+    from newsdesk.evaluation.significance import APPROXIMATE_BELOW
 
     return "" if rows >= APPROXIMATE_BELOW else f"; below {APPROXIMATE_BELOW} rows intervals are approximate"
 

@@ -156,7 +156,7 @@ def evaluate(
 ) -> None:
     """Measure a run on labelled rows, with intervals."""
     from newsdesk import api
-    from newsdesk.evaluation.evaluate import predictions_path
+    from newsdesk.evaluation.predicted_rows import predictions_path
     from newsdesk.evaluation.tables import render_errors, render_evaluation, render_notes
 
     console = terminal()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +15,13 @@ from newsdesk.data.examples import Examples, aligned_labels
 from newsdesk.data.labels import LabelMatching
 from newsdesk.errors import UserError
 from newsdesk.evaluation.baseline import BaselineResult
-from newsdesk.evaluation.comparison import PairedComparison, compare_paired
-from newsdesk.files import atomic_writer, write_json
+from newsdesk.evaluation.significance import PairedComparison, compare_paired
+from newsdesk.files import write_json
 from newsdesk.metrics import Metrics, ReliabilityBin, confusion_matrix, evaluate_probabilities, reliability
 from newsdesk.model.tokenizer import Encoded, Truncation
 from newsdesk.prediction.abstention import RiskCoverage, risk_coverage
-from newsdesk.prediction.predictions import delimited_lines, probability_column, rounded
 from newsdesk.runs.calibration import Change
-from newsdesk.stored import FORMAT, OPTIONAL, UNSTORED, read_stored_by_name, to_content, with_format
+from newsdesk.stored import OPTIONAL, UNSTORED, read_stored_by_name, to_content, with_format
 
 _ERRORS_NAMED = 5
 _CLEARLY_MORE = 0.2  # share of the rows that agree beyond the accuracy
@@ -165,11 +162,11 @@ def evaluate_examples(
     """
     label_names = measured_classes(examples, label_names)
     labels = aligned_labels(examples, label_names)
-    probabilities = _over(label_names, probabilities)
+    probabilities = padded(probabilities, len(label_names))
     metrics = evaluate_probabilities(probabilities, labels, label_names)
     before = metrics
     if uncalibrated is not None:
-        before = evaluate_probabilities(_over(label_names, uncalibrated), labels, label_names)
+        before = evaluate_probabilities(padded(uncalibrated, len(label_names)), labels, label_names)
     comparison = None
     if baseline is not None:
         ids = {name: i for i, name in enumerate(label_names)}
@@ -272,28 +269,10 @@ def measured_classes(examples: Examples, label_names: Sequence[str]) -> tuple[st
     return (*label_names, *(() if matching is None else matching.counted_wrong))
 
 
-def _over(label_names: Sequence[str], probabilities: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Probabilities (rows, classes) with a column of zeros for each further class of ``label_names``."""
-    beyond = len(label_names) - probabilities.shape[1]
+def padded(probabilities: NDArray[np.floating], classes: int) -> NDArray[np.floating]:
+    """Probabilities (rows, classes of the run) with a column of zeros for each further class."""
+    beyond = classes - probabilities.shape[1]
     return np.pad(probabilities, ((0, 0), (0, beyond))) if beyond > 0 else probabilities
-
-
-def keep_evaluation(
-    evaluation: Evaluation,
-    probabilities: NDArray[np.floating],
-    examples: Examples,
-    metrics: Path,
-    predictions: Path,
-    *,
-    with_text: bool = False,
-) -> None:
-    """Write an evaluation into the file ``metrics``, and every row of it to ``predictions``.
-
-    Raises UserError as ``write_metrics`` and ``write_evaluated_rows`` do.
-    """
-    names = evaluation.metrics.label_names
-    write_evaluated_rows(probabilities, examples, names, predictions, with_text=with_text)
-    write_metrics(evaluation, metrics)
 
 
 def write_metrics(evaluation: Evaluation, path: Path) -> None:
@@ -311,50 +290,3 @@ def read_metrics(path: Path) -> dict[str, Evaluation]:
     if not path.exists():
         return {}
     return read_stored_by_name(path, Evaluation, fix="move it away and evaluate again")
-
-
-def predictions_path(folder: Path, split: str) -> Path:
-    """Where the predictions on a split lie: ``folder/predictions-<split>.csv``.
-
-    Raises UserError for a split name that does not make a plain file name, or that metrics.json uses itself.
-    """
-    if split == FORMAT:
-        raise UserError(
-            f"a split cannot be called {FORMAT!r}: metrics.json keeps its own version under that name",
-            fix="give it another name with --split",
-        )
-    if not re.fullmatch(r"[\w.+-]+", split):
-        raise UserError(
-            "a split's name becomes part of a file's name: letters, digits and . _ + - only",
-            found=repr(split),
-            fix="name it otherwise with --split",
-        )
-    return folder / f"predictions-{split}.csv"
-
-
-def write_evaluated_rows(
-    probabilities: NDArray[np.floating],
-    examples: Examples,
-    label_names: Sequence[str],
-    path: Path,
-    *,
-    with_text: bool = False,
-) -> None:
-    """Write one csv line for each row: its 0-based number, true and predicted label, all probabilities.
-
-    ``probabilities`` is (rows, classes); the column of a class is called ``p(<label>)``, six decimals.
-    Texts are left out unless asked for: many corpora may not be copied. Atomic.
-    Raises UserError as ``aligned_labels`` does.
-    """
-    truth = aligned_labels(examples, label_names)
-    probabilities = _over(label_names, probabilities)
-    header: list[object] = ["row", "true_label", "predicted_label", *map(probability_column, label_names)]
-    rows = (
-        [row, label_names[true], label_names[int(np.argmax(distribution))], *map(rounded, distribution)]
-        for row, (true, distribution) in enumerate(zip(truth, probabilities, strict=True))
-    )
-    table: Iterable[list[object]] = chain([header], rows)
-    if with_text:
-        table = ([*line, text] for line, text in zip(table, ("text", *examples.texts), strict=True))
-    with atomic_writer(path) as stream:
-        stream.writelines(delimited_lines(table))

@@ -9,8 +9,8 @@ from rich.cells import cell_len, set_cell_size
 
 from newsdesk.data.words import isolated
 from newsdesk.evaluation.baseline import BaselineResult
-from newsdesk.evaluation.comparison import PairedComparison
 from newsdesk.evaluation.evaluate import Evaluation, RowError, TextsRead, Trust
+from newsdesk.evaluation.significance import PairedComparison
 from newsdesk.metrics import Metrics
 from newsdesk.prediction.abstention import RiskCoverage
 

@@ -17,7 +17,7 @@ from newsdesk.data.duplicates import KnownTexts
 from newsdesk.data.examples import Examples, joined
 from newsdesk.data.load import TrainingData
 from newsdesk.errors import UserError, counted
-from newsdesk.evaluation.comparison import LEVEL, paired_difference_interval
+from newsdesk.evaluation.significance import LEVEL, paired_difference_interval
 from newsdesk.metrics import wilson_interval
 from newsdesk.runs.calibration import HeldOutRows
 from newsdesk.runs.exported import Kind

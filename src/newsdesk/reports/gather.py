@@ -14,9 +14,9 @@ from newsdesk.data.datasets import DATA_SETS
 from newsdesk.data.stream import read_table
 from newsdesk.errors import UserError
 from newsdesk.evaluation.audit.label_issues import least_accuracy, rank_label_errors
-from newsdesk.evaluation.evaluate import Evaluation, predictions_path
-from newsdesk.evaluation.intervals import macro_f1_interval, mean_interval
-from newsdesk.evaluation.rows import read_predicted_rows
+from newsdesk.evaluation.evaluate import Evaluation
+from newsdesk.evaluation.predicted_rows import predictions_path, read_predicted_rows
+from newsdesk.evaluation.significance import macro_f1_interval, mean_interval
 from newsdesk.files import damaged
 from newsdesk.metrics import (
     SMALLEST_PROBABILITY,

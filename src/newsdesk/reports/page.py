@@ -16,7 +16,7 @@ from newsdesk import __version__
 from newsdesk.data.examples import Examples
 from newsdesk.data.words import isolated, language_tag
 from newsdesk.errors import UserError, counted
-from newsdesk.evaluation.intervals import APPROXIMATE_BELOW
+from newsdesk.evaluation.significance import APPROXIMATE_BELOW
 from newsdesk.files import write_bytes, write_text
 from newsdesk.metrics import Metrics, wilson_interval
 from newsdesk.prediction.classifier import Classifier

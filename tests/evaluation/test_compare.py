@@ -12,8 +12,9 @@ import pytest
 import newsdesk
 from newsdesk.data.examples import Examples
 from newsdesk.errors import UserError
-from newsdesk.evaluation.compare_runs import ChangedRow, write_changed_rows
-from newsdesk.evaluation.evaluate import evaluate_examples, write_evaluated_rows, write_metrics
+from newsdesk.evaluation.compare import ChangedRow, write_changed_rows
+from newsdesk.evaluation.evaluate import evaluate_examples, write_metrics
+from newsdesk.evaluation.predicted_rows import write_evaluated_rows
 from newsdesk.files import write_json
 
 NAMES = ("Business", "Science", "Sports")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import astuple, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,17 +12,22 @@ from numpy.typing import NDArray
 
 from newsdesk.data.labels import LabelMatcher
 from newsdesk.errors import UserError, counted
-from newsdesk.evaluation.comparison import LEVEL, PairedComparison, compare_paired, holm, rows_needed
-from newsdesk.evaluation.intervals import (
+from newsdesk.evaluation.predicted_rows import SMALLEST_WRITTEN, PredictedRows, read_predicted_rows
+from newsdesk.evaluation.significance import (
+    LEVEL,
     Difference,
+    PairedComparison,
     accuracy_difference,
+    compare_paired,
+    holm,
     macro_f1_difference,
     mean_difference,
+    rows_needed,
 )
-from newsdesk.evaluation.rows import SMALLEST_WRITTEN, PredictedRows, read_predicted_rows
 from newsdesk.files import atomic_writer
-from newsdesk.metrics import confusion_matrix
+from newsdesk.metrics import class_metrics, confusion_matrix
 from newsdesk.prediction.predictions import delimited_lines
+from newsdesk.stored import UNSTORED, to_content
 
 Change = Literal["fixed", "broken", "other error"]
 
@@ -45,7 +50,7 @@ class ChangedRow:
     true_label: str
     first_label: str
     other_label: str
-    text: str | None
+    text: str | None = field(default=None, metadata=UNSTORED)
 
 
 @dataclass(frozen=True)
@@ -125,25 +130,7 @@ class RunComparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON types; of the changed rows their numbers and labels, not their texts."""
-        unlikelihood = self.negative_log_likelihood
-        return {
-            "first": self.first,
-            "other": self.other,
-            "rows": self.rows,
-            "accuracy": self.accuracy.to_dict(),
-            "macro_f1": self.macro_f1.to_dict(),
-            "negative_log_likelihood": None if unlikelihood is None else unlikelihood.to_dict(),
-            "paired": self.paired.to_dict(),
-            "adjusted_p_value": self.adjusted_p_value,
-            "is_noise": self.is_noise,
-            "notes": list(self.notes),
-            "rows_needed": self.rows_needed,
-            "verdict": self.verdict,
-            "per_class": [asdict(entry) for entry in self.per_class],
-            "changed": [
-                {key: value for key, value in asdict(row).items() if key != "text"} for row in self.changed
-            ],
-        }
+        return {**to_content(self), "is_noise": self.is_noise, "verdict": self.verdict}
 
 
 def compare(
@@ -161,16 +148,12 @@ def compare(
     Raises:
         UserError: when one was not evaluated, or they were on different rows.
     """
-    evaluated = [read_predicted_rows(path, split) for path in (first, *others)]
-    for other in evaluated[1:]:
-        require_same_rows(evaluated[0], other)
-    return compare_rows(evaluated[0], evaluated[1:])
-
-
-def require_same_rows(first: PredictedRows, other: PredictedRows) -> None:
-    """Raise UserError where fingerprints say that the two were evaluated on different rows."""
-    if first.fingerprint and other.fingerprint and first.fingerprint != other.fingerprint:
-        raise _different_rows(first, other, "with other fingerprints")
+    rows, *rest = (read_predicted_rows(path, split) for path in (first, *others))
+    for other in rest:
+        fingerprints = [each.evaluation.fingerprint for each in (rows, other) if each.evaluation]
+        if len(set(fingerprints)) > 1:
+            raise _different_rows(rows, other, "with other fingerprints")
+    return compare_rows(rows, rest)
 
 
 def compare_rows(first: PredictedRows, others: Sequence[PredictedRows]) -> tuple[RunComparison, ...]:
@@ -188,11 +171,10 @@ def compare_rows(first: PredictedRows, others: Sequence[PredictedRows]) -> tuple
 
 def write_changed_rows(comparisons: Sequence[RunComparison], path: Path) -> None:
     """Write a csv line for each changed row of each comparison, with its text where that is known. Atomic."""
-    fields = ("row", "change", "true_label", "first_label", "other_label", "text")
-    lines = ([each.other, *asdict(row).values()] for each in comparisons for row in each.changed)
+    header = ("other", *(of.name for of in fields(ChangedRow)))
+    lines = ((each.other, *astuple(row)) for each in comparisons for row in each.changed)
     with atomic_writer(path) as stream:
-        stream.writelines(delimited_lines([("other", *fields)]))
-        stream.writelines(delimited_lines(lines))
+        stream.writelines(delimited_lines([header, *lines]))
 
 
 def _in_the_words_of(first: PredictedRows, other: PredictedRows) -> PredictedRows:
@@ -220,34 +202,26 @@ def _compare_pair(first: PredictedRows, other: PredictedRows, level: float) -> R
         for column in (first.true_labels, first.predicted_labels, other.predicted_labels)
     )
     paired = compare_paired(labels, by_other, by_first)
+    losses = [
+        -np.log(np.clip(rows.true_probabilities, SMALLEST_WRITTEN, 1.0))
+        for rows in (first, other)
+        if rows.true_probabilities is not None
+    ]
+    knew = [(rows.name, rows.evaluation.learned) for rows in (first, other) if rows.evaluation]
     return RunComparison(
         first=first.name,
         other=other.name,
         rows=len(labels),
         accuracy=accuracy_difference(labels, by_first, by_other),
         macro_f1=macro_f1_difference(labels, by_first, by_other, len(names)),
-        negative_log_likelihood=_unlikelihood(first, other),
+        negative_log_likelihood=mean_difference(*losses) if len(losses) == 2 else None,
         paired=paired,
         adjusted_p_value=paired.p_value,
         rows_needed=rows_needed(paired, level),
         per_class=_per_class(names, labels, by_first, by_other),
         changed=tuple(_changed_rows(first, other)),
-        notes=tuple(
-            f"{rows.name}: {rows.learned.note()}"
-            for rows in (first, other)
-            if rows.learned is not None and rows.learned.share
-        ),
+        notes=tuple(f"{name}: {learned.note()}" for name, learned in knew if learned and learned.share),
     )
-
-
-def _unlikelihood(first: PredictedRows, other: PredictedRows) -> Difference | None:
-    if first.true_probabilities is None or other.true_probabilities is None:
-        return None
-    losses = [
-        -np.log(np.clip(rows, SMALLEST_WRITTEN, 1.0))
-        for rows in (first.true_probabilities, other.true_probabilities)
-    ]
-    return mean_difference(*losses)
 
 
 def _per_class(
@@ -256,26 +230,18 @@ def _per_class(
     by_first: NDArray[np.int64],
     by_other: NDArray[np.int64],
 ) -> tuple[ClassChange, ...]:
-    first_f1, other_f1 = (_f1(labels, predicted, len(names)) for predicted in (by_first, by_other))
-    of_class = [labels == number for number in range(len(names))]
-    fixed, broken = (by_first != labels) & (by_other == labels), (by_first == labels) & (by_other != labels)
-    return tuple(
-        ClassChange(
-            label=name,
-            support=int(of_class[number].sum()),
-            first_f1=first_f1[number],
-            other_f1=other_f1[number],
-            fixed=int((of_class[number] & fixed).sum()),
-            broken=int((of_class[number] & broken).sum()),
-        )
-        for number, name in enumerate(names)
+    first, other = (
+        class_metrics(confusion_matrix(labels, predicted, len(names)), names)
+        for predicted in (by_first, by_other)
     )
-
-
-def _f1(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> list[float]:
-    confusion = confusion_matrix(labels, predicted, classes)
-    f1: list[float] = (2 * np.diag(confusion) / np.maximum(1, confusion.sum(0) + confusion.sum(1))).tolist()
-    return f1
+    fixed, broken = (
+        np.bincount(labels[(worse != labels) & (better == labels)], minlength=len(names)).tolist()
+        for worse, better in ((by_first, by_other), (by_other, by_first))
+    )
+    return tuple(
+        ClassChange(before.label, before.support, before.f1, after.f1, *rows)
+        for before, after, *rows in zip(first, other, fixed, broken, strict=True)
+    )
 
 
 def _changed_rows(first: PredictedRows, other: PredictedRows) -> Iterator[ChangedRow]:
@@ -288,12 +254,9 @@ def _changed_rows(first: PredictedRows, other: PredictedRows) -> Iterator[Change
 
 
 def _different_rows(first: PredictedRows, other: PredictedRows, how: str) -> UserError:
-    mine, theirs = (
-        f"{counted(len(rows), 'row')} of {rows.source or 'unknown origin'}" for rows in (first, other)
-    )
     return UserError(
         f"{first.name} and {other.name} were not evaluated on the same rows",
-        found=f"{mine}, and {theirs} {how}",
+        found=f"{first.origin}, and {other.origin} {how}",
         fix="give --data NAME|PATH, which evaluates or checks both on the same rows; runs that read other "
         "columns or order their classes otherwise need it even for one file",
     )

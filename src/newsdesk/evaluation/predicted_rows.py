@@ -1,0 +1,183 @@
+"""predictions-SPLIT.csv: every evaluated row of a run or exported model, written and read back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from operator import eq
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from newsdesk.data.examples import Examples, aligned_labels
+from newsdesk.data.stream import read_table
+from newsdesk.data.table import Cell
+from newsdesk.errors import UserError, counted
+from newsdesk.evaluation.evaluate import Evaluation, padded, read_metrics
+from newsdesk.files import atomic_writer
+from newsdesk.prediction.predictions import (
+    PROBABILITY_DIGITS,
+    WRITTEN,
+    delimited_lines,
+    probability_column,
+    rounded,
+)
+from newsdesk.stored import FORMAT
+
+_METRICS = "metrics.json"
+SMALLEST_WRITTEN = 0.5 * 10**-PROBABILITY_DIGITS
+"""What a probability written as 0 is taken for: half of the last digit."""
+
+
+def predictions_path(folder: Path, split: str) -> Path:
+    """Where the predictions on a split lie: ``folder/predictions-<split>.csv``.
+
+    Raises UserError for a split name that does not make a plain file name, or that metrics.json uses itself.
+    """
+    if split == FORMAT:
+        raise UserError(
+            f"a split cannot be called {FORMAT!r}: metrics.json keeps its own version under that name",
+            fix="give it another name with --split",
+        )
+    if not re.fullmatch(r"[\w.+-]+", split):
+        raise UserError(
+            "a split's name becomes part of a file's name: letters, digits and . _ + - only",
+            found=repr(split),
+            fix="name it otherwise with --split",
+        )
+    return folder / f"predictions-{split}.csv"
+
+
+def write_evaluated_rows(
+    probabilities: NDArray[np.floating],
+    examples: Examples,
+    label_names: Sequence[str],
+    path: Path,
+    *,
+    with_text: bool = False,
+) -> None:
+    """Write one csv line for each row: its 0-based number, true and predicted label, all probabilities.
+
+    ``probabilities`` is (rows, classes); the column of a class is called ``p(<label>)``, six decimals.
+    Texts are left out unless asked for: many corpora may not be copied. Atomic.
+    Raises UserError as ``aligned_labels`` does.
+    """
+    truth = aligned_labels(examples, label_names)
+    probabilities = padded(probabilities, len(label_names))
+    columns = ["row", "true_label", "predicted_label", *map(probability_column, label_names)]
+    texts: list[tuple[str, ...]] = [()] * len(examples)
+    if with_text:
+        columns, texts = [*columns, "text"], [(text,) for text in examples.texts]
+    lines = (
+        [row, label_names[true], label_names[int(np.argmax(given))], *map(rounded, given), *text]
+        for row, (true, given, text) in enumerate(zip(truth, probabilities, texts, strict=True))
+    )
+    with atomic_writer(path) as stream:
+        stream.writelines(delimited_lines([columns]))
+        stream.writelines(delimited_lines(lines))
+
+
+@dataclass(frozen=True, eq=False)
+class PredictedRows:
+    """Every evaluated row of one classifier.
+
+    Attributes:
+        name: the run, exported model or file, as it was given.
+        evaluation: the figures that belong to them; None for a file that stands alone.
+        numbers: the rows' own numbers.
+        true_labels: their classes.
+        predicted_labels: what they were taken for.
+        true_probabilities: float64 (rows,), those of the true classes; None where the file has none.
+        texts: one a row, where the file holds them.
+    """
+
+    name: str
+    evaluation: Evaluation | None
+    numbers: tuple[str, ...]
+    true_labels: tuple[str, ...]
+    predicted_labels: tuple[str, ...]
+    true_probabilities: NDArray[np.float64] | None
+    texts: tuple[str, ...] | None
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.numbers)
+
+    @property
+    def origin(self) -> str:
+        """Where they came from, in words: ``1,000 rows of wire.csv``."""
+        source = self.evaluation.source if self.evaluation else "unknown origin"
+        return f"{counted(len(self), 'row')} of {source}"
+
+
+def read_predicted_rows(path: str | Path, split: str) -> PredictedRows:
+    """The evaluation of ``split`` in a run or exported model, or a file of predictions, of whatever split.
+
+    Raises UserError when there is none, or it is not as an evaluation leaves it.
+    """
+    file = Path(path)
+    if file.is_dir():
+        evaluations, file = read_metrics(file / _METRICS), predictions_path(file, split)
+        if split not in evaluations or not file.is_file():
+            known = ", ".join(evaluations)
+            raise UserError(
+                f"{path} has no predictions on {split!r}",
+                found=f"it was evaluated on {known}" if known else "it was not evaluated, or is no run",
+                fix=f"evaluate all of them on the same rows with --data NAME|PATH, or one by one: "
+                f"newsdesk evaluate {path} --data NAME|PATH --split {split}",
+            )
+        return _read(file, str(path), evaluations[split])
+    if not file.is_file():
+        raise UserError(
+            f"there is nothing to compare at {path}",
+            found="neither a folder nor a file",
+            fix="give runs, exported models, or the files predictions-SPLIT.csv that newsdesk evaluate wrote",
+        )
+    named = re.fullmatch(r"predictions-(.+)\.csv", file.name)
+    return _read(file, str(path), read_metrics(file.parent / _METRICS).get(named[1]) if named else None)
+
+
+def _read(file: Path, name: str, evaluation: Evaluation | None) -> PredictedRows:
+    table = read_table(file, WRITTEN)
+    missing = {"row", "true_label", "predicted_label"} - set(table.columns)
+    if missing or not table.rows:
+        raise _unusable(file, f"no column {', '.join(sorted(missing))}" if missing else "no rows")
+    columns = dict(zip(table.columns, zip(*table.rows, strict=True), strict=True))
+    true_labels, predicted = (tuple(map(str, columns[name])) for name in ("true_label", "predicted_label"))
+    if evaluation is not None:
+        stated, right = evaluation.metrics, sum(map(eq, true_labels, predicted))
+        if (len(table), right) != (stated.rows, stated.correct):
+            found = f"{right:,} of {counted(len(table), 'row')} right; metrics.json has {stated.accuracy:.2%}"
+            raise _unusable(file, found)
+    return PredictedRows(
+        name=name,
+        evaluation=evaluation,
+        numbers=tuple(map(str, columns["row"])),
+        true_labels=true_labels,
+        predicted_labels=predicted,
+        true_probabilities=_true_probabilities(file, columns, true_labels),
+        texts=tuple(map(str, columns["text"])) if "text" in columns else None,
+    )
+
+
+def _true_probabilities(
+    file: Path, columns: Mapping[str, tuple[Cell, ...]], true_labels: tuple[str, ...]
+) -> NDArray[np.float64] | None:
+    """The probability of each row's class; None unless every class has its column."""
+    names = [probability_column(label) for label in true_labels]
+    if not set(names) <= set(columns):
+        return None
+    try:
+        return np.array([float(str(columns[name][row])) for row, name in enumerate(names)])
+    except ValueError as error:
+        raise _unusable(file, str(error)) from None
+
+
+def _unusable(file: Path, found: str) -> UserError:
+    return UserError(
+        f"{file} is not a file of predictions as newsdesk evaluate leaves it",
+        found=found,
+        fix="evaluate again: newsdesk evaluate RUN --data NAME|PATH",
+    )
