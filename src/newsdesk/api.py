@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from newsdesk.prediction.abstention import DecisionRule
     from newsdesk.prediction.classifier import Classifier
     from newsdesk.progress import Progress
-    from newsdesk.reports.gather import Texts
+    from newsdesk.reports.content import Texts
     from newsdesk.reports.page import Report
     from newsdesk.runs.calibration import Calibration
     from newsdesk.runs.exported import Kind
@@ -358,7 +358,8 @@ def report(
     """
     from newsdesk.evaluation.evaluate import read_metrics
     from newsdesk.evaluation.rows import evaluation_rows
-    from newsdesk.reports.page import report_path, texts_of, write_report
+    from newsdesk.reports.content import Missing, texts_of
+    from newsdesk.reports.page import report_path, write_report
 
     run = open_run(Path(run_path))
     if data is not None and split not in read_metrics(run.metrics):
@@ -367,14 +368,14 @@ def report(
     if evaluated is not None and evaluated.labels is not None and reading.get("unknown_labels") is None:
         reading["unknown_labels"] = evaluated.labels.policy
 
-    def texts(source: str, fingerprint: str) -> Texts:
-        return texts_of(
-            lambda: evaluation_rows(run, data or source, split, progress=progress, **reading),
-            fingerprint,
+    texts: Texts = Missing("this run was not evaluated yet")
+    if evaluated is not None:
+        texts = texts_of(
+            lambda: evaluation_rows(run, data or evaluated.source, split, progress=progress, **reading),
+            evaluated.fingerprint,
             split=split,
             given=data is not None,
         )
-
     return write_report(
         run,
         split,

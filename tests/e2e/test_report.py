@@ -54,7 +54,7 @@ def test_a_baseline_that_was_measured_is_told_in_report_and_card(newsdesk, run, 
     assert f"{low} to {high} %" in card
 
 
-def test_rows_that_still_lie_there_are_found_again(newsdesk, run, hard):
+def test_rows_that_are_still_there_are_found_again(newsdesk, run, hard):
     newsdesk("evaluate", run, "--data", hard)
     outcome = newsdesk("report", run, "--json")
     assert outcome.code == 0
@@ -62,7 +62,7 @@ def test_rows_that_still_lie_there_are_found_again(newsdesk, run, hard):
     assert "<blockquote dir=" in (run / "report-test.html").read_text()
     hard.unlink()
     gaps = newsdesk("report", run, "--json").json["missing"]
-    assert [gap for gap in gaps if gap.startswith("the evaluated texts are not to be had")]
+    assert [gap for gap in gaps if gap.startswith("the evaluated texts are not available")]
     assert "<blockquote" not in (run / "report-test.html").read_text()
 
 

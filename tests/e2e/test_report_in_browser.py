@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from newsdesk.prediction.explanation import WordWeight
-from newsdesk.reports import gather as gathering
+from newsdesk.reports import content as gathering
 from newsdesk.reports.page import write_report
 from report_runs import build_run
 
@@ -41,7 +41,7 @@ def report_of(folder: Path, name: str, names: tuple[str, ...], texts: list[str])
         report = write_report(
             made.run,
             "test",
-            texts=lambda *_: made.rows.texts,
+            texts=made.rows.texts,
             classifier=lambda: None,  # type: ignore[arg-type, return-value]
             out=folder / "report.html",
             plots=None,

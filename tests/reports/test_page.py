@@ -14,8 +14,7 @@ import pytest
 
 from newsdesk.errors import UserError
 from newsdesk.prediction.explanation import WordWeight
-from newsdesk.reports.content import Missing, QuotedRow
-from newsdesk.reports.gather import gather
+from newsdesk.reports.content import Missing, QuotedRow, gather
 from newsdesk.reports.page import EXCERPT, pieces, render_page, ruler
 from newsdesk.reports.plots import draw_charts
 from report_runs import build_run
@@ -63,7 +62,7 @@ def no_classifier():
 
 def content_of(folder, **settings):
     made = build_run(folder, **settings)
-    return gather(made.run, "test", texts=lambda *_: made.rows.texts, classifier=no_classifier, quote=True)
+    return gather(made.run, "test", texts=made.rows.texts, classifier=no_classifier, quote=True)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +158,7 @@ def test_a_bare_run_has_no_blank_charts_and_says_what_to_run(tmp_path):
     made = build_run(tmp_path / "wire")
     made.run.metrics.unlink()
     made.run.log.unlink()
-    content = gather(made.run, "test", texts=lambda *_: Missing("none"), classifier=no_classifier, quote=True)
+    content = gather(made.run, "test", texts=Missing("none"), classifier=no_classifier, quote=True)
     outline = Outline(render_page(content, draw_charts(content)))
     assert outline.open == []
     assert outline.named("svg") == []
@@ -178,11 +177,11 @@ def test_a_text_is_cut_and_its_weighty_words_stand_apart():
 
 def test_the_ruler_holds_the_interval_and_begins_below_it(tmp_path):
     content = content_of(tmp_path / "run")
-    scale = ruler(content.evaluation)
+    scale = ruler(content.evaluation.measured)
     assert scale.start % 5 == 0
     assert 0 < scale.low < scale.accuracy < scale.high <= 100
     share = scale.start / 100 + scale.accuracy / 100 * (1 - scale.start / 100)
-    assert share == pytest.approx(content.evaluation.metrics.accuracy)
+    assert share == pytest.approx(content.evaluation.measured.metrics.accuracy)
 
 
 def test_the_same_run_gives_the_same_page(tmp_path):
@@ -238,9 +237,9 @@ def test_words_that_decided_are_isolated_from_their_numbers(tmp_path, monkeypatc
             end = text.index(" ")
             self.words = (WordWeight(text[:end], 0, end, 1.5),)
 
-    monkeypatch.setattr("newsdesk.reports.gather.explain", Explained)
+    monkeypatch.setattr("newsdesk.reports.content.explain", Explained)
     made = build_run(tmp_path / "run", names=(ARABIC, HEBREW), texts=[TEXTS["ar"]] * 400)
-    content = gather(made.run, "test", texts=lambda *_: made.rows.texts, classifier=lambda: None, quote=True)
+    content = gather(made.run, "test", texts=made.rows.texts, classifier=lambda: None, quote=True)
     page = render_page(content, draw_charts(content))
     assert '<bdi lang="ar">أعلن</bdi>&nbsp;+1.50' in page
     assert '<blockquote dir="auto" lang="ar"><mark class="for strength-3">أعلن</mark> الرئيس' in page
@@ -261,7 +260,8 @@ def test_likely_label_errors_come_with_a_lower_bound_or_with_why_they_cannot_be_
 def test_intervals_on_few_rows_are_called_approximate(tmp_path):
     content = content_of(tmp_path)
     evaluation = content.evaluation
+    measured = evaluation.measured
     for rows, is_approximate in ((199, True), (200, False)):
-        few = replace(evaluation, metrics=replace(evaluation.metrics, rows=rows))
+        few = replace(evaluation, measured=replace(measured, metrics=replace(measured.metrics, rows=rows)))
         text = render_page(replace(content, evaluation=few), ())
         assert ("approximate here: on fewer than 200 rows" in text) is is_approximate

@@ -1,15 +1,44 @@
-"""What a report tells, as plain values: gathered from a run, laid out by the page, drawn by the plots."""
+"""What a report says of a run: figures with intervals, rows worth reading, curves; and what is missing."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from newsdesk.evaluation.baseline import BaselineResult
-from newsdesk.metrics import Metrics, ReliabilityBin
-from newsdesk.prediction.abstention import RiskCoverage
-from newsdesk.prediction.explanation import WordWeight
+import numpy as np
+from numpy.typing import NDArray
+
+from newsdesk.data.examples import Examples
+from newsdesk.data.stream import read_table
+from newsdesk.errors import UserError, counted
+from newsdesk.evaluation.audit.label_issues import least_accuracy, rank_label_errors
+from newsdesk.evaluation.evaluate import Evaluation
+from newsdesk.evaluation.predicted_rows import predictions_path, read_predicted_rows
+from newsdesk.evaluation.significance import macro_f1_interval, mean_interval
+from newsdesk.files import damaged
+from newsdesk.metrics import (
+    SMALLEST_PROBABILITY,
+    Metrics,
+    ReliabilityBin,
+    reliability,
+    wilson_interval,
+)
+from newsdesk.model.tokenizer import TextTokenizer
+from newsdesk.prediction.abstention import RiskCoverage, risk_coverage
+from newsdesk.prediction.classifier import Classifier
+from newsdesk.prediction.explanation import WordWeight, explain
+from newsdesk.prediction.predictions import WRITTEN, probability_column
 from newsdesk.reports.facts import RunFacts, Source
-from newsdesk.runs.log import Validation
+from newsdesk.runs.folder import RunFolder
+from newsdesk.runs.log import Started, Step, Validation, read_log
+
+QUOTED = 10
+"""How many errors, and how many likely label errors, are quoted."""
+POINTS = 160
+"""Points of a curve, at most: more could not be told apart on a page."""
+_LENGTH_BINS = 6
 
 
 @dataclass(frozen=True)
@@ -19,7 +48,7 @@ class Missing:
     Attributes:
         reason: why.
         command: what fills it; None where nothing can.
-        asked: whether it was left out because someone wanted that.
+        asked: whether it was left out on request.
     """
 
     reason: str
@@ -27,43 +56,13 @@ class Missing:
     asked: bool = False
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A figure with its 95 % interval, both in the figure's own unit."""
-
-    value: float
-    interval: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class Reliability:
-    """How far confidence can be taken at its word.
-
-    Attributes:
-        name: what was measured: probabilities as predicted, or before the temperature.
-        expected_calibration_error: 0 to 1.
-        negative_log_likelihood: nats a row.
-        bins: from the least to the most confident rows.
-    """
-
-    name: str
-    expected_calibration_error: float
-    negative_log_likelihood: float
-    bins: tuple[ReliabilityBin, ...]
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Confidence against truth: as predicted, and before the temperature where the run has one (else 1)."""
-
-    after: Reliability
-    before: Reliability | Missing
-    temperature: float
+Texts = Sequence[str] | Missing
+"""The texts of the evaluated rows, in order, or why there are none."""
 
 
 @dataclass(frozen=True)
 class LengthBin:
-    """Rows whose texts have from ``shortest`` to ``longest`` tokens, and how many of them are right."""
+    """Rows whose texts have from ``shortest`` to ``longest`` tokens, and what share of them is right."""
 
     shortest: int
     longest: int
@@ -74,11 +73,10 @@ class LengthBin:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Accuracy by length; ``cut`` is the share of rows that fill all ``max_length`` tokens, or more."""
+    """Accuracy by length; ``cut`` is the share of texts longer than the model reads."""
 
     bins: tuple[LengthBin, ...]
     cut: float
-    max_length: int
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ class QuotedRow:
         predicted_label: the class it was given, or that its label is likely meant to be.
         true_probability: the probability of the labelled class, 0 to 1.
         predicted_probability: that of the other.
-        text: what was read; None where texts are left out or not to be had.
+        text: what was read; None where texts are left out or not available.
         words: the text's words with what each did for the predicted class; None where not computed.
         suspect: whether the label is likely wrong.
     """
@@ -113,7 +111,7 @@ class LabelSuspects:
     Attributes:
         total: how many rows confident learning suspects.
         noise: estimated share of wrong labels, 0 to 1; a lower bound, see ``LabelErrors.noise``.
-        least_accuracy: accuracy that a model needs for labels to be judged by it; None where it has it.
+        least_accuracy: the accuracy needed to judge labels by the model; None where it is reached.
         rows: the most suspect ones, the most suspect first.
     """
 
@@ -125,120 +123,365 @@ class LabelSuspects:
 
 @dataclass(frozen=True)
 class EvaluationContent:
-    """What was measured on one split.
+    """What a report says of one evaluation.
 
     Attributes:
-        source: where the rows came from.
-        licence: what may be done with their texts, as far as it is known.
-        fingerprint: sha256 of the rows.
-        metrics: the figures of metrics.json.
-        macro_f1: with its interval.
-        negative_log_likelihood: likewise, in nats a row.
-        brier_score: likewise, 0 to 2.
-        baseline: a yardstick on the same rows, where one was measured.
-        calibration: confidence against truth.
+        measured: the evaluation in metrics.json.
+        intervals: 95 % intervals of its ``macro_f1``, ``negative_log_likelihood`` and ``brier_score``; None
+            for a mean of a single row.
+        calibrated: confidence against accuracy, from the least to the most confident rows.
+        uncalibrated: the same without the temperature, or how to fit one.
         risk_coverage: what answering only the confident rows would gain.
         lengths: accuracy by length of the text.
         errors: the most confident errors.
-        errors_in_all: how many rows are wrong.
         suspects: the likely label errors.
         texts: None where texts are quoted, else why not.
         words: None where the words that decided are shown, else why not.
-        notes: what a person should know of the rows, a sentence each.
     """
 
-    source: Source
-    licence: str | None
-    fingerprint: str
-    metrics: Metrics
-    macro_f1: Measured
-    negative_log_likelihood: Measured
-    brier_score: Measured
-    baseline: BaselineResult | None
-    calibration: Calibration
+    measured: Evaluation
+    intervals: Mapping[str, tuple[float, float] | None]
+    calibrated: tuple[ReliabilityBin, ...]
+    uncalibrated: tuple[ReliabilityBin, ...] | Missing
     risk_coverage: RiskCoverage
     lengths: Lengths | Missing
     errors: tuple[QuotedRow, ...]
-    errors_in_all: int
     suspects: LabelSuspects
     texts: Missing | None
     words: Missing | None
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class TrainingPoint:
-    """Neighbouring steps as one point: epochs done, mean loss, and the last step's learning rate."""
-
-    epoch: float
-    loss: float
-    learning_rate: float
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What the training took.
-
-    Attributes:
-        seconds: from the start to the last event, validation included.
-        steps: optimiser steps.
-        rows: rows learned from, each counted as often as it was seen.
-        tokens: tokens learned from, padding not counted.
-        padded_tokens: tokens computed, padding included.
-        device: what computed it.
-        precision: number format.
-        engine: which implementation.
-        processes: how many trained together.
-    """
-
-    seconds: float
-    steps: int
-    rows: int
-    tokens: int
-    padded_tokens: int
-    device: str
-    precision: str
-    engine: str
-    processes: int
 
 
 @dataclass(frozen=True)
 class TrainingContent:
-    """A training as its log tells it. ``steps_a_point`` says how many steps one point stands for."""
+    """A training as its log tells it.
 
-    points: tuple[TrainingPoint, ...]
+    Attributes:
+        started: what it began with.
+        seconds: from the start to the last event, validation included.
+        steps: all optimiser steps.
+        validations: all validations.
+    """
+
+    started: Started
+    seconds: float
+    steps: tuple[Step, ...]
     validations: tuple[Validation, ...]
-    steps_a_point: int
-    cost: Cost
+
+    @property
+    def steps_per_point(self) -> int:
+        """How many steps one point of a curve stands for."""
+        return -(-len(self.steps) // POINTS)
+
+    @property
+    def points(self) -> tuple[Step, ...]:
+        """The curves: neighbouring steps as one, the last of them with their mean loss."""
+        size = self.steps_per_point
+        groups = (self.steps[first : first + size] for first in range(0, len(self.steps), size))
+        return tuple(
+            replace(group[-1], loss=float(np.mean([step.loss for step in group]))) for group in groups
+        )
+
+    def total(self, of: str) -> int:
+        """The sum over all steps of ``rows``, ``tokens`` or ``padded_tokens``."""
+        return sum(getattr(step, of) for step in self.steps)
 
 
 @dataclass(frozen=True)
 class ReportContent:
-    """All that a report of one run on one split tells.
+    """All that a report of one run on one split says.
 
     Attributes:
         split: the evaluated split.
         facts: what the run is made of: base, data, recipe, versions.
-        base_parameters: numbers in the base model; None where it is not one of the catalogue.
         evaluation: what was measured.
-        training: how the run came about.
-        untold: None where it is known what the run learned from, else why not.
+        training: how the run was trained.
+        origin: None where it is known what the run learned from, else why not.
         commands: what to type to repeat all of it.
     """
 
     split: str
     facts: RunFacts
-    base_parameters: int | None
     evaluation: EvaluationContent | Missing
     training: TrainingContent | Missing
-    untold: Missing | None
+    origin: Missing | None
     commands: tuple[str, ...]
 
     @property
     def missing(self) -> tuple[Missing, ...]:
-        """The parts there is nothing for, though there might be."""
-        parts: list[object] = [self.evaluation, self.training, self.untold]
+        """The parts without content, except those left out on request."""
+        parts: list[object] = [self.evaluation, self.training, self.origin]
         if isinstance(self.evaluation, EvaluationContent):
-            told = self.evaluation
-            parts += [told.calibration.before, told.lengths, told.texts, told.words]
+            of = self.evaluation
+            parts += [of.uncalibrated, of.lengths, of.texts, of.words]
         return tuple(part for part in parts if isinstance(part, Missing) and not part.asked)
+
+
+def gather(
+    run: RunFolder, split: str, *, texts: Texts, classifier: Callable[[], Classifier], quote: bool
+) -> ReportContent:
+    """All that a report of a finished run says.
+
+    Args:
+        run: the run.
+        split: which evaluation of it.
+        texts: those of the evaluated rows.
+        classifier: opens the run, to explain its errors; the report says so where that is a UserError.
+        quote: whether texts may be quoted in the report.
+
+    Raises:
+        UserError: when files of the run are damaged, or it was evaluated, but only on other splits.
+    """
+    facts = RunFacts.of(run)
+    evaluation: EvaluationContent | Missing
+    if (measured := facts.splits.get(split)) is not None:
+        evaluation = _evaluation(run, measured, texts, classifier, quote=quote)
+    elif facts.splits:
+        raise UserError(
+            f"{run.path} was not evaluated on a split called {split!r}",
+            found=f"evaluations of: {', '.join(facts.splits)}",
+            fix="name one of these with --split, or give the rows with --data",
+        )
+    else:
+        asked = shlex.join(["newsdesk", "report", str(run.path), "--split", split])
+        evaluation = Missing("this run was not evaluated yet", f"{asked} --data NAME|PATH")
+    unknown = Missing("it is not known what this run learned from: its adapter was trained elsewhere")
+    return ReportContent(
+        split=split,
+        facts=facts,
+        evaluation=evaluation,
+        training=training_story(run.log),
+        origin=None if facts.train_source else unknown,
+        commands=_commands(run, split, measured, trained_here=facts.train_source is not None),
+    )
+
+
+def _commands(
+    run: RunFolder, split: str, measured: Evaluation | None, *, trained_here: bool
+) -> tuple[str, ...]:
+    """What to type to train, evaluate and report again."""
+    again = run.path.name + "-again" if trained_here else str(run.path)
+    source = "NAME|PATH" if measured is None else Source.of(measured.source).name or measured.source
+    lines = [
+        ["newsdesk", "evaluate", again, "--data", source, "--split", split],
+        ["newsdesk", "report", again, "--split", split],
+    ]
+    if trained_here:
+        lines.insert(0, ["newsdesk", "train", "--recipe", str(run.recipe), "--out", again])
+    return tuple(shlex.join(line) for line in lines)
+
+
+def texts_of(find: Callable[[], Examples], fingerprint: str, *, split: str, given: bool) -> Texts:
+    """The texts of the rows that ``find`` reads, if they are those that were evaluated; else why not.
+
+    ``given`` says whether the user named these rows: then a problem with them is a UserError.
+    """
+    try:
+        rows = find()
+        if rows.fingerprint() == fingerprint:
+            return rows.texts
+        raise UserError(
+            f"these are not the rows that the run was evaluated on as {split}",
+            found=f"{counted(len(rows), 'row')} in {rows.source} with another sha256 than metrics.json's",
+            fix="name the evaluated rows with --data, or evaluate these under another --split",
+        )
+    except UserError as error:
+        if given:
+            raise
+        return Missing(f"the evaluated texts are not available: {error.wrong}")
+
+
+@dataclass(frozen=True)
+class EvaluatedRows:
+    """Every evaluated row.
+
+    Attributes:
+        labels: int64 (rows,), the true class ids.
+        predicted: int64 (rows,), those of the most probable classes.
+        probabilities: float64 (rows, classes), as predicted, to six decimals.
+        texts: one a row, where the evaluation kept them.
+    """
+
+    labels: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+    texts: tuple[str, ...] | None
+
+    @property
+    def confidence(self) -> NDArray[np.float64]:
+        """The probability of the predicted class, (rows,)."""
+        return np.take_along_axis(self.probabilities, self.predicted[:, None], axis=1)[:, 0]
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether that class is the true one, (rows,)."""
+        return np.asarray(self.predicted == self.labels, dtype=np.bool_)
+
+
+def read_evaluated_rows(folder: Path, split: str, metrics: Metrics) -> EvaluatedRows:
+    """The rows of a run's evaluation, ids in the order of ``metrics``.
+
+    Raises UserError when its file of predictions is missing, damaged, or of another evaluation.
+    """
+    rows = read_predicted_rows(folder, split)
+    path = predictions_path(folder, split)
+    table = read_table(path, WRITTEN)
+    ids = {name: number for number, name in enumerate(metrics.label_names)}
+    try:
+        columns = [table.columns.index(probability_column(name)) for name in metrics.label_names]
+        return EvaluatedRows(
+            labels=np.array([ids[name] for name in rows.true_labels]),
+            predicted=np.array([ids[name] for name in rows.predicted_labels]),
+            probabilities=np.array([[float(str(row[at])) for at in columns] for row in table.rows]),
+            texts=rows.texts,
+        )
+    except (KeyError, ValueError) as error:
+        fix = "evaluate the run again: newsdesk evaluate RUN --data NAME|PATH"
+        raise damaged(path, str(error), fix=fix) from None
+
+
+def _evaluation(
+    run: RunFolder, measured: Evaluation, texts: Texts, classifier: Callable[[], Classifier], *, quote: bool
+) -> EvaluationContent:
+    names = measured.metrics.label_names
+    rows = read_evaluated_rows(run.path, measured.split, measured.metrics)
+    if isinstance(texts, Missing) and rows.texts is not None:
+        texts = rows.texts
+    shown: Texts = texts if quote else Missing("left out of this page, as --without-texts asked", asked=True)
+    known = len(names) - (len(measured.labels.counted_wrong) if measured.labels else 0)
+    errors, suspects = _rows_to_look_at(rows, names, known, shown)
+    errors, words = _with_words(errors, classifier)
+    of_true = np.take_along_axis(rows.probabilities, rows.labels[:, None], axis=1)[:, 0]
+    brier = ((rows.probabilities - np.eye(len(names))[rows.labels]) ** 2).sum(axis=1)
+    return EvaluationContent(
+        measured=measured,
+        intervals={
+            "macro_f1": macro_f1_interval(rows.labels, rows.predicted, len(names)),
+            "negative_log_likelihood": mean_interval(-np.log(np.clip(of_true, SMALLEST_PROBABILITY, 1.0))),
+            "brier_score": mean_interval(brier, most=2.0),
+        },
+        calibrated=reliability(rows.confidence, rows.correct),
+        uncalibrated=_uncalibrated(rows, measured, run),
+        risk_coverage=risk_coverage(rows.confidence, rows.correct),
+        lengths=texts if isinstance(texts, Missing) else lengths_of(rows, texts, run),
+        errors=errors,
+        suspects=suspects,
+        texts=shown if isinstance(shown, Missing) else None,
+        words=words,
+    )
+
+
+def _uncalibrated(
+    rows: EvaluatedRows, measured: Evaluation, run: RunFolder
+) -> tuple[ReliabilityBin, ...] | Missing:
+    """Confidence against accuracy without the temperature; a hint how to fit one where there was none."""
+    if measured.calibration is None or measured.calibration.temperature == 1.0:
+        reason = "these probabilities are the model's own, without a temperature fitted on held-out rows"
+        return Missing(reason, shlex.join(["newsdesk", "calibrate", str(run.path)]))
+    undivided = without_temperature(rows.probabilities, measured.calibration.temperature)
+    return reliability(undivided.max(axis=1), rows.correct)
+
+
+def without_temperature(probabilities: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+    """The probabilities (rows, classes) of the logits before they were divided by the temperature.
+
+    Raised to the power of the temperature, the given ones are proportional to them.
+    """
+    powers = np.clip(probabilities, SMALLEST_PROBABILITY, 1.0) ** temperature
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True), dtype=np.float64)
+
+
+def lengths_of(rows: EvaluatedRows, texts: Sequence[str], run: RunFolder) -> Lengths:
+    """Accuracy in up to six bins of about as many rows each, from the shortest texts to the longest.
+
+    Lengths are in tokens as the model counts them, special ones included, before texts are cut.
+    """
+    lengths = np.array(TextTokenizer.from_folder(run.tokenizer, None).lengths(texts))
+    ordered = np.sort(lengths)
+    firsts = ordered[np.arange(1, _LENGTH_BINS) * len(ordered) // _LENGTH_BINS]
+    bin_of_row = np.searchsorted(np.unique(firsts), lengths, side="right")
+    bins = tuple(
+        _length_bin(lengths[bin_of_row == number], rows.correct[bin_of_row == number])
+        for number in np.unique(bin_of_row)
+    )
+    return Lengths(bins, cut=float((lengths > run.labels.max_length).mean()))
+
+
+def _length_bin(lengths: NDArray[np.int64], correct: NDArray[np.bool_]) -> LengthBin:
+    right, total = int(correct.sum()), len(correct)
+    interval = wilson_interval(right, total)
+    return LengthBin(int(lengths.min()), int(lengths.max()), total, right / total, interval)
+
+
+def _rows_to_look_at(
+    rows: EvaluatedRows, label_names: Sequence[str], known: int, texts: Texts
+) -> tuple[tuple[QuotedRow, ...], LabelSuspects]:
+    """The most confident errors, and the likely label errors, each with its text where it may be quoted.
+
+    Labels beyond the first ``known`` classes are unknown to the run, which cannot judge them.
+    """
+    wrong = np.flatnonzero(~rows.correct)
+    confident = wrong[np.argsort(-rows.confidence[wrong], kind="stable")][:QUOTED]
+    judged = np.flatnonzero(rows.labels < known)
+    found = rank_label_errors(rows.probabilities[judged, :known], rows.labels[judged])
+    limit = least_accuracy(found.majority)
+    suspects = judged[found.suspects].tolist()
+
+    def quoted(row: int, other: int) -> QuotedRow:
+        true = int(rows.labels[row])
+        return QuotedRow(
+            row=row,
+            true_label=label_names[true],
+            predicted_label=label_names[other],
+            true_probability=float(rows.probabilities[row, true]),
+            predicted_probability=float(rows.probabilities[row, other]),
+            text=None if isinstance(texts, Missing) else texts[row],
+            suspect=row in suspects,
+        )
+
+    suggested = zip(suspects, found.suggested[found.suspects].tolist(), strict=True)
+    return (
+        tuple(quoted(row, int(rows.predicted[row])) for row in confident.tolist()),
+        LabelSuspects(
+            total=len(suspects),
+            noise=found.noise,
+            least_accuracy=None if found.accuracy >= limit else limit,
+            rows=tuple(quoted(row, other) for row, other in list(suggested)[:QUOTED]),
+        ),
+    )
+
+
+def _with_words(
+    errors: tuple[QuotedRow, ...], classifier: Callable[[], Classifier]
+) -> tuple[tuple[QuotedRow, ...], Missing | None]:
+    """The errors with the words that spoke for the wrong class; else why there are none."""
+    if all(error.text is None for error in errors):
+        return errors, None
+    try:
+        opened = classifier()
+    except UserError as error:
+        why = "; ".join(filter(None, (error.wrong, error.fix)))
+        return errors, Missing(f"the words that decided are not shown: {why}")
+    explained = (explain(opened, error.text or "", target=error.predicted_label) for error in errors)
+    return tuple(
+        replace(error, words=found.words) for error, found in zip(errors, explained, strict=True)
+    ), None
+
+
+def training_story(log: Path) -> TrainingContent | Missing:
+    """The training from log.jsonl; Missing where there is none or it has no step.
+
+    Raises UserError for a damaged log.
+    """
+    if not log.is_file():
+        return Missing("this run was not trained by newsdesk: it has no log")
+    logged = list(read_log(log))
+    events = [entry.event for entry in logged]
+    steps = tuple(event for event in events if isinstance(event, Step))
+    if not steps:
+        return Missing("the log of this run contains no step")
+    started = next((event for event in events if isinstance(event, Started)), None)
+    if started is None:
+        fix = "copy the run again from a complete copy, or train it again"
+        raise damaged(log, "no event that says what it was started on", fix=fix)
+    validations = tuple(event for event in events if isinstance(event, Validation))
+    return TrainingContent(started, logged[-1].seconds, steps, validations)

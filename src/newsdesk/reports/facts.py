@@ -17,6 +17,7 @@ from newsdesk.evaluation.evaluate import Evaluation, read_metrics
 from newsdesk.hub.cache import Slot
 from newsdesk.hub.huggingface import HubSource
 from newsdesk.metrics import Metrics
+from newsdesk.model.catalog import BASE_MODELS
 from newsdesk.runs.calibration import Calibration, read_calibration
 from newsdesk.runs.folder import Labels, RunFolder
 from newsdesk.runs.log import Finished, Started, read_log
@@ -53,6 +54,12 @@ class Source:
         """Its id on the Hub, where it has one."""
         source = DATA_SETS[self.name].source if self.name else None
         return source.repo_id if isinstance(source, HubSource) else None
+
+
+def dataset_licence(recorded: str) -> str | None:
+    """The licence of the texts of a recorded source, where it is a data set known by name."""
+    name = Source.of(recorded).name
+    return DATA_SETS[name].licence if name else None
 
 
 class Rows(NamedTuple):
@@ -122,6 +129,12 @@ class RunFacts:
         """The base model's Hub id, where it has one."""
         reference = self.manifest.base.reference
         return reference if _HUB_ID.fullmatch(reference) else None
+
+    @property
+    def base_parameters(self) -> int | None:
+        """How many numbers the base model holds; None where it is not one of the catalogue."""
+        known = (base for base in BASE_MODELS.values() if base.name == self.manifest.base.name)
+        return next((base.parameters for base in known), None)
 
     @property
     def base_licence(self) -> str | None:

@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file that needs nothing else and asks nothing of any network."""
+"""The page of a report: one HTML file that needs nothing else and makes no network request."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from functools import cache
 from importlib.resources import files
 from math import floor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from newsdesk import __version__
-from newsdesk.data.examples import Examples
 from newsdesk.data.words import isolated, language_tag
 from newsdesk.errors import UserError, counted
+from newsdesk.evaluation.evaluate import Evaluation
 from newsdesk.evaluation.significance import APPROXIMATE_BELOW
 from newsdesk.files import write_bytes, write_text
-from newsdesk.metrics import Metrics, wilson_interval
+from newsdesk.metrics import ClassMetrics, Metrics, wilson_interval
 from newsdesk.prediction.classifier import Classifier
-from newsdesk.reports.content import EvaluationContent, LabelSuspects, Missing, QuotedRow, ReportContent
-from newsdesk.reports.facts import RunFacts, confusions, duration
-from newsdesk.reports.gather import Texts, gather
+from newsdesk.reports.content import EvaluationContent, Missing, QuotedRow, ReportContent, Texts, gather
+from newsdesk.reports.facts import Source, confusions, dataset_licence, duration
 from newsdesk.reports.plots import (
     LARGEST_LABELLED_MATRIX,
     Chart,
@@ -36,89 +35,100 @@ from newsdesk.reports.plots import (
 from newsdesk.runs.folder import RunFolder, is_report
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
-
+    from jinja2 import Template
 
 EXCERPT = 600
 """Characters of a text that are quoted, at most."""
-
 _SHOWN_FROM = 0.15  # of the weightiest word's weight: below, a word decided nothing worth a mark
-_NAMED_WORDS = 5
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report that was written.
+
+    Attributes:
+        path: the page.
+        plots: the files of its charts, where they were asked for.
+        content: what it says.
+    """
+
+    path: Path
+    plots: tuple[Path, ...]
+    content: ReportContent
+
+    @property
+    def gaps(self) -> list[str]:
+        """What the page has no content for, and what to run to fill it, a sentence each."""
+        return [
+            f"{part.reason}; to fill this: {part.command}" if part.command else part.reason
+            for part in dict.fromkeys(self.content.missing)
+        ]
+
+
+def report_path(folder: Path, split: str) -> Path:
+    """Where a run's report is saved unless told otherwise: ``folder/report-<split>.html``."""
+    return folder / f"report-{split}.html"
+
+
+def write_report(
+    run: RunFolder,
+    split: str,
+    *,
+    texts: Texts,
+    classifier: Callable[[], Classifier],
+    out: Path,
+    plots: Path | None,
+    quote: bool,
+) -> Report:
+    """Gather, draw and write; arguments as for ``gather``. Each file is complete or absent.
+
+    The run is sealed again where the report is inside it. Raises UserError when files of the run are damaged,
+    matplotlib is missing, or a file is in the way that no report wrote.
+    """
+    content = gather(run, split, texts=texts, classifier=classifier, quote=quote)
+    charts = draw_charts(content)
+    drawn: dict[Path, bytes] = {}
+    if plots is not None:
+        drawn |= {plots / f"{chart.name}.svg": as_svg(chart.figure) for chart in charts}
+        drawn |= {plots / f"{chart.name}.png": as_png(chart.figure) for chart in charts}
+    for path in (out, *drawn):
+        if path.exists() and not (is_report(path) if path == out else is_drawing(path)):
+            raise UserError(
+                f"{path} already exists, and newsdesk report did not write it",
+                fix=f"give {'--out' if path == out else '--plots'} another name, or move the file elsewhere",
+            )
+    write_text(out, render_page(content, charts))
+    for path, data in drawn.items():
+        write_bytes(path, data)
+    if out.resolve().is_relative_to(run.path.resolve()):
+        run.reseal()
+    return Report(out, tuple(drawn), content)
 
 
 def render_page(content: ReportContent, charts: Sequence[Chart]) -> str:
     """The report as one HTML document.
 
-    Whatever comes from data is escaped, and the page's own policy forbids scripts and every request, to the
-    network or to other files. Raises UserError where Jinja2 is missing.
+    Everything from the data is escaped, and the page's own policy forbids scripts and every request, to the
+    network or to other files.
     """
-    style = _resource("report.css")
+    style = (files("newsdesk.reports") / "templates" / "report.css").read_text(encoding="utf-8")
     evaluation = content.evaluation if isinstance(content.evaluation, EvaluationContent) else None
-    page = _environment().get_template("report.html")
-    rendered = page.render(
+    rendered = _template().render(
         content=content,
         facts=content.facts,
-        settings=settings(content.facts),
-        ruler=None if evaluation is None else ruler(evaluation),
         evaluation=evaluation,
-        metrics=None if evaluation is None else evaluation.metrics,
+        measured=evaluation.measured if evaluation else None,
+        metrics=evaluation.measured.metrics if evaluation else None,
         charts={chart.name: chart for chart in charts},
         style=style,
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         version=__version__,
-        fits_matrix=evaluation is not None and fits_matrix(evaluation.metrics),
     )
     return rendered.lstrip()  # the macros before the document leave their line ends
 
 
-def settings(facts: RunFacts) -> list[tuple[str, str]]:
-    """What of the recipe decides most, as (name, value)."""
-    lora, training = facts.recipe.lora, facts.recipe.training
-    epochs = facts.manifest.training.epochs if facts.manifest.training is not None else training.epochs
-    return [
-        ("adapters", f"rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.targets)}"),
-        ("texts", f"cut at {facts.labels.max_length} tokens"),
-        ("learning", f"{counted(epochs, 'epoch')}, batches of {training.batch_size}"),
-        (
-            "learning rate",
-            f"{training.learning_rate:g}, {training.schedule} after a warm-up of {training.warmup:g}",
-        ),
-        ("seed", str(training.seed)),
-    ]
-
-
-@dataclass(frozen=True)
-class Ruler:
-    """A stretch of the scale of accuracy, its ends in percent, and what lies how far along it (0 to 100)."""
-
-    start: int
-    end: int
-    low: float
-    high: float
-    accuracy: float
-    baseline: float | None
-
-
-def ruler(evaluation: EvaluationContent) -> Ruler:
-    """Where accuracy, its interval and the baseline lie; the scale begins at the five percent below them."""
-    metrics, baseline = evaluation.metrics, evaluation.baseline
-    shares = [*metrics.accuracy_interval, metrics.accuracy, *([baseline.accuracy] if baseline else [])]
-    start = max(0, floor(100 * min(shares) / 5 - 0.5) * 5)
-
-    def along(share: float) -> float:
-        return 100 * (100 * share - start) / (100 - start)
-
-    low, high, accuracy = map(along, shares[:3])
-    return Ruler(start, 100, low, high, accuracy, along(shares[3]) if baseline else None)
-
-
-def fits_matrix(metrics: Metrics) -> bool:
-    """Whether there is room for a confusion matrix with names and counts."""
-    return len(metrics.label_names) <= LARGEST_LABELLED_MATRIX
-
-
 @cache
-def _environment() -> Environment:
+def _template() -> Template:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -132,56 +142,61 @@ def _environment() -> Environment:
         percent=_percent,
         chance=_chance,
         span=_span,
-        count=_count,
+        count="{:,}".format,
+        counted=counted,
         duration=duration,
-        signed=_signed,
-        brief=_brief,
+        signed=lambda number: f"{number:+.2f}".replace("-", "−"),
         isolated=isolated,
         bdi=_bdi,
         lang=_lang,
+        source=Source.of,
     )
     environment.tests["missing"] = lambda part: isinstance(part, Missing)
     environment.globals.update(
         drawing=_drawing,
         pieces=pieces,
-        verdict=word_verdict,
+        ruler=ruler,
         class_rows=class_rows,
         confusions=confusions,
         worst_pair=worst_pair,
+        dataset_licence=dataset_licence,
         tint=tint,
-        not_quoted_above=not_quoted_above,
         approximate_below=APPROXIMATE_BELOW,
+        most_in_matrix=LARGEST_LABELLED_MATRIX,
     )
-    return environment
+    return environment.get_template("report.html")
 
 
-@dataclass(frozen=True)
-class ClassRow:
-    """A class in the table: its figures, and the intervals of those that are shares of rows."""
+class Ruler(NamedTuple):
+    """Part of the scale of accuracy: its ends in percent, and positions along it, 0 to 100."""
 
-    label: str
-    precision: float
-    precision_interval: tuple[float, float] | None
-    recall: float
-    recall_interval: tuple[float, float] | None
-    f1: float
-    support: int
+    start: int
+    end: int
+    low: float
+    high: float
+    accuracy: float
+    baseline: float | None
 
 
-def class_rows(metrics: Metrics) -> Iterator[ClassRow]:
-    """Every class with 95 % Wilson intervals of precision and recall; None where there is no row."""
+def ruler(measured: Evaluation) -> Ruler:
+    """Where accuracy, its interval and the baseline are; the scale starts at the five percent below them."""
+    metrics, baseline = measured.metrics, measured.baseline
+    shares = [*metrics.accuracy_interval, metrics.accuracy, *([baseline.accuracy] if baseline else [])]
+    start = max(0, floor(100 * min(shares) / 5 - 0.5) * 5)
+    low, high, accuracy, *others = (100 * (100 * share - start) / (100 - start) for share in shares)
+    return Ruler(start, 100, low, high, accuracy, others[0] if others else None)
+
+
+Interval = tuple[float, float]
+
+
+def class_rows(metrics: Metrics) -> Iterator[tuple[ClassMetrics, Interval | None, Interval | None]]:
+    """Every class with the 95 % Wilson intervals of its precision and recall; None where there is no row."""
     given = [sum(column) for column in zip(*metrics.confusion, strict=True)]
     for number, entry in enumerate(metrics.per_class):
         right = metrics.confusion[number][number]
-        yield ClassRow(
-            entry.label,
-            entry.precision,
-            wilson_interval(right, given[number]) if given[number] else None,
-            entry.recall,
-            wilson_interval(right, entry.support) if entry.support else None,
-            entry.f1,
-            entry.support,
-        )
+        precision = wilson_interval(right, given[number]) if given[number] else None
+        yield entry, precision, wilson_interval(right, entry.support) if entry.support else None
 
 
 def worst_pair(metrics: Metrics) -> tuple[str, str, float] | None:
@@ -198,9 +213,8 @@ def worst_pair(metrics: Metrics) -> tuple[str, str, float] | None:
     return metrics.label_names[first], metrics.label_names[second], rows / errors
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A stretch of a quoted text: plain, or a word that spoke for or against the predicted class.
+class Piece(NamedTuple):
+    """Part of a quoted text: plain, or a word that spoke for or against the predicted class.
 
     ``strength`` is 1 to 3, and 0 for plain text.
     """
@@ -211,7 +225,7 @@ class Piece:
 
 
 def pieces(row: QuotedRow) -> Iterator[Piece]:
-    """A row's text, cut to 600 characters; words that weigh at least 15 % of the weightiest stand apart."""
+    """A row's text, cut to 600 characters; words that weigh at least 15 % of the weightiest are marked."""
     text = row.text or ""
     heaviest = max((abs(word.weight) for word in row.words or ()), default=0.0)
     position = 0
@@ -225,19 +239,6 @@ def pieces(row: QuotedRow) -> Iterator[Piece]:
     yield Piece(text[position:EXCERPT] + ("…" if len(text) > EXCERPT else ""), "plain", 0)
 
 
-def word_verdict(row: QuotedRow) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
-    """The five words that spoke most for the predicted class, and those most against it, with weights."""
-    ranked = sorted(((word.text, word.weight) for word in row.words or ()), key=lambda word: -abs(word[1]))
-    carried = [word for word in ranked if word[1] > 0][:_NAMED_WORDS]
-    return carried, [word for word in ranked if word[1] < 0][:_NAMED_WORDS]
-
-
-def not_quoted_above(suspects: LabelSuspects, errors: Sequence[QuotedRow]) -> list[QuotedRow]:
-    """The likely label errors that do not stand among the most confident errors already."""
-    above = {error.row for error in errors}
-    return [suspect for suspect in suspects.rows if suspect.row not in above]
-
-
 def _drawing(chart: Chart) -> Any:
     from markupsafe import Markup
 
@@ -245,7 +246,7 @@ def _drawing(chart: Chart) -> Any:
 
 
 def _bdi(text: str) -> Any:
-    """A name, word or label from the data, in an element that keeps its direction from what is around it."""
+    """A name, word or label from the data, in an element that isolates its direction."""
     from markupsafe import Markup
 
     return Markup("<bdi{}>{}</bdi>").format(_lang(text, otherwise="en"), text)
@@ -262,121 +263,17 @@ def _lang(text: str, otherwise: str | None = None) -> Any:
     return "" if tag == "en" else Markup(' lang="{}"').format(tag)
 
 
-def _resource(name: str) -> str:
-    return (files("newsdesk.reports") / "templates" / name).read_text(encoding="utf-8")
-
-
 def _percent(share: float, digits: int = 2) -> str:
     return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def _chance(probability: float) -> str:
-    """A probability in percent; never the certainty that rounding would make of it."""
+    """A probability in percent; never rounded to certainty."""
     if probability < 0.0005:
         return "under 0.1 %"
     return "over 99.9 %" if probability >= 0.9995 else _percent(probability, 1)
 
 
-def _span(interval: tuple[float, float] | None, digits: int = 1) -> str:
+def _span(interval: Interval | None, digits: int = 1) -> str:
     """An interval of shares, in percent; a dash where there is none."""
     return "–" if interval is None else f"{100 * interval[0]:.{digits}f}–{100 * interval[1]:.{digits}f}"
-
-
-def _count(number: int) -> str:
-    return f"{number:,}"
-
-
-def _signed(number: float) -> str:
-    return f"{number:+.2f}".replace("-", "−")
-
-
-def _brief(sha256: str | None) -> str:
-    return "unknown" if sha256 is None else sha256[:16]
-
-
-@dataclass(frozen=True)
-class Report:
-    """A report that was written.
-
-    Attributes:
-        path: the page.
-        plots: the files of its charts, where they were asked for.
-        content: what it tells.
-    """
-
-    path: Path
-    plots: tuple[Path, ...]
-    content: ReportContent
-
-    @property
-    def gaps(self) -> list[str]:
-        """What the page has nothing to tell of, and what to run to fill it, a sentence each."""
-        return [
-            f"{part.reason}; to fill this: {part.command}" if part.command else part.reason
-            for part in dict.fromkeys(self.content.missing)
-        ]
-
-
-def report_path(folder: Path, split: str) -> Path:
-    """Where a run's report lies unless told otherwise: ``folder/report-<split>.html``."""
-    return folder / f"report-{split}.html"
-
-
-def texts_of(find: Callable[[], Examples], fingerprint: str, *, split: str, given: bool) -> Texts:
-    """The texts of the rows that ``find`` reads, if they are those that were evaluated; else why not.
-
-    ``given`` says whether someone named these rows: then what is wrong with them is a UserError.
-    """
-    fix = "name the evaluated rows with --data, or evaluate these under another --split"
-    try:
-        rows = find()
-        if rows.fingerprint() == fingerprint:
-            return rows.texts
-        raise UserError(
-            f"these are not the rows that the run was evaluated on as {split}",
-            found=f"{counted(len(rows), 'row')} in {rows.source} with another sha256 than metrics.json's",
-            fix=fix,
-        )
-    except UserError as error:
-        if given:
-            raise
-        return Missing(f"the evaluated texts are not to be had: {error.wrong}")
-
-
-def write_report(
-    run: RunFolder,
-    split: str,
-    *,
-    texts: Callable[[str, str], Texts],
-    classifier: Callable[[], Classifier],
-    out: Path,
-    plots: Path | None,
-    quote: bool,
-) -> Report:
-    """Gather, draw and write; arguments as for ``gather``. Each file is whole or not there.
-
-    The run is sealed anew where the report lies in it. Raises UserError when files of the run are damaged,
-    matplotlib or Jinja2 is missing, or a file is in the way that no report wrote.
-    """
-    content = gather(run, split, texts=texts, classifier=classifier, quote=quote)
-    charts = draw_charts(content)
-    drawn = {} if plots is None else {plots / name: data for name, data in _files(charts)}
-    for path in (out, *drawn):
-        if path.exists() and not (is_report(path) if path == out else is_drawing(path)):
-            raise UserError(
-                f"{path} is there already, and newsdesk report did not write it",
-                fix=f"give {'--out' if path == out else '--plots'} another name, or move the file elsewhere",
-            )
-    write_text(out, render_page(content, charts))
-    for path, data in drawn.items():
-        write_bytes(path, data)
-    if out.resolve().is_relative_to(run.path.resolve()):
-        run.reseal()
-    return Report(out, tuple(drawn), content)
-
-
-def _files(charts: Sequence[Chart]) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the files that charts are kept in."""
-    for chart in charts:
-        yield f"{chart.name}.svg", as_svg(chart.figure)
-        yield f"{chart.name}.png", as_png(chart.figure)

@@ -18,14 +18,7 @@ import numpy as np
 from newsdesk.errors import missing_package
 from newsdesk.metrics import Metrics
 from newsdesk.prediction.abstention import RiskCoverage
-from newsdesk.reports.content import (
-    Calibration,
-    EvaluationContent,
-    Lengths,
-    Missing,
-    ReportContent,
-    TrainingContent,
-)
+from newsdesk.reports.content import EvaluationContent, Lengths, Missing, ReportContent, TrainingContent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,9 +38,10 @@ COLOURS: Mapping[str, str] = {
 
 PIXELS_AN_INCH = 220
 _ROOT = re.compile(r".*?<svg[^>]*viewBox=\"(?P<box>[^\"]+)\"[^>]*>(?P<content>.*)</svg>\s*", re.DOTALL)
-_NOT_FOR_PAGES = re.compile(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", re.DOTALL)
+_NOT_FOR_PAGES = re.compile(
+    r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->|(?<=<g) id=\"[^\"]*\"", re.DOTALL
+)
 _TAG = re.compile(r"<[^>]*>")
-_GROUP_NAME = re.compile(r'(?<=^<g) id="[^"]*"|(?<=^<text) id="[^"]*"')
 _REFERENCE = re.compile(r'(\bid="|href="#|url\(#)')
 _FONT_FAMILY = re.compile(r" ?font-family: [^;\"]*;")
 
@@ -120,30 +114,26 @@ def _saved(figure: Figure, **settings: Any) -> bytes:
 
 
 def for_page(svg: bytes, name: str, title: str, description: str) -> str:
-    """An svg file of ours as an element of a page, with words for who cannot see it.
+    """An SVG file from ``as_svg`` as an element of a page, with words for those who cannot see it.
 
-    Its colours become the page's custom properties (``--ink`` and so on), so that they follow the page's
-    theme; its type becomes the page's own. ``name`` sets its ids apart from those of other drawings.
+    Its colours become the page's custom properties (``--ink`` and so on), so that one style sheet sets them
+    for all charts and themes; its font becomes the page's own. ``name`` makes its ids unique in the page.
     """
+
+    def themed(tag: re.Match[str]) -> str:
+        changed = _FONT_FAMILY.sub("", _REFERENCE.sub(rf"\g<1>{name}-", tag[0]))
+        for role, colour in COLOURS.items():
+            changed = changed.replace(colour, f"var(--{role})")
+        return changed
+
     found = _ROOT.fullmatch(svg.decode("utf-8"))
     assert found is not None  # matplotlib writes its root element so
-    content = _NOT_FOR_PAGES.sub("", found["content"])
-    content = _TAG.sub(lambda tag: _themed(tag[0], name), content)
     return (
         f'<svg viewBox="{found["box"]}" role="img" aria-labelledby="{name}-title {name}-description">'
         f'<title id="{name}-title">{escape(title)}</title>'
-        f'<desc id="{name}-description">{escape(description)}</desc>{content}</svg>'
+        f'<desc id="{name}-description">{escape(description)}</desc>'
+        f"{_TAG.sub(themed, _NOT_FOR_PAGES.sub('', found['content']))}</svg>"
     )
-
-
-def _themed(tag: str, name: str) -> str:
-    """A tag of a drawing with the page's colours and type, and ids of its own."""
-    tag = _GROUP_NAME.sub("", tag)
-    tag = _REFERENCE.sub(rf"\g<1>{name}-", tag)
-    tag = _FONT_FAMILY.sub("", tag)
-    for role, colour in COLOURS.items():
-        tag = tag.replace(colour, f"var(--{role})")
-    return tag
 
 
 WIDTH, HEIGHT = 4.2, 3.1
@@ -187,11 +177,12 @@ def draw_charts(content: ReportContent) -> tuple[Chart, ...]:
 def _charts(content: ReportContent) -> Iterator[Chart]:
     evaluation, training = content.evaluation, content.training
     if isinstance(evaluation, EvaluationContent):
-        yield _confusion_matrix(evaluation.metrics)
-        yield _reliability(evaluation.calibration)
+        metrics = evaluation.measured.metrics
+        yield _confusion_matrix(metrics)
+        yield _reliability(evaluation)
         yield _risk_coverage(evaluation.risk_coverage)
         if isinstance(evaluation.lengths, Lengths):
-            yield _length_accuracy(evaluation.lengths, evaluation.metrics.accuracy)
+            yield _length_accuracy(evaluation.lengths, metrics.accuracy, content.facts.labels.max_length)
     if isinstance(training, TrainingContent):
         yield _loss(training)
         if training.validations:
@@ -241,19 +232,20 @@ def tint(share: float) -> float:
     return 0.08 + 0.47 * sqrt(share)
 
 
-def _reliability(calibration: Calibration) -> Chart:
+def _reliability(evaluation: EvaluationContent) -> Chart:
     figure, axes = _canvas(xlabel="confidence", ylabel="accuracy")
-    after, before = calibration.after, calibration.before
-    drawn = [after] if isinstance(before, Missing) else [after, before]
-    low = min(min(one.mean_confidence, one.accuracy) for curve in drawn for one in curve.bins)
+    curves = {"as predicted": evaluation.calibrated}
+    if not isinstance(evaluation.uncalibrated, Missing):
+        curves["before the temperature"] = evaluation.uncalibrated
+    low = min(min(one.mean_confidence, one.accuracy) for curve in curves.values() for one in curve)
     low = floor(low * 10) / 10
     axes.plot([low, 1], [low, 1], color=_MUTED, linewidth=1, dashes=(4, 3))
-    if not isinstance(before, Missing):
-        points = [(one.mean_confidence, one.accuracy) for one in before.bins]
-        axes.plot(*np.transpose(points), "s", color=_SECOND, markerfacecolor="none", label=before.name)
-    middle, spread = _dots([(one.accuracy, one.accuracy_interval) for one in after.bins])
-    confidence = [one.mean_confidence for one in after.bins]
-    axes.errorbar(confidence, middle, spread, fmt="o", color=_ACCENT, elinewidth=1.2, label=after.name)
+    for name, curve in list(curves.items())[1:]:
+        points = [(one.mean_confidence, one.accuracy) for one in curve]
+        axes.plot(*np.transpose(points), "s", color=_SECOND, markerfacecolor="none", label=name)
+    middle, spread = _dots([(one.accuracy, one.accuracy_interval) for one in evaluation.calibrated])
+    confidence = [one.mean_confidence for one in evaluation.calibrated]
+    axes.errorbar(confidence, middle, spread, fmt="o", color=_ACCENT, elinewidth=1.2, label="as predicted")
     axes.set(xlim=(low - 0.02, 1.02), ylim=(low - 0.02, 1.02))
     _in_percent(axes.xaxis, axes.yaxis)
     axes.legend(loc="upper left")
@@ -265,14 +257,14 @@ def _reliability(calibration: Calibration) -> Chart:
         ("probabilities", "rows", "confidence", "accuracy", "95 % interval"),
         tuple(
             (
-                curve.name,
+                name,
                 f"{one.rows:,}",
                 _percent(one.mean_confidence),
                 _percent(one.accuracy),
                 _range(one.accuracy_interval),
             )
-            for curve in drawn
-            for one in curve.bins
+            for name, curve in curves.items()
+            for one in curve
         ),
         figure,
     )
@@ -302,7 +294,7 @@ def _risk_coverage(curve: RiskCoverage) -> Chart:
     )
 
 
-def _length_accuracy(lengths: Lengths, accuracy: float) -> Chart:
+def _length_accuracy(lengths: Lengths, accuracy: float, max_length: int) -> Chart:
     figure, axes = _canvas(
         xlabel="tokens of the text", ylabel=f"accuracy (dashed: all rows, {_percent(accuracy)})"
     )
@@ -317,7 +309,7 @@ def _length_accuracy(lengths: Lengths, accuracy: float) -> Chart:
         "length-accuracy",
         "Accuracy by length",
         "Rows in bins of about equal size, the shortest texts first; bars are 95 % intervals. "
-        f"The model reads {lengths.max_length} tokens: {_percent(lengths.cut)} of the texts are cut there.",
+        f"The model reads {max_length} tokens: {_percent(lengths.cut)} of the texts are cut there.",
         ("tokens", "rows", "accuracy", "95 % interval"),
         tuple(
             (name, f"{one.rows:,}", _percent(one.accuracy), _range(one.interval))
@@ -336,9 +328,8 @@ def _loss(training: TrainingContent) -> Chart:
         axes.plot(*np.transpose(points), "s-", color=_SECOND, markersize=5, label="validation")
     axes.set_ylim(bottom=0)
     axes.legend(loc="upper right")
-    averaged = (
-        f", each point the mean of {training.steps_a_point} steps" if training.steps_a_point > 1 else ""
-    )
+    size = training.steps_per_point
+    averaged = f", each point the mean of {size} steps" if size > 1 else ""
     return Chart(
         "loss",
         "Loss",

@@ -12,11 +12,19 @@ import pytest
 
 from newsdesk.data.examples import Examples
 from newsdesk.errors import UserError
+from newsdesk.evaluation.evaluate import evaluate_examples, write_metrics
 from newsdesk.evaluation.predicted_rows import write_evaluated_rows
 from newsdesk.metrics import evaluate_probabilities, expected_calibration_error
-from newsdesk.reports.content import EvaluationContent, Lengths, Missing, Reliability, ReportContent
-from newsdesk.reports.gather import QUOTED, EvaluatedRows, calibration_of, gather
-from newsdesk.reports.page import texts_of
+from newsdesk.reports.content import (
+    QUOTED,
+    EvaluationContent,
+    Lengths,
+    Missing,
+    ReportContent,
+    gather,
+    texts_of,
+    without_temperature,
+)
 from report_runs import EvaluatedRun, build_run, softmax
 
 
@@ -25,7 +33,7 @@ def no_classifier():
 
 
 def gathered(made: EvaluatedRun, split: str = "test", *, quote: bool = True) -> ReportContent:
-    return gather(made.run, split, texts=lambda *_: made.rows.texts, classifier=no_classifier, quote=quote)
+    return gather(made.run, split, texts=made.rows.texts, classifier=no_classifier, quote=quote)
 
 
 def evaluation_in(content: ReportContent) -> EvaluationContent:
@@ -45,27 +53,22 @@ def told(made) -> EvaluationContent:
 
 def test_figures_are_those_of_the_rows_and_lie_in_their_intervals(made, told):
     expected = evaluate_probabilities(made.probabilities, made.rows.labels, made.rows.label_names)
-    assert told.metrics == expected
-    for measured, value in (
-        (told.macro_f1, expected.macro_f1),
-        (told.negative_log_likelihood, expected.negative_log_likelihood),
-        (told.brier_score, expected.brier_score),
-    ):
-        low, high = measured.interval
-        assert measured.value == pytest.approx(value, abs=1e-5)
-        assert low < measured.value < high
+    assert told.measured.metrics == expected
+    assert set(told.intervals) == {"macro_f1", "negative_log_likelihood", "brier_score"}
+    for name, interval in told.intervals.items():
+        low, high = interval
+        assert low < getattr(expected, name) < high
         assert 0.01 < high - low < 0.3  # of 400 rows
 
 
 def test_macro_f1s_interval_is_about_accuracys_where_classes_are_equal(told):
-    assert told.macro_f1.interval == pytest.approx(told.metrics.accuracy_interval, abs=0.01)
+    assert told.intervals["macro_f1"] == pytest.approx(told.measured.metrics.accuracy_interval, abs=0.01)
 
 
 def test_the_most_confident_errors_come_first_with_their_texts(made, told):
     rows = [error.row for error in told.errors]
-    assert rows == list(told.metrics.most_confident_errors[:QUOTED])
+    assert rows == list(told.measured.metrics.most_confident_errors[:QUOTED])
     assert all(error.text == made.rows.texts[error.row] for error in told.errors)
-    assert told.errors_in_all == told.metrics.rows - told.metrics.correct
     for error in told.errors:
         assert error.predicted_probability == pytest.approx(made.probabilities[error.row].max(), abs=1e-6)
 
@@ -88,7 +91,7 @@ def test_lengths_part_all_rows_and_count_what_is_cut(made, told):
     assert isinstance(told.lengths, Lengths)
     bins = told.lengths.bins
     assert sum(one.rows for one in bins) == 400
-    assert sum(one.rows * one.accuracy for one in bins) == pytest.approx(told.metrics.correct)
+    assert sum(one.rows * one.accuracy for one in bins) == pytest.approx(told.measured.metrics.correct)
     assert all(one.longest < other.shortest for one, other in pairwise(bins))
     lengths = np.array([len(text.split()) for text in made.rows.texts])
     assert told.lengths.cut == pytest.approx((lengths > 16).mean())
@@ -156,24 +159,37 @@ def test_an_adapter_trained_elsewhere_has_no_training_to_repeat(tmp_path):
     made.run.seal(replace(made.run.manifest, data=None, training=None))
     content = gathered(made)
     assert isinstance(content.training, Missing)
-    assert content.untold in content.missing
+    assert content.origin in content.missing
     assert not any(" train " in command for command in content.commands)
 
 
-def test_what_was_before_the_temperature_is_found_again():
-    generator = np.random.default_rng(1)
-    logits = generator.normal(size=(500, 3)) * 4
-    labels = generator.integers(0, 3, 500)
-    predicted = logits.argmax(axis=1)
-    rows = EvaluatedRows(labels, predicted, softmax(logits / 2.5).round(6), None)
-    found = calibration_of(rows, 2.5, "newsdesk calibrate RUN")
-    assert isinstance(found.before, Reliability)
-    raw = softmax(logits).max(axis=1)
-    expected = expected_calibration_error(raw, predicted == labels)
-    assert found.before.expected_calibration_error == pytest.approx(expected, abs=2e-3)
-    assert found.after.expected_calibration_error < expected
-    assert sum(one.rows for one in found.before.bins) == 500
-    assert all(one.mean_confidence > 1 / 3 for one in found.after.bins)
+def test_probabilities_before_the_temperature_are_found_again():
+    logits = np.random.default_rng(1).normal(size=(500, 3)) * 4
+    found = without_temperature(softmax(logits / 2.5).round(6), 2.5)
+    assert found == pytest.approx(softmax(logits), abs=2e-3)
+
+
+def test_confidence_before_the_temperature_is_shown_beside_that_after_it(made, tmp_path):
+    scaled = build_run(tmp_path / "wire")
+    logits = 3 * np.log(scaled.probabilities)
+    calibrated, raw = softmax(logits / 3), softmax(logits)
+    names = scaled.rows.label_names
+    evaluation = evaluate_examples(
+        calibrated, scaled.rows, names, split="test", model="wire", temperature=3.0, uncalibrated=raw
+    )
+    write_metrics(evaluation, scaled.run.metrics)
+    told = evaluation_in(gathered(scaled))
+    assert not isinstance(told.uncalibrated, Missing)
+    for bins, probabilities in ((told.calibrated, calibrated), (told.uncalibrated, raw)):
+        assert sum(one.rows for one in bins) == 400
+        gap = sum(one.rows * abs(one.mean_confidence - one.accuracy) for one in bins) / 400
+        correct = probabilities.argmax(axis=1) == scaled.rows.labels
+        assert gap == pytest.approx(expected_calibration_error(probabilities.max(axis=1), correct), abs=2e-3)
+
+
+def test_a_run_without_a_temperature_says_how_to_fit_one(made, told):
+    assert isinstance(told.uncalibrated, Missing)
+    assert told.uncalibrated.command == f"newsdesk calibrate {made.run.path}"
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -194,7 +210,7 @@ def test_texts_kept_by_the_evaluation_serve_where_its_rows_are_gone(tmp_path):
     made = build_run(tmp_path / "wire")
     path = made.run.path / "predictions-test.csv"
     write_evaluated_rows(made.probabilities, made.rows, made.rows.label_names, path, with_text=True)
-    content = gather(made.run, "test", texts=lambda *_: Missing("gone"), classifier=no_classifier, quote=True)
+    content = gather(made.run, "test", texts=Missing("gone"), classifier=no_classifier, quote=True)
     told = evaluation_in(content)
     assert told.errors[0].text == made.rows.texts[told.errors[0].row]
 
