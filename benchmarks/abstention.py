@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.api import load
 from newsdesk.data.examples import aligned_labels
 from newsdesk.evaluation.rows import evaluation_rows, known_rows
 from newsdesk.metrics import expected_calibration_error, wilson_interval
 from newsdesk.prediction.abstention import Promise, promised_threshold, risk_coverage
+from newsdesk.prediction.open_model import open_model
 from newsdesk.runs.calibration import fit_temperature, negative_log_likelihood, softmax
 from newsdesk.runs.folder import open_run
 
@@ -72,7 +72,7 @@ def main() -> None:
 def rows_of(path: Path, data: str) -> tuple[Rows, Rows]:
     """The run's validation rows and the test rows, as it computes them."""
     run = open_run(path)
-    predictor = load(path, engine="torch")
+    predictor = open_model(path, engine="torch")
     held_out = known_rows(run, purpose="this measures by", otherwise="train a run of your own").validation
     test = evaluation_rows(run, data, "test")
     validation, tested = (

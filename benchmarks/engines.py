@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from newsdesk.exports.int8_settings import Setting, calibrate, quantise
+from newsdesk.exports.int8_settings import SETTINGS, quantise
 from newsdesk.exports.onnx_conversion import to_onnx, traced
 from newsdesk.prediction.open_model import default_threads
 
@@ -91,19 +91,12 @@ def engines(shape: str) -> dict[str, Engine]:
     """Every contestant by name, ready to compute."""
     model = random_model(shape)
     written, by_tracer = to_onnx(model), traced(model)
-    seen = calibrate(written, list(inputs(16, 48)["input_ids"]), 1)
     contestants = {
         "onnxruntime float32, traced": onnxruntime_engine(by_tracer),
         "onnxruntime float32, written down": onnxruntime_engine(written),
     }
-    for setting in (
-        Setting("batch", 7),
-        Setting("batch", 8),
-        Setting("token", 7),
-        Setting("token", 8),
-        Setting("calibrated", 8),
-    ):
-        contestants[f"onnxruntime {setting}"] = onnxruntime_engine(quantise(written, setting, seen))
+    for setting in SETTINGS:
+        contestants[f"onnxruntime {setting}"] = onnxruntime_engine(quantise(written, setting))
     if find_spec("openvino"):
         contestants["openvino float32, traced"] = openvino_engine(by_tracer)
         if find_spec("nncf"):

@@ -34,10 +34,9 @@ from newsdesk.data.load import load_split
 from newsdesk.data.words import normalise
 from newsdesk.errors import UserError
 from newsdesk.evaluation.rows import known_rows
-from newsdesk.exports.export import merged_classifier
 from newsdesk.model.architectures import feature_layer
 from newsdesk.model.tokenizer import TextTokenizer, TokenIds, length_sorted_batches, pad
-from newsdesk.prediction.open_model import load
+from newsdesk.prediction.open_model import RunClassifier, open_model
 from newsdesk.runs.folder import RunFolder, open_run
 from newsdesk.runs.off_topic import cut_short, fit_off_topic, stratified_rows
 
@@ -176,7 +175,7 @@ class Computed:
     """Everything the candidates read, of any token ids: logits, pooled output, mean states of layers."""
 
     def __init__(self, run: RunFolder) -> None:
-        self.model = merged_classifier(run)
+        self.model = RunClassifier(run, device="cpu").merged()
         layers = self.model.config.num_hidden_layers
         self.layers = sorted({layers // 2, feature_layer(layers), layers - 1, layers})
 
@@ -306,7 +305,7 @@ def deployed(run: Path, own: Rows) -> Iterator[tuple[str, Score]]:
     """What predict says, by the run and by its 8-bit export, where they have a score."""
     for engine in ("torch", "onnx"):
         try:
-            classifier = load(run, engine=engine)
+            classifier = open_model(run, engine=engine)
         except UserError:  # no export
             continue
         score = classifier.off_topic

@@ -44,10 +44,9 @@ def newsdesk(models: Path, kind: str, together: bool = False) -> Classify:
 
     ``together`` has all threads share one large batch, where they would compute a small one each.
     """
-    from newsdesk.prediction.classifier import TOKENS_PER_BATCH, ExportedClassifier
-    from newsdesk.prediction.open_model import load
+    from newsdesk.prediction.open_model import TOKENS_PER_BATCH, ExportedClassifier, open_model
 
-    predictor: Any = load(models / kind)
+    predictor: Any = open_model(models / kind)
     if together:
         predictor.tokens_per_batch = TOKENS_PER_BATCH
         predictor._compute_all = partial(ExportedClassifier._compute_all, predictor)

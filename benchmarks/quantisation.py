@@ -12,22 +12,12 @@ import tempfile
 from pathlib import Path
 
 from newsdesk.evaluation.rows import known_rows
-from newsdesk.exports.export import merged_classifier
-from newsdesk.exports.int8_settings import Setting, calibrate, quantise
+from newsdesk.exports.int8_settings import SETTINGS, quantise
 from newsdesk.exports.onnx_conversion import to_onnx, write_onnx
 from newsdesk.exports.parity import Limits, Logits, compare, evidence_of, render_progress, render_tried
 from newsdesk.model.tokenizer import TextTokenizer, TokenIds, batches_by_tokens, pad
+from newsdesk.prediction.open_model import RunClassifier
 from newsdesk.runs.folder import open_run
-
-SETTINGS = (
-    Setting("token", 7),
-    Setting("token", 8),
-    Setting("batch", 7),
-    Setting("batch", 8),
-    Setting("calibrated", 7),
-    Setting("calibrated", 8),
-    Setting("float32", 8),
-)
 
 
 def logits_of(file: Path, sequences: list[TokenIds], pad_id: int, classes: int) -> Logits:
@@ -46,11 +36,10 @@ def logits_of(file: Path, sequences: list[TokenIds], pad_id: int, classes: int) 
 def main(path: str) -> None:
     run = open_run(Path(path))
     evidence = evidence_of(known_rows(run, purpose="this measures", otherwise="train a run of your own"))
-    model = merged_classifier(run)
+    model = RunClassifier(run, device="cpu").merged()
     pad_id, classes = int(model.config.pad_token_id or 0), len(run.labels.names)
     tokenizer = TextTokenizer.from_folder(run.tokenizer, run.labels.max_length)
     float32 = to_onnx(model)
-    seen = calibrate(float32, tokenizer.encode(evidence.calibration), pad_id)
     sequences = tokenizer.encode(evidence.examples.texts)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
@@ -58,7 +47,7 @@ def main(path: str) -> None:
         reference = logits_of(file, sequences, pad_id, classes)
         tried = []
         for setting in SETTINGS:
-            write_onnx(quantise(float32, setting, seen), file)
+            write_onnx(quantise(float32, setting), file)
             logits = logits_of(file, sequences, pad_id, classes)
             megabytes = file.stat().st_size / 1e6
             rows = evidence.validation_rows

@@ -23,6 +23,7 @@ def test_the_public_names_are_all_there():
         "explain",
         "export",
         "load",
+        "open_model",
         "predict_file",
         "push",
         "report",
@@ -31,7 +32,8 @@ def test_the_public_names_are_all_there():
     assert set(newsdesk.__all__) == {"UserError", "__version__", *verbs}
     assert newsdesk.predict_file.__module__ == "newsdesk.prediction.bulk"
     assert newsdesk.UserError is UserError
-    assert (newsdesk.train, newsdesk.evaluate, newsdesk.load) == (api.train, api.evaluate, api.load)
+    assert (newsdesk.train, newsdesk.evaluate) == (api.train, api.evaluate)
+    assert newsdesk.load is newsdesk.open_model
     assert (newsdesk.export, newsdesk.report) == (api.export, api.report)
     assert re.fullmatch(r"\d+\.\d+\.\d+", newsdesk.__version__)
 

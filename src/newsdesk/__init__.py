@@ -16,6 +16,7 @@ __all__ = [
     "explain",
     "export",
     "load",
+    "open_model",
     "predict_file",
     "push",
     "report",
@@ -23,12 +24,14 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from newsdesk.api import calibrate, evaluate, export, load, report, train
+    from newsdesk.api import calibrate, evaluate, export, report, train
     from newsdesk.errors import UserError
     from newsdesk.evaluation.audit.audit import audit
     from newsdesk.evaluation.compare import compare
     from newsdesk.prediction.bulk import predict_file
     from newsdesk.prediction.explanation import explain
+    from newsdesk.prediction.open_model import open_model
+    from newsdesk.prediction.open_model import open_model as load
     from newsdesk.reports.push import push
 
 _HOMES = {
@@ -39,7 +42,7 @@ _HOMES = {
     "evaluate": "newsdesk.api",
     "explain": "newsdesk.prediction.explanation",
     "export": "newsdesk.api",
-    "load": "newsdesk.api",
+    "open_model": "newsdesk.prediction.open_model",
     "predict_file": "newsdesk.prediction.bulk",
     "push": "newsdesk.reports.push",
     "report": "newsdesk.api",
@@ -49,6 +52,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import the public names on first use, so that ``import newsdesk`` and ``--help`` stay quick."""
+    if name == "load":  # what open_model was called first
+        return __getattr__("open_model")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'newsdesk' has no attribute {name!r}")

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from newsdesk.errors import UserError
-from newsdesk.prediction.open_model import load, needing_train_extra
+from newsdesk.prediction.open_model import find_model, needing_train_extra, open_model
 from newsdesk.prediction.predictions import Predictions
 from newsdesk.runs.calibration import softmax
-from newsdesk.runs.exported import find_exported
 from newsdesk.runs.folder import RunFolder, open_run
 
 # Predicting one text must not wait for what trains and evaluates: that is imported where it is used.
@@ -34,7 +33,6 @@ __all__ = [
     "calibrate",
     "evaluate",
     "export",
-    "load",
     "predict_table",
     "report",
     "train",
@@ -163,15 +161,14 @@ def evaluate(
     from newsdesk.evaluation.baseline import linear_baseline
     from newsdesk.evaluation.evaluate import evaluate_examples, write_metrics
     from newsdesk.evaluation.predicted_rows import predictions_path, write_evaluated_rows
-    from newsdesk.evaluation.recalibration import load_as_named
     from newsdesk.evaluation.rows import evaluation_rows, known_texts_of, training_rows
 
-    run = find_exported(Path(run_path)) or open_run(Path(run_path))
+    run = find_model(run_path)
     target = predictions_path(run.path, split)
     rows = evaluation_rows(run, data, split, progress=progress, **reading)
     known = known_texts_of(run, progress)
     learned_from = training_rows(run, progress) if baseline else None
-    predictor = load_as_named(run, progress)
+    predictor = open_model(run, engine="own", checks="all", progress=progress)
     encoded = predictor.encode(rows.texts)
     logits = predictor.logits(encoded.ids, progress=progress)
     probabilities = softmax(logits, predictor.temperature)
@@ -253,7 +250,7 @@ def calibrate(
     from newsdesk.evaluation.recalibration import calibrate_on, folders_of, give_off_topic_score
     from newsdesk.evaluation.rows import evaluation_rows, rows_known_of, unlearned_rows
 
-    found = find_exported(Path(path)) or open_run(Path(path))
+    found = find_model(path)
     _require_known_labels(reading)
     if data:
         rows = joined([evaluation_rows(found, name, "test", progress=progress, **reading) for name in data])
@@ -380,7 +377,7 @@ def report(
         run,
         split,
         texts=texts,
-        classifier=lambda: load(run.path, engine="torch", progress=progress),
+        classifier=lambda: open_model(run, engine="torch", progress=progress),
         out=report_path(run.path, split) if out is None else Path(out),
         plots=None if plots is None else Path(plots),
         quote=with_texts,

@@ -46,7 +46,7 @@ def test_flags_arrive_and_rejects_are_told(monkeypatch):
         return Totals(2, 1000, 3, unanswered=4, unreadable=4, cut=50, tokens=20_000, lost=1_000)
 
     loaded = SimpleNamespace(max_length=64)
-    monkeypatch.setattr(loading, "load", lambda path, engine: loaded if engine == "onnx" else None)
+    monkeypatch.setattr(loading, "open_model", lambda path, engine: loaded if engine == "onnx" else None)
     monkeypatch.setattr(ray_bulk, "predict_on_ray", predict_on_ray)
     arguments = ["--input", "s3://b/in", "--output", "s3://b/out", "--ray-workers", "8", "--top-k", "2"]
     result = CliRunner().invoke(cli, ["predict", "run", "--engine", "ray", *arguments, "--format", "jsonl"])

@@ -17,22 +17,23 @@ from newsdesk.data.examples import Examples
 from newsdesk.data.load import TrainingData
 from newsdesk.errors import UserError
 from newsdesk.exports import export as export_module
-from newsdesk.exports import int8_settings as gentler
-from newsdesk.exports import int8_settings as quantise
+from newsdesk.exports import int8_settings
 from newsdesk.exports import parity as gate
+from newsdesk.exports.int8_settings import FASTEST
 from newsdesk.exports.parity import (
-    Evidence,
     EvidenceFacts,
     ExportQuality,
     Limits,
     compare,
     evidence_from,
     evidence_of,
+    no_setting_passes,
     render_progress,
     render_tried,
     require_exact,
     rows_to_tell,
 )
+from newsdesk.prediction.open_model import RunClassifier
 from newsdesk.stored import read_stored
 
 pytest.importorskip("onnx")
@@ -60,14 +61,14 @@ def run(trained, tmp_path):
 @pytest.fixture
 def poisoned(monkeypatch):
     """Every quantiser forgets half of its outputs: what outlier channels do to a careless one."""
-    rounded = quantise.rounded_weights
+    rounded = int8_settings.rounded_weights
 
     def careless(weights, bits):
         whole, scales, zeros = rounded(weights, bits)
         scales[::2] *= -1
         return whole, scales, zeros
 
-    monkeypatch.setattr(quantise, "rounded_weights", careless)
+    monkeypatch.setattr(int8_settings, "rounded_weights", careless)
 
 
 def files_of(folder):
@@ -81,8 +82,8 @@ def test_a_poisoned_int8_is_refused_with_the_table_and_nothing_is_written(run, p
     with pytest.raises(UserError, match="no way to quantise") as refused:
         api.export(run, "onnx-int8", **FEW)
     table = refused.value.found
-    for words in ("7-bit weights", "by token", "products in float32", "by calibration", "smoothed", "alone"):
-        assert words in table
+    for setting in int8_settings.SETTINGS:
+        assert str(setting) in table
     assert "at most 0.2 points lost and 3 at the upper end of the interval" in table
     assert "48 rows held out and 192 training rows" in table
     assert "on the validation rows alone" in table
@@ -99,21 +100,19 @@ def test_a_refused_export_leaves_the_one_before_it(run, monkeypatch, poisoned):
 
 
 def test_a_gentler_setting_is_taken_where_the_fastest_fails(run, monkeypatch):
-    careless = gentler.FASTEST
-    true_quantise = gentler.quantise
+    true_quantise = export_module.quantise
 
-    def only_fine(model, setting, calibration):
-        poisoned = model if setting != careless else zeroed(model)
-        return true_quantise(poisoned, setting, calibration)
+    def only_fine(model, setting):
+        return true_quantise(zeroed(model) if setting == FASTEST else model, setting)
 
-    monkeypatch.setattr(gentler, "quantise", only_fine)
+    monkeypatch.setattr(export_module, "quantise", only_fine)
     made = api.export(run, "onnx-int8", **FEW)
     tried = made.quality.tried
     first, last = tried[0], tried[-1]
     limits = Limits(loss_upper=0.03)
     assert made.quality.limits == limits
     assert (first.is_close(limits), last.is_close(limits)) == (False, True)
-    assert made.quality.setting == last.setting != str(careless)
+    assert made.quality.setting == last.setting == "8-bit weights, inputs by token"
 
 
 def zeroed(model):
@@ -132,14 +131,14 @@ def zeroed(model):
 
 @pytest.mark.parametrize("kind", ["merged", "onnx-fp32"])
 def test_a_float32_export_that_computes_something_else_is_refused(kind, run, monkeypatch):
-    merged = export_module.merged_classifier
+    merged = RunClassifier.merged
 
-    def another(run, progress):
-        model = merged(run, progress)
+    def another(classifier):
+        model = merged(classifier)
         model.classifier.out_proj.bias.data += 0.01
         return model
 
-    monkeypatch.setattr(export_module, "merged_classifier", another)
+    monkeypatch.setattr(RunClassifier, "merged", another)
     with pytest.raises(UserError, match="does not compute what the run computes") as refused:
         api.export(run, kind)
     assert "logits differ by up to 0.01" in refused.value.found
@@ -222,11 +221,9 @@ def test_validation_rows_are_compared_and_training_rows_where_they_are_few(train
     assert (evidence.facts.note is not None) == bool(compared[1])
 
 
-def test_given_rows_are_compared_on_and_calibrated_with():
+def test_of_given_rows_5000_are_compared_on():
     evidence = evidence_from(rows(9000))
-    assert isinstance(evidence, Evidence)
     assert (evidence.validation_rows, evidence.training_rows) == (5000, 0)
-    assert len(evidence.calibration) == 128
 
 
 def test_given_rows_that_the_run_learned_from_count_as_training_rows():
@@ -235,7 +232,8 @@ def test_given_rows_that_the_run_learned_from_count_as_training_rows():
     assert (evidence.validation_rows, evidence.training_rows) == (200, 100)
     assert set(evidence.examples.texts[200:]) == set(learned)
     assert evidence.labels[0] == 1  # of text 1: labels go with their texts
-    assert len(evidence.held_out(np.zeros((300, 2), np.float32)).labels) == 200
+    logits, readable = np.zeros((300, 2), np.float32), np.ones(300, np.bool_)
+    assert len(evidence.held_out(logits, None, readable).labels) == 200
 
 
 def test_rows_too_few_to_tell_are_refused_with_the_number_that_could(run):
@@ -250,25 +248,15 @@ def test_rows_too_few_to_tell_are_refused_with_the_number_that_could(run):
     api.export(run, "onnx-fp32")  # which loses nothing and needs no such number
 
 
-def test_where_the_interval_alone_fails_the_error_says_how_many_rows_would_do(run, monkeypatch):
+def test_where_the_interval_alone_fails_the_error_says_how_many_rows_would_do(monkeypatch):
     monkeypatch.setattr(gate, "LEAST_AGREEMENT", -1.0)
     wrong = replace(measured(999, 1, 0), setting="some", loss=measured(999, 1, 0).loss)
     assert not wrong.is_close(Limits())
     assert rows_to_tell(wrong, Limits()) == 1998
     assert rows_to_tell(measured(1000, 9, 0), Limits()) is None
-    with pytest.raises(UserError, match="rows are too few to tell") as refused:
-        gentler.first_that_passes(Steps(), lambda *_: wrong, evidence_from(rows(1000)), Limits())
-    assert "give about 1,998 labelled rows" in refused.value.fix
-
-
-class Steps:
-    """A ladder of one setting."""
-
-    def __iter__(self):
-        return iter([gentler.FASTEST])
-
-    def quantised(self, setting):
-        return None
+    refused = no_setting_passes([wrong], evidence_from(rows(1000)).facts, Limits())
+    assert "rows are too few to tell" in refused.wrong
+    assert "give about 1,998 labelled rows" in refused.fix
 
 
 def test_limits_that_nothing_can_meet_are_refused(run):

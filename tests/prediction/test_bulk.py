@@ -17,7 +17,7 @@ from newsdesk.data.dialect import Dialect
 from newsdesk.errors import UserError
 from newsdesk.prediction import bulk
 from newsdesk.prediction.bulk import Begun, Classified, MostlyRejectedError, WindowWritten, predict_file
-from newsdesk.prediction.open_model import load
+from newsdesk.prediction.open_model import open_model
 from newsdesk.prediction.resumable_output import PartFile
 from newsdesk.runs.calibration import HeldOutRows, store_calibration
 from newsdesk.runs.exported import ExportedModel
@@ -26,7 +26,7 @@ from tiny_exports import build_exported
 
 @pytest.fixture(scope="module")
 def predictor(tmp_path_factory):
-    return load(build_exported(tmp_path_factory.mktemp("built") / "exported"))
+    return open_model(build_exported(tmp_path_factory.mktemp("built") / "exported"))
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def test_another_threshold_is_another_job(tmp_path):
     labels = np.where(np.arange(300) < 60, 0, np.arange(300) % 3)
     store_calibration(folder, HeldOutRows(logits, labels, "abc"), "rows of a test")
     ExportedModel(folder).seal_calibration()
-    predictor, source, output = load(folder), write_csv(tmp_path / "in.csv"), tmp_path / "out.csv"
+    predictor, source, output = open_model(folder), write_csv(tmp_path / "in.csv"), tmp_path / "out.csv"
 
     def stopped_in_the_middle(**promise):
         def stop(event):

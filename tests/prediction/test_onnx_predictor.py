@@ -13,7 +13,7 @@ pytest.importorskip("onnx")
 import newsdesk
 from newsdesk.errors import UserError
 from newsdesk.prediction import open_model as onnx_predictor
-from newsdesk.prediction.open_model import OnnxClassifier, default_threads, load
+from newsdesk.prediction.open_model import OnnxClassifier, default_threads, open_model
 from newsdesk.runs.exported import find_exported, preferred_export
 from tiny_exports import LABELS, PIECES, build_exported, expected_logits, tampered
 
@@ -36,7 +36,7 @@ def ids_of(text):
 
 
 def test_logits_are_the_graphs_in_the_texts_order_whatever_their_company(built):
-    predictor = load(built)
+    predictor = open_model(built)
     expected = np.array([expected_logits(ids_of(text)) for text in TEXTS])
     assert isinstance(predictor, OnnxClassifier)
     assert np.allclose(predictor.predict_logits(TEXTS), expected, atol=1e-5)
@@ -64,10 +64,10 @@ def test_a_changed_byte_of_the_graph_is_found_at_loading(exported):
     for damaged in (bytes(content), b"no graph at all"):
         graph.write_bytes(damaged)
         with pytest.raises(UserError, match=r"model_quantized\.onnx is missing or damaged"):
-            load(exported)
+            open_model(exported)
     graph.unlink()
     with pytest.raises(UserError, match="missing or damaged"):
-        load(exported)
+        open_model(exported)
 
 
 def test_a_graph_that_onnxruntime_cannot_run_says_so(exported):
@@ -77,7 +77,7 @@ def test_a_graph_that_onnxruntime_cannot_run_says_so(exported):
     graph.write_bytes(b"no graph at all")
     tampered(exported, files={"onnx/model_quantized.onnx": sha256_of(graph)})
     with pytest.raises(UserError, match="onnxruntime cannot run"):
-        load(exported)
+        open_model(exported)
 
 
 def test_all_files_are_verified_by_name(exported):
@@ -92,12 +92,12 @@ def test_all_files_are_verified_by_name(exported):
 
 
 def test_the_fingerprint_changes_with_what_decides_predictions_and_not_with_figures(exported):
-    before = load(exported).fingerprint
+    before = open_model(exported).fingerprint
     files = find_exported(exported).manifest.files
     tampered(exported, files={**files, "quality.json": "0"})
-    assert load(exported).fingerprint == before
+    assert open_model(exported).fingerprint == before
     tampered(exported, files={**files, "tokenizer.json": "0"})
-    assert load(exported).fingerprint != before
+    assert open_model(exported).fingerprint != before
 
 
 def test_what_is_no_finished_export_is_none(exported, tmp_path):
@@ -110,7 +110,7 @@ def test_what_is_no_finished_export_is_none(exported, tmp_path):
 def test_an_export_of_a_kind_that_is_not_known_is_said_to_be_so(exported):
     tampered(exported, kind="onnx-int3")
     with pytest.raises(UserError, match=r"manifest\.json is missing or damaged") as refused:
-        load(exported)
+        open_model(exported)
     assert refused.value.found == 'kind is "onnx-int3", not one of merged, onnx-fp32, onnx-int8'
 
 
@@ -124,10 +124,10 @@ def test_int8_is_preferred_to_float32(tmp_path):
 
 def test_an_engine_that_cannot_compute_an_export_is_refused(built, exported):
     with pytest.raises(UserError, match="--engine torch cannot compute"):
-        load(built, engine="torch")
+        open_model(built, engine="torch")
     tampered(exported, kind="merged")
     with pytest.raises(UserError, match="--engine onnx cannot compute"):
-        load(exported, engine="onnx")
+        open_model(exported, engine="onnx")
 
 
 def test_threads_are_the_environments_or_the_physical_cores(monkeypatch, tmp_path):

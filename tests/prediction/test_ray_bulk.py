@@ -22,7 +22,7 @@ from newsdesk.data.dialect import Dialect
 from newsdesk.errors import UserError
 from newsdesk.prediction import ray_bulk
 from newsdesk.prediction.bulk import predict_file
-from newsdesk.prediction.open_model import load
+from newsdesk.prediction.open_model import open_model
 from newsdesk.prediction.ray_bulk import JobBegun, ShardDone, predict_on_ray
 from newsdesk.runs.calibration import HeldOutRows, store_calibration
 from newsdesk.runs.exported import ExportedModel
@@ -40,7 +40,7 @@ LOSING_A_NODE = dedent(
     import ray
     from ray.cluster_utils import Cluster
     from newsdesk.prediction import ray_bulk
-    from newsdesk.prediction.open_model import load
+    from newsdesk.prediction.open_model import open_model
 
     exported, source, output, diary = sys.argv[1:]
 
@@ -66,7 +66,7 @@ LOSING_A_NODE = dedent(
                 time.sleep(0.01)
             cluster.remove_node(lost, allow_graceful=False)
 
-    totals = ray_bulk.predict_on_ray(load(exported), source, output, observe=observe)
+    totals = ray_bulk.predict_on_ray(open_model(exported), source, output, observe=observe)
     alive = sum(node["Alive"] for node in ray.nodes())
     print(json.dumps({"alive": alive, "totals": vars(totals)}))
     ray.shutdown()
@@ -206,7 +206,7 @@ def test_every_row_comes_once_though_a_machine_is_lost(exported, source, tmp_pat
 
 def test_each_file_becomes_a_file_with_its_bad_rows_aside(exported, source, tmp_path, one_process):
     events = []
-    totals = predict_on_ray(load(exported), str(source), str(tmp_path / "out"), observe=events.append)
+    totals = predict_on_ray(open_model(exported), str(source), str(tmp_path / "out"), observe=events.append)
     assert (totals.shards, totals.rows, totals.rejected) == (FILES, FILES * ROWS, len(BAD))
     assert (totals.unanswered, totals.unreadable, totals.truncation.cut) == (0, 0, 0)
     assert_all_rows_once(source, tmp_path / "out")
@@ -218,7 +218,7 @@ def test_each_file_becomes_a_file_with_its_bad_rows_aside(exported, source, tmp_
 def test_empty_and_cut_texts_are_counted_and_the_empty_left_unanswered(exported, tmp_path, one_process):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.csv").write_text(f'number,text\n1,goal\n2," "\n3,{"goal " * 40}\n')
-    source, predictor = str(tmp_path / "in"), load(exported)
+    source, predictor = str(tmp_path / "in"), open_model(exported)
     totals = predict_on_ray(predictor, source, str(tmp_path / "out"))
     assert (totals.unanswered, totals.unreadable, totals.cut, totals.lost) == (1, 1, 1, 26)
     reasons = [(row["label"], row["reason"]) for row in rows_in(tmp_path / "out")]
@@ -231,34 +231,34 @@ def test_empty_and_cut_texts_are_counted_and_the_empty_left_unanswered(exported,
 
 def test_the_same_call_goes_on_with_what_is_not_done(exported, source, tmp_path, one_process, monkeypatch):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    predict_on_ray(load(exported), str(source), str(whole))
+    predict_on_ray(open_model(exported), str(source), str(whole))
 
     def lost_at_the_third(event):
         if isinstance(event, ShardDone) and event.done == 3:
             raise RuntimeError("the driver is lost")
 
     with pytest.raises(UserError, match="give the same command again"):
-        predict_on_ray(load(exported), str(source), str(broken), observe=lost_at_the_third)
+        predict_on_ray(open_model(exported), str(source), str(broken), observe=lost_at_the_third)
     one_process.worked, events = 0, []
-    predict_on_ray(load(exported), str(source), str(broken), observe=events.append)
+    predict_on_ray(open_model(exported), str(source), str(broken), observe=events.append)
     assert events[0] == JobBegun(FILES, 3)
     assert one_process.worked == FILES - 3
     assert rows_in(broken) == rows_in(whole)
     one_process.address = "never connected"
-    assert predict_on_ray(load(exported), str(source), str(broken)).rows == FILES * ROWS
+    assert predict_on_ray(open_model(exported), str(source), str(broken)).rows == FILES * ROWS
     assert one_process.address == "never connected"  # nothing was left to do
 
 
 def test_work_that_is_asked_for_again_is_not_done_again(exported, source, tmp_path, one_process, monkeypatch):
-    predict_on_ray(load(exported), str(source), str(tmp_path / "out"))
+    predict_on_ray(open_model(exported), str(source), str(tmp_path / "out"))
     monkeypatch.setattr(ray_bulk, "predict_file", None)
     assert one_process.worker(one_process.items[0])["rows"] == ROWS
 
 
 def test_a_changed_input_is_classified_again(exported, source, tmp_path, one_process):
-    predict_on_ray(load(exported), str(source), str(tmp_path / "out"))
+    predict_on_ray(open_model(exported), str(source), str(tmp_path / "out"))
     (source / "part-2.csv").write_text("number,text\n7,goal\n")
-    totals = predict_on_ray(load(exported), str(source), str(tmp_path / "out"))
+    totals = predict_on_ray(open_model(exported), str(source), str(tmp_path / "out"))
     assert totals.rows == (FILES - 1) * ROWS + 1
     (row,) = csv.DictReader((tmp_path / "out" / "part-2.csv").open())
     assert row["label"] == "Sports"
@@ -269,7 +269,7 @@ def test_a_damaged_file_does_not_stop_the_others(exported, source, tmp_path, one
     packed = source / "part-0.csv.gz"
     packed.write_bytes(packed.read_bytes()[:-40])
     with pytest.raises(UserError) as failure:
-        predict_on_ray(load(exported), str(source), str(tmp_path / "out"))
+        predict_on_ray(open_model(exported), str(source), str(tmp_path / "out"))
     assert "part-0.csv.gz" in str(failure.value)
     assert len(list((tmp_path / "out" / "_done").rglob("*.json"))) == FILES - 1
     assert not (tmp_path / "out" / "part-0.csv.gz").exists()
@@ -277,24 +277,24 @@ def test_a_damaged_file_does_not_stop_the_others(exported, source, tmp_path, one
 
 def test_strict_stops_at_the_first_bad_row(exported, source, tmp_path, one_process):
     with pytest.raises(UserError, match="stopped at a file with a bad row"):
-        predict_on_ray(load(exported), str(source), str(tmp_path / "out"), strict=True)
+        predict_on_ray(open_model(exported), str(source), str(tmp_path / "out"), strict=True)
     assert one_process.worked == 1
 
 
 def test_workers_that_write_elsewhere_are_noticed(exported, source, tmp_path, one_process, monkeypatch):
     monkeypatch.setattr(ray_bulk.ShardWorker, "_classify", lambda self, shard: ray_bulk.Counts(1, 0))
     with pytest.raises(UserError, match="not the one here"):
-        predict_on_ray(load(exported), str(source), str(tmp_path / "out"))
+        predict_on_ray(open_model(exported), str(source), str(tmp_path / "out"))
 
 
 def test_a_cluster_out_of_reach_is_explained(exported, source, tmp_path, one_process):
     with pytest.raises(UserError, match="at nowhere"):
-        predict_on_ray(load(exported), str(source), str(tmp_path / "out"), address="nowhere")
+        predict_on_ray(open_model(exported), str(source), str(tmp_path / "out"), address="nowhere")
 
 
 def test_a_connection_that_was_there_stays(exported, source, tmp_path, one_process):
     one_process.running = True
-    predict_on_ray(load(exported), str(source), str(tmp_path / "out"), workers=2, cores=3)
+    predict_on_ray(open_model(exported), str(source), str(tmp_path / "out"), workers=2, cores=3)
     assert (one_process.running, one_process.workers, one_process.cores) == (True, 2, 3)
 
 
@@ -307,7 +307,7 @@ def test_only_onnx_exports_travel_to_workers(tmp_path):
 def test_without_ray_the_error_names_the_extra(exported, source, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"newsdesk\[ray\]"):
-        predict_on_ray(load(exported), str(source), str(tmp_path / "out"))
+        predict_on_ray(open_model(exported), str(source), str(tmp_path / "out"))
 
 
 def test_a_file_of_which_most_rows_are_rejected_fails_alone_and_gets_no_output(
@@ -318,19 +318,19 @@ def test_a_file_of_which_most_rows_are_rejected_fails_alone_and_gets_no_output(
     (source / "good.csv").write_text("n;text\n" + "1;goal, coach\n" * 9)
     (source / "bad.csv").write_text("n;text\n1;goal\n" + "2;bank;market\n" * 9)
     with pytest.raises(UserError, match=r"bad\.csv.*too many fields.*first in line 3") as caught:
-        predict_on_ray(load(exported), str(source), str(output), dialect=Dialect(delimiter=";"))
+        predict_on_ray(open_model(exported), str(source), str(output), dialect=Dialect(delimiter=";"))
     assert caught.value.wrong == "files not classified: 1"
     assert {path.name for path in output.rglob("*") if path.is_file()} == {
         *("good.csv", "good.csv.json", "_job.json")
     }
     with pytest.raises(UserError, match="it differs in dialect"):
-        predict_on_ray(load(exported), str(source), str(output), dialect=Dialect(delimiter=","))
+        predict_on_ray(open_model(exported), str(source), str(output), dialect=Dialect(delimiter=","))
 
 
 def test_without_ray_nothing_is_written(exported, source, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"newsdesk\[ray\]"):
-        predict_on_ray(load(exported), str(source), str(tmp_path / "out"))
+        predict_on_ray(open_model(exported), str(source), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -342,7 +342,7 @@ def test_promises_are_the_same_on_a_cluster_as_on_one_machine(one_process, sourc
     rows = HeldOutRows(logits, labels, "abc", readable=np.arange(400) % 4 > 0)
     store_calibration(folder, rows, "rows of a test")
     ExportedModel(folder).seal_calibration()
-    predictor, promise = load(folder), {"abstain": 0.2, "sets": 0.9}
+    predictor, promise = open_model(folder), {"abstain": 0.2, "sets": 0.9}
     assert predictor.decision_rule(**promise).rows == 300
     settings = {**promise, "answer_empty": False, "top_k": 2}
     totals = predict_on_ray(predictor, str(source), str(tmp_path / "out"), **settings)

@@ -10,7 +10,7 @@ import pytest
 
 import newsdesk
 from newsdesk.errors import UserError
-from newsdesk.prediction.open_model import RunClassifier, load, needing_train_extra
+from newsdesk.prediction.open_model import RunClassifier, needing_train_extra, open_model
 from newsdesk.runs.folder import RunFolder
 
 TEXTS = ["goal coach league medal", "bank", "orbit genome", "market shares profit bank trade prices", ""]
@@ -26,7 +26,7 @@ def trained(tiny_base, topical_csv, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def predictor(trained):
-    return load(trained, device="cpu")
+    return open_model(trained, device="cpu")
 
 
 def test_what_a_predictor_knows_is_what_the_run_says(predictor, trained):
@@ -95,11 +95,11 @@ def test_the_base_is_found_by_its_reference_and_must_be_the_same_bytes(
     trained, predictor, tiny_base, tmp_path
 ):
     same = rebased(trained, shutil.copytree(tiny_base("bert"), tmp_path / "base"), tmp_path / "run")
-    assert np.array_equal(load(same).predict_logits(TEXTS), predictor.predict_logits(TEXTS))
+    assert np.array_equal(open_model(same).predict_logits(TEXTS), predictor.predict_logits(TEXTS))
     weights = tmp_path / "base" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(UserError, match="the base model renamed is not the one") as error:
-        load(same)
+        open_model(same)
     assert RunFolder(trained).manifest.base.sha256 in str(error.value)
 
 
@@ -107,7 +107,7 @@ def test_a_run_of_sharded_weights_has_no_hash_to_check(trained, tiny_base, tmp_p
     other = rebased(trained, tiny_base("bert"), tmp_path / "run")
     known = RunFolder(other).manifest
     RunFolder(other).seal(replace(known, base=replace(known.base, sha256=None)))
-    assert load(other).label_names == ("Business", "Science", "Sports")
+    assert open_model(other).label_names == ("Business", "Science", "Sports")
 
 
 def import_failing(name):

@@ -19,7 +19,7 @@ from newsdesk.config import load_recipe  # noqa: E402
 from newsdesk.data.columns import TextLayout  # noqa: E402
 from newsdesk.errors import UserError  # noqa: E402
 from newsdesk.files import sha256_of  # noqa: E402
-from newsdesk.prediction.open_model import load  # noqa: E402
+from newsdesk.prediction.open_model import open_model  # noqa: E402
 from newsdesk.runs.folder import RunFolder, open_run  # noqa: E402
 from newsdesk.runs.manifest import BaseFacts, ImportFacts  # noqa: E402
 from newsdesk.training import import_adapter as module  # noqa: E402
@@ -114,7 +114,7 @@ def test_the_run_holds_what_a_run_holds_and_peft_files_byte_for_byte(adapter, ou
 
 def test_the_run_classifies_texts(adapter, out):
     make(adapter, out, label_names=["a", "b", "c"])
-    (prediction,) = load(out, device="cpu").predict(["market shares fall"])
+    (prediction,) = open_model(out, device="cpu").predict(["market shares fall"])
     assert prediction.label in {"a", "b", "c"}
 
 

@@ -171,11 +171,11 @@ def explain(run: Path, texts: tuple[str, ...], top: int, target: str | None, as_
 
     RUN is a run or an export of one. A word's weight is what the class's log-odds lose without it.
     """
-    from newsdesk import api
     from newsdesk.prediction.explanation import explain as explain_text
+    from newsdesk.prediction.open_model import open_model
 
     with shown_progress() as progress:
-        classifier = api.load(run, progress=progress)
+        classifier = open_model(run, progress=progress)
     explanations = [explain_text(classifier, text, target=target) for text in texts]
     if as_json:
         say({"explanations": [explanation.to_dict() for explanation in explanations]})

@@ -116,10 +116,10 @@ def predict(
 
 
 def _load(run: Path, engine: Any) -> Classifier:
-    from newsdesk import api
+    from newsdesk.prediction.open_model import open_model
 
     with shown_progress() as progress:
-        predictor = api.load(run, engine=engine, progress=progress)
+        predictor = open_model(run, engine=engine, progress=progress)
     if predictor.path != run:
         click.echo(f"predicting with {predictor.path}; --engine torch computes the run itself", err=True)
     return predictor

@@ -73,11 +73,11 @@ def predict_with_ray(
             "--engine ray takes --input FILE|FOLDER|URI and --output FOLDER|URI; texts, pipes, --json and "
             "--rejects are for one machine (bad rows go to _rejects in the output folder)."
         )
-    from newsdesk.prediction.open_model import load
+    from newsdesk.prediction.open_model import open_model
     from newsdesk.prediction.ray_bulk import predict_on_ray
 
     console = terminal()
-    predictor = load(run, engine="onnx")
+    predictor = open_model(run, engine="onnx")
     totals = predict_on_ray(
         predictor,
         str(source),

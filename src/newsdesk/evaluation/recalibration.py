@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from newsdesk.data.examples import Examples, aligned_labels
 from newsdesk.errors import counted
 from newsdesk.evaluation.evaluate import require_plausible_numbers
-from newsdesk.prediction.classifier import Classifier
-from newsdesk.prediction.open_model import load
+from newsdesk.prediction.open_model import RunClassifier, open_model
 from newsdesk.runs.calibration import Calibration, HeldOutRows, store_calibration
 from newsdesk.runs.exported import KINDS, ExportedModel, find_exported
 from newsdesk.runs.folder import RunFolder
@@ -28,14 +27,6 @@ def folders_of(found: RunFolder | ExportedModel) -> list[RunFolder | ExportedMod
     return [found, *filter(None, (find_exported(found.path / "export" / kind) for kind in KINDS))]
 
 
-def load_as_named(folder: RunFolder | ExportedModel, progress: Progress | None) -> Classifier:
-    """What is to be measured: of a run the run itself, not the export that it predicts with."""
-    if isinstance(folder, RunFolder):
-        return load(folder.path, engine="torch", progress=progress)
-    folder.verify()
-    return load(folder.path)
-
-
 def calibrate_on(
     rows: Examples,
     folders: Sequence[RunFolder | ExportedModel],
@@ -50,7 +41,7 @@ def calibrate_on(
     made = {}
     for folder in folders:
         labels = aligned_labels(rows, folder.labels.names)
-        classifier = load_as_named(folder, progress)
+        classifier = open_model(folder, engine="own", checks="all", progress=progress)
         encoded = classifier.encode(rows.texts)
         logits, distances = classifier.outputs(encoded.ids, progress=progress)
         require_plausible_numbers(rows, labels, logits, folder.labels.names)
@@ -66,8 +57,6 @@ def calibrate_on(
 
 def give_off_topic_score(run: RunFolder, data: TrainingData, progress: Progress | None = None) -> None:
     """Fit the off-topic score of a run that was made without one, on its own rows."""
-    from newsdesk.prediction.open_model import RunClassifier
-
     classifier = RunClassifier(run, progress=progress)
     assert data.train.labels is not None  # or it could not have learned from them
     train = data.train.select(stratified_rows(data.train.labels, MOST_ROWS))

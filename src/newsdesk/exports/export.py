@@ -17,6 +17,7 @@ from newsdesk import __version__
 from newsdesk.data.duplicates import KNOWN_TEXTS
 from newsdesk.errors import UserError, missing_package
 from newsdesk.evaluation.evaluate import require_plausible_numbers
+from newsdesk.exports.int8_settings import SETTINGS, quantise
 from newsdesk.exports.onnx_conversion import cutting, dividing, to_onnx, write_onnx
 from newsdesk.exports.parity import (
     Evidence,
@@ -26,12 +27,14 @@ from newsdesk.exports.parity import (
     Quality,
     compare,
     measured_with,
+    no_setting_passes,
     require_enough_rows,
     require_exact,
 )
 from newsdesk.files import read_json, sha256_of, write_json
 from newsdesk.model.tokenizer import TextTokenizer, limit_words
-from newsdesk.prediction.open_model import RunClassifier, base_of, load, needing_train_extra
+from newsdesk.prediction.classifier import Classifier
+from newsdesk.prediction.open_model import RunClassifier, open_model
 from newsdesk.progress import Progress
 from newsdesk.runs.calibration import read_calibration, store_calibration, write_calibration
 from newsdesk.runs.exported import (
@@ -109,12 +112,14 @@ def export_run(
     classifier = RunClassifier(run, device="cpu", progress=progress)
     reference = classifier.predict_logits(evidence.examples.texts, progress=progress)
     require_plausible_numbers(evidence.examples, evidence.labels, reference, run.labels.names)
-    model = merged_classifier(run, progress)
+    model = classifier.merged()
     with staged_export(target) as folder:
         _write_common(run, kind, model, folder)
-        candidate = Candidate(run, kind, folder, evidence, reference, observe, limits or Limits())
-        tried = _WRITERS[kind](model, candidate)
-        _fold_temperature(model, candidate)
+        manifest = _unsealed_manifest(run, kind)
+        write_stored(folder / MANIFEST, manifest)  # enough to open it; the files' hashes come last
+        candidate = Candidate(run, kind, folder, model, evidence, reference, observe)
+        tried = candidate.write_int8(limits) if limits is not None else [candidate.write_float32()]
+        candidate.fold_temperature()
         quality = ExportQuality(
             kind=kind,
             setting=tried[-1].setting,
@@ -125,7 +130,9 @@ def export_run(
             limits=limits,
         )
         write_stored(folder / QUALITY, quality)
-        _seal(run, kind, folder)
+        files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
+        hashes = {file.relative_to(folder).as_posix(): sha256_of(file) for file in files}
+        write_stored(folder / MANIFEST, replace(manifest, files=hashes))
     if target.resolve().is_relative_to(run.path.resolve()):
         run.reseal(wrote=target)
     return Export(target, kind, quality)
@@ -133,28 +140,51 @@ def export_run(
 
 @dataclass(frozen=True)
 class Candidate:
-    """An exported model in the making, and what it has to live up to."""
+    """An exported model in the making: what it is made of, and what it has to live up to."""
 
     run: RunFolder
     kind: Kind
     folder: Path
+    model: PreTrainedModel
     evidence: Evidence
     reference: Logits
     observe: Observer
-    limits: Limits
 
     @property
-    def model(self) -> Path:
-        """Where the file of the weights is to be written."""
+    def weights(self) -> Path:
+        """Where the file of the weights is written."""
         return self.folder / MODEL_FILES[self.kind]
 
+    def write_float32(self) -> Quality:
+        """Write and measure what computes the run's own arithmetic. Raises UserError where it does not."""
+        if self.kind == "merged":
+            self._save_merged()
+        else:
+            write_onnx(self._converted(), self.weights)
+        quality = self.measure("merged, float32" if self.kind == "merged" else "onnx, float32")
+        require_exact(quality)
+        return quality
+
+    def write_int8(self, limits: Limits) -> list[Quality]:
+        """Write and measure one setting after the other until one passes; its figures are the last.
+
+        Raises UserError, with the table of what was tried, when none passes.
+        """
+        float32 = self._converted()
+        tried = []
+        for setting in SETTINGS:
+            write_onnx(quantise(float32, setting), self.weights)
+            tried.append(self.measure(str(setting)))
+            if tried[-1].is_close(limits):
+                return tried
+        raise no_setting_passes(tried, self.evidence.facts, limits)
+
     def measure(self, setting: str) -> Quality:
-        """Compare what lies in the folder with the run, by the code that will predict with it."""
-        _seal(self.run, self.kind, self.folder)
-        classifier = load(self.folder, device="cpu")
+        """Compare the export with the run, by the code that will predict with it, and calibrate it."""
+        classifier = self._opened()
         encoded = classifier.encode(self.evidence.examples.texts)
         logits, distances = classifier.outputs(encoded.ids)
-        megabytes = self.model.stat().st_size / 1e6
+        megabytes = self.weights.stat().st_size / 1e6
         rows = self.evidence.validation_rows
         quality = compare(setting, self.reference, logits, self.evidence.labels, megabytes, rows)
         held_out = self.evidence.held_out(logits, distances, encoded.readable)
@@ -165,83 +195,43 @@ class Candidate:
         self.observe(quality)
         return quality
 
+    def fold_temperature(self) -> None:
+        """Divide the last layer by the temperature, so that other programs give calibrated probabilities.
 
-def merged_classifier(run: RunFolder, progress: Progress | None = None) -> PreTrainedModel:
-    """The run's classifier as plain transformers, adapters merged into freshly loaded float32 weights.
+        Raises UserError when what newsdesk computes of some rows is not the same as before.
+        """
+        found = read_calibration(self.folder)
+        if found is None or found.temperature == 1:
+            return
+        texts = self.evidence.examples.texts[:FOLD_ROWS]
+        before = self._opened().predict_logits(texts)
+        if self.kind == "merged":
+            _divide_head(self.model, found.temperature)
+            self._save_merged()
+        else:
+            import onnx
 
-    Raises UserError when a package is missing, or the base is not the one the run was trained on.
-    """
-    with needing_train_extra("an export"):
-        from newsdesk.model.classifier import load_classifier
+            write_onnx(dividing(onnx.load(self.weights), found.temperature), self.weights)
+        write_calibration(self.folder, replace(found, folded=found.temperature))
+        after = self._opened().predict_logits(texts)
+        setting = f"{self.kind} with its temperature in its weights"
+        require_exact(compare(setting, before, after, self.evidence.labels[:FOLD_ROWS], 0.0))
 
-        model = load_classifier(base_of(run, progress), run.adapter, run.labels.names)
-    merged: Any = model.merge_and_unload()
-    merged.config.architectures = [type(merged).__name__]  # the base's own may name another head
-    return merged.eval()  # type: ignore[no-any-return]
+    def _opened(self) -> Classifier:
+        return open_model(self.folder, device="cpu", checks="none")
 
+    def _save_merged(self) -> None:
+        from newsdesk.model.classifier import quiet_transformers
 
-def _write_merged(model: PreTrainedModel, candidate: Candidate) -> list[Quality]:
-    _save_merged(model, candidate.folder)
-    return _exact(candidate.measure("merged, float32"))
+        with quiet_transformers():
+            self.model.save_pretrained(self.folder)
 
-
-def _save_merged(model: PreTrainedModel, folder: Path) -> None:
-    from newsdesk.model.classifier import quiet_transformers
-
-    with quiet_transformers():
-        model.save_pretrained(folder)
-
-
-def _write_float32(model: PreTrainedModel, candidate: Candidate) -> list[Quality]:
-    write_onnx(_converted(model, candidate.run), candidate.model)
-    return _exact(candidate.measure("onnx, float32"))
-
-
-def _write_int8(model: PreTrainedModel, candidate: Candidate) -> list[Quality]:
-    from newsdesk.exports.int8_settings import Ladder, calibrate, first_that_passes
-
-    float32 = _converted(model, candidate.run)
-    tokenizer = TextTokenizer.from_folder(candidate.run.tokenizer, candidate.run.labels.max_length)
-    sequences = tokenizer.encode(candidate.evidence.calibration)
-    ladder = Ladder(float32, lambda: calibrate(float32, sequences, model.config.pad_token_id or 0))
-
-    def measure(quantised: ModelProto, setting: str) -> Quality:
-        write_onnx(quantised, candidate.model)
-        return candidate.measure(setting)
-
-    return first_that_passes(ladder, measure, candidate.evidence, candidate.limits)
-
-
-def _converted(model: PreTrainedModel, run: RunFolder) -> ModelProto:
-    """The float32 graph, which cuts texts where the run does."""
-    tokenizer = TextTokenizer.from_folder(run.tokenizer, run.labels.max_length)
-    graph, closing = to_onnx(model), tokenizer.closing_ids
-    return cutting(graph, run.labels.max_length, closing[0]) if len(closing) == 1 else graph
-
-
-def _fold_temperature(model: PreTrainedModel, candidate: Candidate) -> None:
-    """Divide the last layer by the temperature, so that other programs give calibrated probabilities.
-
-    Raises UserError when what newsdesk computes of some rows is not the same as before.
-    """
-    found = read_calibration(candidate.folder)
-    if found is None or found.temperature == 1:
-        return
-    texts = candidate.evidence.examples.texts[:FOLD_ROWS]
-    _seal(candidate.run, candidate.kind, candidate.folder)
-    before = load(candidate.folder, device="cpu").predict_logits(texts)
-    if candidate.kind == "merged":
-        _divide_head(model, found.temperature)
-        _save_merged(model, candidate.folder)
-    else:
-        import onnx
-
-        write_onnx(dividing(onnx.load(candidate.model), found.temperature), candidate.model)
-    write_calibration(candidate.folder, replace(found, folded=found.temperature))
-    _seal(candidate.run, candidate.kind, candidate.folder)
-    after = load(candidate.folder, device="cpu").predict_logits(texts)
-    setting = f"{candidate.kind} with its temperature in its weights"
-    require_exact(compare(setting, before, after, candidate.evidence.labels[:FOLD_ROWS], 0.0))
+    def _converted(self) -> ModelProto:
+        """The float32 graph, which cuts texts where the run does."""
+        max_length = self.run.labels.max_length
+        closing = TextTokenizer.from_folder(self.run.tokenizer, max_length).closing_ids
+        graph = to_onnx(self.model)
+        return cutting(graph, max_length, closing[0]) if len(closing) == 1 else graph
 
 
 def _divide_head(model: PreTrainedModel, temperature: float) -> None:
@@ -254,18 +244,6 @@ def _divide_head(model: PreTrainedModel, temperature: float) -> None:
     with torch.no_grad():
         for tensor in head.parameters():
             tensor.div_(temperature)
-
-
-def _exact(quality: Quality) -> list[Quality]:
-    require_exact(quality)
-    return [quality]
-
-
-_WRITERS: dict[Kind, Callable[[PreTrainedModel, Candidate], list[Quality]]] = {
-    "merged": _write_merged,
-    "onnx-fp32": _write_float32,
-    "onnx-int8": _write_int8,
-}
 
 
 def _write_common(run: RunFolder, kind: Kind, model: PreTrainedModel, folder: Path) -> None:
@@ -301,17 +279,15 @@ def _for_transformers_4(settings: dict[str, Any], tokenizer: Path) -> dict[str, 
     return settings
 
 
-def _seal(run: RunFolder, kind: Kind, folder: Path) -> None:
-    """Write the exported model's manifest, last of all."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
-    manifest = ExportManifest(
+def _unsealed_manifest(run: RunFolder, kind: Kind) -> ExportManifest:
+    """The manifest of an export of the run, without the hashes of its files."""
+    return ExportManifest(
         kind=kind,
         newsdesk=__version__,
         run=run.manifest.exported(sha256_of(run.path / MANIFEST)),
         max_length=run.labels.max_length,
-        files={file.relative_to(folder).as_posix(): sha256_of(file) for file in files},
+        files={},
     )
-    write_stored(folder / MANIFEST, manifest)
 
 
 def require_free_for_export(target: Path, *, overwrite: bool) -> None:

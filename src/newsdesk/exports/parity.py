@@ -29,7 +29,6 @@ LEAST_AGREEMENT = 0.99
 MOST_ROWS = 5000
 FEW_ROWS, FILLED_ROWS = 1000, 2000
 """Below so many validation rows, training rows are taken besides, up to so many in all."""
-CALIBRATION_ROWS = 128
 
 _Z = NormalDist().inv_cdf(1 - LEVEL / 2)
 _OF_TRAINING_ROWS = "too few rows were held out; the run is surer of training rows than of new texts"
@@ -43,16 +42,18 @@ class Evidence:
 
     Attributes:
         examples: labelled rows to compare on: the validation rows, then training rows.
-        validation_rows, training_rows: how many of each.
-        calibration: texts that show a quantiser what to expect; not compared on where others can be had.
-        choosing_rows: of the validation rows the last, which chose the run's state and cannot calibrate it.
+        validation_rows: how many of them the run did not learn from.
+        choosing_rows: of these the last, which chose the run's state and cannot calibrate it.
     """
 
     examples: Examples
     validation_rows: int
-    training_rows: int
-    calibration: tuple[str, ...]
     choosing_rows: int = 0
+
+    @property
+    def training_rows(self) -> int:
+        """How many of the rows the run learned from."""
+        return len(self.examples) - self.validation_rows
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -67,21 +68,18 @@ class Evidence:
         return f"{rows} held out from {self.examples.source}"
 
     def held_out(
-        self,
-        logits: Logits,
-        distances: NDArray[np.float32] | None = None,
-        readable: NDArray[np.bool_] | None = None,
+        self, logits: Logits, distances: NDArray[np.float32] | None, readable: NDArray[np.bool_]
     ) -> HeldOutRows | None:
-        """Of what is known of all rows, that of those that nothing was learned from or chosen by.
+        """Of what was computed of all rows, that of those that nothing was learned from or chosen by.
 
         None where there are no such rows, or their logits are no numbers.
         """
         count = self.validation_rows - self.choosing_rows
         if not count or not np.isfinite(logits[:count]).all():
             return None
-        rows = self.examples.select(range(count))
-        others = (None if column is None else column[:count] for column in (distances, readable))
-        return HeldOutRows(logits[:count], self.labels[:count], rows.fingerprint(), *others)  # type: ignore[arg-type]
+        fingerprint = self.examples.select(range(count)).fingerprint()
+        distances = None if distances is None else distances[:count]
+        return HeldOutRows(logits[:count], self.labels[:count], fingerprint, distances, readable[:count])
 
     @property
     def facts(self) -> EvidenceFacts:
@@ -100,31 +98,28 @@ class EvidenceFacts:
     note: str | None = field(default=None, metadata=OPTIONAL)
 
 
-def evidence_of(data: TrainingData, seed: int = 0) -> Evidence:
+def evidence_of(data: TrainingData) -> Evidence:
     """Up to 5,000 of a run's validation rows; fewer than 1,000 are filled up to 2,000 with training rows."""
-    held_out = _sample(data.calibrating, MOST_ROWS, seed)
-    choosing = _sample(data.validation.select(data.choosing), MOST_ROWS - len(held_out), seed)
-    held_out = joined([held_out, choosing])
-    calibration = _sample(data.train, CALIBRATION_ROWS, seed + 1).texts
-    if len(held_out) >= FEW_ROWS:
-        return Evidence(held_out, len(held_out), 0, calibration, len(choosing))
-    seen = _sample(data.train, FILLED_ROWS - len(held_out), seed)
-    return Evidence(joined([held_out, seen]), len(held_out), len(seen), calibration, len(choosing))
+    held_out = _sample(data.calibrating, MOST_ROWS)
+    choosing = _sample(data.validation.select(data.choosing), MOST_ROWS - len(held_out))
+    rows = joined([held_out, choosing])
+    validation_rows = len(rows)
+    if validation_rows < FEW_ROWS:
+        rows = joined([rows, _sample(data.train, FILLED_ROWS - validation_rows)])
+    return Evidence(rows, validation_rows, len(choosing))
 
 
-def evidence_from(rows: Examples, known: KnownTexts | None = None, seed: int = 0) -> Evidence:
+def evidence_from(rows: Examples, known: KnownTexts | None = None) -> Evidence:
     """Up to 5,000 of labelled rows that the user gives; those of ``known`` training texts count as such."""
-    taken = _sample(rows, MOST_ROWS, seed)
+    taken = _sample(rows, MOST_ROWS)
     learned = np.zeros(len(taken), np.bool_) if known is None else known.in_training(taken.texts)
-    ordered = taken.select(np.argsort(learned, kind="stable"))
-    held_out = int((~learned).sum())
-    return Evidence(ordered, held_out, len(taken) - held_out, taken.texts[:CALIBRATION_ROWS])
+    return Evidence(taken.select(np.argsort(learned, kind="stable")), int((~learned).sum()))
 
 
-def _sample(rows: Examples, most: int, seed: int) -> Examples:
+def _sample(rows: Examples, most: int) -> Examples:
     if len(rows) <= most:
         return rows
-    chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(rows))[:most]
+    chosen = np.random.Generator(np.random.PCG64(0)).permutation(len(rows))[:most]
     return rows.select(np.sort(chosen))
 
 
@@ -281,8 +276,8 @@ def compare(
     expected, given = reference.argmax(axis=1), logits.argmax(axis=1)
     rows, right = len(labels), int((given == labels).sum())
     # Not a number is neither close nor equal, and argmax would take it for a class.
-    sound = bool(np.isfinite(logits).all())
-    same = int((given == expected).sum()) if sound else 0
+    finite = bool(np.isfinite(logits).all())
+    same = int((given == expected).sum()) if finite else 0
     only_run, only_export = (expected == labels) & (given != labels), (expected != labels) & (given == labels)
     first = slice(validation_rows)
     return Quality(
@@ -291,7 +286,7 @@ def compare(
         accuracy=right / rows,
         accuracy_lost=float((expected == labels).mean()) - right / rows,
         agreement=same / rows,
-        largest_difference=float(np.abs(reference - logits).max()) if sound else float("inf"),
+        largest_difference=float(np.abs(reference - logits).max()) if finite else float("inf"),
         megabytes=megabytes,
         accuracy_interval=wilson_interval(right, rows),
         agreement_interval=wilson_interval(same, rows),
@@ -323,6 +318,24 @@ def require_enough_rows(evidence: Evidence, limits: Limits) -> None:
 def _nothing_lost(rows: int) -> float:
     """The upper end of the interval of what is lost where no row shows a loss."""
     return paired_difference_interval(0, 0, rows)[1]
+
+
+def no_setting_passes(tried: Sequence[Quality], rows: EvidenceFacts, limits: Limits) -> UserError:
+    """The error where every int8 setting failed, with the table of what was tried."""
+    found = "\n" + "\n".join(render_tried(tried, rows, limits))
+    enough = min(filter(None, (rows_to_tell(quality, limits) for quality in tried)), default=None)
+    if enough is None:
+        return UserError(
+            "no way to quantise this model keeps its quality; nothing was written",
+            found=found,
+            fix="deploy it with --to onnx-fp32, or allow more with --max-loss and --max-loss-upper",
+        )
+    return UserError(
+        "the rows are too few to tell whether an int8 export keeps the quality; nothing was written",
+        found=found,
+        fix=f"give about {enough:,} labelled rows, which the run did not learn from, with --data FILE; allow "
+        "more with --max-loss-upper; or deploy it with --to onnx-fp32",
+    )
 
 
 def rows_to_tell(quality: Quality, limits: Limits) -> int | None:

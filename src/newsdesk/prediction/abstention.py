@@ -1,15 +1,16 @@
 """What a classifier answers, which classes it names besides, and what of that is promised.
 
 Filters come first: a text that one of them stops gets no answer and no candidates, whatever its confidence.
-A promise is therefore about the texts that pass, and stands on the calibration rows that pass the same
+A promise is therefore about the texts that pass, and rests on the calibration rows that pass the same
 filters; rows that do not would promise for texts that are never answered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, log, log1p, sqrt
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ POINTS_KEPT = 200
 THRESHOLDS = tuple(1 - 2 ** (-step / 8) for step in range(128, -1, -1))
 """Confidences that may become a threshold, from 1 - 2**-16 down to 0, the doubt growing by 9 % a step.
 
-They stand fixed before any row is seen, as the guarantee demands.
+They are fixed before any row is seen, as the guarantee demands.
 """
 RATES_SUGGESTED = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4)
 """Error rates that `lowest_promise` tries. They are fixed, so that trying them can be paid for."""
@@ -120,12 +121,16 @@ def promised_threshold(
     """
     if not (0 < error_rate < 1 and 0 < confidence < 1):
         raise ValueError(f"an error rate of {error_rate} with confidence {confidence}")
-    best = None
+    order = np.argsort(-np.asarray(score, dtype=np.float64), kind="stable")
+    falling = -np.asarray(score, dtype=np.float64)[order]
+    wrong = np.concatenate([[0], np.cumsum(~correct[order])])
     least_rows = ceil(log(1 - confidence) / log1p(-error_rate))
-    for threshold, answered, wrong in _counted(score, correct):
+    best = None
+    for threshold in THRESHOLDS:
+        answered = int(np.searchsorted(falling, -threshold, side="right"))
         if answered < least_rows:
             continue
-        if binomial_tail(wrong, answered, error_rate) > 1 - confidence:
+        if binomial_tail(int(wrong[answered]), answered, error_rate) > 1 - confidence:
             break
         best = Promise(threshold, error_rate, confidence, len(score), answered / len(score))
     return best
@@ -165,28 +170,18 @@ def binomial_tail(most: int, trials: int, share: float) -> float:
     return float(min(1.0, np.exp(highest) * np.exp(logs - highest).sum()))
 
 
-def _counted(score: NDArray[np.floating], correct: NDArray[np.bool_]) -> Iterator[tuple[float, int, int]]:
-    """Each threshold, how many rows reach it, and how many of these are wrong."""
-    order = np.argsort(-np.asarray(score, dtype=np.float64), kind="stable")
-    falling = -np.asarray(score, dtype=np.float64)[order]
-    wrong = np.concatenate([[0], np.cumsum(~correct[order])])
-    for threshold in THRESHOLDS:
-        answered = int(np.searchsorted(falling, -threshold, side="right"))
-        yield threshold, answered, int(wrong[answered])
-
-
 def set_threshold(probabilities: NDArray[np.floating], labels: NDArray[np.integer], coverage: float) -> float:
     """The least probability of a class that belongs to a text's set: split conformal prediction.
 
-    A set of all classes at least this probable holds the true one with probability ``coverage`` or more,
+    A set of all classes at least this probable contains the true one with probability ``coverage`` or more,
     over texts and calibration rows together, where both are exchangeable (Vovk et al., 2005; the score,
     which makes sets smallest on average: Sadinle, Lei and Wasserman, 2019). ``probabilities`` is (rows,
     classes), ``labels`` (rows,), of rows that nothing was learned from. 0, all classes, where there are too
     few rows for it (see :func:`highest_coverage`).
-    Raises ValueError unless coverage lies between 0 and 1.
+    Raises ValueError unless coverage is between 0 and 1.
     """
     if not 0 < coverage < 1:
-        raise ValueError(f"a coverage lies between 0 and 1, not at {coverage}")
+        raise ValueError(f"a coverage is between 0 and 1, not {coverage}")
     of_true = np.sort(probabilities[np.arange(len(labels)), labels])[::-1]
     # The next row's true class is as likely to fall into any of the gaps between those of n rows.
     needed = ceil((len(labels) + 1) * coverage)
@@ -217,13 +212,33 @@ def prediction_sets(probabilities: NDArray[np.floating], threshold: float) -> ND
     return np.asarray(most_probable | (probabilities >= threshold), dtype=np.bool_)
 
 
-CANDIDATES, REASON = "candidates", "reason"
-OFF_TOPIC = "off_topic"
-FOREIGN = "off topic"  # the reason that goes before others
-PROMISES = ("abstain", "confidence", "sets", "off_topic", "answer_empty")
-"""What may be asked of a classifier's ``decision_rule``, by name."""
+CANDIDATES, REASON, OFF_TOPIC = "candidates", "reason", "off_topic"
+"""Columns that an output may have besides the classes."""
+IS_OFF_TOPIC = "off topic"  # the reason that comes before others
 
 _MORE_ROWS = "calibrate on more labelled rows with newsdesk calibrate --data FILE"
+
+
+class Promises(TypedDict, total=False):
+    """What may be asked of predictions; every share lies between 0 and 1.
+
+    Attributes:
+        abstain: answer only so much that, of the answered, at most this share is wrong ...
+        confidence: ... with this probability over the draw of the calibration rows; by default 0.95.
+        sets: name candidates for each text, which contain the true class for this share of texts.
+        off_topic: do not answer texts that are as untypical of the training topics as this share of the
+            calibration rows. Promises are about the others.
+        answer_empty: classify empty texts too, and those without a known token, which else get no label.
+    """
+
+    abstain: float | None
+    confidence: float
+    sets: float | None
+    off_topic: float | None
+    answer_empty: bool
+
+
+PROMISES = tuple(Promises.__annotations__)
 
 
 @dataclass(frozen=True)
@@ -234,7 +249,7 @@ class DecisionRule:
         promise: the least confidence that is answered, and what it promises; None: every text is answered.
         coverage: the share of texts whose set of classes contains the true one, where sets were asked for.
         set_threshold: the least probability of a class that is named as a candidate.
-        rows: how many calibration rows both stand on: those that pass the filter of ``off_topic``.
+        rows: how many calibration rows both rest on: those that pass the filter of ``off_topic``.
         off_topic: texts whose p-value is at most this are not answered; None: all texts are.
     """
 
@@ -247,23 +262,13 @@ class DecisionRule:
     @property
     def columns(self) -> tuple[str, ...]:
         """What an output says of each text besides its classes."""
-        wanted = {
-            CANDIDATES: self.names_candidates,
-            REASON: True,  # an empty text gets no answer either
-            OFF_TOPIC: self.off_topic is not None,
-        }
-        return tuple(name for name, is_wanted in wanted.items() if is_wanted)
+        candidates = (CANDIDATES,) if self.names_candidates else ()
+        return (*candidates, REASON, *((OFF_TOPIC,) if self.off_topic is not None else ()))
 
     @property
     def names_candidates(self) -> bool:
         """Whether classes are named beside the answer or instead of it."""
         return self.promise is not None or self.coverage is not None
-
-    def foreign(self, off_topic: NDArray[np.floating] | None, rows: int) -> NDArray[np.bool_]:
-        """Which rows look too foreign to be answered, (rows,), by their p-values (rows,)."""
-        if self.off_topic is None or off_topic is None:
-            return np.zeros(rows, dtype=np.bool_)
-        return np.asarray(off_topic <= self.off_topic, dtype=np.bool_)
 
     def confident(self, probabilities: NDArray[np.floating]) -> NDArray[np.bool_]:
         """Which rows are sure enough, (rows,), by their probabilities (rows, classes)."""
@@ -294,13 +299,14 @@ class DecisionRule:
     def describe(self) -> list[str]:
         """What is promised, of which texts, a line each."""
         lines = []
+        rows = counted(self.rows, "calibration row")
         on_topic = "" if self.off_topic is None else " that are on topic"
         if self.promise is not None:
             error_rate, confidence = 100 * self.promise.error_rate, 100 * self.promise.confidence
             lines.append(
                 f"at most {error_rate:.4g} % of the answered are wrong, with {confidence:.4g} % confidence: "
                 f"threshold {self.promise.threshold:.4f}, which answers {self.promise.coverage:.1%} of "
-                f"{counted(self.rows, 'calibration row')}{on_topic}"
+                f"{rows}{on_topic}"
             )
         if self.coverage is not None:
             spread = 100 * coverage_spread(self.rows, self.coverage)
@@ -309,7 +315,7 @@ class DecisionRule:
                 answered, whichever = ", answered or not", ", whether or not they can promise the error rate"
             lines.append(
                 f"the candidates contain the true class for {100 * self.coverage:.4g} % of texts{on_topic}"
-                f"{answered}: on average over draws of {counted(self.rows, 'calibration row')}{whichever}; "
+                f"{answered}: on average over draws of {rows}{whichever}; "
                 f"one draw may give {spread:.1f} points more or less (standard deviation)"
             )
         if self.off_topic is not None:
@@ -323,39 +329,33 @@ class DecisionRule:
 def decision_rule(
     rows: HeldOutRows | None,
     temperature: float,
+    score: OffTopicScore | None = None,
     *,
     abstain: float | None = None,
     confidence: float = 0.95,
     sets: float | None = None,
     off_topic: float | None = None,
-    score: OffTopicScore | None = None,
     answer_empty: bool = False,
 ) -> DecisionRule | None:
-    """The rule for a wanted error rate among the answered, sets of a wanted coverage, or a filter; or None.
+    """The rule that keeps the `Promises` asked for; None where none is.
 
     Where only ``abstain`` is given, the candidates of an unanswered text are its set of coverage 1 - abstain.
 
     Args:
-        rows: calibration rows; needed for ``abstain`` and ``sets``.
+        rows: calibration rows; needed for ``abstain`` and ``sets``. Only those of them count that would get
+            an answer: neither off topic nor, without ``answer_empty``, empty.
         temperature: what their logits, and those of texts, are divided by.
-        abstain: at most this share of the answered is wrong ...
-        confidence: ... with this probability over the draw of the rows.
-        sets: the share of texts whose candidates contain the true class.
-        off_topic: texts with a p-value of at most this by ``score`` get neither answer nor candidates, and
-            the promises are about the others.
         score: needed for ``off_topic``; its reference was made of ``rows``.
-        answer_empty: whether texts that say nothing are answered like others; else rows of such texts do
-            not count, either.
+        abstain, confidence, sets, off_topic, answer_empty: see `Promises`.
 
     Raises:
-        UserError: when a share does not lie between 0 and 1, or the rows cannot promise as much.
+        UserError: when a share is not between 0 and 1, or the rows cannot promise as much.
     """
-    shares = {"--abstain": abstain, "--confidence": confidence, "--sets": sets, "--off-topic": off_topic}
-    for flag, share in shares.items():
-        if share is not None:
-            _require_share(flag, share)
+    for name, share in (("abstain", abstain), ("confidence", confidence), ("sets", sets)):
+        _require_share(f"--{name}", share)
     if off_topic is not None:
         assert score is not None
+        _require_share("--off-topic", off_topic)
         _require_reachable(off_topic, score)
     if abstain is None and sets is None:
         return None if off_topic is None else DecisionRule(None, None, 1.0, 0, off_topic)
@@ -364,7 +364,13 @@ def decision_rule(
     if rows.readable is not None and not answer_empty:
         passing &= rows.readable
     if off_topic is not None and score is not None:
-        passing &= _on_topic(rows, off_topic, score)
+        if rows.distances is None:
+            raise UserError(
+                "--off-topic does not go with --abstain or --sets here",
+                found="calibration rows of an earlier version, of which it is not known which are off topic",
+                fix="calibrate again with newsdesk calibrate",
+            )
+        passing &= score.on_topic(rows.distances, off_topic)
     labels, probabilities = rows.labels[passing], softmax(rows.logits[passing], temperature)
     promise = None if abstain is None else _promise(probabilities, labels, abstain, confidence)
     most = highest_coverage(len(labels))
@@ -380,16 +386,6 @@ def decision_rule(
     return DecisionRule(promise, sets, threshold, len(labels), off_topic)
 
 
-def _on_topic(rows: HeldOutRows, level: float, score: OffTopicScore) -> NDArray[np.bool_]:
-    if rows.distances is None:
-        raise UserError(
-            "--off-topic does not go with --abstain or --sets here",
-            found="calibration rows of an earlier version, of which it is not known which are off topic",
-            fix="calibrate again with newsdesk calibrate",
-        )
-    return score.on_topic(rows.distances, level)
-
-
 def _require_reachable(level: float, score: OffTopicScore) -> None:
     """Raise UserError where the level is so low that no text could be that untypical."""
     rows = len(score.reference)
@@ -402,8 +398,8 @@ def _require_reachable(level: float, score: OffTopicScore) -> None:
         )
 
 
-def _require_share(flag: str, share: float) -> None:
-    if not 0 < share < 1:
+def _require_share(flag: str, share: float | None) -> None:
+    if share is not None and not 0 < share < 1:
         raise UserError(
             f"{flag} takes a share between 0 and 1", found=str(share), fix=f"for example {flag} 0.05"
         )

@@ -3,31 +3,158 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property, partial
+from itertools import starmap
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.errors import UserError, missing_package
-from newsdesk.model.tokenizer import TextTokenizer, TokenIds
-from newsdesk.prediction.classifier import Classifier, ExportedClassifier, Outputs
-from newsdesk.runs.exported import PREFERRED, ExportedModel, find_exported, preferred_export
+from newsdesk.model.tokenizer import TextTokenizer, TokenIds, batches_by_tokens, pad
+from newsdesk.prediction.classifier import Classifier
+from newsdesk.progress import Progress, counting
+from newsdesk.runs.exported import (
+    FEATURES,
+    LOGITS,
+    PREFERRED,
+    ExportedModel,
+    find_exported,
+    preferred_export,
+)
 from newsdesk.runs.folder import RunFolder, open_run
 from newsdesk.runs.off_topic import lengths_of
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
+    from transformers import PreTrainedModel
 
-    from newsdesk.progress import Progress
 
+Engine = Literal["auto", "onnx", "torch", "own"]
+Checks = Literal["read", "all", "none"]
+"""Files of an exported model checked against its manifest: those that predictions rest on, all, none."""
+Outputs = Sequence[NDArray[np.float32]]
 
-_BATCHES_PER_THREAD = 2  # with fewer, threads that come to their end early wait for long
+TOKENS_PER_BATCH = 2048
+"""Rows of a batch times its longest row: beyond it a processor gains nothing."""
+_BATCHES_PER_THREAD = 2  # with fewer, threads that finish early wait for long
 _TOPOLOGY = Path("/sys/devices/system/cpu")
+
+
+def open_model(
+    path: str | Path | RunFolder | ExportedModel,
+    *,
+    engine: Engine = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    checks: Checks = "read",
+    progress: Progress | None = None,
+) -> Classifier:
+    """The run or exported model at ``path``, ready to classify texts.
+
+    Args:
+        path: a run's folder or an exported model's.
+        engine: an exported model is computed by what it was made for. A run with an export (onnx-int8 before
+            onnx-fp32) predicts with that under "auto", else with PyTorch; "onnx" and "torch" insist on one.
+            "own" computes what ``path`` itself is: a run by PyTorch, never by its export.
+        device: for PyTorch: "auto", "cpu", "cuda" or "mps".
+        threads: for ONNX Runtime, that compute one batch; None: ``OMP_NUM_THREADS``, else the physical cores.
+        checks: which files of an exported model are checked against the sha256 in its manifest.
+        progress: called while a run's base model is fetched.
+
+    Raises UserError when there is neither run nor exported model, or it is damaged, or the engine cannot
+    compute it.
+    """
+    found = find_model(path)
+    if isinstance(found, RunFolder) and engine in ("auto", "onnx"):
+        export = preferred_export(found.path)
+        if export is None and engine == "onnx":
+            raise UserError(
+                f"the run {found.path} has no ONNX export",
+                found=f"neither export/{PREFERRED[0]} nor export/{PREFERRED[1]} in it",
+                fix=f"newsdesk export {found.path} --to {PREFERRED[0]}",
+            )
+        found = export or found
+    if isinstance(found, RunFolder):
+        return RunClassifier(found, device=device, progress=progress)
+    if engine not in ("auto", "own", "torch" if found.kind == "merged" else "onnx"):
+        raise UserError(
+            f"--engine {engine} cannot compute {found.path}",
+            found=f"an exported model of kind {found.kind}",
+            fix=f"leave --engine out, or make one with newsdesk export RUN --to "
+            f"{'merged' if engine == 'torch' else PREFERRED[0]}",
+        )
+    if found.kind == "merged":
+        return MergedClassifier(found, device=device, checks=checks)
+    return OnnxClassifier(found, threads=threads, checks=checks)
+
+
+def find_model(path: str | Path | RunFolder | ExportedModel) -> RunFolder | ExportedModel:
+    """The finished run or exported model in a folder. Raises UserError where there is neither."""
+    if isinstance(path, RunFolder | ExportedModel):
+        return path
+    return find_exported(Path(path)) or open_run(Path(path))
+
+
+class ExportedClassifier(Classifier):
+    """A classifier from an exported model: length-sorted batches, padded and handed to its engine.
+
+    Attributes:
+        exported: the folder it was loaded from.
+        tokens_per_batch: rows of a batch times its longest row, at most.
+    """
+
+    tokens_per_batch = TOKENS_PER_BATCH
+
+    def __init__(self, exported: ExportedModel, tokenizer: TextTokenizer, engine: str) -> None:
+        super().__init__(exported.path, exported.labels, tokenizer, f"{engine}, {exported.kind}")
+        self.exported = exported
+        wanted = (LOGITS,) if self.off_topic is None else (LOGITS, FEATURES)
+        self._wanted: tuple[str, ...] = wanted  # the outputs of a graph that a batch is computed for
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """The sha256 of each file of the exported model."""
+        return self.exported.manifest.files
+
+    def outputs(
+        self, sequences: Sequence[TokenIds], *, progress: Progress | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """See Classifier; rows of like length share a batch."""
+        logits = np.zeros((len(sequences), len(self.label_names)), dtype=np.float32)
+        distances = None if self.off_topic is None else np.zeros(len(sequences), dtype=np.float32)
+        lengths = lengths_of(sequences)
+        batches = batches_by_tokens(lengths, self.tokens_per_batch)
+        count = counting(progress, len(sequences), "classifying")
+        inputs = [pad([sequences[row] for row in rows], self.exported.pad_id) for rows in batches]
+        for rows, outputs in zip(batches, self._compute_all(inputs), strict=True):
+            logits[rows] = outputs[0]
+            if self.off_topic is not None and distances is not None:
+                distances[rows] = self.off_topic.distances(outputs[1], lengths[rows])
+            count(len(rows))
+        return logits * np.float32(self.folded), distances
+
+    def _compute_all(self, batches: Sequence[tuple[TokenIds, TokenIds]]) -> Iterable[Outputs]:
+        """Outputs of each batch in turn; an engine that computes several at once may override this."""
+        return starmap(self._compute, batches)
+
+    @abstractmethod
+    def _compute(self, input_ids: TokenIds, attention_mask: TokenIds) -> Outputs:
+        """What is wanted of one batch, each (rows, ...); both inputs int64 of shape (rows, longest row)."""
+
+
+def _check(exported: ExportedModel, checks: Checks) -> None:
+    """Compare files with the manifest's sha256. Raises UserError for the first that is missing or differs."""
+    if checks == "all":
+        exported.verify()
+    elif checks == "read":
+        exported.verify_model()
+        exported.verify_calibration()
 
 
 class OnnxClassifier(ExportedClassifier):
@@ -35,15 +162,16 @@ class OnnxClassifier(ExportedClassifier):
 
     tokens_per_batch = 512  # what passes from operator to operator stays in a core's cache
 
-    def __init__(self, exported: ExportedModel, *, threads: int | None = None) -> None:
-        """Load tokenizer and graph, and check the graph's sha256 meanwhile.
+    def __init__(
+        self, exported: ExportedModel, *, threads: int | None = None, checks: Checks = "read"
+    ) -> None:
+        """Load tokenizer and graph, and check the files' sha256 meanwhile; ``threads`` as for `open_model`.
 
-        ``threads`` compute one batch; None takes ``OMP_NUM_THREADS``, else the physical cores. Raises
-        UserError when a file is missing, damaged or no graph that onnxruntime can run.
+        Raises UserError when a file is missing, damaged or no graph that onnxruntime can run.
         """
         self._threads = threads or default_threads()
         with ThreadPoolExecutor(1) as helper:  # hashing lets the other threads run
-            verified = helper.submit(exported.verify_model)
+            verified = helper.submit(_check, exported, checks)
             tokenizer = TextTokenizer.from_folder(exported.path, exported.labels.max_length)
             try:
                 self._session = _open_session(exported.model, self._threads)
@@ -57,8 +185,12 @@ class OnnxClassifier(ExportedClassifier):
             verified.result()
         super().__init__(exported, tokenizer, "onnxruntime")
 
-    def _compute(self, input_ids: TokenIds, attention_mask: TokenIds) -> Outputs:
-        return _run(self._session, self._wanted, input_ids, attention_mask)
+    def _compute(
+        self, input_ids: TokenIds, attention_mask: TokenIds, session: InferenceSession | None = None
+    ) -> Outputs:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        outputs: Outputs = (session or self._session).run(self._wanted, inputs)
+        return outputs
 
     def _compute_all(self, batches: Sequence[tuple[TokenIds, TokenIds]]) -> Iterable[Outputs]:
         """Many batches go through a session of one thread, several at a time.
@@ -67,13 +199,11 @@ class OnnxClassifier(ExportedClassifier):
         thread alone. The second session is opened when it is first needed, its weights held once more.
         """
         if self._threads == 1 or len(batches) < _BATCHES_PER_THREAD * self._threads:
-            return super()._compute_all(batches)
-        return self._computed_at_once(batches)
-
-    def _computed_at_once(self, batches: Sequence[tuple[TokenIds, TokenIds]]) -> Iterator[Outputs]:
-        run = partial(_run, self._bulk_session, self._wanted)
+            yield from super()._compute_all(batches)
+            return
+        compute = partial(self._compute, session=self._bulk_session)
         with ThreadPoolExecutor(self._threads) as pool:
-            yield from pool.map(run, *zip(*batches, strict=True))
+            yield from pool.map(compute, *zip(*batches, strict=True))
 
     @cached_property
     def _bulk_session(self) -> InferenceSession:
@@ -94,14 +224,6 @@ def default_threads() -> int:
     return len({path.read_text() if path.is_file() else str(path) for path in siblings})
 
 
-def _run(
-    session: InferenceSession, wanted: Sequence[str], input_ids: TokenIds, attention_mask: TokenIds
-) -> Outputs:
-    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-    outputs: Outputs = session.run(list(wanted), inputs)
-    return outputs
-
-
 def _open_session(model: Path, threads: int) -> InferenceSession:
     import onnxruntime
 
@@ -116,23 +238,18 @@ def _open_session(model: Path, threads: int) -> InferenceSession:
 class MergedClassifier(ExportedClassifier):
     """A merged model, ready to classify texts."""
 
-    def __init__(self, exported: ExportedModel, *, device: str = "auto") -> None:
-        """Load model and tokenizer in float32 after checking the weights' sha256.
+    def __init__(self, exported: ExportedModel, *, device: str = "auto", checks: Checks = "read") -> None:
+        """Load model and tokenizer in float32 after checking the files' sha256.
 
         Raises UserError when a file is missing or damaged, or torch and transformers are not installed.
         """
-        try:
+        with needing_train_extra("a merged model"):
             import torch
             import transformers
-        except ModuleNotFoundError as error:
-            raise UserError(
-                f"a merged model needs the package {error.name}",
-                found="it is not installed in this environment",
-                fix=f"pip install 'newsdesk[train]', or export what needs neither: --to {PREFERRED[0]}",
-            ) from None
-        from newsdesk.model.network import choose_device
 
-        exported.verify_model()
+            from newsdesk.model.network import choose_device
+
+        _check(exported, checks)
         self._device = choose_device(device)
         model = transformers.AutoModelForSequenceClassification.from_pretrained(
             exported.path, dtype=torch.float32, local_files_only=True, use_safetensors=True
@@ -169,7 +286,7 @@ class RunClassifier(Classifier):
             from newsdesk.model.classifier import load_classifier
             from newsdesk.model.network import Network, choose_device
 
-            model = load_classifier(base_of(run, progress), run.adapter, labels.names)
+            model = load_classifier(_base_of(run, progress), run.adapter, labels.names)
             # Evaluation figures must not depend on the machine: float32 everywhere.
             self._network = Network(model, choose_device(device), "float32").eval()
         tokenizer = TextTokenizer.from_folder(run.tokenizer, labels.max_length)
@@ -198,6 +315,17 @@ class RunClassifier(Classifier):
 
         return predict_with_features(self._network, sequences)[1]
 
+    def merged(self) -> PreTrainedModel:
+        """The classifier as plain transformers, its adapters merged into float32 weights on the CPU.
+
+        This uses the classifier up: it cannot predict afterwards.
+        """
+        merged: Any = self._network.model.to("cpu").merge_and_unload()
+        for parameter in merged.parameters():  # the fused encoder made views of one matrix of some
+            parameter.data = parameter.data.clone()
+        merged.config.architectures = [type(merged).__name__]  # the base's own may name another head
+        return merged.eval()  # type: ignore[no-any-return]
+
 
 @contextmanager
 def needing_train_extra(purpose: str) -> Iterator[None]:
@@ -211,7 +339,7 @@ def needing_train_extra(purpose: str) -> Iterator[None]:
         raise missing_package(package, "train", purpose) from None
 
 
-def base_of(run: RunFolder, progress: Progress | None) -> Path:
+def _base_of(run: RunFolder, progress: Progress | None) -> Path:
     """The base model's folder, its weights checked against what the manifest says the run was trained on."""
     from newsdesk.model.catalog import resolve_base
 
@@ -225,53 +353,3 @@ def base_of(run: RunFolder, progress: Progress | None) -> Path:
             fix="put the original weights back, or train again on these",
         )
     return base.path
-
-
-Engine = Literal["auto", "onnx", "torch"]
-
-
-def load(
-    path: str | Path,
-    *,
-    engine: Engine = "auto",
-    device: str = "auto",
-    progress: Progress | None = None,
-) -> Classifier:
-    """The run or exported model at ``path``, ready to classify texts.
-
-    An exported model is computed by what it was made for. A run with an export (onnx-int8 before onnx-fp32)
-    predicts with that, else with PyTorch; ``engine`` "onnx" or "torch" insists on one. ``device`` and
-    ``progress`` concern PyTorch alone. Raises UserError when there is neither run nor exported model, or none
-    that the engine can compute.
-    """
-    folder = Path(path)
-    exported = find_exported(folder)
-    if exported is not None:
-        return _from_exported(exported, engine, device)
-    run = open_run(folder)
-    export = None if engine == "torch" else preferred_export(folder)
-    if export is not None:
-        return _from_exported(export, engine, device)
-    if engine == "onnx":
-        raise UserError(
-            f"the run {folder} has no ONNX export",
-            found=f"neither export/{PREFERRED[0]} nor export/{PREFERRED[1]} in it",
-            fix=f"newsdesk export {folder} --to {PREFERRED[0]}",
-        )
-
-    return RunClassifier(run, device=device, progress=progress)
-
-
-def _from_exported(exported: ExportedModel, engine: Engine, device: str) -> Classifier:
-    computed_by = "torch" if exported.kind == "merged" else "onnx"
-    if engine not in ("auto", computed_by):
-        raise UserError(
-            f"--engine {engine} cannot compute {exported.path}",
-            found=f"an exported model of kind {exported.kind}",
-            fix=f"leave --engine out, or make one with newsdesk export RUN --to "
-            f"{'merged' if engine == 'torch' else PREFERRED[0]}",
-        )
-    if exported.kind == "merged":
-        return MergedClassifier(exported, device=device)
-
-    return OnnxClassifier(exported)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from newsdesk.data.dialect import NO_QUOTE, Dialect
 from newsdesk.errors import UserError
 from newsdesk.model.tokenizer import Truncation
-from newsdesk.prediction.abstention import CANDIDATES, FOREIGN, OFF_TOPIC, REASON, DecisionRule
+from newsdesk.prediction.abstention import CANDIDATES, IS_OFF_TOPIC, OFF_TOPIC, REASON, DecisionRule
 from newsdesk.runs.calibration import softmax
 
 PROBABILITY_DIGITS = 6
@@ -89,7 +89,7 @@ class Prediction:
         probabilities: the probability of every class by name, in id order.
         candidates: the classes in question, the most probable first; None where nobody asked for any.
         reason: why there is no label; None where there is one.
-        off_topic: share of the classifier's own texts that look at least as foreign, 0 to 1; None: not known.
+        off_topic: share of the calibration rows that are at least as untypical, 0 to 1; None: not known.
     """
 
     label: str | None
@@ -136,8 +136,8 @@ class Predictions:
         probabilities: float32 of shape (rows, classes).
         label_names: class names in id order.
         rule: what is answered, and which classes are named otherwise; None: every row gets its best class.
-        off_topic: p-values, (rows,): the share of the classifier's own texts that look at least as foreign;
-            None: not known.
+        off_topic: p-values, (rows,): the share of the calibration rows that are at least as untypical of the
+            training topics; None: not known.
         unreadable: of each row, why its text says nothing and gets no answer, as "empty text"; None where it
             says something, and for all rows together where such texts are answered like others.
         truncation: how many of the texts were cut; None: not known.
@@ -203,7 +203,7 @@ class Predictions:
         """Which rows are given a label, (rows,)."""
         if self.rule is None:
             return ~self.silent
-        return self.rule.confident(self.probabilities) & ~self.foreign & ~self.silent
+        return self.rule.confident(self.probabilities) & ~self.filtered & ~self.silent
 
     @cached_property
     def silent(self) -> NDArray[np.bool_]:
@@ -213,11 +213,11 @@ class Predictions:
         return np.array([reason is not None for reason in self.unreadable], dtype=np.bool_)
 
     @cached_property
-    def foreign(self) -> NDArray[np.bool_]:
+    def filtered(self) -> NDArray[np.bool_]:
         """Which rows are not answered for being off topic, (rows,)."""
-        if self.rule is None:
+        if self.rule is None or self.rule.off_topic is None or self.off_topic is None:
             return np.zeros(len(self), dtype=np.bool_)
-        return self.rule.foreign(self.off_topic, len(self))
+        return np.asarray(self.off_topic <= self.rule.off_topic, dtype=np.bool_)
 
     @cached_property
     def labels(self) -> tuple[str | None, ...]:
@@ -232,10 +232,10 @@ class Predictions:
             return (None,) * len(self)
         unsure = self.rule.reason() if self.rule is not None and self.rule.promise is not None else None
         unreadable = self.unreadable or (None,) * len(self)
-        rows = zip(self.answered, unreadable, self.foreign, strict=True)
+        rows = zip(self.answered, unreadable, self.filtered, strict=True)
         return tuple(
-            None if answered else silent or (FOREIGN if foreign else unsure)
-            for answered, silent, foreign in rows
+            None if answered else silent or (IS_OFF_TOPIC if filtered else unsure)
+            for answered, silent, filtered in rows
         )
 
     def candidates_of(self, row: int) -> tuple[str, ...] | None:
@@ -250,7 +250,7 @@ class Predictions:
         """Which classes are each row's candidates, (rows, classes); None where no rule names any."""
         if self.rule is None or not self.rule.names_candidates:
             return None
-        return self.rule.in_question(self.probabilities) & ~(self.foreign | self.silent)[:, None]
+        return self.rule.in_question(self.probabilities) & ~(self.filtered | self.silent)[:, None]
 
     def top_k(self, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Class ids and probabilities of each row's ``k`` most probable classes, both (rows, k).

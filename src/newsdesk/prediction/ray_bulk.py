@@ -141,7 +141,7 @@ def predict_on_ray(
             found=predictor.engine,
             fix="newsdesk export RUN --to onnx-int8, and predict with that",
         )
-    predictor.decision_rule(**{name: settings[name] for name in PROMISES if name in settings})  # or refuse
+    predictor.decision_rule(**{name: settings[name] for name in settings if name in PROMISES})  # or refuse
     inputs, outputs = Storage(source), Storage(destination)
     refuse_nested(inputs, outputs)
     shards = shards_of(inputs, format)
