@@ -29,7 +29,7 @@ def test_the_public_names_are_all_there():
         "report",
         "train",
     }
-    assert set(newsdesk.__all__) == {"UserError", "__version__", *verbs}
+    assert set(newsdesk.__all__) == {"TextClassifier", "UserError", "__version__", *verbs}
     assert newsdesk.predict_file.__module__ == "newsdesk.prediction.bulk"
     assert newsdesk.UserError is UserError
     assert (newsdesk.train, newsdesk.evaluate) == (api.train, api.evaluate)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = [
+    "TextClassifier",
     "UserError",
     "__version__",
     "audit",
@@ -25,6 +26,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from newsdesk.api import calibrate, evaluate, export, report, train
+    from newsdesk.classifier import TextClassifier
     from newsdesk.errors import UserError
     from newsdesk.evaluation.audit.audit import audit
     from newsdesk.evaluation.compare import compare
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from newsdesk.reports.push import push
 
 _HOMES = {
+    "TextClassifier": "newsdesk.classifier",
     "UserError": "newsdesk.errors",
     "audit": "newsdesk.evaluation.audit.audit",
     "calibrate": "newsdesk.api",

@@ -50,6 +50,7 @@ def train(
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
+    tables: tuple[Table, Table | None] | None = None,
 ) -> RunFolder:
     """Train a classifier and return its run folder.
 
@@ -64,6 +65,7 @@ def train(
         overwrite: replace a run that is at ``out`` already, once the new one has finished.
         resume: go on with the run at ``out``; with neither recipe, flags nor overrides, by its own recipe.
         progress: called while base model and data are fetched.
+        tables: training and validation rows that a program gives instead of naming files.
 
     Raises:
         UserError: for anything that recipe, data or machine do not allow, in words for the user.
@@ -75,6 +77,7 @@ def train(
         overwrite=overwrite,
         resume=resume,
         progress=progress,
+        tables=tables,
     )
 
 
@@ -116,6 +119,7 @@ def train_resolved(
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
+    tables: tuple[Table, Table | None] | None = None,
 ) -> RunFolder:
     """As :func:`train`, from a recipe that was resolved before."""
     from newsdesk.reports.model_card import refresh_card
@@ -125,7 +129,13 @@ def train_resolved(
         from newsdesk.training.run import run_training  # the first import of torch
 
         run = run_training(
-            resolved, out, observe=observe, overwrite=overwrite, resume=resume, progress=progress
+            resolved,
+            out,
+            observe=observe,
+            overwrite=overwrite,
+            resume=resume,
+            progress=progress,
+            tables=tables,
         )
     # Of processes that train together the first one alone writes; a run that waits to replace another has no
     # card yet.
@@ -136,7 +146,7 @@ def train_resolved(
 
 def evaluate(
     run_path: str | Path,
-    data: str,
+    data: str | Table,
     *,
     split: str = "test",
     baseline: bool = False,
@@ -148,7 +158,7 @@ def evaluate(
 
     Args:
         run_path: a finished run, which is computed with PyTorch, or an exported model.
-        data, split: named data set, folder or file, and which of its splits; the key in metrics.json.
+        data, split: named data set, folder, file or table, and which of its splits; the key in metrics.json.
         baseline: also fit TF-IDF + linear SVM on the run's own training rows, and compare.
         with_text: put the texts into the predictions file.
         progress: called while things are fetched, and with the rows done.

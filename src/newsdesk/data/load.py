@@ -18,7 +18,7 @@ from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.examples import Examples, hold_out, split
 from newsdesk.data.label_faults import label_faults
 from newsdesk.data.stream import read_table
-from newsdesk.data.table import Table
+from newsdesk.data.table import IN_MEMORY, Table
 from newsdesk.errors import UserError, counted
 from newsdesk.files import write_bytes
 from newsdesk.progress import Progress
@@ -63,17 +63,26 @@ class SplitTable:
 
 
 def load_split(
-    name_or_path: str,
+    name_or_path: str | Table,
     split_name: str,
     *,
     dialect: Dialect = DETECTED,
     offline: bool = False,
     progress: Progress | None = None,
 ) -> SplitTable:
-    """Read the ``train`` or ``test`` split of a named data set or folder; a file is its own only split.
+    """Read the ``train`` or ``test`` split of a named data set or folder; a file is its own only split,
+    and so is a table that a program gives.
 
     Raises UserError when there is no such data, or it has no such split.
     """
+    if isinstance(name_or_path, Table):
+        return SplitTable(name_or_path, None)
+    if name_or_path == IN_MEMORY:
+        raise UserError(
+            "the rows that this run learned from are not kept",
+            found="they were given by a program, not as a file",
+            fix="give labelled rows with --data",
+        )
     path = Path(name_or_path).expanduser()
     if path.is_file() or (name_or_path not in DATA_SETS and not path.is_dir() and path.suffix):
         return SplitTable(_read(path, dialect, progress), None)
@@ -147,14 +156,19 @@ def load_training_data(
     offline: bool = False,
     progress: Progress | None = None,
     proportional: bool = False,
+    tables: tuple[Table, Table | None] | None = None,
 ) -> TrainingData:
     """Read, lay out and split the rows that a recipe's data section names.
 
+    ``tables`` are training and validation rows that a program gives, where the section says that they are.
     ``proportional`` splits as version 0.1 did, without regard to rare classes: for the rows of its runs.
     Raises UserError for anything that keeps the rows from being learned from.
     """
     dialect = dialect_of(data)
-    found = load_split(data.train, "train", dialect=dialect, offline=offline, progress=progress)
+    given, given_validation = (None, None) if tables is None else tables
+    found = load_split(
+        data.train if given is None else given, "train", dialect=dialect, offline=offline, progress=progress
+    )
     layout = text_layout(
         found.table, text=data.text, label=data.label, template=data.template, normaliser=data.normaliser
     )
@@ -162,7 +176,8 @@ def load_training_data(
     require_two_classes(train)
     notes = _notes_on_labels(train, label_column(found.table, data.label, layout.text_columns) or "")
     if data.validation is not None:
-        table = load_split(data.validation, "test", dialect=dialect, offline=offline, progress=progress).table
+        source = data.validation if given_validation is None else given_validation
+        table = load_split(source, "test", dialect=dialect, offline=offline, progress=progress).table
         validation = _examples(table, data, layout.for_table(table), train.label_names)
         notes += [] if validation.matching is None else validation.matching.notes()
     else:
@@ -171,8 +186,8 @@ def load_training_data(
         else:
             splits = hold_out(train, data.validation_share, seed=seed)
         train, validation = splits.train, splits.validation
-    tables = [found.table] if data.validation is None else [found.table, table]
-    read_as = tuple(f"{each.path}: {each.read_as}" for each in tables if each.read_as)
+    read = [found.table] if data.validation is None else [found.table, table]
+    read_as = tuple(f"{each.path}: {each.read_as}" for each in read if each.read_as)
     first = _first_rows(train, data.train_rows, seed)
     return TrainingData(first, validation, layout, found.licence, (), read_as, tuple(notes))
 

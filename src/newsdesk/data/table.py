@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 Cell: TypeAlias = object
 """A value as the file gives it: str from text formats, any JSON value from jsonl and parquet."""
 
+IN_MEMORY = "(given in memory)"
+"""What stands for the name of data in a run whose rows a program gave, not a file."""
+
 AG_NEWS_COLUMNS = ("class_index", "title", "description")
 """The columns of the official AG News files (Zhang et al., 2015), which have no header themselves."""
 

@@ -13,6 +13,7 @@ from newsdesk.data.duplicates import KnownTexts
 from newsdesk.data.examples import Examples, joined
 from newsdesk.data.labels import UnknownLabels
 from newsdesk.data.load import TrainingData, load_training_data
+from newsdesk.data.table import Table
 from newsdesk.errors import UserError, counted
 from newsdesk.progress import Progress
 from newsdesk.runs.exported import ExportedModel
@@ -91,7 +92,7 @@ class Reading(TypedDict, total=False):
 
 def evaluation_rows(
     run: RunFolder | ExportedModel,
-    data: str,
+    data: str | Table,
     split: str,
     *,
     text: Sequence[str] | None = None,

@@ -19,7 +19,7 @@ from newsdesk.files import sha256_of, write_text
 from newsdesk.runs.calibration import CALIBRATION, CALIBRATION_ROWS
 from newsdesk.runs.manifest import Manifest
 from newsdesk.runs.off_topic import OFF_TOPIC
-from newsdesk.stored import KEY, read_content, read_stored, write_stored
+from newsdesk.stored import KEY, OPTIONAL, read_content, read_stored, write_stored
 
 MANIFEST = "manifest.json"
 LABELS = "labels.json"
@@ -48,6 +48,10 @@ _ORIGIN = re.compile(r"^\w+ = .*  # (default|flag|flag --set|recipe .+|imported)
 _FIX = "copy the run anew from where it is whole, or train it again"
 
 
+LabelKind = Literal["text", "integer", "number", "boolean"]
+"""What a program's labels were before they became names."""
+
+
 @dataclass(frozen=True)
 class Labels:
     """What PEFT's folder forgets: class names in id order, how a row becomes a text, where it is cut."""
@@ -55,6 +59,7 @@ class Labels:
     names: tuple[str, ...] = field(metadata={KEY: "labels"})
     layout: TextLayout = field(metadata={KEY: "text"})
     max_length: int
+    kind: LabelKind = field(default="text", metadata=OPTIONAL)
 
     def write(self, folder: Path) -> None:
         """Write them as labels.json."""
@@ -125,6 +130,11 @@ class RunFolder:
         """Write labels.json."""
         labels.write(self.path)
         self.__dict__.pop("labels", None)  # read before, they are out of date now
+
+    def write_kind(self, kind: LabelKind) -> None:
+        """Note in a finished run what its labels were in the program that gave them."""
+        self.write_labels(replace(self.labels, kind=kind))
+        self.reseal()
 
     def write_recipe(self, toml: str) -> None:
         """Write recipe.toml, with a header that tells whose it is."""

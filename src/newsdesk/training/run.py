@@ -22,6 +22,7 @@ from newsdesk.config import ResolvedRecipe, load_recipe
 from newsdesk.data.duplicates import KnownTexts
 from newsdesk.data.examples import Examples
 from newsdesk.data.load import TrainingData, load_training_data
+from newsdesk.data.table import Table
 from newsdesk.data.words import VocabularyFit, language_of
 from newsdesk.errors import UserError, counted
 from newsdesk.model.architectures import require_length
@@ -83,6 +84,7 @@ def run_training(
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
+    tables: tuple[Table, Table | None] | None = None,
 ) -> RunFolder:
     """Train as the recipe says and leave a self-describing run folder at ``out``.
 
@@ -101,6 +103,7 @@ def run_training(
         resume: go on with the run at ``out`` where it was interrupted or killed; begin where there is none,
             and leave a complete one as it is. A process that torchrun started anew always does.
         progress: called while base model and data are fetched.
+        tables: training and validation rows that a program gives instead of naming files.
 
     Raises:
         UserError: for anything that the recipe, the data or the machine does not allow. What is wrong
@@ -120,7 +123,7 @@ def run_training(
                 _require_same_recipe(begun, resolved)
             run = begun or working_folder(out, overwrite=overwrite)
             stack.enter_context(in_use(out))
-        prepared = _prepare(resolved, team, device, stack, progress)
+        prepared = _prepare(resolved, team, device, stack, progress, tables)
         checkpoints, log_bytes, resumed = _go_on_or_begin(run, prepared, resolved, team, resume=resume)
         if not team.leads:
             _follow(prepared.loop)
@@ -159,12 +162,17 @@ class _Prepared:
 
 
 def _prepare(
-    resolved: ResolvedRecipe, team: Team, device: torch.device, stack: ExitStack, progress: Progress | None
+    resolved: ResolvedRecipe,
+    team: Team,
+    device: torch.device,
+    stack: ExitStack,
+    progress: Progress | None,
+    tables: tuple[Table, Table | None] | None,
 ) -> _Prepared:
     """Load data and base, build the model, and encode the rows; writes nothing that outlives ``stack``."""
     recipe = resolved.recipe
     precision = choose_precision(recipe.training.precision, device)
-    data = load_training_data(recipe.data, seed=recipe.training.seed, progress=progress)
+    data = load_training_data(recipe.data, seed=recipe.training.seed, progress=progress, tables=tables)
     base = resolve_base(recipe.model.base, progress=progress)
     keep_freed_memory()
     seed_everything(recipe.training.seed)

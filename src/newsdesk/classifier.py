@@ -1,0 +1,426 @@
+"""The front door for programs and notebooks: a text classifier with scikit-learn's methods."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from inspect import signature
+from math import isnan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from newsdesk.data.labels import LabelMatcher
+from newsdesk.data.table import IN_MEMORY, Table
+
+if TYPE_CHECKING:
+    from newsdesk.evaluation.evaluate import Evaluation
+    from newsdesk.prediction.classifier import Classifier
+    from newsdesk.prediction.predictions import Predictions
+    from newsdesk.runs.folder import LabelKind
+    from newsdesk.runs.log import Event
+
+_TEXT, _LABEL = "text", "label"
+_KEYS = {
+    "base": "model.base",
+    "epochs": "training.epochs",
+    "batch_size": "training.batch_size",
+    "learning_rate": "training.learning_rate",
+    "max_length": "model.max_length",
+    "rank": "lora.rank",
+    "alpha": "lora.alpha",
+    "dropout": "lora.dropout",
+    "validation_share": "data.validation_share",
+    "device": "training.device",
+    "seed": "training.seed",
+}
+"""The recipe key that each parameter stands for."""
+
+
+class TextClassifier:
+    """Fine-tunes a text encoder with LoRA, in the manner of scikit-learn's classifiers.
+
+    ``TextClassifier(recipe="quick", epochs=3).fit(texts, labels).predict(["oil prices fall"])``
+
+    Texts and labels are lists, tuples, numpy arrays, pandas or polars Series, or columns of a
+    ``datasets.Dataset``. `fit` trains in a temporary folder; `save` keeps it as a run folder, the same that
+    ``newsdesk train`` writes, which every verb of the command line takes. It works in scikit-learn's
+    ``Pipeline``, ``GridSearchCV``, ``cross_val_score`` and ``clone``.
+
+    Attributes, once fitted or loaded:
+        classes_: (classes,) the labels as they were given, ascending.
+        path_: the folder of the run or exported model.
+    """
+
+    _estimator_type = "classifier"
+
+    classes_: NDArray[Any]
+    path_: Path
+    _columns: NDArray[np.int64]
+    _loaded: Classifier | None
+    _finalizer: Callable[[], object] | None
+
+    def __init__(
+        self,
+        *,
+        base: str | None = None,
+        recipe: str = "quick",
+        epochs: float | None = None,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
+        max_length: int | None = None,
+        rank: int | None = None,
+        alpha: float | None = None,
+        dropout: float | None = None,
+        validation_share: float | None = None,
+        device: str | None = None,
+        seed: int | None = None,
+        settings: Mapping[str, Any] | None = None,
+        progress: bool | None = None,
+    ) -> None:
+        """Say what to train; nothing is checked or loaded before `fit`.
+
+        Args:
+            base: named base model, Hub id or local folder.
+            recipe: ``quick``, ``best`` or ``seed``, or a TOML file; its values hold where the arguments below
+                are None.
+            epochs: passes over the training rows.
+            batch_size: rows a step.
+            learning_rate: of adapters and head.
+            max_length: tokens that are read of a text.
+            rank, alpha, dropout: of the adapters.
+            validation_share: share of the rows held out to choose the best state and to calibrate.
+            device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+            seed: of everything random.
+            settings: any other recipe keys, such as ``{"lora.targets": ("all-linear",)}``.
+            progress: show a bar while training; None: in notebooks and terminals.
+        """
+        self.base = base
+        self.recipe = recipe
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.max_length = max_length
+        self.rank = rank
+        self.alpha = alpha
+        self.dropout = dropout
+        self.validation_share = validation_share
+        self.device = device
+        self.seed = seed
+        self.settings = settings
+        self.progress = progress
+
+    def fit(self, X: Any, y: Any, validation: tuple[Any, Any] | None = None) -> Self:  # noqa: N803
+        """Train on texts (rows,) and their labels (rows,).
+
+        ``validation``: texts and labels to choose the best state and to calibrate by; without them a part of
+        the rows is held out. Raises TypeError for what holds no texts, and UserError for rows, labels or
+        parameters that cannot be trained on.
+        """
+        from newsdesk import api
+
+        labels = _one_each(y, "labels")
+        table = _table(_texts(X), labels)
+        held_out = None
+        if validation is not None:
+            held_out = _table(_texts(validation[0]), _one_each(validation[1], "labels"))
+        folder = tempfile.mkdtemp(prefix="newsdesk-")
+        finalizer = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        try:
+            with _shown(self.progress) as observe:
+                run = api.train(
+                    self.recipe,
+                    out=Path(folder) / "run",
+                    flags=self._flags(held_out is not None),
+                    observe=observe,
+                    tables=(table, held_out),
+                )
+            run.write_kind(_kind_of(labels))
+        except BaseException:
+            finalizer()
+            raise
+        self._use(run.path, finalizer)
+        first = dict(reversed([*zip(_ids_of(labels, run.labels.names).tolist(), labels, strict=True)]))
+        self.classes_ = np.array([first[i] for i in self._columns])  # as given: "01", where the run has "1"
+        return self
+
+    def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
+        """The likeliest class of each text, (rows,), as the labels were given; empty texts get one, too."""
+        best = self.predict_proba(X).argmax(axis=1)
+        answers: NDArray[Any] = self.classes_[best]
+        return answers
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
+        """Calibrated probabilities, (rows, classes), in the order of ``classes_``; rows sum to one."""
+        found = self.classifier.predict(_texts(X), answer_empty=True).probabilities.astype(np.float64)
+        ordered: NDArray[np.float64] = (found / found.sum(axis=1, keepdims=True))[:, self._columns]
+        return ordered
+
+    def score(self, X: Any, y: Any) -> float:  # noqa: N803
+        """The accuracy on labelled texts; labels of unknown classes count as errors."""
+        ids = _ids_of(_one_each(y, "labels"), self.classifier.label_names)
+        found = self.predict_proba(X).argmax(axis=1)
+        if len(ids) != len(found):
+            raise _uneven(len(found), len(ids))
+        return float(np.mean(self._columns[found] == ids))
+
+    def answers(
+        self,
+        X: Any,  # noqa: N803
+        *,
+        abstain: float | None = None,
+        confidence: float = 0.95,
+        sets: float | None = None,
+        off_topic: float | None = None,
+    ) -> Predictions:
+        """Predictions that may say "I don't know", with their reasons; see `Classifier.predict`.
+
+        ``abstain`` is the error rate promised of the answered texts. Classes are named as in the run.
+        """
+        return self.classifier.predict(
+            _texts(X), abstain=abstain, confidence=confidence, sets=sets, off_topic=off_topic
+        )
+
+    def evaluate(self, X: Any, y: Any, *, split: str = "test") -> Evaluation:  # noqa: N803
+        """Accuracy, F1, calibration and the rest, with intervals, on texts that were not trained on.
+
+        What ``newsdesk evaluate`` writes is kept in the run under the name ``split``. Raises UserError for
+        labels that are not among ``classes_``.
+        """
+        from newsdesk import api
+
+        self._require_fitted()
+        table = _table(_texts(X), _one_each(y, "labels"))
+        return api.evaluate(self.path_, table, split=split)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Keep it as a run folder at ``path``, and return that.
+
+        Raises UserError when something is there already, which only ``overwrite`` replaces, and then only a
+        run of newsdesk.
+        """
+        from newsdesk.reports.model_card import refresh_card
+        from newsdesk.runs.folder import CARD, RunFolder, open_run
+        from newsdesk.runs.replacing import in_use, require_free, staged
+
+        self._require_fitted()
+        open_run(self.path_)  # not an export: that is a folder already
+        out = Path(path)
+        require_free(out, overwrite=overwrite)
+        with in_use(out), staged(out) as new:
+            shutil.copytree(self.path_, new.path, dirs_exist_ok=True)
+            if self._finalizer is not None:  # a temporary folder's name is nobody's title
+                (new.path / CARD).unlink(missing_ok=True)
+        refresh_card(RunFolder(out))  # it names the folder
+        return out
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """A classifier from a run folder or an exported model. Raises UserError where there is none."""
+        classifier = cls()
+        classifier._use(Path(path))
+        return classifier
+
+    @property
+    def classifier(self) -> Classifier:
+        """What predicts, with all that newsdesk can say of a text; see `newsdesk.load`."""
+        self._require_fitted()
+        if self._loaded is None:
+            from newsdesk import api
+
+            self._loaded = api.load(self.path_)
+        return self._loaded
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002
+        """The parameters by name, as scikit-learn asks for them."""
+        return {name: getattr(self, name) for name in signature(type(self)).parameters}
+
+    def set_params(self, **parameters: Any) -> Self:
+        """Change parameters by name. Raises ValueError for one that there is not."""
+        known = self.get_params()
+        for name, value in parameters.items():
+            if name not in known:
+                raise ValueError(f"TextClassifier has no parameter {name!r}; it has {', '.join(known)}")
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        """The parameters that are not as they would be anyway."""
+        default = signature(type(self)).parameters
+        given = (f"{n}={v!r}" for n, v in self.get_params().items() if v != default[n].default)
+        return f"TextClassifier({', '.join(given)})"
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """Whether there is something to predict with."""
+        return "path_" in self.__dict__
+
+    def __sklearn_tags__(self) -> Any:
+        """What scikit-learn 1.6 and later ask of an estimator."""
+        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
+
+        return Tags(
+            estimator_type="classifier",
+            target_tags=TargetTags(required=True),
+            classifier_tags=ClassifierTags(),
+            input_tags=InputTags(one_d_array=True, two_d_array=False, string=True),
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Parameters and, once fitted, the bytes of its files: every copy has a folder of its own."""
+        state = {**self.__dict__, "_loaded": None, "_finalizer": None}
+        if "path_" in state:
+            folder = state.pop("path_")
+            state["_files"] = {
+                path.relative_to(folder).as_posix(): path.read_bytes()
+                for path in folder.rglob("*")
+                if path.is_file()
+            }
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpack the files into a temporary folder."""
+        files = state.pop("_files", None)
+        self.__dict__.update(state)
+        if files is None:
+            return
+        folder = Path(tempfile.mkdtemp(prefix="newsdesk-"))
+        self._finalizer = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        for name, content in files.items():
+            place = folder / "run" / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(content)
+        self.path_ = folder / "run"
+
+    def _flags(self, validation: bool) -> dict[str, Any]:
+        """The parameters under the recipe's keys."""
+        flags = {key: getattr(self, name) for name, key in _KEYS.items()}
+        data = {"data.train": IN_MEMORY, "data.text": (_TEXT,), "data.label": _LABEL}
+        if validation:
+            data["data.validation"] = IN_MEMORY
+        return {**flags, **(self.settings or {}), **data}
+
+    def _use(self, path: Path, finalizer: Callable[[], object] | None = None) -> None:
+        """Predict with the run or exported model at ``path`` from now on; a folder of an earlier fit goes."""
+        from newsdesk.runs.exported import find_exported
+        from newsdesk.runs.folder import open_run
+
+        labels = (find_exported(path) or open_run(path)).labels
+        values = np.array([_READ[labels.kind](name) for name in labels.names])
+        self._columns = np.argsort(values, kind="stable")
+        self.classes_, self.path_, self._loaded = values[self._columns], path, None
+        earlier, self._finalizer = getattr(self, "_finalizer", None), finalizer
+        if earlier is not None:
+            earlier()
+
+    def _require_fitted(self) -> None:
+        if self.__sklearn_is_fitted__():
+            return
+        wrong = "this TextClassifier is not fitted yet: call fit(texts, labels) or load(path)"
+        try:
+            from sklearn.exceptions import NotFittedError
+        except ModuleNotFoundError:  # in the base install, which loads and predicts
+            raise ValueError(wrong) from None
+        raise NotFittedError(wrong)
+
+
+def _texts(given: Any) -> list[Any]:
+    """The texts as a list. Raises TypeError for what holds anything else, ValueError for missing ones."""
+    texts = _one_each(given, "texts")
+    for number, text in enumerate(texts):
+        if text is None:
+            raise ValueError(f"texts[{number}] is missing: leave such rows out, or fill them with ''")
+        if not isinstance(text, str):
+            raise TypeError(f"texts[{number}] is no text but {type(text).__name__}: {text!r:.60}")
+    return texts
+
+
+def _one_each(given: Any, what: str) -> list[Any]:
+    """The values of a list, array, Series or column, missing ones as None. Raises TypeError for others."""
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise TypeError(
+            f"{what} are a list, array or Series, not {type(given).__name__}: for one, write [one]"
+        )
+    shape: tuple[int, ...] = getattr(given, "shape", ())
+    if len(shape) == 2 and shape[1] == 1:  # a table of one column, as some pipelines hand on
+        given = np.asarray(given)[:, 0]
+    elif len(shape) > 1:
+        raise TypeError(f"{what} have one dimension, not the shape {tuple(shape)}; choose one column")
+    values = given.tolist() if isinstance(given, np.ndarray) else list(given)
+    return [_plain(value) for value in values]
+
+
+def _plain(value: Any) -> Any:
+    """A value as Python's own type; None for NaN, and for pandas' missing values."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    missing = type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and isnan(value))
+    return None if missing else value
+
+
+def _table(texts: Sequence[Any], labels: Sequence[Any]) -> Table:
+    """Texts and labels as the table of a file. Raises ValueError unless they are as many."""
+    if len(texts) != len(labels):
+        raise _uneven(len(texts), len(labels))
+    cells = [str(label) if isinstance(label, bool) else label for label in labels]
+    rows = tuple(zip(texts, cells, strict=True))
+    return Table(Path(IN_MEMORY), (_TEXT, _LABEL), rows, tuple(range(1, len(rows) + 1)), has_header=True)
+
+
+def _uneven(texts: int, labels: int) -> ValueError:
+    return ValueError(f"as many labels as texts are needed: {texts:,} texts, {labels:,} labels")
+
+
+def _kind_of(labels: Sequence[Any]) -> LabelKind:
+    """What the labels were before they became names."""
+    for kind, types in (("boolean", bool), ("integer", int), ("number", int | float)):
+        if all(isinstance(label, types) for label in labels):
+            return kind  # type: ignore[return-value]
+    return "text"
+
+
+_READ: Mapping[str, Callable[[str], Any]] = {
+    "boolean": lambda name: name == "True",
+    "integer": int,
+    "number": float,
+    "text": str,
+}
+
+
+def _ids_of(labels: Sequence[Any], names: Sequence[str]) -> NDArray[np.int64]:
+    """The class id of each label, (rows,); -1 for those that are no class of the run."""
+    texts = [str(label) for label in labels]
+    ids = LabelMatcher(names).matches(dict.fromkeys(texts))
+    return np.array([ids.get(text, -1) for text in texts], dtype=np.int64)
+
+
+@contextmanager
+def _shown(progress: bool | None) -> Iterator[Callable[[Event], None]]:
+    """Show the events of a training as a bar: in notebooks, and on terminals, unless told otherwise."""
+    from tqdm.auto import tqdm
+
+    from newsdesk.runs.log import Remark, Started, Step, Validation
+
+    quiet = None if "ipykernel" not in sys.modules else False  # None: where there is no terminal
+    bar = tqdm(desc="training", unit="step", disable=quiet if progress is None else not progress)
+
+    def observe(event: Event) -> None:
+        if isinstance(event, Started):
+            bar.reset(event.steps)
+        elif isinstance(event, Step):
+            bar.update(event.step - bar.n)
+            bar.set_postfix(loss=f"{event.loss:.3f}", refresh=False)
+        elif isinstance(event, Validation):
+            bar.set_postfix(validation=f"{event.accuracy:.1%}")
+        elif isinstance(event, Remark) and not bar.disable:
+            bar.write(f"note: {event.text}")
+
+    try:
+        yield observe
+    finally:
+        bar.close()
