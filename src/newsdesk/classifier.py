@@ -232,9 +232,9 @@ class TextClassifier:
         """What predicts, with all that newsdesk can say of a text; see `newsdesk.load`."""
         self._require_fitted()
         if self._loaded is None:
-            from newsdesk import api
+            from newsdesk.prediction.open_model import open_model
 
-            self._loaded = api.load(self.path_)
+            self._loaded = open_model(self.path_)
         return self._loaded
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002
