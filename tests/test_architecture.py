@@ -29,7 +29,7 @@ ROOMS = (
     "experiments",
     "serving",
 )
-FRONT = ("classifier", "api", "__init__", "cli", "__main__")
+FRONT = ("api", "classifier", "__init__", "cli", "__main__")
 RANK = {part: rank for rank, part in enumerate((*ROOMS, *FRONT), start=1)}
 """Where a part stands: it imports its own rank and lower ones. Top-level modules not named are the lowest."""
 
