@@ -131,13 +131,13 @@ def test_exports_go_when_asked_and_leave_when_the_next_push_has_none(hub, run):
     assert set(done.removed) == sent
     assert set(files_at(hub)) == {*OF_A_RUN, "mine.txt"}
     (exported / "labels.json").write_text("{}")
-    assert "missing or damaged" in refusal_of(run, with_exports=True).wrong
+    assert "missing or not the file that was sealed" in refusal_of(run, with_exports=True).wrong
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "adapter/adapter_model.safetensors"])
 def test_a_file_that_is_not_as_it_was_sealed_stops_the_push(hub, run, name):
     (run / name).write_bytes(b"other")
-    assert f"{name} is not as the run was sealed" in refusal_of(run).wrong
+    assert f"{name} is missing or not the file that was sealed" in refusal_of(run).wrong
     (run / name).unlink()
     assert "no such file" in str(refusal_of(run).found)
     assert hub.asked == []
@@ -191,7 +191,7 @@ def test_a_taken_name_and_another_visibility_are_refused_before_any_file_is_sent
     assert "is public" in refusal_of(run).wrong
     assert newsdesk.push(run, REPO, private=False).private is False
     hub.repositories[REPO].private = True
-    assert "say --private" in str(refusal_of(run, private=False).fix)
+    assert "use --private" in str(refusal_of(run, private=False).fix)
     assert hub.repositories["desk/other"].commits == []
 
 
@@ -246,7 +246,7 @@ def test_what_someone_else_pushed_meanwhile_is_not_overwritten(hub, run):
 
 @pytest.mark.parametrize(
     ("card", "part"),
-    [("no metadata", "cannot be read"), ("---\ntags: mine\n---\n", "did not take")],
+    [("no metadata", "cannot be read"), ("---\ntags: mine\n---\n", "did not accept")],
 )
 def test_a_card_that_the_hub_would_not_read_is_refused(hub, run, card, part):
     (run / "README.md").write_text(card)
@@ -257,7 +257,7 @@ def test_a_card_that_the_hub_would_not_read_is_refused(hub, run, card, part):
 def test_what_the_hub_says_is_told(hub, run):
     hub.refusals["preupload"] = (400, "the disk of the Hub is full")
     refused = refusal_of(run)
-    assert "did not take the run" in refused.wrong
+    assert "did not accept the run" in refused.wrong
     assert "answered 400: the disk of the Hub is full" in str(refused.found)
 
 
@@ -274,9 +274,9 @@ def test_the_command_lists_what_it_would_send_and_asks_nobody(hub, run):
     assert hub.asked == []
 
 
-def test_the_command_says_where_the_run_lies(hub, run):
+def test_the_command_says_where_the_run_was_pushed_to(hub, run):
     done = CliRunner().invoke(cli, ["push", str(run), REPO, "--message", "Ours"])
-    assert done.stdout == f"the run lies at {hub.endpoint}/{REPO} (private)\n"
+    assert done.stdout == f"run pushed to {hub.endpoint}/{REPO} (private)\n"
     assert "adapter/adapter_model.safetensors" in done.stderr
     again = CliRunner().invoke(cli, ["push", str(run), REPO])
     assert again.stdout == f"nothing new for {hub.endpoint}/{REPO}\n"
@@ -287,7 +287,7 @@ def test_the_command_says_where_the_run_lies(hub, run):
 
 def test_places_on_this_machine_and_a_base_that_others_lack_are_told_before(run, tiny_base, topical_csv):
     local, recognised, places = plan_push(run, REPO).notes
-    assert recognised.startswith("by known_texts.safetensors, whoever has a text can tell")
+    assert recognised.startswith("with known_texts.safetensors, whoever has a text can tell")
     assert f"{tiny_base('bert').name} is not on the Hub" in local
     assert str(topical_csv) in places
     (run / "metrics.json").unlink()

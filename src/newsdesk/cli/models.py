@@ -328,7 +328,7 @@ def push(
         progress_bars=console.is_terminal,
     )
     seen = "private" if private else "public"
-    ending = f"the run lies at {done.url} ({seen})" if done.changed else f"nothing new for {done.url}"
+    ending = f"run pushed to {done.url} ({seen})" if done.changed else f"nothing new for {done.url}"
     say(done.to_dict() if as_json else [ending])
 
 
@@ -336,7 +336,10 @@ def _listed(plan: PushPlan) -> list[str]:
     """What goes, what stays and why, and what to know before."""
     from newsdesk.cli.display import render_columns
 
-    lines = render_columns([{"bytes": upload.size, "file": upload.path} for upload in plan.uploads])
-    lines += ["", f"{counted(len(plan.uploads), 'file')}, {plan.size / 1e6:.1f} MB for {plan.repo_id}"]
+    lines = render_columns(
+        [{"bytes": upload.upload_info.size, "file": upload.path_in_repo} for upload in plan.uploads]
+    )
+    size = sum(upload.upload_info.size for upload in plan.uploads)
+    lines += ["", f"{counted(len(plan.uploads), 'file')}, {size / 1e6:.1f} MB for {plan.repo_id}"]
     lines += [f"left out: {name} ({why})" for name, why in plan.left_out.items()]
     return [*lines, *(f"note: {text}" for text in plan.notes)]
