@@ -28,7 +28,7 @@ import numpy as np
 
 import newsdesk
 from newsdesk import api
-from newsdesk.cli.display import render_columns
+from newsdesk.cli.tables import render_columns
 from newsdesk.config import DataSection
 from newsdesk.data.load import load_training_data
 from newsdesk.model.catalog import resolve_base

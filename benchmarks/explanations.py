@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.cli.display import render_columns
+from newsdesk.cli.tables import render_columns
 from newsdesk.data.words import Span, without, word_spans
 from newsdesk.evaluation.rows import evaluation_rows
 from newsdesk.prediction.explanation import log_odds

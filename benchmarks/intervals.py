@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.cli.display import render_columns
+from newsdesk.cli.tables import render_columns
 from newsdesk.evaluation.significance import (
     accuracy_difference,
     macro_f1_difference,

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.cli.display import render_columns
+from newsdesk.cli.tables import render_columns
 from newsdesk.config import TrainingSection
 from newsdesk.errors import UserError
 from newsdesk.exports.parity import Limits, compare

@@ -10,7 +10,7 @@ import pytest
 
 from consoles import Clock, file_console, screen_console, shown
 from newsdesk.cli import display
-from newsdesk.cli.display import ProgressDisplay, TrainingDisplay, render_columns
+from newsdesk.cli.display import ProgressDisplay, TrainingDisplay
 from newsdesk.cli.predict import render_predictions
 from newsdesk.prediction.predictions import Predictions
 from newsdesk.runs.log import Finished, Interrupted, Remark, Resumed, Started, Step, Validation
@@ -256,18 +256,6 @@ def test_predictions_are_lines_of_classes_and_texts():
     assert render_predictions(["goal", "war"], predictions, 2) == [
         "Sports 90.0%, World 10.0%  goal",
         "World 75.0%, Sports 25.0%  war",
-    ]
-
-
-def test_columns_are_as_wide_as_their_widest_and_numbers_stand_right():
-    rows = [
-        {"name": "a-long-name", "rows": 5, "cached": True, "sources": ["hub", "pypi"]},
-        {"name": "b", "rows": 12345, "cached": False, "sources": ["hub"]},
-    ]
-    assert render_columns(rows) == [
-        "name           rows  cached  sources",
-        "a-long-name       5  yes     hub, pypi",
-        "b            12,345  no      hub",
     ]
 
 

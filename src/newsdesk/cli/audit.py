@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,7 +20,14 @@ from newsdesk.cli.shared import (
     shown_progress,
     terminal,
 )
+from newsdesk.data.words import isolated
+from newsdesk.errors import counted
 
+if TYPE_CHECKING:
+    from newsdesk.evaluation.audit.changes import Changes
+    from newsdesk.evaluation.audit.findings import AuditReport
+
+_CONFUSIONS_SHOWN = 6
 # Kept in step with evaluation.audit.changes by a test: importing it here would slow down --help.
 _KINDS = ("label-errors", "duplicates", "near-duplicates", "conflicts", "leaks")
 
@@ -89,7 +96,7 @@ def audit(
 ) -> None:
     """Find likely label errors, duplicates and leakage; on request, write a cleaned copy."""
     from newsdesk.evaluation.audit.audit import audit as auditing
-    from newsdesk.evaluation.audit.changes import kinds_of, render_audit, render_changes
+    from newsdesk.evaluation.audit.changes import kinds_of
 
     console = terminal()
     with shown_progress(console) as progress:
@@ -115,3 +122,67 @@ def audit(
     applied = [] if changes is None else ["", *render_changes(changes, outcome.report.rows, str(target))]
     say([*render_audit(outcome.report, top=top), *applied])
     note(console, f"findings saved to {out}")
+
+
+def render_audit(report: AuditReport, *, top: int) -> list[str]:
+    """Counts, the labels confused most, and the ``top`` suspects, two lines each."""
+    from newsdesk.cli.tables import WIDTH, cut, figure
+    from newsdesk.evaluation.audit.findings import PLACES, QUALITY
+
+    rows, labels = counted(report.rows, "row"), counted(len(report.label_counts), "label")
+    lines = [f"{report.source}: {rows}, {labels}", "", *_judgement(report)]
+    if report.unjudged:
+        lines.append(
+            figure("not judged", f"{counted(report.unjudged, 'row')}: no other text has their label")
+        )
+    for name, count in report.counts.items():
+        if report.against is not None or not name.startswith("leaked"):
+            where = f"  ({PLACES[name]})" if name in PLACES else ""
+            doubt = ", most of them probably right" if name == "label errors" and not report.can_judge else ""
+            lines.append(figure(name, f"{count:>7,}{where}{doubt}"))
+    lines.append(figure("all rows by label quality", f"{report.rows:>7,}  ({QUALITY})"))
+    if report.against is not None:
+        lines.append(figure("compared for leaks with", report.against))
+    lines += ["", "labelled -> likely, estimated rows"] if report.confusions else []
+    for confusion in report.confusions[:_CONFUSIONS_SHOWN]:
+        pair = f"  {isolated(confusion.given)} -> {isolated(confusion.likely)}"
+        lines.append(figure(pair, f"{confusion.rows:>11,.0f}"))
+    suspects = report.suspects[:top]
+    if suspects:
+        lines += ["", "labels most likely wrong" if report.can_judge else "labels that fit least"]
+    for suspect in suspects:
+        labels = f"{isolated(suspect.given)} -> {isolated(suspect.suggested)}"
+        lines.append(f"  line {suspect.line}: {labels} (probability {suspect.probability:.3f})")
+        lines.append(f"    {cut(suspect.text, WIDTH - 4)}")
+    return lines
+
+
+def _judgement(report: AuditReport) -> list[str]:
+    """How many labels are wrong, and whether that can be told."""
+    from newsdesk.cli.tables import figure
+
+    warning = None if report.vocabulary is None else report.vocabulary.warning
+    lines = [] if warning is None else [f"warning: {warning}", ""]
+    if report.can_judge:
+        return [
+            *lines,
+            figure("estimated wrong labels", f"{report.noise:.2%}, a lower bound: errors that are made"),
+            figure("", "the same way every time look right"),
+            figure("held-out accuracy", f"{report.accuracy:.2%} of the labels as they are"),
+        ]
+    return [
+        *lines,
+        figure("held-out accuracy", f"{report.accuracy:.2%}: too low to judge the labels"),
+        figure("", f"always the most frequent label: {report.majority:.2%}"),
+        figure("", f"needed, half of the way to 100 %: {report.least_accuracy:.2%}"),
+        figure("", "below it, try another --base"),
+        figure("estimated wrong labels", "not known"),
+    ]
+
+
+def render_changes(changes: Changes, rows: int, target: str) -> list[str]:
+    """What a cleaned copy has of the data's ``rows``, and what was done to the others."""
+    done = changes.to_dict()
+    lines = [f"{target}: {rows - len(changes.drop):,} of {counted(rows, 'row')}"]
+    lines += [f"  {count:,} dropped: {reason}" for reason, count in done["dropped"].items()]
+    return lines + ([f"  {done['relabelled']:,} given another label"] if changes.relabel else [])

@@ -138,7 +138,7 @@ def _few(rows: int) -> str:
 
 
 def _figures(comparison: RunComparison) -> list[str]:
-    from newsdesk.cli.display import render_columns
+    from newsdesk.cli.tables import render_columns
 
     rows = [
         _figure("accuracy", comparison.accuracy, 100, 2, "points"),
@@ -165,17 +165,17 @@ def _figure(name: str, figure: Difference, scale: int, digits: int, unit: str) -
 
 def _classes(classes: Sequence[ClassChange]) -> list[str]:
     """A table of the classes; of many, those whose F1 changed most."""
-    from newsdesk.cli.display import render_columns
+    from newsdesk.cli.tables import cut, render_columns
 
     ranked = sorted(classes, key=lambda entry: -abs(entry.other_f1 - entry.first_f1))
     shown = classes if len(classes) <= _CLASSES_SHOWN else ranked[:_CLASSES_SHOWN]
     return render_columns(
         [
             {
-                "class": entry.label,
-                "F1 first": f"{100 * entry.first_f1:8.2f}",
-                "F1 other": f"{100 * entry.other_f1:8.2f}",
-                "change": f"{100 * (entry.other_f1 - entry.first_f1):+6.2f}",
+                "class": cut(entry.label, 24),
+                "F1 first": f"{100 * entry.first_f1:.2f}",
+                "F1 other": f"{100 * entry.other_f1:.2f}",
+                "change": f"{100 * (entry.other_f1 - entry.first_f1):+.2f}",
                 "fixed": entry.fixed,
                 "broken": entry.broken,
                 "rows": entry.support,

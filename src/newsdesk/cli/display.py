@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -186,28 +185,6 @@ def _started_bar(console: Console, what: str, total: int, unit: Unit) -> Progres
     bar.add_task(what, total=total)
     bar.start()
     return bar
-
-
-def render_columns(rows: Sequence[Mapping[str, object]]) -> list[str]:
-    """A plain table under its keys; numbers to the right, yes and no for booleans."""
-    table = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    right = [isinstance(value, int) and not isinstance(value, bool) for value in rows[0].values()]
-    return [
-        "  ".join(
-            cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(line, widths, right, strict=True)
-        ).rstrip()
-        for line in table
-    ]
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def _clock(seconds: float) -> str:

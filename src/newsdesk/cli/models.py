@@ -334,7 +334,7 @@ def push(
 
 def _listed(plan: PushPlan) -> list[str]:
     """What goes, what stays and why, and what to know before."""
-    from newsdesk.cli.display import render_columns
+    from newsdesk.cli.tables import render_columns
 
     lines = render_columns(
         [{"bytes": upload.upload_info.size, "file": upload.path_in_repo} for upload in plan.uploads]

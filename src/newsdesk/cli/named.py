@@ -20,7 +20,7 @@ def models() -> None:
 @JSON_FLAG
 def list_models(as_json: bool) -> None:
     """The base models known by name; any Hub id or folder works as --base too."""
-    from newsdesk.cli.display import render_columns
+    from newsdesk.cli.tables import render_columns
     from newsdesk.model.catalog import BASE_MODELS
 
     rows = [
@@ -57,7 +57,7 @@ def data() -> None:
 @JSON_FLAG
 def list_data(as_json: bool) -> None:
     """The data sets known by name; any file or folder works as --data too."""
-    from newsdesk.cli.display import render_columns
+    from newsdesk.cli.tables import render_columns
     from newsdesk.data.datasets import DATA_SETS
 
     rows = [

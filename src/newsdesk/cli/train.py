@@ -156,8 +156,8 @@ def evaluate(
 ) -> None:
     """Measure a run on labelled rows, with intervals."""
     from newsdesk import api
+    from newsdesk.cli.tables import render_errors, render_evaluation, render_notes
     from newsdesk.evaluation.predicted_rows import predictions_path
-    from newsdesk.evaluation.tables import render_errors, render_evaluation, render_notes
 
     console = terminal()
     with shown_progress(console) as progress:

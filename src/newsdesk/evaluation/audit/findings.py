@@ -24,6 +24,9 @@ LABEL_ERRORS, QUALITY, DUPLICATES, LEAKAGE, REPORT = (
 )
 """The files of an audit, beside the embeddings."""
 
+PLACES = {"label errors": LABEL_ERRORS, "exact duplicates": DUPLICATES, "leaked exactly": LEAKAGE}
+"""Which of them lists a kind of finding, with the kind after it."""
+
 DECISION = "decision"
 """The column of label-errors.csv and quality.csv that an editor fills: keep, drop, relabel (to LABEL)."""
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from rich.cells import cell_len
 
+from newsdesk.cli.tables import WIDTH, render_columns, render_errors, render_evaluation
 from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.evaluation.evaluate import Evaluation, RowError, Trust
 from newsdesk.evaluation.significance import PairedComparison
-from newsdesk.evaluation.tables import WIDTH, render_errors, render_evaluation
 from newsdesk.metrics import evaluate_probabilities, wilson_interval
 from newsdesk.prediction.abstention import CoverageAt, RiskCoverage
 from newsdesk.runs.calibration import Change
@@ -196,3 +196,15 @@ def test_calibration_and_coverage_get_a_line_each():
     assert "answered at an error of     50.0% at 1 %, 100.0% at 2 %" in lines
     plain = rendered(metrics([[95, 5], [4, 96]], ("a", "b")), calibration=replace(trust, temperature=1))
     assert "calibration                 none yet: newsdesk calibrate" in plain
+
+
+def test_columns_are_as_wide_as_their_widest_and_numbers_stand_right():
+    rows = [
+        {"name": "a-long-name", "rows": 5, "cached": True, "sources": ["hub", "pypi"]},
+        {"name": "b", "rows": 12345, "cached": False, "sources": ["hub"]},
+    ]
+    assert render_columns(rows) == [
+        "name           rows  cached  sources",
+        "a-long-name       5  yes     hub, pypi",
+        "b            12,345  no      hub",
+    ]

@@ -1,0 +1,235 @@
+"""What verbs print: tables and figures for a terminal of 80 columns, and an evaluation made of them."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from textwrap import wrap
+from typing import Any
+
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.table import Table
+
+from newsdesk.data.words import isolated
+from newsdesk.evaluation.baseline import BaselineResult
+from newsdesk.evaluation.evaluate import Evaluation, RowError, TextsRead
+from newsdesk.evaluation.significance import PairedComparison
+from newsdesk.metrics import Metrics
+
+WIDTH = 80
+LARGEST_MATRIX = 12
+"""Up to how many classes the confusion matrix is shown; beyond, the worst classes and confusions."""
+WORST_SHOWN = 10
+
+_LABEL_WIDTH = 24
+_LEAST_LABEL_WIDTH = 8
+_FIGURE_AT = 28
+_CORNER = "true \\ predicted"
+_SMALLEST_P_SHOWN = 0.0001
+_UNKNOWN_SHOWN_FROM = 0.01
+_NUMBER = re.compile(r"[-+]?[\d,.]+( %)?")
+
+
+def render_columns(
+    rows: Sequence[Mapping[Any, object]], *, header: Sequence[str] | None = None, gap: int = 2
+) -> list[str]:
+    """A plain table under its keys or ``header``: numbers to the right, yes and no for booleans.
+
+    ``gap`` cells stand between two columns.
+    """
+    cells = [[_cell(value) for value in row.values()] for row in rows]
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0))
+    for name, column in zip(header or rows[0], zip(*cells, strict=True), strict=True):
+        numbers = all(map(_NUMBER.fullmatch, column))
+        table.add_column(name, justify="right" if numbers else "left", no_wrap=True)
+    for line in cells:
+        table.add_row(*line)
+    file = io.StringIO()
+    console = Console(file=file, width=10_000, color_system=None, markup=False, emoji=False, highlight=False)
+    console.print(table)
+    return [line.rstrip() for line in file.getvalue().splitlines()]
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def figure(name: str, value: str) -> str:
+    """A line with a name and a value; values stand under one another."""
+    return f"{name}{' ' * (_FIGURE_AT - cell_len(name))}{value}"
+
+
+def cut(text: str, width: int) -> str:
+    """The text in at most ``width`` cells, an ellipsis where it was cut; right-to-left text set apart."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return isolated(shown if cell_len(shown) <= width else set_cell_size(shown, width - 1) + "…")
+
+
+def render_evaluation(evaluation: Evaluation) -> list[str]:
+    """The lines of a report: headline figures, the baseline beside them, classes, confusions.
+
+    With more than 12 classes, the 10 with the lowest F1 and the 10 largest confusions stand for all.
+    Lines are at most 80 cells wide, wide characters counted as two.
+    """
+    metrics, trust = evaluation.metrics, evaluation.calibration
+    lines = [
+        figure("accuracy", _accuracy(metrics.accuracy, metrics.accuracy_interval)),
+        figure("rows", f"{metrics.rows:,}, of which {metrics.correct:,} right"),
+        figure("macro F1", f"{_percent(metrics.macro_f1)}   over {metrics.over_classes}"),
+        figure("negative log-likelihood", f"{metrics.negative_log_likelihood:.4f} nats a row"),
+        figure("Brier score", f"{metrics.brier_score:.4f}"),
+        figure("expected calibration error", f"{100 * metrics.expected_calibration_error:.2f} points"),
+    ]
+    if trust is not None:
+        before = 100 * trust.expected_calibration_error.before
+        effect = f"temperature {trust.temperature:.3f}; without it {before:.2f} points"
+        lines.append(
+            figure("calibration", "none yet: newsdesk calibrate" if trust.temperature == 1 else effect)
+        )
+    if evaluation.risk_coverage is not None:
+        at_rates = evaluation.risk_coverage.coverage_at
+        shares = (f"{at.coverage:.1%} at {100 * at.error_rate:g} %" for at in at_rates)
+        lines.append(figure("answered at an error of", ", ".join(shares)))
+    if evaluation.texts is not None:
+        lines += _texts_read(evaluation.texts)
+    if evaluation.baseline is not None:
+        lines += ["", *_beside_baseline(metrics, evaluation.baseline, evaluation.comparison)]
+    confusions = _confusion_matrix(metrics) if _matrix_fits(metrics) else _largest_confusions(metrics)
+    return [*lines, "", *_class_table(metrics), "", *confusions]
+
+
+def render_notes(evaluation: Evaluation) -> list[str]:
+    """What a person should know of the rows behind the figures, wrapped."""
+    sentences = (note if note.startswith("WARNING") else f"note: {note}" for note in evaluation.notes())
+    notes = [line for sentence in sentences for line in wrap(sentence, WIDTH, break_on_hyphens=False)]
+    return ["", *notes] if notes else []
+
+
+def render_errors(errors: Sequence[RowError]) -> list[str]:
+    """The most confident errors, two lines each: what was said against what is true, and the text."""
+    lines = ["", "most confident errors"] if errors else []
+    for error in errors:
+        predicted, labelled = (
+            cut(label, _LABEL_WIDTH) for label in (error.predicted_label, error.true_label)
+        )
+        verdict = f"{predicted} {_percent(error.probability)}, labelled {labelled}"
+        lines += [f"  row {error.row:,}: {verdict}", f"    {cut(error.text, WIDTH - 4)}"]
+    return lines
+
+
+def _texts_read(texts: TextsRead) -> list[str]:
+    cut = (
+        f"{texts.cut:,} ({_percent(texts.share_cut)}), which lost {_percent(texts.share_lost)} of all tokens"
+    )
+    lines = [figure("texts cut", cut if texts.cut else "none")]
+    if texts.unknown_tokens >= _UNKNOWN_SHOWN_FROM:
+        lines.append(figure("unknown tokens", f"{_percent(texts.unknown_tokens)} of those read"))
+    if texts.unreadable:
+        guesses = f"{texts.unreadable:,}, counted by the best guess: {texts.unreadable_right:,} right"
+        lines += [
+            figure("empty or unknown texts", guesses),
+            figure("", "predict gives them no label"),
+        ]
+    return lines
+
+
+def _beside_baseline(
+    metrics: Metrics, baseline: BaselineResult, comparison: PairedComparison | None
+) -> list[str]:
+    difference = 100 * (metrics.accuracy - baseline.accuracy)
+    lines = [
+        figure("baseline", _accuracy(baseline.accuracy, baseline.accuracy_interval)),
+        *(figure("", line) for line in wrap(baseline.description, WIDTH - _FIGURE_AT)),
+        *(
+            figure("", f"{_percent(accuracy)} of held-out training rows: {features}")
+            for features, accuracy in (baseline.validation or {}).items()
+        ),
+        figure("", f"trained and tested in {baseline.seconds:.0f} s"),
+        figure("model minus baseline", f"{difference:+.2f} points"),
+    ]
+    if comparison is not None:
+        lines += [
+            figure("wrong: both", f"{comparison.both_wrong:,}"),
+            figure("wrong: only the model", f"{comparison.only_model_wrong:,}"),
+            figure("wrong: only the baseline", f"{comparison.only_baseline_wrong:,}"),
+            figure("McNemar's exact test", f"p {_p_value(comparison.p_value)}"),
+        ]
+    return lines
+
+
+def _class_table(metrics: Metrics) -> list[str]:
+    title, shown = "class", metrics.per_class
+    if len(shown) > LARGEST_MATRIX:
+        occurring = (entry for entry in shown if entry.support)
+        shown = tuple(sorted(occurring, key=lambda entry: entry.f1)[:WORST_SHOWN])
+        title = f"worst {len(shown)} of {len(metrics.per_class)} classes"
+    rows = [
+        {
+            title: cut(entry.label, _LABEL_WIDTH),
+            "precision": _percent(entry.precision),
+            "recall": _percent(entry.recall),
+            "F1": _percent(entry.f1),
+            "rows": entry.support,
+        }
+        for entry in shown
+    ]
+    return render_columns(rows, gap=4)
+
+
+def _matrix_fits(metrics: Metrics) -> bool:
+    classes = len(metrics.label_names)
+    return classes <= LARGEST_MATRIX and classes * (_digits(metrics) + 1) + _LEAST_LABEL_WIDTH <= WIDTH
+
+
+def _digits(metrics: Metrics) -> int:
+    return len(str(max(map(max, metrics.confusion))))
+
+
+def _confusion_matrix(metrics: Metrics) -> list[str]:
+    names, classes = metrics.label_names, len(metrics.label_names)
+    longest = max(map(cell_len, names))
+    first = min(_LABEL_WIDTH, max(len(_CORNER), longest))
+    width = max(_digits(metrics), min(longest, (WIDTH - first) // classes - 1))
+    first = min(first, WIDTH - (width + 1) * classes)
+    header = [cut(_CORNER, first), *(cut(name, width) for name in names)]
+    rows = zip(names, metrics.confusion, strict=True)
+    cells = [dict(enumerate([cut(name, first), *map(str, counts)])) for name, counts in rows]
+    return render_columns(cells, header=header, gap=1)
+
+
+def _largest_confusions(metrics: Metrics) -> list[str]:
+    found = [
+        (count, true, predicted)
+        for true, row in zip(metrics.per_class, metrics.confusion, strict=True)
+        for predicted, count in zip(metrics.label_names, row, strict=True)
+        if count and predicted != true.label
+    ]
+    largest = sorted(found, key=lambda one: -one[0])[:WORST_SHOWN]
+    rows = [
+        {
+            "true": cut(true.label, _LABEL_WIDTH),
+            "predicted": cut(predicted, _LABEL_WIDTH),
+            "rows": count,
+            "share of true": _percent(count / true.support),
+        }
+        for count, true, predicted in largest
+    ]
+    return render_columns(rows, gap=4) if rows else ["no confusions"]
+
+
+def _accuracy(share: float, interval: tuple[float, float]) -> str:
+    return f"{_percent(share)}   95 % interval {100 * interval[0]:.2f} to {100 * interval[1]:.2f} %"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _p_value(p: float) -> str:
+    return f"= {p:.2g}" if p >= _SMALLEST_P_SHOWN else f"< {_SMALLEST_P_SHOWN}"
