@@ -279,7 +279,7 @@ class Benchmark:
 
     def ceiling(self) -> dict[str, float]:
         """FLOP/s of bare matrix products: at the encoder's own sizes, and at sizes that fill the card."""
-        from newsdesk.training.time_estimate import matmul_rate, training_flops_per_token
+        from newsdesk.training.plan import matmul_rate, training_flops_per_token
 
         model = self.network(compiled=False).model
         config = model.config

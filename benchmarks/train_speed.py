@@ -250,7 +250,7 @@ def prepare_shape(name: str, folder: Path) -> tuple[Shape, bool]:
 
     from newsdesk.model.classifier import outline_classifier
     from newsdesk.model.network import cpu_has_bfloat16
-    from newsdesk.training.time_estimate import training_flops_per_token
+    from newsdesk.training.plan import training_flops_per_token
 
     if name == "roberta-base":
         config = resolve_config(name)
@@ -272,7 +272,7 @@ def product_rate(rows: int, products: Sequence[tuple[int, int]], precision: Any)
     """FLOP/s of one product of each shape (rows, inner) x (inner, columns), one after the other."""
     import torch
 
-    from newsdesk.training.time_estimate import matmul_rate
+    from newsdesk.training.plan import matmul_rate
 
     cpu = torch.device("cpu")
     rates = [matmul_rate((rows, *product), cpu, precision, seconds=0.15) for product in products]

@@ -1,4 +1,7 @@
-"""What validation rows are for: some choose the best state, the others say how good it is."""
+"""What validation rows are for: some choose the best state, the others say how good it is.
+
+And what to know of a training's rows before it begins.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.config import TrainingSection
+from newsdesk.config import ModelSection, TrainingSection
 from newsdesk.data.examples import LEAST_FIGURES, Examples
+from newsdesk.data.load import TrainingData
+from newsdesk.data.words import VocabularyFit
 from newsdesk.errors import counted
 from newsdesk.metrics import wilson_interval
+from newsdesk.model.tokenizer import Encoded
+from newsdesk.training.batches import planned_epochs, planned_validations, steps_of_epochs, total_steps
 
 Positions = NDArray[np.int64]
 
@@ -109,3 +116,38 @@ def _worth_of(rows: int) -> str:
         f"{50 * (high - low):.0f} points (95 %), {promise}, and the temperature is rough; "
         f"from {LEAST_FIGURES} rows on they are worth more"
     )
+
+
+def remarks_on_rows(
+    data: TrainingData,
+    encoded: Encoded | None,
+    vocabulary: VocabularyFit | None,
+    training: TrainingSection,
+    model: ModelSection,
+) -> list[str]:
+    """What to know of rows and steps before training, a sentence each.
+
+    ``encoded`` and ``vocabulary`` are of the training rows, or of a sample; None without a tokenizer.
+    """
+    rows, remarks = len(data.train), list(data.notes)
+    if vocabulary is not None and vocabulary.warning is not None:
+        remarks.append(vocabulary.warning)
+    if planned_epochs(rows, training) > training.epochs:
+        steps = counted(steps_of_epochs(rows, training), "step")
+        remarks.append(
+            f"{counted(training.epochs, 'epoch')} would be {steps}; training takes "
+            f"{total_steps(rows, training):,} (training.min_steps), unless you ask for epochs with --epochs"
+        )
+    if encoded is not None and encoded.truncation.cut:
+        cut = encoded.truncation.describe(model.max_length)
+        remarks.append(f"training rows: {cut} (model.max_length)")
+    unreadable = 0 if encoded is None else int((~encoded.readable).sum())
+    if unreadable:
+        remarks.append(
+            f"{counted(unreadable, 'training row')} with nothing to read: empty, or no known token"
+        )
+    remarks += classes_not_held_out(data.train, data.validation)
+    if data.validation.labels is not None:
+        states = planned_validations(rows, training)
+        remarks += HeldOut.of(data.validation.labels, states, training).remarks(training)
+    return remarks

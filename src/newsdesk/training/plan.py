@@ -4,53 +4,51 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
+from torch import nn
 
 from newsdesk.config import DataSection, Recipe, ResolvedRecipe, TrainingSection
 from newsdesk.data.datasets import DATA_SETS, DataSet
-from newsdesk.data.examples import Examples, validation_size
+from newsdesk.data.examples import validation_size
 from newsdesk.data.load import TrainingData, dialect_of, load_split, load_training_data
-from newsdesk.data.words import VocabularyFit
 from newsdesk.errors import counted
 from newsdesk.hub.cache import Slot
 from newsdesk.model.architectures import ParameterGroup, parameter_table, require_length
 from newsdesk.model.catalog import BASE_MODELS, resolve_config
 from newsdesk.model.classifier import outline_classifier
-from newsdesk.model.tokenizer import TextTokenizer, Truncation
+from newsdesk.model.network import Precision, choose_device, choose_precision
+from newsdesk.model.tokenizer import TextTokenizer
 from newsdesk.training.batches import (
     Batcher,
     padding_share,
     planned_epochs,
-    planned_validations,
     rate_factor,
     steps_per_epoch,
     total_steps,
     warmup_steps,
 )
-from newsdesk.training.held_out import HeldOut, classes_not_held_out
-from newsdesk.training.time_estimate import TimeEstimate, estimate_time
+from newsdesk.training.held_out import remarks_on_rows
 
-Padding = Literal["grouped", "unsorted", "max_length"]
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 _ASSUMED_CLASSES = 2
-# Two windows of length-grouped batches of 16: enough to see their padding, tokenized in a second or two.
-_SAMPLED_ROWS = 4096
+_SAMPLED_ROWS = 4096  # tokenized in a second or two
 _QUANTILES = {"median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1.0}
 _WIDTH = 80
 
-
-@dataclass(frozen=True)
-class GivenValue:
-    """A value that is not left to its default: its dotted key, and what set it (a recipe or a flag)."""
-
-    key: str
-    value: Any
-    origin: str
+# Which share of the plain matrix-product rate a training step reaches, with attention, normalisation, dropout
+# and the optimiser in it. On a CPU a few steps reached 0.7 to 1.2 (docs/training-speed.md), as the fused
+# encoder computes less than is counted. A GPU waits for the launch of many small kernels: not measured.
+_CPU_EFFICIENCY = (0.5, 1.0)
+_GPU_EFFICIENCY = (0.03, 0.4)
 
 
 @dataclass(frozen=True)
@@ -66,14 +64,7 @@ class RowCounts:
 
 @dataclass(frozen=True)
 class Steps:
-    """Optimiser steps.
-
-    Attributes:
-        per_epoch: in one pass over the rows.
-        total: in all.
-        warmup: how many of them warm up.
-        epochs: passes over the rows; more than the recipe's where ``training.min_steps`` asks for more.
-    """
+    """Optimiser steps in one pass over the rows, in all, and to warm up; and the passes that they make."""
 
     per_epoch: int
     total: int
@@ -91,50 +82,67 @@ class RatePoint:
 
 
 @dataclass(frozen=True)
-class TokenBudget:
-    """How many tokens are learned from, and how many are computed for them.
+class Lengths:
+    """Tokens of a text, special tokens included.
 
     Attributes:
         basis: measured on the rows with the base's tokenizer; or what the catalogue knows of the data set.
-        sampled_rows: number of rows measured.
-        lengths: quantiles of the tokens of a text before cutting, by name; empty when unknown.
-        share_cut: share of the texts longer than max_length; None when unknown.
-        share_lost: share of all tokens that are not read for it; None when unknown.
-        vocabulary: how well the base model's vocabulary covers the texts; None when unknown.
-        tokens_per_row: mean, special tokens included, cut to max_length; None when unknown.
-        tokens_per_epoch: without padding; None when unknown.
-        padding: share of the computed tokens that are padding, for each way of batching it is known for.
-        used: the recipe's way of batching.
-        computed_per_epoch: with the padding of that way (none, where it is not known); None when unknown.
+        rows: number of rows measured.
+        before_cutting: quantiles by name; empty when unknown.
+        mean: after cutting to max_length; None when unknown.
+        padding: share of the computed tokens that the recipe's batches would be padded with; None when
+            unknown.
     """
 
-    basis: Literal["measured", "catalogue", "unknown"]
-    sampled_rows: int
-    lengths: dict[str, int]
-    share_cut: float | None
-    share_lost: float | None
-    vocabulary: VocabularyFit | None
-    tokens_per_row: float | None
-    tokens_per_epoch: int | None
-    padding: dict[Padding, float]
-    used: Padding
-    computed_per_epoch: int | None
+    basis: Literal["measured", "catalogue", "unknown"] = "unknown"
+    rows: int = 0
+    before_cutting: dict[str, int] | None = None
+    mean: float | None = None
+    padding: float | None = None
+
+
+@dataclass(frozen=True)
+class TimeEstimate:
+    """How long the training steps would take on this machine; validation and start-up come on top.
+
+    Attributes:
+        device: where it would run, as torch names it.
+        precision: of the frozen encoder's products.
+        threads: processor threads that torch uses.
+        matmul_rate: measured rate of matrix products of the encoder's shapes, in FLOP/s.
+        flops_per_token: see ``training_flops_per_token``.
+        tokens: computed in the whole training, padding included where it is known.
+        efficiency: (low, high) share of ``matmul_rate`` that steps are assumed to reach.
+        seconds: (low, high).
+    """
+
+    device: str
+    precision: Precision
+    threads: int
+    matmul_rate: float
+    flops_per_token: int
+    tokens: int
+    efficiency: tuple[float, float]
+    seconds: tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that can be said of a training before it starts. ``time`` is None when it cannot be estimated.
+    """All that can be said of a training before it starts.
 
-    ``remarks`` are sentences on the validation rows; none where these are not on this disk.
+    Attributes:
+        origins: what set the values that are not left to their defaults, by dotted key: a recipe or a flag.
+        time: None where it cannot be estimated.
+        remarks: sentences on the rows; none where these are not on this disk.
     """
 
     recipe: Recipe
-    given: tuple[GivenValue, ...]
+    origins: Mapping[str, str]
     parameters: tuple[ParameterGroup, ...]
     rows: RowCounts
     steps: Steps
     curve: tuple[RatePoint, ...]
-    tokens: TokenBudget
+    lengths: Lengths
     time: TimeEstimate | None
     remarks: tuple[str, ...] = ()
 
@@ -163,8 +171,7 @@ def make_plan(resolved: ResolvedRecipe, *, measure_speed: bool = True) -> Plan:
 
     Raises UserError for anything that training would refuse as well.
     """
-    recipe = resolved.recipe
-    training = recipe.training
+    recipe, training = resolved.recipe, resolved.recipe.training
     rows, data = _find_rows(recipe)
     model = outline_classifier(resolve_config(recipe.model.base), rows.classes, recipe.model, recipe.lora)
     require_length(model.config, recipe.model.max_length)
@@ -175,39 +182,23 @@ def make_plan(resolved: ResolvedRecipe, *, measure_speed: bool = True) -> Plan:
         warmup=warmup_steps(training.warmup, total),
         epochs=planned_epochs(rows.train, training),
     )
-    tokens = _token_budget(recipe, rows, None if data is None else data.train)
-    time = None
-    if measure_speed and tokens.computed_per_epoch is not None:
-        time = estimate_time(
-            model,
-            training,
-            tokens=round(tokens.computed_per_epoch * steps.epochs),
-            tokens_per_batch=round(tokens.computed_per_epoch / rows.train * training.batch_size),
-        )
+    lengths, remarks = _measure_lengths(recipe, rows, data)
+    estimate = None
+    if measure_speed and lengths.mean is not None:
+        computed = lengths.mean / (1 - (lengths.padding or 0.0))
+        tokens = round(computed * rows.train * steps.epochs)
+        estimate = estimate_time(model, training, tokens=tokens, tokens_per_row=computed)
     return Plan(
         recipe=recipe,
-        given=tuple(_given_values(resolved)),
+        origins=resolved.origins,
         parameters=tuple(parameter_table(model)),
         rows=rows,
         steps=steps,
         curve=_rate_curve(steps, training),
-        tokens=tokens,
-        time=time,
-        remarks=_remarks(data, training),
+        lengths=lengths,
+        time=estimate,
+        remarks=remarks,
     )
-
-
-def _given_values(resolved: ResolvedRecipe) -> Iterator[GivenValue]:
-    for key, origin in resolved.origins.items():
-        section, name = key.split(".")
-        yield GivenValue(key, getattr(getattr(resolved.recipe, section), name), origin)
-
-
-def _remarks(data: TrainingData | None, training: TrainingSection) -> tuple[str, ...]:
-    if data is None or data.validation.labels is None:
-        return ()
-    held_out = HeldOut.of(data.validation.labels, planned_validations(len(data.train), training), training)
-    return (*data.notes, *classes_not_held_out(data.train, data.validation), *held_out.remarks(training))
 
 
 def _find_rows(recipe: Recipe) -> tuple[RowCounts, TrainingData | None]:
@@ -229,13 +220,10 @@ def _catalogue_rows(data: DataSection, known: DataSet) -> RowCounts:
     else:
         validation = validation_size(train, data.validation_share)
         train -= validation
-    return RowCounts(
-        train=min(train, data.train_rows or train),
-        validation=validation,
-        classes=len(known.label_names) if known.label_names else _ASSUMED_CLASSES,
-        rows_from="catalogue",
-        classes_from="catalogue" if known.label_names else "assumed",
-    )
+    train = min(train, data.train_rows or train)
+    if not known.label_names:
+        return RowCounts(train, validation, _ASSUMED_CLASSES, "catalogue", "assumed")
+    return RowCounts(train, validation, len(known.label_names), "catalogue", "catalogue")
 
 
 def _rate_curve(steps: Steps, training: TrainingSection) -> tuple[RatePoint, ...]:
@@ -245,63 +233,54 @@ def _rate_curve(steps: Steps, training: TrainingSection) -> tuple[RatePoint, ...
     for name, share in (("25 %", 0.25), ("50 %", 0.5), ("75 %", 0.75)):
         places.setdefault(min(round(share * steps.total), last), name)
     places.setdefault(last, "last step")
-    return tuple(
-        RatePoint(name, step, _rate_at(step, steps, training)) for step, name in sorted(places.items())
-    )
+    points = []
+    for step, name in sorted(places.items()):
+        factor = rate_factor(step, steps=steps.total, warmup=steps.warmup, schedule=training.schedule)
+        points.append(RatePoint(name, step, training.learning_rate * factor))
+    return tuple(points)
 
 
-def _rate_at(step: int, steps: Steps, training: TrainingSection) -> float:
-    factor = rate_factor(step, steps=steps.total, warmup=steps.warmup, schedule=training.schedule)
-    return training.learning_rate * factor
-
-
-def _token_budget(recipe: Recipe, rows: RowCounts, examples: Examples | None) -> TokenBudget:
-    """Tokens and padding: measured where rows and tokenizer are at hand, else as far as they are known."""
-    max_length = recipe.model.max_length
-    used = _used_padding(recipe.training)
+def _measure_lengths(
+    recipe: Recipe, rows: RowCounts, data: TrainingData | None
+) -> tuple[Lengths, tuple[str, ...]]:
+    """Lengths measured where rows and tokenizer are at hand, else as far as they are known; and remarks."""
+    training, max_length = recipe.training, recipe.model.max_length
+    if data is None:
+        known = DATA_SETS[recipe.data.train].mean_tokens
+        if known is None:
+            return Lengths(), ()
+        mean = float(min(known, max_length))
+        return Lengths("catalogue", mean=mean, padding=_padding(recipe, rows, mean, None)), ()
     folder = _tokenizer_folder(recipe.model.base)
-    known = DATA_SETS.get(recipe.data.train)
-    padding: dict[Padding, float] = {}
-    sampled, lengths = 0, {}
-    truncation: Truncation | None = None
-    vocabulary: VocabularyFit | None = None
-    mean: float | None = None
-    basis: Literal["measured", "catalogue", "unknown"] = "unknown"
-    if examples is not None and folder is not None:
-        sample = _sample(examples, recipe.training.seed)
-        tokenizer = TextTokenizer.from_folder(folder, max_length)
-        encoded, vocabulary = tokenizer.encode_whole(sample.texts), tokenizer.fit(sample.texts)
-        cut = np.array([len(ids) for ids in encoded.ids], dtype=np.int64)
-        basis, sampled, mean = "measured", len(sample), float(cut.mean())
-        lengths = {name: round(np.quantile(encoded.lengths, share)) for name, share in _QUANTILES.items()}
-        truncation = encoded.truncation
-        padding = _padding_shares(cut, rows.train, recipe.training)
-    elif known is not None and known.mean_tokens is not None:
-        basis, mean = "catalogue", float(min(known.mean_tokens, max_length))
-    if mean is not None:
-        padding["max_length"] = 1.0 - mean / max_length
-    computed: float | None = max_length
-    if not recipe.training.pad_to_max_length:
-        computed = mean / (1.0 - padding.get(used, 0.0)) if mean is not None else None
-    return TokenBudget(
-        basis=basis,
-        sampled_rows=sampled,
-        lengths=lengths,
-        share_cut=None if truncation is None else truncation.share_cut,
-        share_lost=None if truncation is None else truncation.share_lost,
-        vocabulary=vocabulary,
-        tokens_per_row=mean,
-        tokens_per_epoch=None if mean is None else round(mean * rows.train),
-        padding=padding,
-        used=used,
-        computed_per_epoch=None if computed is None else round(computed * rows.train),
-    )
+    if folder is None:
+        return Lengths(), tuple(remarks_on_rows(data, None, None, training, recipe.model))
+    drawn = np.random.default_rng(training.seed).permutation(len(data.train))[:_SAMPLED_ROWS]
+    sample = data.train.select(drawn)
+    tokenizer = TextTokenizer.from_folder(folder, max_length)
+    encoded, vocabulary = tokenizer.encode_whole(sample.texts), tokenizer.fit(sample.texts)
+    remarks = remarks_on_rows(data, encoded, vocabulary, training, recipe.model)
+    cut = np.array([len(ids) for ids in encoded.ids], dtype=np.int64)
+    mean = float(cut.mean())
+    quantiles = {name: round(np.quantile(encoded.lengths, share)) for name, share in _QUANTILES.items()}
+    padding = _padding(recipe, rows, mean, cut)
+    return Lengths("measured", len(sample), quantiles, mean, padding), tuple(remarks)
 
 
-def _used_padding(training: TrainingSection) -> Padding:
+def _padding(recipe: Recipe, rows: RowCounts, mean: float, lengths: np.ndarray | None) -> float | None:
+    """The padding of an epoch over all rows by the recipe's way of batching, from a sample of ``lengths``."""
+    training = recipe.training
     if training.pad_to_max_length:
-        return "max_length"
-    return "grouped" if training.group_by_length else "unsorted"
+        return 1.0 - mean / recipe.model.max_length
+    if lengths is None:
+        return None
+    batcher = Batcher(
+        lengths,
+        training.batch_size,
+        seed=training.seed,
+        group_by_length=training.group_by_length,
+        sample_of=rows.train,
+    )
+    return padding_share(lengths, batcher.epoch(0))
 
 
 def _tokenizer_folder(base: str) -> Path | None:
@@ -316,49 +295,105 @@ def _tokenizer_folder(base: str) -> Path | None:
     return folder if (folder / "tokenizer.json").is_file() else None
 
 
-def _sample(examples: Examples, seed: int) -> Examples:
-    """At most ``_SAMPLED_ROWS`` rows, drawn by the recipe's seed."""
-    return examples.select(np.random.default_rng(seed).permutation(len(examples))[:_SAMPLED_ROWS])
+def estimate_time(
+    model: PeftModel, training: TrainingSection, *, tokens: int, tokens_per_row: float
+) -> TimeEstimate:
+    """Measure this machine for a moment and estimate the time to train on ``tokens`` tokens.
+
+    ``model`` is the classifier, of which only shapes matter; products of a batch of rows of
+    ``tokens_per_row`` are measured. Raises UserError when the device asked for is not there.
+    """
+    device = choose_device(training.device)
+    precision = choose_precision(training.precision, device)
+    widest = max(_encoder_linears(model), key=lambda linear: linear.weight.numel())
+    batch = max(1, round(tokens_per_row * training.batch_size))
+    rate = matmul_rate((batch, widest.in_features, widest.out_features), device, precision)
+    flops = training_flops_per_token(model)
+    slow, fast = _CPU_EFFICIENCY if device.type == "cpu" else _GPU_EFFICIENCY
+    return TimeEstimate(
+        device=str(device),
+        precision=precision,
+        threads=torch.get_num_threads(),
+        matmul_rate=rate,
+        flops_per_token=flops,
+        tokens=tokens,
+        efficiency=(slow, fast),
+        seconds=(tokens * flops / (rate * fast), tokens * flops / (rate * slow)),
+    )
 
 
-def _padding_shares(lengths: np.ndarray, rows: int, training: TrainingSection) -> dict[Padding, float]:
-    """The padding of an epoch over ``rows`` rows, grouped and unsorted, from a sample of them."""
-    ways: dict[Padding, bool] = {"grouped": True, "unsorted": False}
-    shares = {}
-    for way, grouped in ways.items():
-        batcher = Batcher(
-            lengths,
-            training.batch_size,
-            seed=training.seed,
-            group_by_length=grouped,
-            sample_of=rows,
-        )
-        shares[way] = padding_share(lengths, batcher.epoch(0))
-    return shares
+def training_flops_per_token(model: PeftModel) -> int:
+    """Floating-point operations to train on one token: four per weight of the encoder's linear layers.
+
+    Two are the forward product and two the gradient of its input; a frozen weight needs no gradient of its
+    own, which would be two more (Kaplan et al., 2020). Adapters, head and attention scores are left out.
+    """
+    weights = sum(linear.weight.numel() for linear in _encoder_linears(model))
+    # ALBERT passes through the same few layers again and again.
+    distinct = getattr(model.config, "num_hidden_groups", None)
+    passes = model.config.num_hidden_layers // distinct if distinct else 1
+    return 4 * weights * passes
+
+
+def matmul_rate(
+    shape: tuple[int, int, int], device: torch.device, precision: Precision, seconds: float = 0.3
+) -> float:
+    """Measured FLOP/s of products (rows, inner) x (inner, columns); ``shape`` is (rows, inner, columns).
+
+    On a CPU this thread's own time counts, so that whatever else the machine is doing does not.
+    """
+    rows, inner, columns = shape
+    dtype = getattr(torch, precision)
+    left = torch.ones(rows, inner, device=device, dtype=dtype)
+    right = torch.ones(inner, columns, device=device, dtype=dtype)
+    on_cpu = device.type == "cpu"
+    clock = time.thread_time if on_cpu else time.perf_counter
+    # An accelerator is asked for many products at a time: to wait for each would measure the waiting.
+    burst = 1 if on_cpu else 64
+    wait = getattr(torch, device.type).synchronize
+    torch.mm(left, right)
+    wait()
+    products, start = 0, clock()
+    while (elapsed := clock() - start) < seconds:
+        for _ in range(burst):
+            torch.mm(left, right)
+        wait()
+        products += burst
+    return 2.0 * rows * inner * columns * products / elapsed
+
+
+def _encoder_linears(model: PeftModel) -> Iterator[nn.Linear]:
+    """The frozen linear layers in the encoder's numbered stack, which every token passes."""
+    for name, module in model.named_modules():
+        numbered = any(part.isdigit() for part in name.split("."))
+        if isinstance(module, nn.Linear) and numbered and "lora_" not in name:
+            yield module
 
 
 def render_plan(plan: Plan) -> list[str]:
     """The plan as lines of plain text of at most 80 columns."""
     sections = (
-        _wrapped(plan.recipe.description, "") if plan.recipe.description else [],
+        _wrapped(plan.recipe.description, ""),
         _render_given(plan),
         _render_parameters(plan),
         _render_rows(plan),
         _render_curve(plan),
-        _render_tokens(plan),
-        _render_time(plan),
+        _render_lengths(plan),
+        _render_time(plan.time),
+        [line for remark in plan.remarks for line in _wrapped(f"note: {remark}", "")],
     )
     lines = [line for section in sections if section for line in (*section, "")]
     return lines[:-1]
 
 
 def _render_given(plan: Plan) -> list[str]:
-    if not plan.given:
+    if not plan.origins:
         return ["values: all default"]
-    lines = ["values that are not left to their defaults"]
-    for given in plan.given:
-        text = f"{given.key:<28}{json.dumps(given.value, ensure_ascii=False):<20}  {given.origin}"
-        lines += _wrapped(text, "  ", deeper=28)
+    values, lines = plan.recipe.model_dump(), ["values that are not left to their defaults"]
+    for key, origin in plan.origins.items():
+        section, name = key.split(".")
+        value = json.dumps(values[section][name], ensure_ascii=False)
+        lines += _wrapped(f"{key:<28}{value:<20}  {origin}", "  ", deeper=28)
     return lines
 
 
@@ -373,27 +408,17 @@ def _render_parameters(plan: Plan) -> list[str]:
 def _render_rows(plan: Plan) -> list[str]:
     rows, steps, training = plan.rows, plan.steps, plan.recipe.training
     source = "counted" if rows.rows_from == "data" else "from the catalogue; the data is not on this disk"
-    classes = "assumed until the data is here" if rows.classes_from == "assumed" else ""
+    assumed = "assumed until the data is here" if rows.classes_from == "assumed" else ""
+    step_rows = counted(training.batch_size * training.accumulation, "row")
     return [
         f"rows and steps ({source})",
         _figure("training rows", rows.train),
         _figure("validation rows", rows.validation),
-        _figure("classes", rows.classes, classes),
-        _figure(
-            "steps an epoch",
-            steps.per_epoch,
-            f"of {counted(training.batch_size * training.accumulation, 'row')}",
-        ),
-        _figure("all steps", steps.total, _epochs(steps, training)),
+        _figure("classes", rows.classes, assumed),
+        _figure("steps an epoch", steps.per_epoch, f"of {step_rows}"),
+        _figure("all steps", steps.total, counted(steps.epochs, "epoch")),
         _figure("warm-up steps", steps.warmup),
-        *(line for remark in plan.remarks for line in _wrapped(f"note: {remark}", "  ")),
     ]
-
-
-def _epochs(steps: Steps, training: TrainingSection) -> str:
-    epochs = counted(steps.epochs, "epoch")
-    raised = steps.epochs > training.epochs
-    return f"{epochs}, for training.min_steps" if raised else epochs
 
 
 def _render_curve(plan: Plan) -> list[str]:
@@ -404,56 +429,35 @@ def _render_curve(plan: Plan) -> list[str]:
     return lines
 
 
-def _render_tokens(plan: Plan) -> list[str]:
-    tokens = plan.tokens
+def _render_lengths(plan: Plan) -> list[str]:
+    lengths, max_length = plan.lengths, plan.recipe.model.max_length
     basis = {
-        "measured": f"measured on {counted(tokens.sampled_rows, 'row')}",
+        "measured": f"measured on {counted(lengths.rows, 'row')}",
         "catalogue": f"as known of {plan.recipe.data.train}, in RoBERTa's tokens; not measured here",
         "unknown": "unknown until data and base are here",
     }
-    names = {
-        "grouped": "padding, grouped by length",
-        "unsorted": "padding, in random order",
-        "max_length": f"padding, all to {plan.recipe.model.max_length}",
-    }
-    lines = [f"tokens ({basis[tokens.basis]})"]
-    if tokens.tokens_per_row is not None and tokens.tokens_per_epoch is not None:
-        lines.append(f"  {'tokens a row':<28}{tokens.tokens_per_row:>14.1f}")
-        lines.append(_figure("tokens an epoch", tokens.tokens_per_epoch))
-    if tokens.lengths:
-        shown = ", ".join(f"{name} {length:,}" for name, length in tokens.lengths.items())
-        lines += _wrapped(f"{'tokens before cutting':<28}{shown}", "  ", deeper=28)
-    if tokens.share_cut is not None and tokens.share_lost is not None:
-        limit = f"to {plan.recipe.model.max_length} tokens"
-        lines.append(f"  {'texts cut':<28}{f'{100 * tokens.share_cut:.1f} %':>14}  {limit}")
-        lines.append(f"  {'tokens not read':<28}{f'{100 * tokens.share_lost:.1f} %':>14}")
-    if tokens.vocabulary is not None:
-        lines.append(f"  {'unknown tokens':<28}{f'{100 * tokens.vocabulary.unknown:.1f} %':>14}")
-        lines += _wrapped(tokens.vocabulary.warning or "", "  ")
-    for way, name in names.items():
-        if way in tokens.padding or way == tokens.used:
-            share = f"{100 * tokens.padding[way]:.1f} %" if way in tokens.padding else "not known"
-            lines.append(f"  {name:<28}{share:>14}{'  as in this recipe' if way == tokens.used else ''}")
-    if tokens.computed_per_epoch is not None:
-        note = "padding included" if tokens.used in tokens.padding else "without padding"
-        lines.append(_figure("computed an epoch", tokens.computed_per_epoch, note))
+    lines = [f"tokens a text ({basis[lengths.basis]})"]
+    if lengths.before_cutting:
+        shown = ", ".join(f"{name} {length:,}" for name, length in lengths.before_cutting.items())
+        lines.append(f"  {'before cutting':<28}{shown}")
+    if lengths.mean is not None:
+        lines.append(f"  {f'mean, cut to {max_length}':<28}{lengths.mean:>14.1f}")
+    if lengths.padding is not None:
+        lines.append(f"  {'padding':<28}{f'{100 * lengths.padding:.1f} %':>14}  of what is computed")
     return lines
 
 
-def _render_time(plan: Plan) -> list[str]:
-    time = plan.time
+def _render_time(time: TimeEstimate | None) -> list[str]:
     if time is None:
         return ["time on this machine: not estimated"]
-    threads = f", threads: {time.threads}" if time.device == "cpu" else ""
-    low, high = time.efficiency
+    where = f"{time.precision}, threads: {time.threads}" if time.device == "cpu" else time.precision
+    low, high = (f"{100 * share:g}" for share in time.efficiency)
     return [
-        f"time on this machine (an estimate: {time.device}, {time.precision}{threads})",
-        f"  {'training, all epochs':<28}{_duration(time.seconds[0])} to {_duration(time.seconds[1])}",
+        f"time on this machine ({time.device}, {where})",
+        f"  {'estimate, all epochs':<28}{_duration(time.seconds[0])} to {_duration(time.seconds[1])}",
         *_wrapped(
-            f"from {time.tokens:,} tokens of {time.flops_per_token / 1e6:.0f} MFLOP (forward and input "
-            f"gradients of the frozen encoder), {time.matmul_rate / 1e9:,.0f} GFLOP/s measured on "
-            f"matrix products of its shapes, and steps that reach {low:g} to {high:g} of that rate. "
-            "Validation, and other work on the machine, come on top.",
+            f"{time.tokens:,} tokens of {time.flops_per_token / 1e6:.0f} MFLOP, at {low} to {high} % of the "
+            f"{time.matmul_rate / 1e9:,.0f} GFLOP/s measured on matrix products. Validation comes on top.",
             "  ",
         ),
     ]

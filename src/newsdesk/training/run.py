@@ -23,14 +23,14 @@ from newsdesk.data.duplicates import KnownTexts
 from newsdesk.data.examples import Examples
 from newsdesk.data.load import TrainingData, load_training_data
 from newsdesk.data.table import Table
-from newsdesk.data.words import VocabularyFit, language_of
+from newsdesk.data.words import language_of
 from newsdesk.errors import UserError, counted
 from newsdesk.model.architectures import require_length
 from newsdesk.model.catalog import ResolvedBase, resolve_base
 from newsdesk.model.classifier import AdapterStore, build_classifier, copy_tokenizer
 from newsdesk.model.encoder import keep_freed_memory
 from newsdesk.model.network import Network, choose_precision, predict_with_features
-from newsdesk.model.tokenizer import Encoded, TextTokenizer, TokenIds
+from newsdesk.model.tokenizer import TextTokenizer, TokenIds
 from newsdesk.progress import Progress
 from newsdesk.runs.calibration import HeldOutRows, store_calibration, store_distances
 from newsdesk.runs.folder import Labels, RunFolder
@@ -66,7 +66,7 @@ from newsdesk.runs.replacing import (
 )
 from newsdesk.training.checkpoints import Checkpoints, decode
 from newsdesk.training.distributed import Team, gathered
-from newsdesk.training.held_out import classes_not_held_out
+from newsdesk.training.held_out import remarks_on_rows
 from newsdesk.training.launch import restarted
 from newsdesk.training.loop import EncodedRows, TrainingLoop
 from newsdesk.training.train_step import explaining_memory
@@ -146,10 +146,9 @@ class _Prepared:
     tokenizer_files: Path
     store: AdapterStore
     loop: TrainingLoop
-    encoded: Encoded
     readable: NDArray[np.bool_]
-    vocabulary: VocabularyFit
-    max_length: int
+    unknown_tokens: float
+    remarks: tuple[str, ...]
 
     @property
     def identity(self) -> dict[str, str]:
@@ -198,10 +197,9 @@ def _prepare(
         tokenizer_files,
         store,
         loop,
-        encoded,
         validation.readable,
-        vocabulary,
-        recipe.model.max_length,
+        vocabulary.unknown,
+        tuple(remarks_on_rows(data, encoded, vocabulary, recipe.training, recipe.model)),
     )
 
 
@@ -265,36 +263,13 @@ def _lead(
             if isinstance(event, Started):
                 if resumed is not None:
                     tell(resumed)
-                for remark in _remarks(prepared) if not loop.step else ():  # else the log has them
+                for remark in prepared.remarks if not loop.step else ():  # else the log has them
                     tell(Remark(remark))
             if _checkpoint_is_due(event, loop, time.monotonic() - last_checkpoint):
                 checkpoints.save(loop.snapshot(), log.secure())
                 last_checkpoint = time.monotonic()
     assert isinstance(event, Finished)
     return event
-
-
-def _remarks(prepared: _Prepared) -> list[str]:
-    """What to know of rows and steps before training, a sentence each."""
-    data, loop = prepared.data, prepared.loop
-    remarks = list(data.notes)
-    if prepared.vocabulary.warning is not None:
-        remarks.append(prepared.vocabulary.warning)
-    if loop.epochs > loop.training.epochs:
-        remarks.append(
-            f"{counted(loop.training.epochs, 'epoch')} would be {counted(loop.steps_of_epochs, 'step')}; "
-            f"training takes {loop.steps:,} (training.min_steps), unless you ask for epochs with --epochs"
-        )
-    if prepared.encoded.truncation.cut:
-        cut = prepared.encoded.truncation.describe(prepared.max_length)
-        remarks.append(f"training rows: {cut} (model.max_length)")
-    unreadable = sum(reason is not None for reason in prepared.encoded.unreadable)
-    if unreadable:
-        remarks.append(
-            f"{counted(unreadable, 'training row')} with nothing to read: empty, or no known token"
-        )
-    remarks += classes_not_held_out(data.train, data.validation)
-    return remarks + loop.held_out.remarks(loop.training)
 
 
 def _keep_off_topic_score(run: RunFolder, loop: TrainingLoop) -> None:
@@ -426,7 +401,7 @@ def _manifest(resolved: ResolvedRecipe, prepared: _Prepared, finished: Finished,
         data=DataFacts(
             licence=data.licence,
             language=language_of(data.train.texts),
-            unknown_tokens=round(prepared.vocabulary.unknown, 5),
+            unknown_tokens=round(prepared.unknown_tokens, 5),
             train=_row_facts(data.train, train_source),
             validation=_row_facts(data.validation, validation_source),
         ),
@@ -438,7 +413,7 @@ def _manifest(resolved: ResolvedRecipe, prepared: _Prepared, finished: Finished,
             padding_share=round(finished.padding_share, 5),
             processes=team.size,
             choosing_rows=len(prepared.loop.held_out.choosing),
-            remarks=tuple(_remarks(prepared)),
+            remarks=prepared.remarks,
         ),
     )
 
