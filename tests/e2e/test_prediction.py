@@ -125,11 +125,11 @@ def test_every_kind_of_file_becomes_every_kind(newsdesk, predicting, tmp_path, s
 @pytest.fixture
 def predicting(trained, monkeypatch):
     """The trained run, loaded once for many commands: here it matters what they read and write."""
-    from newsdesk import api
+    from newsdesk.prediction import open_model as loading
 
     if not _LOADED:
-        _LOADED.append(api.load(trained))
-    monkeypatch.setattr(api, "load", lambda *_arguments, **_named: _LOADED[0])
+        _LOADED.append(loading.open_model(trained))
+    monkeypatch.setattr(loading, "open_model", lambda *_arguments, **_named: _LOADED[0])
     return trained
 
 
@@ -217,9 +217,9 @@ def test_a_pickle_is_refused_unread(newsdesk, trained, tmp_path):
 def test_an_output_that_could_not_be_written_is_refused_before_the_work(
     newsdesk, trained, monkeypatch, tmp_path
 ):
-    from newsdesk import api
+    from newsdesk.prediction import open_model as loading
 
-    monkeypatch.setattr(api, "load", lambda *_arguments, **_named: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(loading, "open_model", lambda *_, **_named: pytest.fail("the model was loaded"))
     for output in (tmp_path, tmp_path / "out.xlsx"):
         assert newsdesk("predict", trained, "goal", "--output", output).code == 1
 

@@ -11,7 +11,7 @@ from textwrap import dedent
 import pytest
 
 import newsdesk as package
-from newsdesk import api
+from newsdesk.prediction import open_model as loading
 
 COMMON = {"--debug", "--help"}
 DIALECT = ("--header", "--no-header", "--delimiter", "--quote", "--encoding")
@@ -200,7 +200,7 @@ def test_a_text_that_reads_debug_is_a_text(newsdesk):
 
 
 def test_a_defect_of_ours_is_not_dressed_up(newsdesk, monkeypatch):
-    monkeypatch.setattr(api, "load", lambda *_a, **_k: 1 / 0)
+    monkeypatch.setattr(loading, "open_model", lambda *_a, **_k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         newsdesk("predict", "run", "x")
 
@@ -217,7 +217,7 @@ def test_an_error_of_a_library_that_is_no_refusal_of_the_system_keeps_its_traceb
     def fail(*_arguments: object, **_named: object) -> None:
         raise OSError("Can't load the configuration")
 
-    monkeypatch.setattr(api, "load", fail)
+    monkeypatch.setattr(loading, "open_model", fail)
     with pytest.raises(OSError, match="configuration"):
         newsdesk("predict", "run", "x")
 
@@ -226,7 +226,7 @@ def test_ctrl_c_outside_of_training_ends_with_130(newsdesk, monkeypatch):
     def interrupt(*_arguments: object, **_named: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "load", interrupt)
+    monkeypatch.setattr(loading, "open_model", interrupt)
     outcome = newsdesk("predict", "run", "x")
     assert outcome.code == 130
     assert outcome.err.split() == ["interrupted"]
