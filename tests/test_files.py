@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,70 @@ def test_the_hash_is_that_of_all_bytes(tmp_path: Path):
     content = os.urandom((1 << 20) + 17)
     (tmp_path / "a").write_bytes(content)
     assert sha256_of(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that were read through for their hash, in order."""
+    read: list[Path] = []
+    original = files._read_sha256
+    monkeypatch.setattr(files, "_read_sha256", lambda path: read.append(path) or original(path))
+    return read
+
+
+def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    now = time.time_ns()
+    monkeypatch.setattr(files.time, "time_ns", lambda: now + int(seconds * 1e9))
+
+
+def test_a_file_that_stays_the_same_is_read_once_for_its_hash(tmp_path: Path, passes, monkeypatch):
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    later(monkeypatch, 3)
+    first = sha256_of(path)
+    monkeypatch.chdir(tmp_path)
+    assert sha256_of(Path("a")) == sha256_of(path) == first
+    assert passes == [path]
+    before = path.stat()
+    path.write_bytes(b"two")  # as long, and its time put back: the time of the inode's change tells
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    later(monkeypatch, 3)
+    assert sha256_of(path) == hashlib.sha256(b"two").hexdigest()
+    write_bytes(path, b"six")  # replaced by another file
+    later(monkeypatch, 3)
+    assert sha256_of(path) == hashlib.sha256(b"six").hexdigest()
+    assert len(passes) == 3
+
+
+def test_a_file_that_changed_a_moment_ago_is_read_each_time(tmp_path: Path, passes, monkeypatch):
+    """Within the clock's granularity a second edit leaves every time and the size as they were."""
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    frozen = path.stat()
+    monkeypatch.setattr(Path, "stat", lambda *_arguments, **_options: frozen)
+    later(monkeypatch, 1.5)
+    assert sha256_of(path) == hashlib.sha256(b"one").hexdigest()
+    with path.open("r+b") as stream:
+        stream.write(b"two")
+    assert sha256_of(path) == hashlib.sha256(b"two").hexdigest()
+    assert len(passes) == 2
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_remembered(tmp_path: Path, monkeypatch):
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    later(monkeypatch, 3)
+    original = files._read_sha256
+
+    def meanwhile(read: Path) -> str:
+        found = original(read)
+        path.write_bytes(b"longer")
+        return found
+
+    monkeypatch.setattr(files, "_read_sha256", meanwhile)
+    sha256_of(path)
+    monkeypatch.setattr(files, "_read_sha256", original)
+    assert sha256_of(path) == hashlib.sha256(b"longer").hexdigest()
 
 
 def test_a_full_disk_names_the_folder_and_what_to_do(tmp_path: Path):

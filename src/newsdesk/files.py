@@ -7,14 +7,13 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from newsdesk.errors import UserError
-
-_CHUNK = 1 << 20
 
 
 @contextmanager
@@ -115,12 +114,33 @@ def damaged(path: Path, found: str, *, fix: str) -> UserError:
 
 
 def sha256_of(path: Path) -> str:
-    """The hexadecimal sha256 of a file's bytes, read in pieces of 1 MiB."""
-    digest = hashlib.sha256()
+    """The hexadecimal sha256 of a file's bytes; a process reads a file once for it while it stays the same.
+
+    A file is taken for the same by its path, inode, size and times of change. One that changed in the last
+    two seconds is read each time: a second edit within the clock's granularity would not show in these.
+    """
+    identity = _identity(path)
+    if identity in _known_hashes:
+        return _known_hashes[identity]
+    found = _read_sha256(path)
+    settled = time.time_ns() - _SETTLED_AFTER
+    if identity == _identity(path) and max(identity[-2:]) < settled:
+        _known_hashes[identity] = found
+    return found
+
+
+_SETTLED_AFTER = 2_000_000_000  # nanoseconds
+_known_hashes: dict[tuple[str, int, int, int, int, int], str] = {}
+
+
+def _identity(path: Path) -> tuple[str, int, int, int, int, int]:
+    of = path.stat()
+    return str(path.absolute()), of.st_dev, of.st_ino, of.st_size, of.st_mtime_ns, of.st_ctime_ns
+
+
+def _read_sha256(path: Path) -> str:
     with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def disk_full(path: Path) -> UserError:

@@ -171,4 +171,5 @@ def test_the_files_are_json_that_people_can_read(run: RunFolder):
         "labels": ["cold", "hot"],
         "text": {"text_columns": ["title", "body"], "template": "{title}. {body}", "normaliser": "ag_news"},
         "max_length": 64,
+        "kind": "text",
     }
