@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from inspect import CO_OPTIMIZED
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -75,7 +76,8 @@ def called_functions() -> Iterator[set[tuple[str, int]]]:
 
     def note(frame: FrameType, event: str, _argument: Any) -> None:
         code = frame.f_code
-        if event == "call" and code.co_filename.startswith(inside) and code.co_name != "<module>":
+        named = code.co_flags & CO_OPTIMIZED and not code.co_name.startswith("<")  # no class, no comprehension
+        if event == "call" and named and code.co_filename.startswith(inside):
             seen.add((code.co_filename, code.co_firstlineno))
 
     threading.setprofile(note)
@@ -150,7 +152,7 @@ def main() -> None:
         cold = [sys.executable, "-m", "newsdesk", "predict", str(work / "run"), "bank raises rates"]
         figures.append(("cold predict, s", f"{seconds(cold):.2f}"))
     figures.append(("newsdesk --help, s", f"{seconds([sys.executable, '-m', 'newsdesk', '--help']):.2f}"))
-    print(markdown_table(("what", "figure"), figures))
+    print(markdown_table(("what", "figure"), [(what, str(figure)) for what, figure in figures]))
 
 
 def way_of_a_headline(work: Path, data: Path, base: str) -> list[tuple[str, object]]:
