@@ -76,7 +76,9 @@ def called_functions() -> Iterator[set[tuple[str, int]]]:
 
     def note(frame: FrameType, event: str, _argument: Any) -> None:
         code = frame.f_code
-        named = code.co_flags & CO_OPTIMIZED and not code.co_name.startswith("<")  # no class, no comprehension
+        named = code.co_flags & CO_OPTIMIZED and not code.co_name.startswith(
+            "<"
+        )  # no class, no comprehension
         if event == "call" and named and code.co_filename.startswith(inside):
             seen.add((code.co_filename, code.co_firstlineno))
 
