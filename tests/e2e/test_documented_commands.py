@@ -2,7 +2,8 @@
 
 A block that cannot run in a test stands below a comment that says why: ``<!-- not run: REASON -->``.
 Below ``<!-- figures vary -->`` numbers are compared by their shape alone; ``...`` stands for anything.
-A command that does not exit with 0 says so behind it: ``# exit code 1: ...``.
+A command that does not exit with 0 says so behind it: ``# exit code 1: ...``. A page's Python blocks share a
+session; below ``<!-- texts, labels: ... -->`` they find headlines and their classes under these names.
 """
 
 from __future__ import annotations
@@ -49,15 +50,16 @@ pytestmark = pytest.mark.real
 
 @dataclass
 class Block:
-    """A console block: where it stands, what is written above it, and its commands with what they print."""
+    """Where it stands, what is written above it, and its commands with what they print, or its code."""
 
     place: str
     marker: str
     commands: list[tuple[str, list[str]]] = field(default_factory=list)
+    code: str = ""
 
 
 def blocks_of(document: str) -> list[Block]:
-    """The console and Python blocks of a document; a Python block is one command that prints nothing."""
+    """The console and Python blocks of a document."""
     found: list[Block] = []
     marker = ""
     text = (ROOT / document).read_text(encoding="utf-8")
@@ -66,8 +68,7 @@ def blocks_of(document: str) -> list[Block]:
         if part.startswith("```console\n"):
             found.append(Block(place, marker, commands_of(part.splitlines()[1:-1])))
         elif part.startswith("```python\n"):
-            code = part.removeprefix("```python\n").removesuffix("```")
-            found.append(Block(place, marker, [(f"python - <<'END'\n{code}END", [])]))
+            found.append(Block(place, marker, code=part.removeprefix("```python\n").removesuffix("```")))
         above = part.rstrip().splitlines()[-1:]
         marker = above[0] if above and above[0].startswith("<!--") else ""
     return found
@@ -89,19 +90,79 @@ def commands_of(lines: list[str]) -> list[tuple[str, list[str]]]:
     return commands
 
 
+READS_BLOCKS = """
+import json, sys, traceback
+names = {"__name__": "__main__"}
+for line in sys.stdin:
+    failure = ""
+    try:
+        exec(compile(json.loads(line), "block", "exec"), names)
+    except BaseException:
+        failure = traceback.format_exc()
+    print("\\n\\0" + json.dumps(failure), flush=True)
+"""
+
+TEXTS_AND_LABELS = """
+from newsdesk.data.datasets import dataset_files
+from newsdesk.data.stream import read_table
+
+rows = read_table(dataset_files("reuters-r8").train).rows[::40]
+texts, labels = [" ".join(row[-1].split()[:12]) for row in rows], [row[0] for row in rows]
+"""
+
+
+class Session:
+    """A Python process in which the blocks of a page run one after the other."""
+
+    def __init__(self, folder: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", READS_BLOCKS],
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def run(self, code: str) -> str:
+        """Run a block; the traceback if it fails, else an empty text."""
+        self.process.stdin.write(json.dumps(code) + "\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith("\0"):
+                return json.loads(line[1:])
+        return f"the process ended with {self.process.wait()}"
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+        self.process.stdout.close()
+
+
 @dataclass(frozen=True)
 class Workplace:
     """A folder in which commands run as a reader would run them."""
 
     folder: Path
 
+    def follow(self, document: str) -> None:
+        """Run a page's blocks. Raises AssertionError where one does not do what the text says."""
+        blocks = [block for block in blocks_of(document) if not is_left_out(block)]
+        session = Session(self.folder) if any(block.code for block in blocks) else None
+        try:
+            for block in blocks:
+                if block.code:
+                    given = TEXTS_AND_LABELS if block.marker.startswith("<!-- texts, labels:") else ""
+                    failure = session.run(given + block.code)
+                    assert not failure, f"{block.place}\n{failure}"
+                self.run(block)
+        finally:
+            if session is not None:
+                session.close()
+
     def run(self, block: Block) -> None:
         """Run a block's commands. Raises AssertionError where one does not do what the text says."""
-        if block.marker.startswith("<!-- not run"):
-            assert re.fullmatch(r"<!-- not run: \S.* -->", block.marker), (
-                f"{block.place}: say why it is not run"
-            )
-            return
         for command, printed in block.commands:
             documented = re.search(r"#.*\bexit code (\d+)", command)
             code, output = self.shell(command)
@@ -133,6 +194,15 @@ class Workplace:
             check=False,
         )
         return process.returncode, process.stdout
+
+
+def is_left_out(block: Block) -> bool:
+    """Whether a block is marked as one that cannot run in a test. AssertionError where no reason is given."""
+    left_out = block.marker.startswith("<!-- not run")
+    assert not left_out or re.fullmatch(r"<!-- not run: \S.* -->", block.marker), (
+        f"{block.place}: say why it is not run"
+    )
+    return left_out
 
 
 def first_missing(documented: list[str], output: str, *, figures_vary: bool) -> str | None:
@@ -173,15 +243,13 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """Where the first pages' commands have run, and left runs/demo, runs/wire, runs/first-look and wire/."""
     place = Workplace(tmp_path_factory.mktemp("workplace"))
     for document in FIRST:
-        for block in blocks_of(document):
-            place.run(block)
+        place.follow(document)
     return place
 
 
 @pytest.mark.parametrize("document", OTHERS)
 def test_the_commands_of_a_document_do_what_it_says(workplace, document):
-    for block in blocks_of(document):
-        workplace.run(block)
+    workplace.follow(document)
 
 
 def test_minilm_learned_reuters_and_its_explanations_are_faithful(workplace):
