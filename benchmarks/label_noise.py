@@ -29,11 +29,9 @@ from numpy.typing import NDArray
 from side_by_side import describe_machine, markdown_table
 from sklearn.metrics import roc_auc_score
 
-from newsdesk.data.dialect import DETECTED
 from newsdesk.data.duplicates import duplicate_groups
 from newsdesk.data.examples import Examples
-from newsdesk.evaluation.audit.audit import embed
-from newsdesk.evaluation.audit.examine import load_audited
+from newsdesk.evaluation.audit.audit import embed, load_audited
 from newsdesk.evaluation.audit.label_issues import (
     assign_folds,
     clusters_of,
@@ -195,8 +193,7 @@ def main() -> None:
     parser.add_argument("--cleanlab-python", type=Path)
     parser.add_argument("--json", type=Path, default=Path("build/label_noise.json"))
     asked = parser.parse_args()
-    flags: dict[str, Any] = dict.fromkeys(("text", "label", "template", "progress")) | {"dialect": DETECTED}
-    rows = load_audited(asked.data, split="train", test=None, normaliser=asked.normaliser, **flags).examples
+    rows = load_audited(asked.data, split="train", normaliser=asked.normaliser).examples
     vectors = embed(rows.texts, resolve_base(asked.base), asked.store, progress=said_now_and_then())
     if asked.rows is not None:
         chosen = np.sort(np.random.default_rng(asked.seed).permutation(len(rows))[: asked.rows])

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from newsdesk.cli.audit import _KINDS
-from newsdesk.evaluation.audit.changes import KINDS
+from newsdesk.evaluation.audit.cleaned_copy import KINDS
 
 WRONG = {8: "Science", 30: "Science", 61: "Business"}
 """Rows of the topical ones, and the label of another topic that they get."""

@@ -24,11 +24,11 @@ from newsdesk.data.words import isolated
 from newsdesk.errors import counted
 
 if TYPE_CHECKING:
-    from newsdesk.evaluation.audit.changes import Changes
+    from newsdesk.evaluation.audit.cleaned_copy import Changes
     from newsdesk.evaluation.audit.findings import AuditReport
 
 _CONFUSIONS_SHOWN = 6
-# Kept in step with evaluation.audit.changes by a test: importing it here would slow down --help.
+# Kept in step with evaluation.audit.cleaned_copy by a test: importing it here would slow down --help.
 _KINDS = ("label-errors", "duplicates", "near-duplicates", "conflicts", "leaks")
 
 
@@ -96,7 +96,6 @@ def audit(
 ) -> None:
     """Find likely label errors, duplicates and leakage; on request, write a cleaned copy."""
     from newsdesk.evaluation.audit.audit import audit as auditing
-    from newsdesk.evaluation.audit.changes import kinds_of
 
     console = terminal()
     with shown_progress(console) as progress:
@@ -109,7 +108,7 @@ def audit(
             folds=folds,
             apply=target,
             decisions=decisions,
-            drop=kinds_of(drop),
+            drop=drop,
             **{**columns, "normaliser": columns["normaliser"] or "none"},
             command=shlex.join(["newsdesk", *sys.argv[1:]]),
             progress=progress,

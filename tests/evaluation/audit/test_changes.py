@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from newsdesk.errors import UserError
-from newsdesk.evaluation.audit.changes import KINDS, Changes, decide, kinds_of, read_decisions
+from newsdesk.evaluation.audit.cleaned_copy import KINDS, Changes, decide, read_decisions
 from newsdesk.evaluation.audit.findings import AuditReport, Judgement, Twin, write_findings
 
 
@@ -133,4 +133,3 @@ def test_what_an_editor_decided_stands_whatever_else_is_dropped():
 def test_nothing_is_dropped_unasked():
     with pytest.raises(UserError, match="--drop label-errors"):
         decide(REPORT, (), None)
-    assert kinds_of(["leaks", "duplicates"]) == ("duplicates", "leaks")

@@ -9,7 +9,7 @@ import pytest
 
 from newsdesk.data.stream import read_table
 from newsdesk.errors import UserError
-from newsdesk.evaluation.audit.changes import require_free_target, write_cleaned
+from newsdesk.evaluation.audit.cleaned_copy import require_free_target, write_cleaned
 
 CSV = b'\xef\xbb\xbflabel,text\r\nA,"two\r\nlines"\r\nB, plain \r\n\r\nA,"say ""hi"""\r\nB,last'
 JSONL = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from newsdesk.errors import UserError
 from newsdesk.evaluation.audit.label_issues import least_accuracy
 from newsdesk.files import write_bytes, write_json
 from newsdesk.prediction.predictions import delimited_lines
+from newsdesk.stored import UNSTORED, to_content
 
 LABEL_ERRORS, QUALITY, DUPLICATES, LEAKAGE, REPORT = (
     "label-errors.csv",
@@ -121,11 +122,11 @@ class AuditReport:
     majority: float
     noise: float
     confusions: tuple[Confusion, ...]
-    judgements: tuple[Judgement, ...]
-    duplicates: tuple[Twin, ...]
-    conflicting_rows: tuple[int, ...]
+    judgements: tuple[Judgement, ...] = field(metadata=UNSTORED)
+    duplicates: tuple[Twin, ...] = field(metadata=UNSTORED)
+    conflicting_rows: tuple[int, ...] = field(metadata=UNSTORED)
     against: str | None
-    leaks: tuple[Twin, ...]
+    leaks: tuple[Twin, ...] = field(metadata=UNSTORED)
     seconds: dict[str, float]
     vocabulary: VocabularyFit | None = None
 
@@ -159,25 +160,16 @@ class AuditReport:
     def to_dict(self) -> dict[str, Any]:
         """The figures as JSON values; the single rows are in the csv files."""
         return {
-            "source": self.source,
-            "rows": self.rows,
-            "label_counts": self.label_counts,
-            "unjudged": self.unjudged,
-            "accuracy": round(self.accuracy, 6),
-            "least_accuracy": round(self.least_accuracy, 6),
+            **to_content(self),
+            "least_accuracy": self.least_accuracy,
             "can_judge": self.can_judge,
-            "noise": round(self.noise, 6),
-            "noise_is": "a lower bound"
-            if self.can_judge
-            else "not reliable: the held-out accuracy is too low",
+            "noise_is": _RELIABLE if self.can_judge else _UNRELIABLE,
             "vocabulary": None if self.vocabulary is None else self.vocabulary.to_dict(),
-            "confusions": [{**asdict(one), "rows": round(one.rows, 1)} for one in self.confusions],
             "counts": self.counts,
-            "against": self.against,
-            "seconds": {step: round(taken, 1) for step, taken in self.seconds.items()},
         }
 
 
+_RELIABLE, _UNRELIABLE = "a lower bound", "not reliable: the held-out accuracy is too low"
 _BEGINNINGS = {
     LABEL_ERRORS: "row,line,given",
     QUALITY: "rank,suspect,row",
@@ -225,34 +217,32 @@ def write_findings(report: AuditReport, folder: Path, provenance: dict[str, Any]
     columns = ("row", "line", "given", "suggested", "probability", "quality", DECISION, "text")
     _write_csv(folder / LABEL_ERRORS, columns, map(_cells, report.suspects))
     ranked = (
-        (rank if judgement.quality is not None else None, "yes" if judgement.suspect else "no")
-        for rank, judgement in enumerate(report.judgements, start=1)
+        (None if one.quality is None else rank, one.suspect, *_cells(one))
+        for rank, one in enumerate(report.judgements, start=1)
     )
-    rows = ((*place, *_cells(one)) for place, one in zip(ranked, report.judgements, strict=True))
-    _write_csv(folder / QUALITY, ("rank", "suspect", *columns), rows)
-    _write_csv(folder / DUPLICATES, *_twin_table(report.duplicates))
-    _write_csv(folder / LEAKAGE, *_twin_table(report.leaks))
+    _write_csv(folder / QUALITY, ("rank", "suspect", *columns), ranked)
+    of_copies = [of.name for of in fields(Twin) if of.name != "exact"]
+    for name, twins in ((DUPLICATES, report.duplicates), (LEAKAGE, report.leaks)):
+        rows = (
+            ("exact" if twin.exact else "near", *(getattr(twin, column) for column in of_copies))
+            for twin in twins
+        )
+        _write_csv(folder / name, ("kind", *of_copies), rows)
     write_json(folder / REPORT, {**report.to_dict(), **provenance})
 
 
 def _cells(one: Judgement) -> tuple[object, ...]:
-    shares = (None if share is None else round(share, 6) for share in (one.probability, one.quality))
-    return (one.row, one.line, one.given, one.suggested, *shares, "", one.text)
-
-
-def _twin_table(twins: Iterable[Twin]) -> tuple[Sequence[str], Iterable[Sequence[object]]]:
-    columns = ("kind", "row", "line", "label", "other_row", "other_line", "other_label")
-    return (*columns, "similarity", "conflict", "text"), (
-        (
-            "exact" if twin.exact else "near",
-            *(twin.row, twin.line, twin.label, twin.other_row, twin.other_line, twin.other_label),
-            round(twin.similarity, 4),
-            "yes" if twin.conflict else "no",
-            twin.text,
-        )
-        for twin in twins
-    )
+    return (one.row, one.line, one.given, one.suggested, one.probability, one.quality, "", one.text)
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    write_bytes(path, b"".join(delimited_lines([columns, *rows])))
+    """Truth values as yes and no, fractions with six decimals."""
+
+    def written(value: object) -> object:
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return round(value, 6) if isinstance(value, float) else value
+
+    write_bytes(
+        path, b"".join(delimited_lines([columns, *([written(value) for value in row] for row in rows)]))
+    )

@@ -6,10 +6,10 @@ import gzip
 import io
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from newsdesk.data.dialect import Dialect
 from newsdesk.data.encoding import UTF8
@@ -23,13 +23,11 @@ from newsdesk.evaluation.audit.findings import (
     QUALITY,
     AuditReport,
     Judgement,
-    Twin,
 )
 from newsdesk.files import write_bytes
 from newsdesk.prediction.predictions import delimited_lines
 
-Kind = Literal["label-errors", "duplicates", "near-duplicates", "conflicts", "leaks"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS = ("label-errors", "duplicates", "near-duplicates", "conflicts", "leaks")
 """What can be dropped without anyone having looked at it."""
 
 _RELABEL = "relabel"
@@ -55,13 +53,7 @@ class Changes:
         return {"dropped": dict(Counter(self.drop.values())), "relabelled": len(self.relabel)}
 
 
-def kinds_of(names: Iterable[str]) -> tuple[Kind, ...]:
-    """The kinds of findings with these names, in the order of ``KINDS``."""
-    wanted = set(names)
-    return tuple(kind for kind in KINDS if kind in wanted)
-
-
-def decide(report: AuditReport, kinds: Collection[Kind], decisions: Changes | None) -> Changes:
+def decide(report: AuditReport, kinds: Collection[str], decisions: Changes | None) -> Changes:
     """The editor's decisions, and beyond them the rows of the ``kinds`` of findings to drop.
 
     A decision on a row stands whatever else was found of it. Of duplicates the first row is kept, and those
@@ -82,22 +74,20 @@ def decide(report: AuditReport, kinds: Collection[Kind], decisions: Changes | No
             fix="leave out --drop label-errors, or audit with another --base",
         )
     decided = decisions or Changes({}, {})
+    copies = [twin for twin in report.duplicates if not twin.conflict]
+    found: dict[str, Sequence[int]] = {
+        "label-errors": [suspect.row for suspect in report.suspects],
+        "duplicates": [twin.row for twin in copies if twin.exact],
+        "near-duplicates": [twin.row for twin in copies if not twin.exact],
+        "conflicts": report.conflicting_rows,
+        "leaks": [twin.row for twin in report.leaks],
+    }
     drop = dict(decided.drop)
-    for kind in KINDS:
-        for row in _rows_of(report, kind) if kind in kinds else ():
+    for kind in filter(set(kinds).__contains__, KINDS):
+        for row in found[kind]:
             if row not in decided.relabel and row not in decided.keep:
                 drop.setdefault(row, kind)
-    return Changes(drop, dict(decided.relabel), decided.keep)
-
-
-def _rows_of(report: AuditReport, kind: Kind) -> list[int]:
-    if kind == "label-errors":
-        return [suspect.row for suspect in report.suspects]
-    if kind == "conflicts":
-        return list(report.conflicting_rows)
-    twins: Sequence[Twin] = report.leaks if kind == "leaks" else report.duplicates
-    agreeing = [twin for twin in twins if kind == "leaks" or not twin.conflict]
-    return [twin.row for twin in agreeing if kind == "leaks" or twin.exact == (kind == "duplicates")]
+    return Changes(drop, decided.relabel, decided.keep)
 
 
 def read_decisions(path: Path, report: AuditReport) -> Changes:
@@ -115,31 +105,34 @@ def read_decisions(path: Path, report: AuditReport) -> Changes:
             fix=f"give --decisions a filled copy of {LABEL_ERRORS} or {QUALITY}",
         )
     judgements = {(str(one.row), str(one.line), one.given): one for one in report.judgements}
-    drop: dict[int, str] = {}
-    relabel: dict[int, str] = {}
-    keep: set[int] = set()
+    changes, keep = Changes({}, {}), set()
     for line, record in zip(table.lines, table.records(), strict=True):
         decision = str(record[DECISION] or "").strip()
         if not decision:
             continue
         judgement = judgements.get((str(record["row"]), str(record["line"]), str(record["given"])))
         if judgement is None:
-            raise _of_another_audit(path, line)
+            raise UserError(
+                f"{path.name}, line {line}: this row is not in the audited data",
+                found="its row, line and given label match no row of it",
+                fix=f"fill in the {LABEL_ERRORS} or {QUALITY} of an audit of this data as it is now",
+            )
         if decision.lower() == "drop":
-            drop[judgement.row] = "decided"
+            changes.drop[judgement.row] = "decided"
         elif decision.lower() == "keep":
             keep.add(judgement.row)
         else:
-            relabel[judgement.row] = _new_label(path, line, decision, judgement, list(report.label_counts))
-    return Changes(drop, relabel, frozenset(keep))
+            place, labels = f"{path.name}, line {line}", list(report.label_counts)
+            changes.relabel[judgement.row] = _new_label(place, decision, judgement, labels)
+    return replace(changes, keep=frozenset(keep))
 
 
-def _new_label(path: Path, line: int, decision: str, row: Judgement, labels: Sequence[str]) -> str:
+def _new_label(place: str, decision: str, row: Judgement, labels: Sequence[str]) -> str:
     """The label that a decision to relabel names."""
     if decision.lower() == _RELABEL:
         if row.suggested in ("", row.given):
             raise UserError(
-                f"{path.name}, line {line}: the audit suggests no other label for this row",
+                f"{place}: the audit suggests no other label for this row",
                 found=f"the decision {decision!r} on a row labelled {row.given!r}",
                 fix="write relabel to LABEL, keep or drop",
             )
@@ -148,28 +141,12 @@ def _new_label(path: Path, line: int, decision: str, row: Judgement, labels: Seq
     found = None if label is None else LabelMatcher(labels).match(label)
     if found is not None:
         return labels[found]
+    unknown = f"{decision!r} is not a decision" if label is None else f"no row is labelled {label!r}"
     raise UserError(
-        f"{path.name}, line {line}: "
-        + (f"{decision!r} is not a decision" if label is None else f"no row is labelled {label!r}"),
+        f"{place}: {unknown}",
         found=None if label is None else f"labels of the data: {', '.join(labels)}",
         fix="write keep, drop, relabel (as suggested), or relabel to LABEL",
     )
-
-
-def _of_another_audit(path: Path, line: int) -> UserError:
-    return UserError(
-        f"{path.name}, line {line}: this row is not in the audited data",
-        found="its row, line and given label match no row of it",
-        fix=f"fill in the {LABEL_ERRORS} or {QUALITY} of an audit of this data as it is now",
-    )
-
-
-def label_cells(table: Table, labels: Sequence[str], column: str) -> dict[str, Cell]:
-    """How the file writes each label, taken from the first row that carries it."""
-    cells: dict[str, Cell] = {}
-    for label, cell in zip(labels, table.column(column), strict=True):
-        cells.setdefault(label, cell)
-    return cells
 
 
 _FORMATS = ("csv", "tsv", "tab", "txt", "jsonl", "ndjson", "parquet")
