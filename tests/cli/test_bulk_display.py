@@ -49,7 +49,7 @@ def test_what_an_earlier_process_did_is_told_and_not_counted_into_the_rate(file,
         clock.now += 20.0
         display.show(Classified(9000))
         display.show(WindowWritten(Checkpoint(rows_read=9000), None, ()))
-    assert "going on behind row 8,000, where an earlier run stopped" in shown(file)
+    assert "resuming after row 8,000, where an earlier run stopped" in shown(file)
     assert "an unfinished output of other input or settings was dropped" in shown(file)
     assert "row 9,000, 9,000 rows, 50 rows/s" in shown(file)
 

@@ -31,12 +31,12 @@ SMALL_WINDOWS = dedent(
     from newsdesk.prediction import classifier as text_classifier
 
     bulk.ROWS_PER_WINDOW = {ROWS_PER_WINDOW}
-    at_once = text_classifier.Classifier.predict_probabilities
+    at_once = text_classifier.Classifier.classify
     windows, most = itertools.count(1), int(os.environ["MOST_WINDOWS"])
     def slowly(*arguments, **named):
         time.sleep(0.01 if next(windows) <= most else 3600)
         return at_once(*arguments, **named)
-    text_classifier.Classifier.predict_probabilities = slowly
+    text_classifier.Classifier.classify = slowly
     from newsdesk.cli import main
     main()
     """
@@ -112,7 +112,7 @@ def test_ten_kills_change_no_byte(exported, source, tmp_path, ending):
             part.write(b"torn")  # what a machine that loses power may leave
     process = begin(exported, source, broken)
     assert process.wait(PATIENCE) == 0
-    assert all("going on behind row" in note for note in [*notes[1:], process.stderr.read()])
+    assert all("resuming after row" in note for note in [*notes[1:], process.stderr.read()])
     assert broken.read_bytes() == whole.read_bytes()
     rejects = [path.with_name(path.name + ".rejects.jsonl").read_text() for path in (whole, broken)]
     assert rejects[0] == rejects[1]

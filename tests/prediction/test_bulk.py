@@ -289,7 +289,7 @@ def test_a_disk_that_refuses_says_how_to_go_on(predictor, tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(part_file.os, "fsync", full)
-    with pytest.raises(UserError, match="goes on where it stopped"):
+    with pytest.raises(UserError, match="resumes where it stopped"):
         predict_file(predictor, write_csv(tmp_path / "in.csv"), tmp_path / "out.csv")
 
 

@@ -240,7 +240,7 @@ class BulkDisplay:
         self._before = self._rows = event.rows_before
         self._began = time.monotonic()
         if event.rows_before:
-            note(self._console, f"going on behind row {event.rows_before:,}, where an earlier run stopped")
+            note(self._console, f"resuming after row {event.rows_before:,}, where an earlier run stopped")
         if event.read_as:
             note(self._console, f"reading {event.read_as}")
         if event.left_over:

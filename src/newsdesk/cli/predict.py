@@ -26,12 +26,13 @@ from newsdesk.cli.shared import (
 from newsdesk.data.words import isolated, terminal_width
 
 if TYPE_CHECKING:
-    from newsdesk.data.table import Table
+    from newsdesk.data.table import RowStream, Table
     from newsdesk.prediction.abstention import DecisionRule
     from newsdesk.prediction.classifier import Classifier
     from newsdesk.prediction.predictions import Prediction, Predictions
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet", "submission")
+_COMMAND_LINE = Path("the command line")
 ENGINES = ("auto", "onnx", "torch", "ray")
 
 
@@ -95,8 +96,8 @@ def predict(
     target = _path_of(output)
     if target is not None:
         _check_output(target, _path_of(source), form)
-    if not (texts or as_json):
-        given = _path_of(source) or _piped()
+    if not as_json and (not texts or output or form):
+        given = _rows_of(texts) if texts else _path_of(source) or _piped()
         place = Path(rejects) if rejects else None
         _stream(_load(run, engine), given, target, place, {"strict": strict, **layout}, promise)
         return
@@ -106,11 +107,8 @@ def predict(
     predictions = _classified(predictor, table, columns, rule, answer_empty=answer_empty)
     if as_json:
         say(_document(predictions, None if probabilities else top_k, predictor.max_length))
-    elif output is None and form is None:
-        say(render_predictions(texts, predictions, len(predictor.label_names) if probabilities else top_k))
     else:
-        _write_in_one(table, predictions, target, form, top_k, probabilities)
-    if not as_json:
+        say(render_predictions(texts, predictions, len(predictor.label_names) if probabilities else top_k))
         note_reading(predictions.truncation, predictor.max_length, int(predictions.silent.sum()))
         note_promise(rule, int((~predictions.answered).sum()), len(predictions))
 
@@ -149,31 +147,9 @@ def _document(predictions: Predictions, top_k: int | None, max_length: int | Non
     return content if predictions.rule is None else content | {"rule": asdict(predictions.rule)}
 
 
-def _write_in_one(
-    table: Table,
-    predictions: Predictions,
-    target: Path | None,
-    form: Any,
-    top_k: int,
-    probabilities: bool,
-) -> None:
-    from newsdesk.prediction.writers import write_predictions
-
-    with standard_output() as stream:
-        write_predictions(
-            table.rows,
-            table.columns,
-            predictions,
-            target or stream,
-            format=form,
-            top_k=top_k,
-            all_probabilities=probabilities,
-        )
-
-
 def _stream(
     predictor: Classifier,
-    source: Path | BinaryIO,
+    source: Path | BinaryIO | RowStream,
     target: Path | None,
     rejects: Path | None,
     settings: Mapping[str, Any],
@@ -206,7 +182,7 @@ def _path_of(name: str | None) -> Path | None:
 
 
 def _check_output(target: Path, source: Path | None, form: Any) -> None:
-    from newsdesk.prediction.writers import check_destination
+    from newsdesk.prediction.output_table import check_destination
 
     check_destination(target, source=source, format=form)
 
@@ -219,9 +195,16 @@ def _table_in_memory(texts: tuple[str, ...], source: Path | None, columns: Mappi
     if texts:
         lines = tuple(range(1, len(texts) + 1))
         rows = tuple((text,) for text in texts)
-        return Table(Path("the command line"), ("text",), rows, lines, has_header=False)
+        return Table(_COMMAND_LINE, ("text",), rows, lines, has_header=False)
     dialect = columns["dialect"].asking(columns["text"], template=columns["template"])
     return read_table(source, dialect) if source else read_stream(_piped(), "txt", dialect)
+
+
+def _rows_of(texts: Sequence[str]) -> RowStream:
+    from newsdesk.data.table import Row, RowStream, Table
+
+    head = Table(_COMMAND_LINE, ("text",), (), (), has_header=False)
+    return RowStream(head, (Row(number, (text,)) for number, text in enumerate(texts, 1)))
 
 
 def _piped() -> BinaryIO:

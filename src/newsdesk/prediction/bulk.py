@@ -1,18 +1,17 @@
-"""Predictions of files of any size: window after window, in bounded memory, and once only after a kill."""
+"""Predictions of files of any size: window after window, in bounded memory, each row once."""
 
 from __future__ import annotations
 
 import gzip
-import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeAlias, TypeVar
+from typing import Any, BinaryIO, TypeAlias, TypeVar, Unpack, cast
 
 import numpy as np
 
@@ -23,20 +22,25 @@ from newsdesk.data.stream import open_rows, rows_of
 from newsdesk.data.table import BadRow, Fault, Row, RowStream
 from newsdesk.errors import UserError
 from newsdesk.model.tokenizer import Truncation
-from newsdesk.prediction.abstention import DecisionRule
+from newsdesk.prediction.abstention import REASON, DecisionRule, Promises
 from newsdesk.prediction.classifier import Classifier
 from newsdesk.prediction.output_table import (
+    OUTPUT_TABLES,
     Format,
     OutputTable,
     Piece,
     Refused,
-    json_value,
-    output_table,
-    remark_columns,
+    check_destination,
+    json_line,
 )
 from newsdesk.prediction.predictions import Predictions
-from newsdesk.prediction.resumable_output import Checkpoint, PartFile, direct_output, fingerprint
-from newsdesk.prediction.writers import check_destination
+from newsdesk.prediction.resumable_output import (
+    Checkpoint,
+    DirectOutput,
+    PartFile,
+    direct_output,
+    fingerprint,
+)
 
 Item = TypeVar("Item")
 
@@ -62,9 +66,7 @@ class Reject:
         if self.fault.found:
             content["found"] = self.fault.found
         raw = isinstance(self.row, bytes)
-        content |= {"raw": repr(self.row)} if raw else {"row": json_value(self.row)}
-        line = json.dumps(content, ensure_ascii=False, default=str)
-        return (line + "\n").encode(errors="backslashreplace")
+        return json_line(content | ({"raw": repr(self.row)} if raw else {"row": self.row}))
 
 
 @dataclass
@@ -215,7 +217,7 @@ Observer = Callable[[BulkEvent], None]
 
 def predict_file(
     predictor: Classifier,
-    source: Path | BinaryIO,
+    source: Path | BinaryIO | RowStream,
     destination: Path | BinaryIO,
     *,
     format: Format | None = None,
@@ -224,35 +226,30 @@ def predict_file(
     dialect: Dialect = DETECTED,
     top_k: int = 1,
     all_probabilities: bool = False,
-    abstain: float | None = None,
-    confidence: float = 0.95,
-    sets: float | None = None,
-    off_topic: float | None = None,
-    answer_empty: bool = False,
     rejects: Path | None = None,
     strict: bool = False,
     observe: Observer = lambda _event: None,
+    **asked: Unpack[Promises],
 ) -> Checkpoint:
     """Classify every row of a file of any size; its columns and order are kept, the classes appended.
 
     Memory is bounded by a window of rows. A row that cannot be classified goes to the rejects, with its
-    line and the reason. From file to file the output grows as ``OUTPUT.part`` beside a journal, and takes
-    its name at the end; killed in between, the same call goes on behind the last window, and the output is
-    the same byte for byte. Streams are not resumed.
+    line and the reason. A file grows as ``OUTPUT.part`` beside a journal and takes its name at the end; after
+    a kill the same call resumes, and the output is the same byte for byte. Streams are not resumed.
 
     Args:
-        predictor: a run or exported model, from ``newsdesk.load``.
-        source: a data file, or a binary stream of one text a line.
+        predictor: a run or exported model, from ``newsdesk.open_model``.
+        source: a data file, a binary stream of one text a line, or rows.
         destination: the file to write, or a binary stream.
         format: csv, tsv, jsonl, parquet or submission; None: by the file's ending, a stream gets csv.
         text: columns that make the text; None: as the run was trained, else those with usual names.
         template: how columns make one text; None: likewise.
         dialect: how the input is written, and whether it has a header; by default detected.
         top_k, all_probabilities: how many classes to name, and whether to append a column for each.
-        abstain, confidence, sets, off_topic, answer_empty: as for ``Classifier.predict``.
         rejects: the file for bad rows; None: ``OUTPUT.rejects.jsonl``, and for a stream ``observe`` alone.
-        strict: stop at the first bad row; what was written stays, and the call without ``strict`` goes on.
+        strict: stop at the first bad row; what was written stays, and the call without ``strict`` resumes.
         observe: called with every event.
+        asked: ``abstain``, ``confidence``, ``sets``, ``off_topic``, ``answer_empty``: see `Promises`.
 
     Raises:
         MostlyRejectedError: when more than half of the first, or of all, rows are rejected; no file is left.
@@ -263,12 +260,17 @@ def predict_file(
     if isinstance(destination, Path):
         given = source if isinstance(source, Path) else None
         format = check_destination(destination, source=given, format=format)
-    rule = predictor.decision_rule(
-        abstain=abstain, confidence=confidence, sets=sets, off_topic=off_topic, answer_empty=answer_empty
-    )
-    wanted = (top_k, all_probabilities, rule, answer_empty, strict, observe)
-    job = _Job(predictor, format or "csv", text, template, *wanted)
-    with _opened(source, dialect.asking(text or predictor.layout.text_columns, template=template)) as stream:
+    settings = {
+        "format": format or "csv",
+        "text": text,
+        "template": template,
+        "top_k": top_k,
+        "all_probabilities": all_probabilities,
+        "answer_empty": asked.get("answer_empty", False),
+    }
+    job = _Job(predictor, settings, predictor.decision_rule(**asked), strict, observe)
+    stated = dialect.asking(text or predictor.layout.text_columns, template=template)
+    with _opened(source, stated) as stream:
         if direct:
             return _into_stream(job, stream, destination, rejects)
         assert isinstance(destination, Path)
@@ -278,63 +280,53 @@ def predict_file(
 @dataclass(frozen=True)
 class _Job:
     predictor: Classifier
-    format: Format
-    text: Sequence[str] | None
-    template: str | None
-    top_k: int
-    all_probabilities: bool
+    settings: Mapping[str, Any]
     rule: DecisionRule | None
-    answer_empty: bool
     strict: bool
     observe: Observer
 
     def table(self, stream: RowStream) -> OutputTable:
-        return output_table(
-            self.format,
+        if self.rule is not None:
+            remarks = self.rule.columns
+        else:
+            remarks = () if self.settings["answer_empty"] else (REASON,)
+        return OUTPUT_TABLES[self.settings["format"]](
             stream.head.columns,
             self.predictor.label_names,
-            top_k=self.top_k,
-            all_probabilities=self.all_probabilities,
-            remarks=remark_columns(self.rule, answer_empty=self.answer_empty),
+            top_k=self.settings["top_k"],
+            all_probabilities=self.settings["all_probabilities"],
+            remarks=remarks,
             arrow_schema=stream.arrow_schema,
         )
 
-    def identity(self) -> dict[str, object]:
+    def identity(self) -> dict[str, Any]:
         """All that decides the output's bytes, besides the input."""
         return {
             "newsdesk": __version__,
             "model": self.predictor.fingerprint,
             "rows_per_window": ROWS_PER_WINDOW,
-            "format": self.format,
-            "text": self.text,
-            "template": self.template,
-            "top_k": self.top_k,
-            "all_probabilities": self.all_probabilities,
             "rule": None if self.rule is None else asdict(self.rule),
-            "answer_empty": self.answer_empty,
+            **self.settings,
         }
 
 
-class _Output(Protocol):
-    """Where windows go: a part file, or a stream."""
-
-    @property
-    def checkpoint(self) -> Checkpoint: ...
-
-    def append(self, output: bytes, rejects: bytes, **counts: int) -> None: ...
-
-
 @contextmanager
-def _opened(source: Path | BinaryIO, dialect: Dialect) -> Iterator[RowStream]:
+def _opened(source: Path | BinaryIO | RowStream, dialect: Dialect) -> Iterator[RowStream]:
     if isinstance(source, Path):
         with open_rows(source, dialect) as stream:
             yield stream
+    elif isinstance(source, RowStream):
+        yield source
     else:
         yield rows_of(source, Path("standard input"), dialect, form="txt")
 
 
 def _into_file(
-    job: _Job, stream: RowStream, source: Path | BinaryIO, destination: Path, rejects: Path | None
+    job: _Job,
+    stream: RowStream,
+    source: Path | BinaryIO | RowStream,
+    destination: Path,
+    rejects: Path | None,
 ) -> Checkpoint:
     destination = destination.resolve() if destination.is_symlink() else destination
     rejects = rejects or destination.with_name(destination.name + ".rejects.jsonl")
@@ -345,18 +337,23 @@ def _into_file(
     identity = {"input": known, "read_as": read_as, "rejects": str(rejects), **job.identity()}
     packed = destination.suffix.lower() == ".gz"
     table = job.table(stream)
+
+    def convert(written: BinaryIO, sink: BinaryIO) -> None:
+        with _gzip(sink) if packed else nullcontext(sink) as place:
+            table.convert(written, place)
+
     with PartFile(destination, rejects, identity).opened() as part:
         job.observe(Begun(part.checkpoint.rows_read, part.left_over, _remarkable(stream)))
         if part.checkpoint.output_bytes and not part.checkpoint.complete:
             with part.part.open("rb") as written:
-                table.go_on(written)
+                table.resume(written)
         if not part.checkpoint.complete:
             try:
-                _classify(job, stream, table, part, packed=packed)
+                _classify(job, stream, table, part, packed=packed and not table.needs_conversion)
             except MostlyRejectedError:
                 part.discard()
                 raise
-        part.finish(table.convert if job.format == "parquet" else None)
+        part.finish(convert if table.needs_conversion else None)
         return part.checkpoint
 
 
@@ -364,21 +361,28 @@ def _into_stream(
     job: _Job, stream: RowStream, destination: Path | BinaryIO, rejects: Path | None
 ) -> Checkpoint:
     table = job.table(stream)
-    convert = table.convert if job.format == "parquet" else None
-    with direct_output(destination, rejects, convert) as output:
+    with direct_output(destination, rejects, table.convert if table.needs_conversion else None) as output:
         job.observe(Begun(0, left_over=False, read_as=_remarkable(stream)))
         _classify(job, stream, table, output, packed=False)
         return output.checkpoint
 
 
-def _classify(job: _Job, stream: RowStream, table: OutputTable, output: _Output, *, packed: bool) -> None:
+def _gzip(sink: BinaryIO) -> BinaryIO:
+    """Compress into ``sink``, with neither name nor time: the same content gives the same bytes."""
+    return cast(BinaryIO, gzip.GzipFile("", "wb", _COMPRESSION, sink, mtime=0))
+
+
+def _classify(
+    job: _Job, stream: RowStream, table: OutputTable, output: PartFile | DirectOutput, *, packed: bool
+) -> None:
     """Every row that the output does not have yet, window after window."""
     if stream.faults:
         raise stream.faults[0].error(stream.head.path)
     if not stream.head.columns:  # no row can be read
         bad = [row.fault for row in islice(stream.rows, ROWS_PER_WINDOW) if isinstance(row, BadRow)]
         _require_half(stream, len(bad), len(bad), bad)
-    layout = job.predictor.layout.for_table(stream.head, text=job.text, template=job.template)
+    columns = {name: job.settings[name] for name in ("text", "template")}
+    layout = job.predictor.layout.for_table(stream.head, **columns)
     skip = output.checkpoint.rows_read
     coming = windows(stream, layout, skip=skip, strict=job.strict, size=ROWS_PER_WINDOW)
     faults: list[Fault] = []
@@ -389,7 +393,7 @@ def _classify(job: _Job, stream: RowStream, table: OutputTable, output: _Output,
         predictions = job.predictor.classify(
             window.texts,
             job.rule,
-            answer_empty=job.answer_empty,
+            answer_empty=job.settings["answer_empty"],
             progress=lambda done, *_, before=window.start: job.observe(Classified(before + done)),
         )
         written, refused = table.write(Piece(window.rows, predictions, window.numbers))
@@ -402,7 +406,7 @@ def _classify(job: _Job, stream: RowStream, table: OutputTable, output: _Output,
             **_counts(predictions, refused),
         )
         job.observe(WindowWritten(output.checkpoint, window.share, tuple(rejected)))
-        faults += [fault for _, fault in refused][: _FAULTS_KEPT - len(faults)]
+        faults += list(refused.values())[: _FAULTS_KEPT - len(faults)]
     _require_half(stream, output.checkpoint.rejected, output.checkpoint.rows_read, faults)
 
 
@@ -441,7 +445,7 @@ def _require_half(stream: RowStream, rejected: int, rows: int, faults: Sequence[
 def _counts(predictions: Predictions, refused: Refused) -> dict[str, int]:
     """How many of the rows that the output holds have no label, and how much of the texts was read."""
     held = np.ones(len(predictions), dtype=np.bool_)
-    held[[position for position, _ in refused]] = False
+    held[list(refused)] = False
     read = predictions.truncation or Truncation()
     return {
         "unanswered": int((held & ~predictions.answered).sum()),
@@ -455,8 +459,9 @@ def _counts(predictions: Predictions, refused: Refused) -> dict[str, int]:
 def _with_refused(window: Window, refused: Refused, stream: RowStream, *, strict: bool) -> list[Reject]:
     """The window's rejects and those that the output cannot hold, in line order."""
     if refused and strict:
-        raise refused[0][1].error(stream.head.path)
-    others = [Reject(fault, window.rows[position].record(stream.head.columns)) for position, fault in refused]
+        raise refused[min(refused)].error(stream.head.path)
+    columns = stream.head.columns
+    others = (Reject(fault, window.rows[position].record(columns)) for position, fault in refused.items())
     return sorted([*window.rejects, *others], key=lambda reject: reject.fault.line)
 
 

@@ -1,4 +1,4 @@
-"""An output that is gone once it is written: standard output, a pipe, a device."""
+"""Where predictions of a file go: an output that resumes after a kill, or a stream that cannot."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -24,15 +24,12 @@ Convert = Callable[[BinaryIO, BinaryIO], None]
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """How far an output has come.
+class Counts:
+    """What became of the rows of an input.
 
     Attributes:
-        rows_read: rows of the input that are dealt with, bad ones included.
+        rows_read: how many there were, bad ones included.
         rejected: how many of them were bad.
-        output_bytes: length of the output so far.
-        rejects_bytes: length of the rejects so far.
-        complete: whether nothing is left but to put the files in their places.
         unanswered: rows in the output that were left without a label,
         unreadable: and how many of these because their text says nothing.
         cut: texts that were longer than the model reads.
@@ -42,18 +39,11 @@ class Checkpoint:
 
     rows_read: int = 0
     rejected: int = 0
-    output_bytes: int = 0
-    rejects_bytes: int = 0
-    complete: bool = False
     unanswered: int = 0
     unreadable: int = 0
     cut: int = 0
     tokens: int = 0
     lost: int = 0
-
-    def plus(self, **counts: int) -> Checkpoint:
-        """The same with each of the named counts raised by so much."""
-        return replace(self, **{name: getattr(self, name) + more for name, more in counts.items()})
 
     @property
     def truncation(self) -> Truncation:
@@ -66,11 +56,30 @@ class Checkpoint:
         return self.rows_read - self.rejected
 
 
-class PartFile:
-    """``OUTPUT.part``, its rejects, and a journal that says up to where they may be believed.
+@dataclass(frozen=True)
+class Checkpoint(Counts):
+    """How far an output has come.
 
-    Every append is on the disk before the journal tells of it, so whatever kills the process, the journal
-    and the bytes up to its lengths belong together; what lies behind them is cut off.
+    Attributes:
+        output_bytes: length of the output so far.
+        rejects_bytes: length of the rejects so far.
+        complete: whether nothing is left but to put the files in their places.
+    """
+
+    output_bytes: int = 0
+    rejects_bytes: int = 0
+    complete: bool = False
+
+    def plus(self, **counts: int) -> Checkpoint:
+        """The same with each of the named counts raised by so much."""
+        return replace(self, **{name: getattr(self, name) + more for name, more in counts.items()})
+
+
+class PartFile:
+    """``OUTPUT.part``, its rejects, and a journal that says how many bytes of both are valid.
+
+    Every append is on the disk before the journal says so. Whatever kills the process, the journal and the
+    bytes up to its lengths belong together; the rest is cut off.
 
     Attributes:
         destination: where the output goes in the end.
@@ -90,11 +99,12 @@ class PartFile:
 
     @contextmanager
     def opened(self) -> Iterator[PartFile]:
-        """Go on where the journal says, or begin. Raises UserError if another process is at it.
+        """Resume where the journal says, or begin. Raises UserError if another process is writing it.
 
         If the block fails before anything was appended, it leaves nothing behind, not even new folders.
         """
-        made = [*make_folder(self.part.parent), *make_folder(self.rejects.parent)]
+        with _explained(self.destination, "choose another place with --output"):
+            made = [*make_folder(self.part.parent), *make_folder(self.rejects.parent)]
         lock = FileLock(_beside(self.destination, ".part.lock"))
         try:
             lock.acquire(timeout=0)
@@ -148,17 +158,16 @@ class PartFile:
         self._journal.unlink(missing_ok=True)
 
     def _restore(self) -> None:
-        """Take up what the journal describes, if it is of the same job and the files hold as much."""
+        """Resume what the journal describes if it is of the same job and the files are long enough."""
         for path in (self._journal, self.destination):
             remove_leftovers(path)
         found = self._journal_content()
         if found is not None and found["job"] == self._job:
             checkpoint = Checkpoint(**found["checkpoint"])
-            pairs = (
-                (self.part, checkpoint.output_bytes),
-                (self._rejects_part, checkpoint.rejects_bytes),
-            )
-            if checkpoint.complete or all(_cut(path, length) for path, length in pairs):
+            if checkpoint.complete or (
+                _cut(self.part, checkpoint.output_bytes)
+                and _cut(self._rejects_part, checkpoint.rejects_bytes)
+            ):
                 self.checkpoint = checkpoint
                 return
         self.left_over = found is not None
@@ -170,13 +179,13 @@ class PartFile:
             path.unlink(missing_ok=True)
 
     def _journal_content(self) -> dict[str, Any] | None:
-        try:
-            content = json.loads(self._journal.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not self._journal.is_file():
             return None
-        except ValueError:
-            return {"job": None}
-        return content if isinstance(content, dict) and "job" in content else {"job": None}
+        with suppress(ValueError):
+            content = json.loads(self._journal.read_text(encoding="utf-8"))
+            if isinstance(content, dict) and "job" in content:
+                return content
+        return {"job": None}
 
     def _note(self, checkpoint: Checkpoint) -> None:
         write_json(self._journal, {"job": self._job, "checkpoint": asdict(checkpoint)})
@@ -205,19 +214,24 @@ def _cut(path: Path, length: int) -> bool:
     return True
 
 
-def _append(path: Path, position: int, content: bytes) -> None:
+@contextmanager
+def _explained(path: Path, fix: str) -> Iterator[None]:
+    """Turn the system's refusal to write to ``path`` into a UserError."""
     try:
-        with path.open("r+b" if path.is_file() else "wb") as stream:
-            stream.seek(position)
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield
     except OSError as error:
-        raise UserError(
-            f"cannot write {path}",
-            found=error.strerror or str(error),
-            fix="make room and give the same command again: it goes on where it stopped",
-        ) from error
+        raise UserError(f"cannot write {path}", found=error.strerror or str(error), fix=fix) from error
+
+
+def _append(path: Path, position: int, content: bytes) -> None:
+    with (
+        _explained(path, "make room and give the same command again: it resumes where it stopped"),
+        path.open("r+b" if path.is_file() else "wb") as stream,
+    ):
+        stream.seek(position)
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 class DirectOutput:

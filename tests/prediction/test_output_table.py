@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import gzip
 import io
 import json
@@ -14,10 +13,20 @@ from datetime import date
 import numpy as np
 import pytest
 
+pytest.importorskip("onnx")
+from newsdesk.data.table import Row
 from newsdesk.errors import UserError
-from newsdesk.prediction.output_table import output_names
+from newsdesk.prediction.bulk import Classified, predict_file
+from newsdesk.prediction.open_model import open_model
+from newsdesk.prediction.output_table import (
+    OUTPUT_TABLES,
+    Piece,
+    check_destination,
+    output_format,
+    output_names,
+)
 from newsdesk.prediction.predictions import Predictions
-from newsdesk.prediction.writers import check_destination, output_format, write_predictions
+from tiny_exports import build_exported
 
 NAMES = ("World", "Sci/Tech")
 HOSTILE = (
@@ -48,10 +57,28 @@ SURE = Predictions(np.array([[0.9, 0.1], [0.25, 0.75]]), NAMES)
 COLUMNS, ROWS = ("id", "title"), (("7", "Rain"), ("3", "Chips"))
 
 
-def written(rows=ROWS, columns=COLUMNS, given=SURE, **options):
-    stream = io.BytesIO()
-    write_predictions(rows, columns, given, stream, **options)
-    return stream.getvalue()
+def written(rows=ROWS, columns=COLUMNS, given=SURE, format="csv", **options):
+    """The bytes of a file of these rows and predictions."""
+    table, file = OUTPUT_TABLES[format](columns, given.label_names, **options), io.BytesIO()
+    numbered = [Row(number, tuple(cells)) for number, cells in enumerate(rows)]
+    content, refused = table.write(Piece(numbered, given, range(len(rows))))
+    assert not refused
+    table.convert(io.BytesIO(content), file)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    return open_model(build_exported(tmp_path_factory.mktemp("built") / "exported"))
+
+
+@pytest.fixture
+def predict(classifier):
+    """Classify two texts into a file."""
+    return lambda output, **options: predict_file(classifier, io.BytesIO(b"goal\nbank\n"), output, **options)
+
+
+PREDICTED = b"text,label,probability,reason\ngoal,Sports,"
 
 
 def read_csv(content, delimiter=","):
@@ -121,15 +148,11 @@ def test_hostile_texts_come_back_from_json_lines_even_lone_surrogates():
     assert lines[-1] == ""
 
 
-def test_hostile_texts_come_back_from_parquet(tmp_path):
+def test_hostile_texts_come_back_from_parquet():
     parquet = pytest.importorskip("pyarrow.parquet")
     rows = [(text, i) for i, text in enumerate(HOSTILE)]
     given = predictions(len(rows))
-    for name in ("out.parquet", "out.parquet.gz"):
-        write_predictions(rows, ("text", "n"), given, tmp_path / name)
-    content = gzip.decompress((tmp_path / "out.parquet.gz").read_bytes())
-    assert content == (tmp_path / "out.parquet").read_bytes()
-    table = parquet.read_table(io.BytesIO(content))
+    table = parquet.read_table(io.BytesIO(written(rows, ("text", "n"), given, format="parquet")))
     assert table.column_names == ["text", "n", "label", "probability"]
     assert list(zip(table["text"].to_pylist(), table["n"].to_pylist(), strict=True)) == rows
     assert table["label"].to_pylist() == list(given.labels)
@@ -153,10 +176,9 @@ def test_json_lines_keep_the_types_of_the_input_and_are_strict_json():
     assert (second["n"], second["flag"]) == (2.5, True)
 
 
-def test_a_submission_holds_row_numbers_and_class_ids_only(tmp_path):
-    path = tmp_path / "submission.csv"
-    write_predictions(ROWS, COLUMNS, SURE, path, format="submission", top_k=3, all_probabilities=True)
-    assert path.read_bytes() == b"ID,Label\n0,0\n1,1\n"
+def test_a_submission_holds_row_numbers_and_class_ids_only():
+    content = written(format="submission", top_k=3, all_probabilities=True)
+    assert content == b"ID,Label\n0,0\n1,1\n"
 
 
 @pytest.mark.parametrize(
@@ -175,42 +197,37 @@ def test_the_format_follows_the_files_ending(tmp_path, name, format):
 
 
 @pytest.mark.parametrize("name", ["a", "a.gz", "a.xlsx", "csv", ".gz"])
-def test_an_ending_that_names_no_format_needs_the_flag(tmp_path, name):
+def test_an_ending_that_names_no_format_needs_the_flag(tmp_path, name, predict):
     with pytest.raises(UserError, match="names no format") as caught:
-        write_predictions(ROWS, COLUMNS, SURE, tmp_path / name)
+        predict(tmp_path / name)
     assert "--format csv|tsv|jsonl|parquet|submission" in str(caught.value.fix)
     assert list(tmp_path.iterdir()) == []
-    write_predictions(ROWS, COLUMNS, SURE, tmp_path / name, format="jsonl")
+    predict(tmp_path / name, format="jsonl")
     assert (tmp_path / name).stat().st_size > 0
 
 
-def test_compressed_output_is_the_same_bytes_every_time(tmp_path, monkeypatch):
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_compressed_output_is_the_same_bytes_every_time(tmp_path, monkeypatch, predict, ending):
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
     contents = []
-    for name, clock in (("a.csv.gz", 1.0), ("b.csv.gz", 2e9)):
+    for name, clock in ((f"a.{ending}.gz", 1.0), (f"b.{ending}.gz", 2e9)):
         monkeypatch.setattr("time.time", lambda clock=clock: clock)
-        write_predictions(ROWS, COLUMNS, SURE, tmp_path / name)
+        predict(tmp_path / name)
         contents.append((tmp_path / name).read_bytes())
     assert contents[0] == contents[1]
-    assert gzip.decompress(contents[0]) == written()
+    predict(tmp_path / f"c.{ending}")
+    assert gzip.decompress(contents[0]) == (tmp_path / f"c.{ending}").read_bytes()
 
 
-def test_text_and_byte_streams_get_the_same_and_csv_unless_told():
-    text = io.StringIO()
-    write_predictions([("\ud800",), ("ü",)], ("t",), SURE, text)
-    assert text.getvalue().encode() == written([("\ud800",), ("ü",)], ("t",))
-    assert text.getvalue().startswith("t,label,probability\n\\ud800,World")
+def test_a_lone_surrogate_is_written_as_its_escape():
+    assert written([("\ud800",), ("ü",)], ("t",)).startswith(b"t,label,probability\n\\ud800,World")
 
 
-def test_parquet_into_a_text_stream_is_refused():
-    pytest.importorskip("pyarrow")
-    with pytest.raises(ValueError, match="binary stream"):
-        write_predictions(ROWS, COLUMNS, SURE, io.StringIO(), format="parquet")
-
-
-def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
+def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch, predict):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match="pyarrow") as caught:
-        write_predictions(ROWS, COLUMNS, SURE, tmp_path / "out.parquet")
+        predict(tmp_path / "out.parquet")
     assert caught.value.fix == "pip install 'newsdesk[parquet]'"
     assert list(tmp_path.iterdir()) == []
 
@@ -225,7 +242,7 @@ def test_the_input_file_cannot_be_the_output_file_by_any_name(tmp_path, link):
         output = tmp_path / "other.csv"
         (output.symlink_to if link == "symlink" else output.hardlink_to)(source)
     with pytest.raises(UserError, match="input file") as caught:
-        write_predictions(ROWS, COLUMNS, SURE, output, source=source)
+        check_destination(output, source=source)
     assert "--output" in str(caught.value.fix)
     assert source.read_text() == "title\nRain\n"
 
@@ -242,67 +259,70 @@ def test_a_folder_cannot_be_the_output(tmp_path):
         check_destination(tmp_path)
 
 
-def test_a_failure_in_the_middle_leaves_the_old_file_and_no_other(tmp_path):
-    path = tmp_path / "out.csv"
-    write_predictions(ROWS, COLUMNS, SURE, path)
-    old = path.read_bytes()
+def test_a_row_of_another_width_is_refused():
     with pytest.raises(ValueError, match="line 1 has 1 cells for 2 columns"):
-        write_predictions([("7", "Rain"), ("3",)], COLUMNS, SURE, path)
+        written([("7", "Rain"), ("3",)])
+
+
+def test_a_failure_in_the_middle_leaves_the_old_file_and_no_other(tmp_path, predict):
+    path = tmp_path / "out.csv"
+    predict(path)
+    old = path.read_bytes()
+
+    def fail(event):
+        if isinstance(event, Classified):
+            raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        predict(path, observe=fail)
     assert path.read_bytes() == old
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.csv"]
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "csv.gz", "parquet"])
-def test_predictions_are_replaced_and_what_predict_did_not_write_is_not(tmp_path, ending):
+def test_predictions_are_replaced_and_what_predict_did_not_write_is_not(tmp_path, ending, predict):
     if ending == "parquet":
         pytest.importorskip("pyarrow")
     path = tmp_path / f"out.{ending}"
-    write_predictions(ROWS, COLUMNS, SURE, path)
+    predict(path)
     once = path.read_bytes()
-    write_predictions(ROWS, COLUMNS, SURE, path)
+    predict(path)
     assert path.read_bytes() == once
     for mine in (b"id,title\n1,years of work\n", gzip.compress(b"id,title\n1,years of work\n"), b"\x1f\x8b"):
         path.write_bytes(mine)
         with pytest.raises(UserError, match="newsdesk predict did not write it") as refused:
-            write_predictions(ROWS, COLUMNS, SURE, path)
+            predict(path)
         assert "--output" in str(refused.value.fix)
         assert path.read_bytes() == mine
 
 
-def test_a_place_that_cannot_be_written_is_one_clear_sentence(tmp_path, monkeypatch):
+def test_a_place_that_cannot_be_written_is_one_clear_sentence(tmp_path, predict):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write"):
-        write_predictions(ROWS, COLUMNS, SURE, tmp_path / "file" / "out.csv")
-
-    def refuse(*_, **__):
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr("tempfile.mkstemp", refuse)
     with pytest.raises(UserError, match="cannot write") as caught:
-        write_predictions(ROWS, COLUMNS, SURE, tmp_path / "out.csv")
-    assert caught.value.found == "Permission denied"
+        predict(tmp_path / "file" / "out.csv")
+    assert "--output" in caught.value.fix
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
-def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path):
+def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path, predict):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     read = []
     reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
     reader.start()
-    write_predictions(ROWS, COLUMNS, SURE, pipe, format="csv")
+    predict(pipe, format="csv")
     reader.join(timeout=10)
-    assert read == [written()]
+    assert read[0].startswith(PREDICTED)
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
-def test_a_link_stays_a_link_and_its_target_is_replaced(tmp_path):
+def test_a_link_stays_a_link_and_its_target_is_replaced(tmp_path, predict):
     target, link = tmp_path / "target.csv", tmp_path / "link.csv"
-    write_predictions(ROWS, COLUMNS, SURE, target, top_k=2)
+    predict(target, top_k=2)
     link.symlink_to(target)
-    write_predictions(ROWS, COLUMNS, SURE, link)
+    predict(link)
     assert link.is_symlink()
-    assert target.read_bytes() == written()
+    assert target.read_bytes().startswith(PREDICTED)
 
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet"])
@@ -324,7 +344,7 @@ def test_no_rows_give_a_header_alone():
     assert written((), given=predictions(0), format="jsonl") == b""
 
 
-def test_less_than_one_class_is_refused_before_anything_is_written(tmp_path):
+def test_less_than_one_class_is_refused_before_anything_is_written(tmp_path, predict):
     with pytest.raises(UserError, match="--top-k"):
-        write_predictions(ROWS, COLUMNS, SURE, tmp_path / "out.csv", top_k=0)
+        predict(tmp_path / "out.csv", top_k=0)
     assert list(tmp_path.iterdir()) == []
