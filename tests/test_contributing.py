@@ -134,7 +134,7 @@ def test_a_file_format(workshop: Workshop):
 
     checked = json.loads(workshop.newsdesk("data", "check", "data/train.psv", "--json"))
     assert checked["rows"] == 18
-    find = "from newsdesk.data.datasets import folder_files; print(folder_files(Path('data')).train)"
+    find = "from newsdesk.data.load import folder_files; print(folder_files(Path('data')).train)"
     assert workshop.python("-c", f"from pathlib import Path; {find}") == "data/train.psv\n"
     workshop.check_against("A file format")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from itertools import islice
 from numbers import Integral
 
 
@@ -29,6 +31,12 @@ def counted(number: float, noun: str) -> str:
     plural = noun + ("es" if noun.endswith(("s", "x", "sh", "tch")) else "s")
     shown = f"{number:,}" if isinstance(number, Integral) else f"{number:.4g}"
     return f"{shown} {noun if shown == '1' else plural}"
+
+
+def listed(entries: Collection[object], most: int = 20) -> str:
+    """``a, b, c and 5 more``: the first ``most`` of the entries, and how many others there are."""
+    more = f" and {len(entries) - most:,} more" if len(entries) > most else ""
+    return ", ".join(map(str, islice(entries, most))) + more
 
 
 def missing_package(package: str, extra: str, purpose: str) -> UserError:

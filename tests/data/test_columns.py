@@ -26,6 +26,11 @@ def table(columns: str, *rows: tuple[object, ...], **more: object) -> Table:
     return Table(Path("wire.csv"), tuple(columns.split(",")), rows, lines, has_header=True, **more)  # type: ignore[arg-type]
 
 
+def examples_of(table, *, text=None, label=None, template=None, normaliser="none", **settings):
+    layout = text_layout(table, text=text, label=label, template=template, normaliser=normaliser)
+    return to_examples(table, layout, label=label, **settings)
+
+
 @pytest.mark.parametrize("header", ["", "class_index,title,description\n", "Class Index,Title,Description\n"])
 def test_official_ag_news_needs_no_flags_with_or_without_a_header(tmp_path, header):
     path = tmp_path / "train.csv"
@@ -96,7 +101,7 @@ def test_numeric_labels_are_sorted_as_numbers_and_whole_floats_are_integers():
 
 def test_flags_name_any_columns():
     wire = table("id,kopf,rumpf,ressort", ("7", "Tor", "Es fiel.", "Sport"))
-    examples = to_examples(wire, text=["rumpf", "kopf"], label="ressort", normaliser="whitespace")
+    examples = examples_of(wire, text=["rumpf", "kopf"], label="ressort", normaliser="whitespace")
     assert examples.texts == ("Es fiel. Tor",)
     assert examples.label_names == ("Sport",)
 
@@ -109,7 +114,7 @@ def test_a_column_named_as_label_is_not_text_and_one_named_as_text_is_no_label()
 
 def test_a_template_shapes_the_text_and_names_its_columns():
     wire = table("title,description,label", ("Oil", "It rose.", "x"), ("Rain", None, "y"))
-    examples = to_examples(wire, template="{title}: {description} {{end}}")
+    examples = examples_of(wire, template="{title}: {description} {{end}}")
     assert examples.texts == ("Oil: It rose. {end}", "Rain:  {end}")
     layout = text_layout(wire, template="{description}")
     assert layout.text_columns == ("description",)
@@ -121,7 +126,7 @@ def test_a_template_shapes_the_text_and_names_its_columns():
 )
 def test_a_template_reaches_nothing_but_columns(template):
     with pytest.raises(UserError, match="template"):
-        to_examples(table("title,label", ("Oil", "x")), template=template)
+        examples_of(table("title,label", ("Oil", "x")), template=template)
 
 
 def test_a_single_column_of_any_name_is_text_without_labels():
@@ -158,7 +163,7 @@ def test_the_class_that_a_file_declares_wins_over_usual_names():
 )
 def test_a_column_that_is_missing_or_unclear_lists_those_there_are_and_the_flag(arguments, said):
     with pytest.raises(UserError, match=f"(?s){said}"):
-        to_examples(table("id,kopf", ("1", "Tor")), **arguments)
+        examples_of(table("id,kopf", ("1", "Tor")), **arguments)
 
 
 def test_several_columns_that_could_be_the_class_are_not_guessed_but_label_itself_is():
@@ -200,7 +205,7 @@ def test_a_class_index_alone_is_no_sign_of_ag_news():
 
 def test_each_cell_is_normalised_before_the_columns_are_joined():
     wire = table("title,description,label", ("Oil", "quot;Up quot; it goes", "x"))
-    assert to_examples(wire, normaliser="ag_news").texts == ('Oil "Up" it goes',)
+    assert examples_of(wire, normaliser="ag_news").texts == ('Oil "Up" it goes',)
 
 
 def test_cells_that_are_no_text_name_their_line():
@@ -214,9 +219,9 @@ def test_a_layout_goes_through_json_and_renders_the_same_later():
     layout = TextLayout(("title", "description"), "{title} | {description}", "ag_news")
     again = from_content(TextLayout, json.loads(json.dumps(to_content(layout))))
     assert again == layout
-    assert again.render({"title": "Oracle #39;s", "description": "bid", "id": 3}) == "Oracle's | bid"
+    assert again.text_of(1, {"title": "Oracle #39;s", "description": "bid", "id": 3}) == "Oracle's | bid"
     with pytest.raises(UserError, match="no column 'description'"):
-        again.render({"title": "x"})
+        again.text_of(1, {"title": "x"})
 
 
 def test_a_layout_falls_back_to_the_columns_of_a_table_that_lacks_its_own():
@@ -239,7 +244,7 @@ def test_the_shared_ag_news_rows_become_balanced_examples():
     folder = Path(__file__).resolve().parents[3] / "shared" / "ag_news"
     if not folder.is_dir():
         pytest.skip("real AG News rows are not beside the repository (../shared/ag_news)")
-    examples = to_examples(read_table(folder / "test.csv"), normaliser="ag_news")
+    examples = examples_of(read_table(folder / "test.csv"), normaliser="ag_news")
     assert examples.labels is not None
     assert [int((examples.labels == i).sum()) for i in range(4)] == [950] * 4
     assert not any("#39;" in text or "quot;" in text or "\\" in text for text in examples.texts)

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from newsdesk.data.datasets import DATA_SETS, dataset_files, folder_files, pull
+from newsdesk.data.load import DATA_SETS, dataset_files, folder_files, pull
 from newsdesk.errors import UserError
-from newsdesk.hub.huggingface import HubSource
-from newsdesk.hub.pypi import PypiSource
-from newsdesk.hub.source import Fetched
+from newsdesk.hub.source import Fetched, HubSource, PypiSource
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from newsdesk.data.columns import to_examples
+from newsdesk.data.columns import text_layout, to_examples
 from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.stream import read_table, read_with_faults
 from newsdesk.errors import UserError
@@ -202,20 +202,21 @@ def test_columns_without_a_header_are_asked_for_by_their_place(write):
     for text, label in (("2", "1"), ("column_2", "column_1")):
         table = read_table(path, DETECTED.asking([text], label))
         assert len(table) == 8
-        examples = to_examples(table, text=[text], label=label)
+        examples = to_examples(table, text_layout(table, text=[text]), label=label)
         assert examples.texts[0] == "Die Nachricht Nummer 0 steht hier"
         assert examples.label_names == ("1", "2")
     numbered = write("b.csv", "0,1\nOil rises today,Business\nA goal falls,Sport\n")
-    assert to_examples(
-        read_table(numbered, DETECTED.asking(["0"], "1")), text=["0"], label="1"
-    ).label_names == ("Business", "Sport")
+    table = read_table(numbered, DETECTED.asking(["0"], "1"))
+    assert to_examples(table, text_layout(table, text=["0"]), label="1").label_names == ("Business", "Sport")
 
 
 def test_a_name_may_be_written_with_either_kind_of_accent(write):
     table = read_table(
         write("a.csv", "Cate\u0301gorie,Texte\nSport,Le but est marque\nSport,La fin du match\n")
     )
-    assert to_examples(table, text=["Texte"], label="Cat\u00e9gorie").label_names == ("Sport",)
+    assert to_examples(table, text_layout(table, text=["Texte"]), label="Cat\u00e9gorie").label_names == (
+        "Sport",
+    )
 
 
 def test_the_fix_names_the_columns_of_the_file(write):

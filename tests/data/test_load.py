@@ -11,9 +11,8 @@ import pytest
 
 from newsdesk.config import DataSection
 from newsdesk.data import load
-from newsdesk.data.datasets import DataSetFiles
 from newsdesk.data.examples import Examples
-from newsdesk.data.load import load_split, load_training_data, require_two_classes
+from newsdesk.data.load import DataSetFiles, load_split, load_training_data, require_two_classes
 from newsdesk.errors import UserError
 
 Rows = list[tuple[str, str]]

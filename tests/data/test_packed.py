@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from newsdesk.data.columns import to_examples
+from newsdesk.data.columns import text_layout, to_examples
 from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.load import load_split
 from newsdesk.data.stream import read_table, read_with_faults
@@ -53,9 +53,7 @@ def write(tmp_path):
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.json.gz"])
 @pytest.mark.parametrize("shape", ["array", "indented", "one line", "lines", "objects"])
 def test_json_is_read_in_every_shape_that_holds_rows(write, monkeypatch, encoding, name, shape):
-    from newsdesk.data import lines
-
-    monkeypatch.setattr(lines, "_BLOCK", 700)  # so that objects lie across blocks
+    monkeypatch.setattr("newsdesk.data.encoding._BLOCK", 700)  # so that objects lie across blocks
     text = {
         "array": "[\n" + ",\n".join(json.dumps(each, ensure_ascii=False) for each in RECORDS) + "\n]\n",
         "indented": "\n " + json.dumps(RECORDS, indent=1, ensure_ascii=False),
@@ -199,7 +197,10 @@ def test_a_workbook_is_a_table_with_its_types(write):
         ("Faiz arttı", 2, "2026-11-27T09:30:00"),
     )
     assert table.lines == (2, 4)
-    assert to_examples(table, text=["Haber Metni"], label="Kategori").label_names == ("1", "2")
+    assert to_examples(table, text_layout(table, text=["Haber Metni"]), label="Kategori").label_names == (
+        "1",
+        "2",
+    )
     assert read_table(write("b.zip", zipped(**{"a.xlsx": path.read_bytes()}))).rows == table.rows
 
 
@@ -207,7 +208,8 @@ def test_a_workbook_without_a_header_is_told_and_asked_by_place(write):
     rows = [["Sport" if n % 2 else "Kultur", f"Die Nachricht {n} ist da"] for n in range(8)]
     path = write("a.xlsx", workbook(rows))
     assert read_table(path).columns == ("label", "text")
-    assert len(to_examples(read_table(path, DETECTED.asking(["2"], "1")), text=["2"], label="1")) == 8
+    table = read_table(path, DETECTED.asking(["2"], "1"))
+    assert len(to_examples(table, text_layout(table, text=["2"]), label="1")) == 8
     assert read_table(path, Dialect(header=True)).columns == ("Kultur", "Die Nachricht 0 ist da")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from newsdesk.data.examples import Examples, Splits, hold_out, split, validation_size
+from newsdesk.data.examples import Examples, hold_out, split, validation_size
 from newsdesk.errors import UserError
 
 
@@ -15,32 +15,23 @@ def examples_of(labels: list[int], texts: list[str] | None = None) -> Examples:
     return Examples(tuple(texts), np.array(labels, dtype=np.int64), names, "test")
 
 
-def parts(splits: Splits) -> tuple[Examples, Examples, Examples]:
-    return splits.train, splits.validation, splits.test
-
-
 def test_every_row_is_in_one_part_and_sizes_are_exact():
     examples = examples_of([i % 7 for i in range(1003)])
-    for validation, test, sizes in ((0.1, 0.05, (853, 100, 50)), (17, 100, (886, 17, 100)), (0.1, 0, None)):
-        splits = split(examples, validation=validation, test=test, seed=3)
-        if sizes:
-            assert tuple(map(len, parts(splits))) == sizes
-        assert sorted(t for part in parts(splits) for t in part.texts) == sorted(examples.texts)
-        assert splits.straddling == 0
+    for size in (0, 17, 100):
+        train, validation = split(examples, size, seed=3)
+        assert (len(train), len(validation)) == (1003 - size, size)
+        assert sorted(train.texts + validation.texts) == sorted(examples.texts)
 
 
 def test_each_class_gives_in_proportion():
-    splits = split(examples_of([0] * 700 + [1] * 200 + [2] * 100), validation=0.1, test=0.2, seed=0)
-    assert splits.validation.labels is not None
-    assert splits.test.labels is not None
-    assert np.bincount(splits.validation.labels).tolist() == [70, 20, 10]
-    assert np.bincount(splits.test.labels).tolist() == [140, 40, 20]
+    splits = split(examples_of([0] * 700 + [1] * 200 + [2] * 100), 100, seed=0)
+    assert counts(splits.validation) == [70, 20, 10]
 
 
 def test_rows_keep_their_labels_and_their_order():
     examples = examples_of([i % 3 for i in range(90)])
     label_of = dict(zip(examples.texts, [i % 3 for i in range(90)], strict=True))
-    for part in parts(split(examples, validation=0.2, test=0.2, seed=5)):
+    for part in split(examples, 18, seed=5):
         assert part.labels is not None
         assert [label_of[text] for text in part.texts] == part.labels.tolist()
         positions = [int(text.split()[1]) for text in part.texts]
@@ -49,7 +40,7 @@ def test_rows_keep_their_labels_and_their_order():
 
 def test_the_seed_alone_decides_and_its_choice_is_pinned():
     examples = examples_of([i % 2 for i in range(20)])
-    chosen = [split(examples, validation=4, seed=seed).validation.texts for seed in (0, 0, 1)]
+    chosen = [split(examples, 4, seed=seed).validation.texts for seed in (0, 0, 1)]
     assert chosen[0] == chosen[1] != chosen[2]
     assert chosen[0] == ("text 4", "text 6", "text 13", "text 19")
 
@@ -57,43 +48,33 @@ def test_the_seed_alone_decides_and_its_choice_is_pinned():
 def test_copies_of_a_text_never_straddle_when_sizes_allow():
     texts = [f"News  {i // 4}" if i % 2 else f"news {i // 4} " for i in range(400)]
     for seed in range(5):
-        splits = split(examples_of([i // 100 for i in range(400)], texts), validation=0.2, test=40, seed=seed)
-        assert tuple(map(len, parts(splits))) == (280, 80, 40)
-        seen = [{" ".join(t.casefold().split()) for t in part.texts} for part in parts(splits)]
+        splits = split(examples_of([i // 100 for i in range(400)], texts), 80, seed=seed)
+        assert tuple(map(len, splits)) == (320, 80)
+        seen = [{" ".join(t.casefold().split()) for t in part.texts} for part in splits]
         assert not seen[0] & seen[1]
-        assert not seen[0] & seen[2]
-        assert not seen[1] & seen[2]
-        assert splits.straddling == 0
 
 
-def test_sizes_stay_exact_when_copies_must_be_divided_and_that_is_reported():
-    splits = split(examples_of([0] * 10, ["same"] * 10), validation=3, seed=0)
-    assert tuple(map(len, parts(splits))) == (7, 3, 0)
-    assert splits.straddling == 1
-
-
-def test_both_parts_may_divide_the_same_copies():
-    labels = [0] * 10 + [1]
-    splits = split(examples_of(labels, ["same"] * 9 + ["x", "y"]), validation=5, test=4, seed=0)
-    assert tuple(map(len, parts(splits))) == (2, 5, 4)
-    assert sorted(t for part in parts(splits) for t in part.texts) == ["same"] * 9 + ["x", "y"]
+def test_sizes_stay_exact_when_copies_must_be_divided():
+    splits = split(examples_of([0] * 10, ["same"] * 10), 3, seed=0)
+    assert tuple(map(len, splits)) == (7, 3)
 
 
 def test_empty_texts_are_not_copies_of_each_other():
-    assert split(examples_of([0] * 10, [""] * 10), validation=3, seed=0).straddling == 0
+    examples = examples_of([0] * 10 + [1] * 2, [""] * 10 + ["a", "b"])
+    assert counts(hold_out(examples, 0.3, seed=0).validation)[0] >= 2
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_training_keeps_every_class_however_rare(seed):
     labels = [0] * 20 + [1, 1, 2, 3, 3, 3]
-    splits = split(examples_of(labels), validation=0.5, test=5, seed=seed)
+    splits = split(examples_of(labels), 18, seed=seed)
     assert splits.train.labels is not None
     assert set(splits.train.labels.tolist()) == {0, 1, 2, 3}
 
 
 def test_training_keeps_every_class_when_texts_carry_two_labels():
     labels = [0, 1, 0, 2, 0, 0]
-    splits = split(examples_of(labels, ["a", "a", "b", "b", "c", "d"]), validation=3, seed=1)
+    splits = split(examples_of(labels, ["a", "a", "b", "b", "c", "d"]), 3, seed=1)
     assert splits.train.labels is not None
     assert set(splits.train.labels.tolist()) == {0, 1, 2}
     assert len(splits.validation) == 3
@@ -101,23 +82,17 @@ def test_training_keeps_every_class_when_texts_carry_two_labels():
 
 def test_unlabelled_rows_and_no_rows_aside_are_fine():
     unlabelled = Examples(("a", "b", "c"), None, (), "test")
-    assert len(split(unlabelled, validation=1, seed=0).validation) == 1
-    assert split(unlabelled, validation=0, seed=0).train.texts == ("a", "b", "c")
-    assert len(split(unlabelled.select([]), validation=0.1, seed=0).train) == 0
-
-
-@pytest.mark.parametrize("size", [1.0, -0.1, -1, True, "0.1", float("nan")])
-def test_a_size_that_is_none_is_refused(size):
-    with pytest.raises(UserError, match="no size for the validation rows"):
-        split(examples_of([0] * 10), validation=size, seed=0)
+    assert len(split(unlabelled, 1, seed=0).validation) == 1
+    assert split(unlabelled, 0, seed=0).train.texts == ("a", "b", "c")
+    assert len(split(unlabelled.select([]), 0, seed=0).train) == 0
 
 
 def test_asking_for_more_than_training_can_spare_is_refused():
-    with pytest.raises(UserError, match="10 rows of 2 classes; 9 of them"):
-        split(examples_of([0, 1] * 5), validation=4, test=0.5, seed=0)
+    with pytest.raises(UserError, match="10 rows of 2 classes; 9 set aside"):
+        split(examples_of([0, 1] * 5), 9, seed=0)
     with pytest.raises(UserError, match="too few rows"):
-        split(Examples((), None, (), "test"), validation=1, seed=0)
-    assert len(split(examples_of([0, 1] * 5), validation=4, test=4, seed=0).train) == 2
+        split(Examples((), None, (), "test"), 1, seed=0)
+    assert len(split(examples_of([0, 1] * 5), 8, seed=0).train) == 2
 
 
 def counts(examples: Examples) -> list[int]:

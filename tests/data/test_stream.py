@@ -259,9 +259,9 @@ def test_a_quote_that_never_closes_does_not_swallow_a_large_file(write):
 
 
 def test_a_line_without_end_is_a_fault_and_not_held_in_memory(write, monkeypatch):
-    from newsdesk.data import lines
+    from newsdesk.data import encoding
 
-    monkeypatch.setattr(lines, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(encoding, "LONGEST_LINE", 1000)
     table, faults = read_with_faults(write("a.txt", "a\n" + "b" * 5000 + "\nc\n" + "d" * 1000))
     assert table.rows == (("a",), ("c",), ("d" * 1000,))
     assert [(fault.line, "too long" in fault.wrong) for fault in faults] == [(2, True)]

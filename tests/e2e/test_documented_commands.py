@@ -103,7 +103,7 @@ for line in sys.stdin:
 """
 
 TEXTS_AND_LABELS = """
-from newsdesk.data.datasets import dataset_files
+from newsdesk.data.load import dataset_files
 from newsdesk.data.stream import read_table
 
 rows = read_table(dataset_files("reuters-r8").train).rows[::40]

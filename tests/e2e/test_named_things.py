@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from newsdesk.data.datasets import DATA_SETS
+from newsdesk.data.load import DATA_SETS
 from newsdesk.model.catalog import BASE_MODELS
 
 SOUND = "text,label\n" + "".join(

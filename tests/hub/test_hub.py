@@ -15,8 +15,7 @@ import pytest
 
 from newsdesk.errors import UserError
 from newsdesk.hub.cache import Slot, cache_folder, resolve
-from newsdesk.hub.huggingface import HubSource
-from newsdesk.hub.source import SourceUnavailableError
+from newsdesk.hub.source import HubSource, SourceUnavailableError
 from newsdesk.model.catalog import MODEL_FILES, check_model_files
 from newsdesk.progress import silent
 

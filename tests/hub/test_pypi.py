@@ -13,8 +13,7 @@ import pytest
 
 from newsdesk.errors import UserError
 from newsdesk.hub.cache import Slot, cache_folder, resolve
-from newsdesk.hub.pypi import PypiSource
-from newsdesk.hub.source import SourceUnavailableError
+from newsdesk.hub.source import PypiSource, SourceUnavailableError
 from newsdesk.progress import silent
 
 ROWS = b"Category\tText\n" * 50
@@ -146,7 +145,7 @@ def test_a_full_disk_is_said_to_be_full_and_leaves_nothing(wheelhouse, kind):
         import resource
         from newsdesk.errors import UserError
         from newsdesk.hub.cache import Slot
-        from newsdesk.hub.pypi import PypiSource
+        from newsdesk.hub.source import PypiSource
         from newsdesk.hub.cache import resolve
         resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
         source = PypiSource(({requirement!r},), "desk", {{"large.tab": {sha256(content)!r}}})

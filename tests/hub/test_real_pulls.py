@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from newsdesk.data.datasets import DATA_SETS, dataset_files
+from newsdesk.data.load import DATA_SETS, dataset_files
 from newsdesk.files import sha256_of
 from newsdesk.model.catalog import BASE_MODELS, resolve_base
 

@@ -58,7 +58,7 @@ def data() -> None:
 def list_data(as_json: bool) -> None:
     """The data sets known by name; any file or folder works as --data too."""
     from newsdesk.cli.tables import render_columns
-    from newsdesk.data.datasets import DATA_SETS
+    from newsdesk.data.load import DATA_SETS
 
     rows = [
         {
@@ -84,8 +84,7 @@ def list_data(as_json: bool) -> None:
 )
 def pull_data(name: str, out: Path | None) -> None:
     """Fetch a data set into the cache and check its files."""
-    from newsdesk.data.datasets import pull
-    from newsdesk.data.load import write_csv_copy
+    from newsdesk.data.load import pull, write_csv_copy
 
     with shown_progress() as progress:
         folder = pull(name, progress=progress)

@@ -1,11 +1,11 @@
-"""The check of a data file: everything about it that would spoil training or flatter an evaluation."""
+"""The check of a data file: everything in it that would harm training or flatter an evaluation."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,14 @@ import numpy as np
 from newsdesk.data.columns import TextLayout, label_column, labels_with_faults, text_layout
 from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.duplicates import conflicting_groups, duplicate_groups, shared_texts
-from newsdesk.data.label_faults import LabelFault, absent_classes, label_faults, rare_classes
-from newsdesk.data.labels import folded
+from newsdesk.data.labels import LabelFault, LabelMatcher, class_names, folded, label_faults
 from newsdesk.data.stream import read_table, read_with_faults
 from newsdesk.data.table import Fault, Table
 from newsdesk.data.words import VocabularyFit
 from newsdesk.errors import UserError, counted
 
 _SHOWN = 100  # places listed of each kind; counts are always complete
+_FOLDS = 5  # of a cross-validation: a class with fewer rows is missing from some of them
 _QUANTILES = (0.5, 0.9, 0.95, 0.99, 1.0)
 
 # UTF-8 that was read as Windows-1252 or Latin-1: a lead byte's character, then continuation bytes'.
@@ -42,17 +42,17 @@ _CHARACTER_FAULTS = (
 class Places:
     """How often something occurs, and the lines of its first hundred occurrences."""
 
-    count: int
-    lines: tuple[int, ...]
+    count: int = 0
+    lines: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class LineGroups:
     """Rows that belong together: how many groups and rows, and the lines of the first hundred groups."""
 
-    groups: int
-    rows: int
-    lines: tuple[tuple[int, ...], ...]
+    groups: int = 0
+    rows: int = 0
+    lines: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,23 +121,23 @@ class CheckReport:
         token_lengths: None without a tokenizer.
         vocabulary: how well the base model's vocabulary covers the texts; None without one.
         read_as: encoding, delimiter, quote and header that the file was read with, for people.
-        label_faults: what spoils the labels, each with its fix and lines.
+        label_faults: what is wrong with the labels, each with its fix and lines.
     """
 
     path: str
-    rows: int
-    columns: tuple[str, ...]
-    text_columns: tuple[str, ...]
-    label_column: str | None
-    label_counts: dict[str, int]
-    malformed: tuple[Fault, ...]
-    encoding: tuple[Fault, ...]
-    unlabelled: Places
-    empty: Places
-    duplicates: LineGroups
-    conflicts: LineGroups
-    leakage: Leakage | None
-    token_lengths: TokenLengths | None
+    rows: int = 0
+    columns: tuple[str, ...] = ()
+    text_columns: tuple[str, ...] = ()
+    label_column: str | None = None
+    label_counts: dict[str, int] = field(default_factory=dict)
+    malformed: tuple[Fault, ...] = ()
+    encoding: tuple[Fault, ...] = ()
+    unlabelled: Places = Places()
+    empty: Places = Places()
+    duplicates: LineGroups = LineGroups()
+    conflicts: LineGroups = LineGroups()
+    leakage: Leakage | None = None
+    token_lengths: TokenLengths | None = None
     vocabulary: VocabularyFit | None = None
     read_as: str = ""
     label_faults: tuple[LabelFault, ...] = ()
@@ -178,56 +178,35 @@ def check(
     dialect = dialect.asking(text, label, template)
     other = None if against is None else read_table(against, dialect)
     table, faults = read_with_faults(path, dialect)
-    if not table.columns:
-        return _unreadable(table, faults)
+    malformed = [fault for fault in faults if not fault.encoding]
+    encoding = [*(fault for fault in faults if fault.encoding), *_character_faults(table)]
+    report = CheckReport(str(path), encoding=_by_line(encoding), read_as=table.read_as)
+    if not table.columns:  # no row could be read
+        return replace(report, malformed=_by_line(malformed))
     layout = text_layout(table, text=text, label=label, template=template, normaliser=normaliser)
     texts = layout.texts(table)
     column = label_column(table, label, layout.text_columns)
-    labels, label_faults = labels_with_faults(table, column) if column else ((), ())
-    beyond = {fault.line for fault in label_faults}
-    missing = (line for line, one in zip(table.lines, labels, strict=False) if not one and line not in beyond)
-    malformed = [*(fault for fault in faults if not fault.encoding), *label_faults]
-    encoding = [*(fault for fault in faults if fault.encoding), *_character_faults(table)]
-    return CheckReport(
-        path=str(path),
+    labels, not_labels = labels_with_faults(table, column) if column else ((), ())
+    told = {fault.line for fault in not_labels}
+    unlabelled = [
+        line for line, each in zip(table.lines, labels, strict=False) if not each and line not in told
+    ]
+    return replace(
+        report,
         rows=len(table),
         columns=table.columns,
         text_columns=layout.text_columns,
         label_column=column,
         label_counts=dict(Counter(filter(None, labels)).most_common()),
-        malformed=_by_line(malformed),
-        encoding=_by_line(encoding),
-        unlabelled=_places(missing),
-        empty=_places(line for line, one in zip(table.lines, texts, strict=True) if not one.strip()),
+        malformed=_by_line([*malformed, *not_labels]),
+        unlabelled=_places(unlabelled),
+        empty=_places([line for line, each in zip(table.lines, texts, strict=True) if not each.strip()]),
         duplicates=_line_groups(table, duplicate_groups(texts)),
         conflicts=_line_groups(table, conflicting_groups(texts, [*map(folded, labels)]) if column else ()),
         leakage=None if other is None else _leakage(table, texts, layout, other),
         token_lengths=None if tokenizer is None else _token_lengths(tokenizer(texts), max_length),
         vocabulary=None if vocabulary is None else vocabulary(texts),
-        read_as=table.read_as,
         label_faults=() if column is None else tuple(_label_faults(table, column, labels, other)),
-    )
-
-
-def _unreadable(table: Table, faults: Iterable[Fault]) -> CheckReport:
-    """The report on a file of which no row could be read."""
-    nowhere, no_groups = Places(0, ()), LineGroups(0, 0, ())
-    return CheckReport(
-        path=str(table.path),
-        read_as=table.read_as,
-        rows=0,
-        columns=(),
-        text_columns=(),
-        label_column=None,
-        label_counts={},
-        malformed=_by_line(fault for fault in faults if not fault.encoding),
-        encoding=_by_line(fault for fault in faults if fault.encoding),
-        unlabelled=nowhere,
-        empty=nowhere,
-        duplicates=no_groups,
-        conflicts=no_groups,
-        leakage=None,
-        token_lengths=None,
     )
 
 
@@ -246,29 +225,60 @@ def _character_faults(table: Table) -> Iterator[Fault]:
 def _label_faults(
     table: Table, column: str, labels: Sequence[str], other: Table | None
 ) -> Iterator[LabelFault]:
-    """What spoils the labels, with the lines of the rows concerned; lines of ``other`` for classes there."""
-    written = _as_written(table, column, labels)
-    counts = Counter(filter(None, written))
-    faults = list(label_faults(counts, column))
-    for fault in faults:
-        yield fault.at(table.lines, written)
+    """What is wrong with the labels, and the lines of the rows concerned, of ``other`` for classes there."""
+    # With the white space around them, where the file names the classes itself.
+    cells = zip(table.column(column), labels, strict=True)
+    written = [cell if isinstance(cell, str) and cell.strip() == label else label for cell, label in cells]
+    faults = label_faults(Counter(filter(None, written)), column)
+    yield from (fault.at(table.lines, written) for fault in faults)
     if any(not fault.labels for fault in faults):  # no column of classes at all
         return
     told = {label.strip() for fault in faults for label in fault.odd}
-    for fault in rare_classes(Counter(label for label in labels if label and label not in told)):
-        yield fault.at(table.lines, labels)
-    if other is None:
-        return
-    there = _labels_of_other(other, column)
-    if not any(there):
-        return
-    missing, untested = absent_classes(
-        Counter(filter(None, labels)), Counter(filter(None, there)), other.path
+    found = [(_rare_classes(Counter(each for each in labels if each and each not in told)), table, labels)]
+    there = () if other is None else _labels_of_other(other, column)
+    if other is not None and any(there):
+        missing, untested = _absent_classes(labels, there, other.path)
+        found += [(missing, other, there), (untested, table, labels)]
+    yield from (fault.at(rows.lines, each) for fault, rows, each in found if fault.labels)
+
+
+def _rare_classes(counts: Mapping[str, int]) -> LabelFault:
+    """Classes with fewer rows than ``_FOLDS``."""
+    return LabelFault.of(
+        counts,
+        [label for label, rows in counts.items() if rows < _FOLDS],
+        f"classes with fewer than {_FOLDS} rows: too few to learn from, and to cross-validate by",
+        "label more of these, merge them into another class, or leave them out",
     )
-    if missing.labels:
-        yield missing.at(other.lines, there)
-    if untested.labels:
-        yield untested.at(table.lines, labels)
+
+
+def _absent_classes(
+    labels: Sequence[str], other_labels: Sequence[str], other: Path
+) -> tuple[LabelFault, LabelFault]:
+    """Classes of the file ``other`` that this one does not have, and the other way round."""
+    here, there = (Counter(filter(None, every)) for every in (labels, other_labels))
+    names = tuple(class_names(tuple(here)))
+    positions = LabelMatcher(names).positions(there) or {}  # numbers there may count the classes here
+    there = Counter({names[positions[each]] if each in positions else each: n for each, n in there.items()})
+    return (
+        LabelFault.of(
+            there,
+            _unmatched(there, here),
+            f"classes of {other.name} that are absent here, so that they cannot be learned",
+            "correct these labels, or add rows of these classes here",
+        ),
+        LabelFault.of(
+            here,
+            _unmatched(here, there),
+            f"classes that are absent from {other.name}, whose figures say nothing of them",
+            "correct these labels, or add rows of these classes there",
+        ),
+    )
+
+
+def _unmatched(labels: Collection[str], classes: Collection[str]) -> list[str]:
+    matcher = LabelMatcher(tuple(classes))
+    return [label for label in labels if not matcher.candidates(label)]
 
 
 def _labels_of_other(other: Table, column: str) -> Sequence[str]:
@@ -279,12 +289,6 @@ def _labels_of_other(other: Table, column: str) -> Sequence[str]:
         except UserError:  # several could be
             return ()
     return labels_with_faults(other, column)[0] if column else ()
-
-
-def _as_written(table: Table, column: str, labels: Sequence[str]) -> list[str]:
-    """The labels with the white space around them, where the file names them itself."""
-    cells = zip(table.column(column), labels, strict=True)
-    return [cell if isinstance(cell, str) and cell.strip() == label else label for cell, label in cells]
 
 
 def _leakage(table: Table, texts: Sequence[str], layout: TextLayout, other: Table) -> Leakage:
@@ -312,9 +316,8 @@ def _by_line(faults: Iterable[Fault]) -> tuple[Fault, ...]:
     return tuple(sorted(faults, key=lambda fault: fault.line))
 
 
-def _places(lines: Iterable[int]) -> Places:
-    every = tuple(lines)
-    return Places(len(every), every[:_SHOWN])
+def _places(lines: Sequence[int]) -> Places:
+    return Places(len(lines), tuple(lines[:_SHOWN]))
 
 
 def _line_groups(table: Table, groups: Sequence[Sequence[int]]) -> LineGroups:
@@ -328,109 +331,105 @@ _LABELS_SHOWN = 20
 
 def render_check(report: CheckReport) -> list[str]:
     """What was found, the worst first; lists are cut and say so."""
+    leave_out = "leave these rows out"
     return [
         f"{report.path}: {counted(report.rows, 'row')}, columns {', '.join(report.columns) or 'none'}",
         f"text: {' + '.join(report.text_columns) or 'none'}    label: {report.label_column or 'none'}",
         *([f"read as: {report.read_as}"] if report.read_as else []),
         *_faults("malformed rows", report.malformed),
         *_faults("encoding faults", report.encoding),
-        *_place_lines("rows without a label", report.unlabelled, "label these rows, or leave them out"),
-        *_place_lines("rows without text", report.empty, "write their texts, or leave these rows out"),
-        *_label_fault_lines(report.label_faults),
-        *_groups(
-            "texts under two labels", report.conflicts, fix="decide on one label, or leave these rows out"
-        ),
+        *_places_found("rows without a label", report.unlabelled, f"label these rows, or {leave_out}"),
+        *_places_found("rows without text", report.empty, f"write their texts, or {leave_out}"),
+        *(line for fault in report.label_faults for line in _label_fault(fault)),
+        *_groups("texts under two labels", report.conflicts, f"decide on one label, or {leave_out}"),
         *_groups("texts more than once", report.duplicates),
-        *_leakage_lines(report),
+        *_leaks(report.leakage),
         *_labels(report),
-        *_lengths(report),
-        *_vocabulary(report),
+        *_lengths_and_vocabulary(report),
         "OK" if report.is_ok else "problems found",
     ]
 
 
+def _section(
+    title: str,
+    entries: Sequence[str],
+    *,
+    fixes: Iterable[str | None] = (),
+    count: int | None = None,
+    shown: int = _LINES_SHOWN,
+) -> Iterator[str]:
+    """A title, the first entries below it, how many more there are, and the fixes.
+
+    ``count`` is how many were found, where the report itself lists only the first of them.
+    """
+    yield title
+    yield from (f"  {entry}" for entry in entries[:shown])
+    found = len(entries) if count is None else count
+    if found > shown:
+        where = "lists them" if found == len(entries) else f"lists the first {len(entries):,}"
+        yield f"  and {found - shown:,} more (--json {where})"
+    yield from (f"  fix: {fix}" for fix in dict.fromkeys(fixes) if fix)
+
+
 def _faults(title: str, faults: Sequence[Fault]) -> Iterator[str]:
     if faults:
-        yield f"{title}: {len(faults):,}"
-        for fault in faults[:_LINES_SHOWN]:
-            yield f"  line {fault.line}: {fault.wrong}" + (f" ({fault.found})" if fault.found else "")
-        yield from _more(len(faults))
-        yield from (f"  fix: {fix}" for fix in dict.fromkeys(fault.fix for fault in faults) if fix)
+        found = [f"{fault.wrong} ({fault.found})" if fault.found else fault.wrong for fault in faults]
+        entries = [f"line {fault.line}: {each}" for fault, each in zip(faults, found, strict=True)]
+        yield from _section(f"{title}: {len(faults):,}", entries, fixes=[fault.fix for fault in faults])
 
 
-def _label_fault_lines(faults: Sequence[LabelFault]) -> Iterator[str]:
-    for fault in faults:
-        yield str(fault)
-        if fault.lines:
-            yield f"  lines {_joined(fault.lines)}"
-        yield f"  fix: {fault.fix}"
-
-
-def _place_lines(title: str, places: Places, fix: str) -> Iterator[str]:
+def _places_found(title: str, places: Places, fix: str) -> Iterator[str]:
     if places.count:
-        yield f"{title}: {places.count:,}, line {_joined(places.lines)}"
-        yield f"  fix: {fix}"
+        yield from _section(f"{title}: {places.count:,}, line {_lines(places.lines)}", (), fixes=[fix])
+
+
+def _label_fault(fault: LabelFault) -> Iterator[str]:
+    lines = [f"lines {_lines(fault.lines)}"] if fault.lines else []
+    return _section(str(fault), lines, fixes=[fault.fix])
 
 
 def _groups(title: str, groups: LineGroups, fix: str | None = None) -> Iterator[str]:
     if groups.groups:
-        yield f"{title}: {groups.groups:,} ({counted(groups.rows, 'row')})"
-        for lines in groups.lines[:_LINES_SHOWN]:
-            yield f"  lines {_joined(lines)}"
-        yield from _more(groups.groups, listed=len(groups.lines))
-        yield from [f"  fix: {fix}"] if fix else []
+        title = f"{title}: {groups.groups:,} ({counted(groups.rows, 'row')})"
+        entries = [f"lines {_lines(lines)}" for lines in groups.lines]
+        yield from _section(title, entries, fixes=[fix], count=groups.groups)
 
 
-def _leakage_lines(report: CheckReport) -> Iterator[str]:
-    leakage = report.leakage
+def _leaks(leakage: Leakage | None) -> Iterator[str]:
     if leakage is None:
         return
-    yield (
+    title = (
         f"rows of {leakage.against} that are here too: {leakage.exact:,} exactly, {leakage.near:,} nearly, "
         f"of {leakage.rows:,}"
     )
-    for leak in leakage.leaks[:_LINES_SHOWN]:
-        yield f"  line {leak.line} here, line {leak.other_line} there, similarity {leak.similarity:.2f}"
-    yield from _more(leakage.exact + leakage.near, listed=len(leakage.leaks))
-    if leakage.leaks:
-        yield "  fix: leave these rows out of one of the two files"
+    entries = [
+        f"line {leak.line} here, line {leak.other_line} there, similarity {leak.similarity:.2f}"
+        for leak in leakage.leaks
+    ]
+    fixes = ["leave these rows out of one of the two files"] if entries else []
+    yield from _section(title, entries, fixes=fixes, count=leakage.exact + leakage.near)
 
 
 def _labels(report: CheckReport) -> Iterator[str]:
-    if not report.label_counts:
-        return
-    yield f"labels: {len(report.label_counts)}"
-    width = max(len(label) for label in report.label_counts)
-    for label, count in list(report.label_counts.items())[:_LABELS_SHOWN]:
-        yield f"  {label:<{width}} {count:>9,}  {count / report.rows:>6.1%}"
-    yield from _more(len(report.label_counts), shown=_LABELS_SHOWN)
+    if counts := report.label_counts:
+        width = max(map(len, counts))
+        entries = [
+            f"{label:<{width}} {count:>9,}  {count / report.rows:>6.1%}" for label, count in counts.items()
+        ]
+        yield from _section(f"labels: {len(counts)}", entries, shown=_LABELS_SHOWN)
 
 
-def _lengths(report: CheckReport) -> Iterator[str]:
-    lengths = report.token_lengths
-    if lengths is None:
-        return
-    quantiles = ", ".join(f"{share} {tokens}" for share, tokens in lengths.quantiles.items())
-    yield f"tokens a text: mean {lengths.mean:.1f}; at most: {quantiles}"
-    if lengths.truncated is not None:
-        yield f"  cut at {lengths.max_length}: {lengths.truncated:.1%} of the texts"
+def _lengths_and_vocabulary(report: CheckReport) -> Iterator[str]:
+    if (lengths := report.token_lengths) is not None:
+        quantiles = ", ".join(f"{share} {tokens}" for share, tokens in lengths.quantiles.items())
+        yield f"tokens a text: mean {lengths.mean:.1f}; at most: {quantiles}"
+        if lengths.truncated is not None:
+            yield f"  cut at {lengths.max_length}: {lengths.truncated:.1%} of the texts"
+    if (fit := report.vocabulary) is not None:
+        yield f"unknown tokens: {fit.unknown:.1%}; letters a token: {fit.letters_per_token:.1f}"
+        yield from [f"  {fit.warning}"] if fit.warning else []
 
 
-def _vocabulary(report: CheckReport) -> Iterator[str]:
-    if (fit := report.vocabulary) is None:
-        return
-    yield f"unknown tokens: {fit.unknown:.1%}; letters a token: {fit.letters_per_token:.1f}"
-    if fit.warning is not None:
-        yield f"  {fit.warning}"
-
-
-def _more(count: int, *, shown: int = _LINES_SHOWN, listed: int | None = None) -> Iterator[str]:
-    """A last line for what is not ``shown``; ``listed`` are in the report itself, None for all."""
-    if count > shown:
-        where = "lists them" if listed in (None, count) else f"lists the first {listed:,}"
-        yield f"  and {count - shown:,} more (--json {where})"
-
-
-def _joined(lines: Sequence[int]) -> str:
-    shown = ", ".join(str(line) for line in lines[:_LINES_SHOWN])
+def _lines(lines: Sequence[int]) -> str:
+    shown = ", ".join(map(str, lines[:_LINES_SHOWN]))
     return shown + (" ..." if len(lines) > _LINES_SHOWN else "")

@@ -1,4 +1,4 @@
-"""Layouts: which columns of a table are the text and which one is the class."""
+"""Columns: which of a table's are the text and which one is the class, and its rows as examples."""
 
 from __future__ import annotations
 
@@ -25,12 +25,10 @@ from newsdesk.data.labels import (
 )
 from newsdesk.data.table import AG_NEWS_COLUMNS, LABEL_COLUMNS, TEXT_COLUMNS, Cell, Fault, Table, canonical
 from newsdesk.data.words import normaliser as normaliser_named
-from newsdesk.errors import UserError
+from newsdesk.errors import UserError, listed
 
 AG_NEWS_LABELS = ("World", "Sports", "Business", "Sci/Tech")
 """The classes of AG News (Zhang et al., 2015) in id order; its files count them from 1."""
-
-_SHOWN = 20  # names in a message
 
 
 @dataclass(frozen=True)
@@ -54,13 +52,23 @@ class TextLayout:
         if self.template is not None:
             _template_parts(self.template, self.text_columns)
 
-    def render(self, row: Mapping[str, Cell]) -> str:
-        """The text of one row, given as column name to cell. Raises UserError if a column is missing."""
-        missing = [column for column in self.text_columns if column not in row]
-        if missing:
-            raise _no_such_column(missing[0], list(row), "--text")
-        clean = normaliser_named(self.normaliser)
-        cells = {column: clean(_text_of(row[column], column)).strip() for column in self.text_columns}
+    def text_of(self, line: int, record: Mapping[str, Cell]) -> str | Fault:
+        """The text of the row in that line, given as column name to cell; its fault where one holds no text.
+
+        Raises UserError if a column is missing.
+        """
+        clean, cells = normaliser_named(self.normaliser), {}
+        for column in self.text_columns:
+            if column not in record:
+                raise _no_such_column(column, list(record), "--text")
+            cell = record[column]
+            if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+                cell = ""
+            if not isinstance(cell, str | int | float):
+                fix = "name the text columns, for example --text title,description"
+                found = f"a value of type {type(cell).__name__}"
+                return Fault(line, f"column {column!r} holds no text", found, fix)
+            cells[column] = clean(str(cell)).strip()
         if self.template is None:
             return " ".join(filter(None, cells.values()))
         parts = _template_parts(self.template, self.text_columns)
@@ -75,18 +83,6 @@ class TextLayout:
                 raise text.error(table.path)
             texts.append(text)
         return tuple(texts)
-
-    def text_of(self, line: int, record: Mapping[str, Cell]) -> str | Fault:
-        """As ``render``, but the fault of the row in that line where a cell holds no text."""
-        try:
-            return self.render(record)
-        except _NoTextError as error:
-            return Fault(
-                line,
-                f"column {error.column!r} holds no text",
-                error.found,
-                "name the text columns, for example --text title,description",
-            )
 
     def for_table(
         self, table: Table, *, text: Sequence[str] | None = None, template: str | None = None
@@ -174,17 +170,15 @@ def label_column(table: Table, label: str | None = None, text: Sequence[str] = (
 
 def to_examples(
     table: Table,
+    layout: TextLayout | None = None,
     *,
-    text: Sequence[str] | None = None,
     label: str | None = None,
     label_names: Sequence[str] | None = None,
-    template: str | None = None,
-    normaliser: str = "none",
     labelled: bool | None = None,
     unknown_labels: UnknownLabels = "error",
     merge_case: bool = False,
 ) -> Examples:
-    """A table's rows as examples; without flags, where the columns have usual names.
+    """A table's rows as examples, their texts by ``layout``, or by the columns that have usual names.
 
     Labels become ids in ``label_names``, the classes of a run, as ``match_labels`` says, and so does
     ``unknown_labels``. Without ``label_names``, the file's own classes are taken: AG News' four for its
@@ -201,11 +195,11 @@ def to_examples(
             found="a header and nothing below",
             fix="check how it was made",
         )
-    layout = text_layout(table, text=text, label=label, template=template, normaliser=normaliser)
+    layout = layout or text_layout(table, label=label)
+    texts, source = layout.texts(table), str(table.path)
     column = None if labelled is False else label_column(table, label, layout.text_columns)
-    texts = layout.texts(table)
-    labels = None if column is None else labels_of(table, column)
-    if labels is None or not any(labels):
+    labels = () if column is None else labels_of(table, column)
+    if column is None or not any(labels):
         if labelled:
             raise UserError(
                 f"{table.path.name} has no labels",
@@ -213,43 +207,38 @@ def to_examples(
                 + (f"; every cell of {column} is empty" if column else ""),
                 fix="name the column that holds the class, for example --label topic" + _by_position(table),
             )
-        return Examples(texts, None, (), str(table.path))
-    assert column is not None  # or there were no labels
-    if label_names is not None:
-        return _matched_examples(table, column, texts, labels, label_names, unknown_labels)
-    _require_label_in_every_row(table, labels)
-    own = _own_classes(labels, _declared_names(table, column)[0], merge_case=merge_case)
-    return Examples(texts, own.ids, own.names, str(table.path), own.matching)
-
-
-def _matched_examples(
-    table: Table,
-    column: str,
-    texts: Sequence[str],
-    labels: Sequence[str],
-    label_names: Sequence[str],
-    unknown_labels: UnknownLabels,
-) -> Examples:
-    """Rows with the ids of a run's classes; those to leave out are left out."""
-    kept = [row for row, label in enumerate(labels) if label or unknown_labels != "drop"]
-    _require_label_in_every_row(table, [labels[row] for row in kept])
-    declared, first = _declared_names(table, column)
-    numbers = {str(number) for number in range(first, first + len(declared))}
-    if declared and set(map(number_of, label_names)) == numbers:
-        # The run learned from the numbers themselves.
-        labels = ["".join(labels_in(cell)) for cell in table.column(column)]
+        return Examples(texts, None, (), source)
+    if not all(labels) and (label_names is None or unknown_labels != "drop"):
+        raise UserError(
+            f"{table.path.name}, line {table.lines[labels.index('')]}: the row has no label",
+            found=f"{labels.count(''):,} such rows among {len(labels):,}",
+            fix="label these rows, or leave them out, as --unknown-labels drop does of rows to measure",
+        )
+    if label_names is None:
+        own = _own_classes(labels, _declared_names(table, column)[0], merge_case=merge_case)
+        return Examples(texts, own.ids, own.names, source, own.matching)
+    kept = [row for row, label in enumerate(labels) if label]
     matched = match_labels(
-        [labels[row] for row in kept],
+        _as_learned(table, column, labels, label_names, kept),
         [table.lines[row] for row in kept],
         label_names,
         source=table.path.name,
         unknown_labels=unknown_labels,
     )
     matching = replace(matched.matching, unlabelled=len(labels) - len(kept))
-    examples = Examples(
-        tuple(texts[row] for row in kept), matched.ids, matched.names, str(table.path), matching
-    )
+    examples = Examples(tuple(texts[row] for row in kept), matched.ids, matched.names, source, matching)
     return examples.select(np.flatnonzero(matched.ids >= 0))
+
+
+def _as_learned(
+    table: Table, column: str, labels: Sequence[str], label_names: Sequence[str], rows: Sequence[int]
+) -> list[str]:
+    """The labels of these rows: numbers where a file declares classes, but the run learned from numbers."""
+    declared, first = _declared_names(table, column)
+    if declared and set(map(number_of, label_names)) == set(map(str, range(first, first + len(declared)))):
+        cells = table.column(column)
+        return ["".join(labels_in(cells[row])) for row in rows]
+    return [labels[row] for row in rows]
 
 
 def labels_of(table: Table, column: str) -> tuple[str, ...]:
@@ -289,12 +278,10 @@ def _single_label(line: int, cell: Cell) -> str | Fault:
     except ValueError as error:
         return Fault(line, "the label is neither text nor a number", str(error), "write the class as text")
     if len(labels) > 1:
-        return Fault(
-            line,
-            "the row has several labels",
-            ", ".join(labels),
-            "keep one label in each row: a classifier learns one class a text, several are not supported yet",
+        fix = (
+            "keep one label in each row: a classifier learns one class a text, several are not supported yet"
         )
+        return Fault(line, "the row has several labels", ", ".join(labels), fix)
     return "".join(labels)
 
 
@@ -312,11 +299,10 @@ def _declared_label(line: int, label: str, matcher: LabelMatcher, first: int, *,
     if found is not None:
         return matcher.names[found]
     numbered = [f"{number} {name}" for number, name in enumerate(matcher.names, start=first)]
-    more = f" and {len(numbered) - _SHOWN} more" if len(numbered) > _SHOWN else ""
     return Fault(
         line,
         f"the label {label!r} is not one of the classes that the file declares",
-        f"the classes are {', '.join(numbered[:_SHOWN])}{more}",
+        f"the classes are {listed(numbered)}",
         "correct the label, or name the column that holds the class with --label",
     )
 
@@ -337,28 +323,6 @@ def _own_classes(labels: Sequence[str], declared: Sequence[str], *, merge_case: 
     ids = np.array([number[classes[label]] for label in labels], dtype=np.int64)
     respelled = {label: name for label, name in classes.items() if label != name}
     return MatchedLabels(ids, tuple(number), LabelMatching(len(labels), respelled=respelled))
-
-
-def _require_label_in_every_row(table: Table, labels: Sequence[str]) -> None:
-    if not all(labels):
-        raise UserError(
-            f"{table.path.name}, line {table.lines[list(labels).index('')]}: the row has no label",
-            found=f"{list(labels).count(''):,} such rows among {len(labels):,}",
-            fix="label these rows, or leave them out, as --unknown-labels drop does of rows to measure",
-        )
-
-
-class _NoTextError(Exception):
-    def __init__(self, column: str, found: str) -> None:
-        self.column, self.found = column, found
-
-
-def _text_of(cell: Cell, column: str) -> str:
-    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
-        return ""
-    if isinstance(cell, str | int | float):
-        return str(cell)
-    raise _NoTextError(column, f"a value of type {type(cell).__name__}")
 
 
 def _template_parts(template: str, columns: Sequence[str]) -> list[tuple[str, str | None]]:
@@ -389,9 +353,17 @@ def _existing(table: Table, name: str, flag: str) -> str:
     """The column called so. Raises UserError if there is none."""
     found = column_named(table, name)
     if found is None:
-        error = _no_such_column(name, table.columns, flag)
-        raise UserError(error.wrong, found=error.found, fix=f"{error.fix}{_by_position(table)}")
+        raise _no_such_column(name, table.columns, flag, _by_position(table))
     return found
+
+
+def _no_such_column(column: str, columns: Sequence[str], flag: str, more: str = "") -> UserError:
+    example = "--label category" if flag == "--label" else "--text title,description"
+    return UserError(
+        f"there is no column {column!r}",
+        found=", ".join(columns),
+        fix=f"name one of these, for example {example}{more}",
+    )
 
 
 def _flags_for(table: Table) -> str:
@@ -415,12 +387,3 @@ def _by_position(table: Table) -> str:
     if table.has_header or table.dialect is None or table.dialect.delimiter is None:
         return ""
     return "; no header was found: count columns from 1 (--text 2 --label 1), or say --header"
-
-
-def _no_such_column(column: str, columns: Sequence[str], flag: str) -> UserError:
-    example = "--label category" if flag == "--label" else "--text title,description"
-    return UserError(
-        f"there is no column {column!r}",
-        found=", ".join(columns),
-        fix=f"name one of these, for example {example}",
-    )

@@ -18,7 +18,7 @@ from newsdesk.data.dialect import (
     shown_character,
     width_of,
 )
-from newsdesk.data.lines import Line, LineReader
+from newsdesk.data.encoding import Line, LineReader
 from newsdesk.data.table import (
     AG_NEWS_COLUMNS,
     LABEL_COLUMNS,
@@ -29,7 +29,6 @@ from newsdesk.data.table import (
     RowStream,
     Table,
     canonical,
-    sample_of,
 )
 
 _LONGEST_FIELD = 2**31 - 1  # characters; csv's own limit of 131,072 is less than one long article
@@ -37,7 +36,7 @@ _LONGEST_COLUMN_NAME = 60
 SAMPLED_LINES, SAMPLED_CHARACTERS = 500, 1 << 20
 """How much of a file tells its dialect."""
 
-_ROWS_ABOVE = 50  # rows that tell a header
+_ROWS_ABOVE = 51  # rows that tell a header, with the header itself
 _ENOUGH_ROWS = 8  # from which a class that is only in the first row is likely none
 _LONGEST_ROW = 1 << 21  # characters over several lines: a quote that never closes must not swallow the file
 _SHORTEST_TEXT = 8  # characters of a column's median cell, from which it may be the text
@@ -64,36 +63,60 @@ def delimited_rows(
         del first[0]
         dialect = replace(dialect, delimiter=dialect.delimiter or stated[1])
     found = detect([line.text for line in first], dialect, usual)
-    sampled, rest = sample_of(_parse(_Feed(lines), found, lines), sample)
+    every = _parse(_Feed(lines), found, lines)
+    sampled = list(islice(every, sample))
     rows = [row for row in sampled if isinstance(row, Row)]
-    faults: list[Fault] = []
-    if rows and (fault := _other_delimiter(rows, first, dialect, usual)):
-        faults.append(fault)
-    class_column, heading = None, 0
+    other = _other_delimiter(rows, first, dialect, usual) if rows else ()
+    class_column = None
     if orange and _has_orange_header(rows):
-        names, roles = _cells(rows[0]), _cells(rows[2])
-        position = next((i for i, role in enumerate(roles) if "class" in role.split()), None)
-        columns, has_header, heading = unique_names(names, 1, faults), True, 3
-        class_column = None if position is None else columns[position]
+        columns, has_header, faults = named_columns(list(map(_cells, rows)), 1, replace(found, header=True))
+        roles = enumerate(_cells(rows[2]))
+        class_column = next((columns[place] for place, role in roles if "class" in role.split()), None)
+        heading = 3
     else:
         rows = [row for row in rows if row.cells]
-        above = [_cells(row) for row in rows[: _ROWS_ABOVE + 1]]
-        has_header = found.header if found.header is not None else looks_like_header(above, found.columns)
-        if has_header and rows:
-            columns, heading = unique_names(_cells(rows[0]), rows[0].line, faults), 1
-        else:
-            columns = headerless_names([_cells(row) for row in rows], found.columns)
+        line = rows[0].line if rows else 1
+        columns, has_header, faults = named_columns(list(map(_cells, rows)), line, found)
+        heading = int(has_header)
     begin = rows[heading].line if len(rows) > heading else rows[-1].line + 1 if rows else 0
     kept = (
         row
-        for row in chain(sampled, rest)
+        for row in chain(sampled, every)
         if isinstance(row, BadRow) or (row.line >= begin and row.cells and (any(row.cells) or not orange))
     )
-    read_as = replace(found, header=has_header, encoding=lines.encoding.name, columns=())
-    head = Table(lines.path, columns, (), (), has_header, class_column, dialect=read_as)
+    head = Table(
+        lines.path,
+        columns,
+        has_header=has_header,
+        class_column=class_column,
+        dialect=replace(found, header=has_header, encoding=lines.encoding.name, columns=()),
+        notes=() if has_header else (columns_called(columns),),
+    )
+    return RowStream(head, kept, (*other, *faults))
+
+
+def named_columns(
+    rows: Sequence[Sequence[str]], line: int, dialect: Dialect
+) -> tuple[tuple[str, ...], bool, tuple[Fault, ...]]:
+    """What the columns are called, whether the first of the rows, in that line, says so, and its faults.
+
+    A name given twice is a fault, an empty one (pandas' index) is not.
+    """
+    has_header = dialect.header
+    if has_header is None:
+        has_header = looks_like_header(rows[:_ROWS_ABOVE], dialect.columns)
     if not has_header:
-        head = replace(head, notes=(columns_called(columns),))
-    return RowStream(head, kept, tuple(faults))
+        return headerless_names(rows, dialect.columns), False, ()
+    names: list[str] = []
+    faults = []
+    for position, cell in enumerate(rows[0] if rows else (), start=1):
+        name = cell.strip().lstrip("\ufeff") or f"column_{position}"
+        if name in names:
+            wrong = f"two columns are named {name!r}"
+            faults.append(Fault(line, wrong, ", ".join(rows[0]), "give each its own name"))
+            name = f"{name} ({position})"
+        names.append(name)
+    return tuple(names), True, tuple(faults)
 
 
 def looks_like_header(sample: Sequence[Sequence[str]], expected: Collection[str] = ()) -> bool:
@@ -205,37 +228,20 @@ def _is_text(column: Sequence[str]) -> bool:
     return 2 * worded > len(filled)
 
 
-def unique_names(cells: Sequence[str], line: int, faults: list[Fault]) -> tuple[str, ...]:
-    """Column names from a header; a name given twice is a fault, an empty one (pandas' index) is not."""
-    names: list[str] = []
-    for position, cell in enumerate(cells, start=1):
-        name = cell.strip().lstrip("\ufeff") or f"column_{position}"
-        if name in names:
-            faults.append(
-                Fault(line, f"two columns are named {name!r}", ", ".join(cells), "give each its own name")
-            )
-            name = f"{name} ({position})"
-        names.append(name)
-    return tuple(names)
-
-
-def _other_delimiter(rows: Sequence[Row], lines: Sequence[Line], stated: Dialect, usual: str) -> Fault | None:
+def _other_delimiter(rows: Sequence[Row], lines: Sequence[Line], stated: Dialect, usual: str) -> list[Fault]:
     """The fault of a stated delimiter that is in no row, where another one makes columns."""
     if stated.delimiter is None or any(len(row.cells) > 1 for row in rows[:SAMPLED_LINES]):
-        return None
+        return []
     other = detect([line.text for line in lines], replace(stated, delimiter=None), usual)
     try:
         found = width_of(list(other.reader(line.text for line in lines)))
     except csv.Error:
-        return None
+        return []
     if found < 2 or other.delimiter is None:
-        return None
-    return Fault(
-        rows[0].line,
-        f"the columns are not separated by {shown_character(stated.delimiter)}",
-        str(rows[0].cells[0])[:100],
-        f"name the delimiter: --delimiter {shown_character(other.delimiter)}",
-    )
+        return []
+    wrong = f"the columns are not separated by {shown_character(stated.delimiter)}"
+    fix = f"name the delimiter: --delimiter {shown_character(other.delimiter)}"
+    return [Fault(rows[0].line, wrong, str(rows[0].cells[0])[:100], fix)]
 
 
 def _has_orange_header(rows: Sequence[Row]) -> bool:
@@ -288,12 +294,24 @@ def _parse(feed: _Feed, dialect: Dialect, lines: LineReader) -> Iterator[Row | B
         rows[0].insert(0, "")
     width = width_of(rows)
     for cells, source in chain(first, records):
-        number = source[0].number
-        fitted = cells if isinstance(cells, Fault) else _fitted(number, cells, width)
+        fitted = cells if isinstance(cells, Fault) else _fitted(source[0].number, cells, width)
         if isinstance(fitted, Fault):
             yield BadRow(fitted, b"".join(line.raw for line in source))
         else:
-            yield Row(number, fitted)
+            yield Row(source[0].number, fitted)
+
+
+def _fitted(line: int, cells: Sequence[str], width: int) -> tuple[str, ...] | Fault:
+    """The cells, none for a blank line, without empty ones beyond the width; else what is wrong with them."""
+    if width > 1 and len(cells) == 1 and not cells[0].strip():
+        return ()
+    if len(cells) > width and not any(map(str.strip, cells[width:])):
+        return tuple(cells[:width])
+    if len(cells) in (0, width):
+        return tuple(cells)
+    wrong = f"too {'few' if len(cells) < width else 'many'} fields"
+    fix = "put quotes around a field that contains the delimiter or a line break"
+    return Fault(line, wrong, f"{len(cells)} where the first row has {width}", fix)
 
 
 def _numbers_rows(rows: Sequence[Sequence[str]]) -> bool:
@@ -329,59 +347,32 @@ def _records(
         yield next((line.fault for line in feed.row if line.fault), None) or cells, tuple(feed.row)
 
 
-def _fitted(line: int, cells: Sequence[str], width: int) -> tuple[str, ...] | Fault:
-    """The cells, none for a blank line, without empty ones beyond the width; else what is wrong with them."""
-    if width > 1 and len(cells) == 1 and not cells[0].strip():
-        return ()
-    if len(cells) > width and not any(map(str.strip, cells[width:])):
-        return tuple(cells[:width])
-    return tuple(cells) if len(cells) in (0, width) else _wrong_width(line, cells, width)
-
-
-def _wrong_width(line: int, cells: Sequence[str], expected: int) -> Fault:
-    much = "few" if len(cells) < expected else "many"
-    return Fault(
-        line,
-        f"too {much} fields",
-        f"{len(cells)} where the first row has {expected}",
-        "put quotes around a field that contains the delimiter or a line break",
-    )
-
-
 def _broken_quote(row: Sequence[Line], dialect: Dialect) -> Fault:
     """The fault for a row that csv refuses: where its last quote opened, and whether it ever closed."""
     delimiter, quote = dialect.delimiter, dialect.quote
-    opened, opened_at, state = row[0].number, 1, "start"
-    for line in row:
-        for position, character in enumerate(line.text, start=1):
-            if state == "quoted":
-                state = "closed?" if character == quote else state
-            elif state == "start" and character == quote:
-                opened, opened_at, state = line.number, position, "quoted"
-            elif state == "closed?" and character == quote:
-                state = "quoted"
-            elif character in (delimiter, "\n"):
-                state = "start"
-            elif state == "closed?" and character != "\r":
-                return Fault(
-                    row[0].number,
-                    "text follows the closing quote of a field",
-                    f"a quote opened in line {opened}, character {opened_at}, and closed in line"
-                    f" {line.number}, character {position - 1}",
-                    f"close the field where it ends, and double quotes of the text itself ({quote}{quote})",
-                )
-            elif state != "closed?":
-                state = "plain"
-    if state != "quoted":
-        return Fault(
-            row[0].number,
-            "a carriage return stands alone in the line",
-            None,
-            "end lines with \\n (dos2unix -c mac converts old Macintosh files), or quote the field",
-        )
-    return Fault(
-        row[0].number,
-        "a quoted field is never closed",
-        f"the quote opened in line {opened}, character {opened_at}",
-        f"close it, and double quotes of the text itself ({quote}{quote})",
-    )
+    opened, state = "", "start"
+    wrong = "text follows the closing quote of a field"
+    double = f"and double quotes of the text itself ({quote}{quote})"
+    for line, position, character in (
+        (each.number, position, character)
+        for each in row
+        for position, character in enumerate(each.text, start=1)
+    ):
+        if state == "quoted":
+            state = "closed?" if character == quote else state
+        elif state == "start" and character == quote:
+            opened, state = f"line {line}, character {position}", "quoted"
+        elif state == "closed?" and character == quote:
+            state = "quoted"
+        elif character in (delimiter, "\n"):
+            state = "start"
+        elif state == "closed?" and character != "\r":
+            found = f"a quote opened in {opened}, and closed in line {line}, character {position - 1}"
+            return Fault(row[0].number, wrong, found, f"close the field where it ends, {double}")
+        elif state != "closed?":
+            state = "plain"
+    if state == "quoted":
+        wrong, found = "a quoted field is never closed", f"the quote opened in {opened}"
+        return Fault(row[0].number, wrong, found, f"close it, {double}")
+    fix = "end lines with \\n (dos2unix -c mac converts old Macintosh files), or quote the field"
+    return Fault(row[0].number, "a carriage return stands alone in the line", None, fix)

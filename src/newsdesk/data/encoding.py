@@ -1,23 +1,28 @@
-"""Character encodings: told from a file's bytes where nobody states them, and read as UTF-8."""
+"""Text files as lines in UTF-8: their encoding, told from their bytes or stated, and faults by line."""
 
 from __future__ import annotations
 
 import codecs
+import gzip
 import io
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO, cast
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from newsdesk.data.table import Fault
+from newsdesk.errors import UserError
 
 UTF8 = "utf-8"
 LONGEST_LINE = 1 << 26
 """Bytes of a line; what is longer is no text, and would not be held in memory."""
 
 _CHUNK = 1 << 16
-_SCANNED_BYTES = 1 << 26
-"""Bytes in which lines that are not ASCII are looked for."""
-
+_BLOCK = 1 << 20
+_SCANNED_BYTES = 1 << 26  # in which lines that are not ASCII are looked for
 _LINES_THAT_DECIDE = 1000
 _LEAST_SHARE = 0.001  # of all lines; fewer that are not UTF-8 are faults, not another encoding
 _SO_FEW_LINES = 2
@@ -44,6 +49,21 @@ _ACUTES = b"\xfd\xed\xe1"
 _NORDIC = b"\xe5\xe6"
 _PORTUGUESE = (b"\xe7\xe3o", b"\xe3o ", b"\xf5es")
 _NOT_HUNGARIAN = b"\xe0\xe3\xe7\xe8\xea\xf1"
+_MAGIC = {
+    b"\x1f\x8b": ("gzip-compressed", "add .gz to the file's name, or unpack it with gunzip"),
+    b"PK\x03\x04": ("a zip archive or a spreadsheet", "give it the name ending .zip or .xlsx"),
+    b"\xd0\xcf\x11\xe0": ("an old or a protected Office file", "open it there and save it as csv"),
+    b"%PDF": ("a PDF", "save its text as csv or txt"),
+    b"<!DOCTYPE": ("a web page", "download the file itself: the page may ask for a login"),
+    b"<html": ("a web page", "download the file itself: the page may ask for a login"),
+    b"BZh": ("bzip2-compressed", "unpack it with bunzip2"),
+    b"\xfd7zXZ": ("xz-compressed", "unpack it with unxz"),
+    b"\x28\xb5\x2f\xfd": ("zstd-compressed", "unpack it with unzstd"),
+    b"PAR1": ("parquet", "give it the name ending .parquet"),
+}
+_PICKLE_PROTOCOLS = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
+
+
 MARK = "\udcff"
 """Stands for bytes that the encoding does not have, under the error handler ``newsdesk-mark``."""
 
@@ -85,19 +105,11 @@ def detect_encoding(stream: BinaryIO, given: str | None = None) -> Encoding:
             stated = given is not None or name == UTF8
             return Encoding(name, "" if stated else "told by its first bytes", macintosh)
         lines = as_utf8(stream, Encoding(carriage_returns=True)) if macintosh else stream
-        return replace(_by_lines(lines), carriage_returns=macintosh)
+        return replace(encoding_of(_lines_within(lines, _SCANNED_BYTES)), carriage_returns=macintosh)
     except (EOFError, zlib.error, OSError, zipfile.BadZipFile):  # whoever reads the rows reports the damage
         return Encoding(given or UTF8)
     finally:
         stream.seek(start)
-
-
-def encoding_of_texts(texts: Iterable[bytes]) -> Encoding:
-    """As ``detect_encoding``, of texts in files of their own; numbers in the evidence are the files'."""
-    evidence = _Evidence()
-    for number, text in enumerate(texts, start=1):
-        evidence.take(number, text)
-    return evidence.verdict("files")
 
 
 def as_utf8(stream: BinaryIO, encoding: Encoding) -> BinaryIO:
@@ -129,60 +141,41 @@ def _is_utf8(text: bytes) -> bool:
     return True
 
 
-def _by_lines(stream: BinaryIO) -> Encoding:
-    evidence, scanned, number = _Evidence(), 0, 0
-    while scanned < _SCANNED_BYTES and evidence.count < _LINES_THAT_DECIDE:
-        line = stream.readline(LONGEST_LINE)
-        if not line:
-            break
-        number += 1
-        scanned += len(line)
-        evidence.take(number, line)
-    return evidence.verdict()
+def _lines_within(stream: BinaryIO, size: int) -> Iterator[bytes]:
+    while size > 0 and (line := stream.readline(LONGEST_LINE)):
+        size -= len(line)
+        yield line
 
 
-class _Evidence:
-    """Lines that are not ASCII: how many are UTF-8, and those that are not; of the first lines the words."""
-
-    def __init__(self) -> None:
-        self.lines = self._valid = self._invalid = 0
-        self._words = [0, 0]  # valid, invalid
-        self._places: list[int] = []
-        self._sample = b""
-
-    @property
-    def count(self) -> int:
-        return self._valid + self._invalid
-
-    def take(self, number: int, line: bytes) -> None:
-        self.lines = number
-        if line.isascii():
-            return
+def encoding_of(texts: Iterable[bytes], what: str = "lines") -> Encoding:
+    """The encoding of lines, or of texts in files of their own, by the first thousand that are not ASCII."""
+    number = valid = 0
+    words = [0, 0]  # of the first texts, that are not ASCII: valid, invalid
+    places: list[int] = []
+    sample = b""
+    for number, text in enumerate(texts, start=1):
+        if text.isascii():
+            continue
         if number <= _SO_FEW_LINES:
-            for word in line.split():
+            for word in text.split():
                 if not word.isascii():
-                    self._words[not _is_utf8(word)] += 1
-        if _is_utf8(line):
-            self._valid += 1
-            return
-        self._invalid += 1
-        self._places.append(number)
-        if len(self._sample) < _SAMPLE_BYTES:
-            self._sample += line[:_SAMPLE_BYTES]
-
-    def verdict(self, what: str = "lines") -> Encoding:
-        # All of a file may stand in one line: then its words decide.
-        valid, invalid = self._words if self.lines <= _SO_FEW_LINES else (self._valid, self._invalid)
-        if invalid < max(2, 20 * valid, _LEAST_SHARE * self.lines):
-            return Encoding()
-        name = _guess(self._sample)
-        shown = ", ".join(map(str, self._places[:3])) + (" ..." if len(self._places) > 3 else "")
-        word = next(
-            (word[:40] for word in self._sample.decode(name, errors="replace").split() if not word.isascii()),
-            "",
-        )
-        places = f"{what} {shown} are" if len(self._places) > 1 else f"{what[:-1]} {shown} is"
-        return Encoding(name, f"{places} not UTF-8, and read {word!r}")
+                    words[not _is_utf8(word)] += 1
+        if _is_utf8(text):
+            valid += 1
+        else:
+            places.append(number)
+            sample += text[:_SAMPLE_BYTES] if len(sample) < _SAMPLE_BYTES else b""
+        if valid + len(places) == _LINES_THAT_DECIDE:
+            break
+    # All of a file may be in one line: then its words decide.
+    valid, invalid = words if number <= _SO_FEW_LINES else (valid, len(places))
+    if invalid < max(2, 20 * valid, _LEAST_SHARE * number):
+        return Encoding()
+    name = _guess(sample)
+    shown = ", ".join(map(str, places[:3])) + (" ..." if len(places) > 3 else "")
+    read = (word[:40] for word in sample.decode(name, errors="replace").split() if not word.isascii())
+    which = f"{what} {shown} are" if len(places) > 1 else f"{what[:-1]} {shown} is"
+    return Encoding(name, f"{which} not UTF-8, and read {next(read, '')!r}")
 
 
 def _guess(sample: bytes) -> str:
@@ -264,3 +257,156 @@ class _Transcoded(io.RawIOBase):
         buffer[: len(taken)] = taken
         self._ready = self._ready[len(taken) :]
         return len(taken)
+
+
+class Line(NamedTuple):
+    """One physical line.
+
+    Attributes:
+        number: 1-based.
+        text: its characters, line end included; substitutes where they could not be had.
+        raw: its bytes.
+        fault: why it cannot be used, if it cannot.
+    """
+
+    number: int
+    text: str
+    raw: bytes
+    fault: Fault | None = None
+
+
+class LineReader(Iterator[Line]):
+    """The lines of a binary stream, decoded, one at a time.
+
+    A line with NUL bytes, or bytes that the encoding does not have, is still handed out, with substitutes
+    and its fault, so that the structure around it (quotes that span lines) can be followed; the row that it
+    belongs to must not be used. A compressed stream that breaks off ends the iteration and leaves its fault
+    in ``broken_off``.
+    """
+
+    def __init__(self, stream: BinaryIO, path: Path, encoding: Encoding | None = None) -> None:
+        """Read from ``stream``; ``path`` is for messages; None: UTF-8."""
+        self.path = path
+        self.broken_off: Fault | None = None
+        self.encoding = encoding or Encoding()
+        self._stream = as_utf8(stream, self.encoding)
+        self._number = 0
+        self._ahead: deque[Line] = deque()
+
+    def __next__(self) -> Line:
+        """The next line. Raises UserError at the first one if the file is no text at all."""
+        return self._ahead.popleft() if self._ahead else self._read()
+
+    def first(self, count: int, characters: int) -> list[Line]:
+        """The first lines, so many or until they have so many characters; they will still be handed out."""
+        while len(self._ahead) < count and characters > 0:
+            try:
+                line = self._read()
+            except StopIteration:
+                break
+            self._ahead.append(line)
+            characters -= len(line.text)
+        return list(self._ahead)
+
+    def blocks(self) -> Iterator[bytes]:
+        """The bytes of the file in UTF-8, block by block, instead of its lines."""
+        while block := self._guarded(lambda: self._stream.read(_BLOCK)):
+            block = self._beginning(block)
+            self._number += block.count(b"\n") or 1
+            yield block
+
+    def _read(self) -> Line:
+        raw = self._beginning(self._guarded(self._next_raw))
+        if not raw:
+            raise StopIteration
+        self._number += 1
+        number, fault = self._number, None
+        try:
+            text, invalid = raw.decode(), None
+        except UnicodeDecodeError as error:
+            text, invalid = raw.decode(errors="replace"), error.start
+        if len(raw) > LONGEST_LINE:
+            text, raw = "", raw[:LONGEST_LINE]
+            found = f"more than {LONGEST_LINE:,} bytes without a line end"
+            fault = Fault(number, "the line is too long to be a row of text", found, "end each row with \\n")
+        elif invalid is not None:
+            found = f"byte 0x{raw[invalid]:02x} as byte {invalid + 1} of the line"
+            if self.encoding.name != UTF8:  # whose bytes are not those of the file
+                found = f"in {text[:60]!r}"
+            fault = not_decoded(number, self.encoding.name, found)
+        elif "\0" in text:
+            fault = Fault(
+                number,
+                "there is a NUL byte",
+                f"byte {raw.index(0) + 1} of the line",
+                "remove it; if every other byte is NUL, the file is UTF-16: --encoding utf-16-le",
+                encoding=True,
+            )
+        return Line(number, text.replace("\0", ""), raw, fault)
+
+    def _beginning(self, first: bytes) -> bytes:
+        """What was read, without a byte-order mark if it is the file's beginning."""
+        if self._number:
+            return first
+        refuse_other_format(first, self.path)
+        if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # said to be UTF-8, or from a pipe
+            raise UserError(
+                f"{self.path.name} is encoded in UTF-16",
+                found="a UTF-16 byte-order mark at its beginning",
+                fix="read it with --encoding utf-16",
+            )
+        return first.removeprefix(codecs.BOM_UTF8)
+
+    def _next_raw(self) -> bytes:
+        raw = self._stream.readline(LONGEST_LINE + 1)
+        rest = raw
+        while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
+            rest = self._stream.readline(LONGEST_LINE + 1)
+        return raw
+
+    def _guarded(self, read: Callable[[], bytes]) -> bytes:
+        """What ``read`` gives; nothing where the compressed data are damaged, which is noted."""
+        try:
+            return read()
+        except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
+            if self._number == 0 and isinstance(error, gzip.BadGzipFile):
+                raise UserError(
+                    f"{self.path.name} is not gzip-compressed in spite of its name",
+                    found=str(error),
+                    fix="drop .gz from the file's name, or compress it with gzip",
+                ) from None
+            self.broken_off = Fault(
+                self._number + 1,
+                "the compressed data breaks off or is damaged here",
+                found=str(error),
+                fix="fetch or compress the file again",
+            )
+            return b""
+
+
+def not_decoded(line: int, encoding: str, found: str | None = None, what: str = "the bytes are") -> Fault:
+    """The fault of bytes that the encoding does not have."""
+    name = "UTF-8" if encoding == UTF8 else encoding
+    fix = "fix the line; if the whole file is in another encoding, name it, for example --encoding cp1252"
+    return Fault(line, f"{what} not {name}", found, fix, encoding=True)
+
+
+def refuse_other_format(first: bytes, path: Path) -> None:
+    """Raise UserError if a file begins like a pickle, another format instead of text."""
+    if first.startswith(_PICKLE_PROTOCOLS):
+        raise pickle_refused(path)
+    for magic, (what, fix) in _MAGIC.items():
+        if first.startswith(magic):
+            raise UserError(
+                f"{path.name} is not the text file that its name says", found=f"it is {what}", fix=fix
+            )
+
+
+def pickle_refused(path: Path) -> UserError:
+    """The error for a pickle: loading one runs whatever code its author put there."""
+    return UserError(
+        f"{path.name} is a pickle or may hold one; newsdesk never loads pickles, since they can run any code",
+        found="the ending or the first bytes of a pickle",
+        fix="open it where you trust it and convert it, for example pandas.read_pickle(FILE)"
+        ".to_csv('data.csv', index=False)",
+    )

@@ -6,6 +6,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,52 +75,23 @@ def joined(parts: Sequence[Examples]) -> Examples:
     )
 
 
-Group = list[int]
-"""Rows with the same text."""
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Disjoint parts of a set of examples, each in the original row order.
-
-    Attributes:
-        train, validation, test: the parts.
-        straddling: number of texts with copies in more than one part; 0 unless copies are so many that
-            whole groups of them do not add up to the sizes asked for.
-    """
+class Splits(NamedTuple):
+    """Two disjoint parts of a set of examples, each in the original row order."""
 
     train: Examples
     validation: Examples
-    test: Examples
-    straddling: int
 
 
-def split(examples: Examples, *, validation: float | int, test: float | int = 0, seed: int) -> Splits:
-    """Set rows aside for validation and test; sizes are exact.
+def split(examples: Examples, validation: int, *, seed: int) -> Splits:
+    """Set so many rows aside for validation.
 
-    ``validation`` and ``test`` are shares of all rows (float, below 1) or numbers of rows (int). Each class
-    gives in proportion to its size and keeps at least one row for training. Rows of the same text (folded)
-    stay together; a group of copies is divided only when no whole group fits the rows still wanted. The
-    same seed gives the same split on every platform.
+    Each class gives in proportion to its size and keeps at least one row for training. Rows of the same text
+    (folded) stay together; a group of copies is divided only when no whole group fits the rows still wanted.
+    The same seed gives the same split on every platform.
 
-    Raises UserError when a share is not in [0, 1), or training would be left without some class.
+    Raises UserError when training would be left without some class.
     """
-    sizes = [_size(part, name, len(examples)) for part, name in ((test, "test"), (validation, "validation"))]
-    labels = [0] * len(examples) if examples.labels is None else examples.labels.tolist()
-    classes = len(set(labels))
-    if sum(sizes) > len(examples) - classes:
-        raise _too_few(len(examples), classes, sum(sizes))
-    groups = _groups(examples.texts)
-    generator = np.random.Generator(np.random.PCG64(seed))
-    shuffled = [groups[position] for position in generator.permutation(len(groups))]
-    pool = _Pool(shuffled, labels)
-    taken = [pool.take(size) for size in sizes]
-    aside = set().union(*taken)
-    rest = [row for row in range(len(examples)) if row not in aside]
-    part_of = {row: part for part, rows in enumerate(taken) for row in rows}
-    straddling = sum(len({part_of.get(row) for row in group}) > 1 for group in groups)
-    held_out_test, held_out_validation = (examples.select(sorted(rows)) for rows in taken)
-    return Splits(examples.select(rest), held_out_validation, held_out_test, straddling)
+    return _parted(examples, _Pool(examples, validation, seed).take(validation))
 
 
 LEAST_FIGURES = 200
@@ -145,55 +117,42 @@ def hold_out(examples: Examples, share: float | None, *, seed: int) -> Splits:
 
     Raises UserError when training would be left without some class.
     """
-    labels = [0] * len(examples) if examples.labels is None else examples.labels.tolist()
-    size = validation_size(len(examples), share)
     if share == 0 or len(examples) < 2:
-        return Splits(examples, examples.select([]), examples.select([]), 0)
-    if size > len(examples) - len(set(labels)):
-        raise _too_few(len(examples), len(set(labels)), size)
-    groups = _groups(examples.texts)
-    generator = np.random.Generator(np.random.PCG64(seed))
-    pool = _Pool([groups[position] for position in generator.permutation(len(groups))], labels)
-    taken = set(pool.take_of_every_class(size))
+        return _parted(examples, [])
+    size = validation_size(len(examples), share)
+    return _parted(examples, _Pool(examples, size, seed).take_of_every_class(size))
+
+
+def _parted(examples: Examples, aside: Sequence[int]) -> Splits:
+    taken = set(aside)
     rest = [row for row in range(len(examples)) if row not in taken]
-    return Splits(examples.select(rest), examples.select(sorted(taken)), examples.select([]), 0)
+    return Splits(examples.select(rest), examples.select(sorted(taken)))
 
 
-def _too_few(rows: int, classes: int, aside: int) -> UserError:
-    return UserError(
-        "too few rows would be left for training",
-        found=f"{counted(rows, 'row')} of {counted(classes, 'class')}; {aside:,} of them set aside",
-        fix="set aside fewer rows for validation and test; each class keeps at least one for training",
-    )
-
-
-def _size(part: float | int, name: str, rows: int) -> int:
-    """The number of rows that a share or a number means."""
-    if isinstance(part, float) and 0 <= part < 1:
-        return round(part * rows)
-    if isinstance(part, int) and not isinstance(part, bool) and part >= 0:
-        return part
-    raise UserError(
-        f"{part!r} is no size for the {name} rows",
-        found="neither a share from 0 up to 1 nor a whole number of rows",
-        fix="give a share, as 0.1, or a number of rows, as 2000",
-    )
-
-
-def _groups(texts: Sequence[str]) -> list[Group]:
-    groups: dict[str, Group] = defaultdict(list)
-    for row, text in enumerate(texts):
-        groups[fold(text) or f"\0{row}"].append(row)  # empty texts are no copies of each other
-    return list(groups.values())
+Group = list[int]
+"""Rows with the same text."""
 
 
 class _Pool:
     """Groups not yet set aside, in random order, and what each class still has for training."""
 
-    def __init__(self, groups: Sequence[Group], labels: Sequence[int]) -> None:
-        self._labels = labels
-        self._groups = list(groups)
-        self._left = np.bincount(np.asarray(labels, dtype=np.int64)) if labels else np.zeros(0, np.int64)
+    def __init__(self, examples: Examples, aside: int, seed: int) -> None:
+        labels = np.zeros(len(examples), np.int64) if examples.labels is None else examples.labels
+        classes = len(np.unique(labels))
+        if aside > len(examples) - classes:
+            raise UserError(
+                "too few rows would be left for training",
+                found=f"{counted(len(examples), 'row')} of {counted(classes, 'class')}; {aside:,} set aside",
+                fix="set aside fewer rows for validation; each class keeps at least one for training",
+            )
+        groups: dict[str, Group] = defaultdict(list)
+        for row, text in enumerate(examples.texts):
+            groups[fold(text) or f"\0{row}"].append(row)  # empty texts are no copies of each other
+        ordered = list(groups.values())
+        shuffled = np.random.Generator(np.random.PCG64(seed)).permutation(len(ordered))
+        self._groups = [ordered[position] for position in shuffled]
+        self._labels = labels.tolist()
+        self._left = np.bincount(labels)
 
     def take_of_every_class(self, size: int) -> Group:
         """Set about ``size`` rows aside, whole groups, with some of every class that can spare any."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import Any, NoReturn
 
-from newsdesk.data.encoding import MARK
-from newsdesk.data.lines import LineReader
-from newsdesk.data.table import BadRow, Cell, Fault, Row, RowStream, Table, sample_of
+from newsdesk.data.encoding import MARK, UTF8, LineReader, not_decoded
+from newsdesk.data.table import BadRow, Cell, Fault, Row, RowStream, Table
 from newsdesk.errors import UserError
 
 HEAD = 1 << 16
@@ -23,17 +22,18 @@ _BLOCK = 1 << 20
 def json_rows(lines: LineReader, head: bytes, *, sample: int | None) -> RowStream:
     """The objects of a file, each row under its own keys.
 
-    An array's objects are rows, and so are objects that span lines, one behind the other; otherwise each
+    An array's objects are rows, and so are objects that span lines, one after the other; otherwise each
     line holds one, and blank lines are no rows. ``head`` is the file's beginning, which tells. The columns
     are the keys of the first ``sample`` rows (None: of all), in the order in which they first appear. Raises
     UserError for a single object that holds the rows, or columns, within.
     """
-    sampled, rest = sample_of(_lines(lines) if _is_lines(head) else _values(lines), sample)
+    rows = _lines(lines) if _is_lines(head) else _values(lines)
+    sampled = list(islice(rows, sample))
     records = [row.record(()) for row in sampled if isinstance(row, Row)]
     if len(records) == len(sampled) == 1:
         _refuse_wrapped(records[0], lines)
     columns = tuple(dict.fromkeys(key for record in records for key in record))
-    return RowStream(Table(lines.path, columns, (), (), has_header=True), chain(sampled, rest))
+    return RowStream(Table(lines.path, columns), chain(sampled, rows))
 
 
 def _is_lines(head: bytes) -> bool:
@@ -41,24 +41,16 @@ def _is_lines(head: bytes) -> bool:
     text = head.decode(errors="replace").lstrip("\ufeff" + _SPACE)
     first, _, others = text.partition("\n")
     if text.startswith("["):
-        return _is_whole(first) and bool(others.strip())  # else it is the array that holds all rows
-    if not text.startswith("{") or _is_whole(first):
+        return _holds_value(first) and bool(others.strip())  # else it is the array that holds all rows
+    if not text.startswith("{") or _holds_value(first):
         return True
     spans_the_head = first.strip() == "{" and len(head) >= HEAD
-    return not (spans_the_head or _begins_with_value(text))
+    return not (spans_the_head or _holds_value(text, json.JSONDecoder().raw_decode))
 
 
-def _is_whole(text: str) -> bool:
+def _holds_value(text: str, decode: Callable[[str], object] = json.loads) -> bool:
     try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _begins_with_value(text: str) -> bool:
-    try:
-        json.JSONDecoder().raw_decode(text)
+        decode(text)
     except (ValueError, RecursionError):
         return False
     return True
@@ -69,11 +61,13 @@ def _lines(lines: LineReader) -> Iterator[Row | BadRow]:
         if line.fault is not None:
             yield BadRow(line.fault, line.raw)
         elif line.text.strip():
-            record = _json_object(line.number, line.text)
-            if isinstance(record, Fault):
-                yield BadRow(record, line.raw)
-            else:
-                yield Row(line.number, tuple(record.values()), tuple(record))
+            yield _row(line.number, _json_object(line.number, line.text), line.text)
+
+
+def _row(line: int, record: dict[str, Cell] | Fault, text: str) -> Row | BadRow:
+    if isinstance(record, Fault):
+        return BadRow(record, text.encode(errors="replace"))
+    return Row(line, tuple(record.values()), tuple(record))
 
 
 class _Text:
@@ -94,7 +88,7 @@ class _Text:
         return self._line
 
     def more(self) -> bool:
-        """Read on, and drop what is behind the position; False at the end."""
+        """Read on, and drop what is before the position; False at the end."""
         assert self.line
         blocks = list(islice(self._blocks, max(1, (len(self.text) - self.at) // _BLOCK)))
         self.text = self.text[self.at :] + self._decoder.decode(b"".join(blocks), final=not blocks)
@@ -110,7 +104,7 @@ class _Text:
                 return self.text[self.at : self.at + 1]
 
     def value(self, decoder: json.JSONDecoder) -> tuple[Any, str]:
-        """The value at the position, and its text; the position is put behind it."""
+        """The value at the position, and its text; the position is put after it."""
         while True:
             try:
                 value, end = decoder.raw_decode(self.text, self.at)
@@ -124,7 +118,7 @@ class _Text:
 
 
 def _values(lines: LineReader) -> Iterator[Row | BadRow]:
-    """The objects of an array, or objects one behind the other, on as many lines as they take."""
+    """The objects of an array, or objects one after the other, on as many lines as they take."""
     source = _Text(lines)
     array = source.character() == "["
     source.at += array
@@ -143,16 +137,12 @@ def _values(lines: LineReader) -> Iterator[Row | BadRow]:
             return
         except ValueError as error:
             _, text = source.value(json.JSONDecoder())
-            yield BadRow(_ambiguous(line, error), text.encode(errors="replace"))
+            yield _row(line, _ambiguous(line, error), text)
             continue
         except RecursionError:
             yield BadRow(_too_deep(line), b"", ends_file=True)
             return
-        record = _checked(line, value, text)
-        if isinstance(record, Fault):
-            yield BadRow(record, text.encode(errors="replace"))
-        else:
-            yield Row(line, tuple(record.values()), tuple(record))
+        yield _row(line, _checked(line, value, text), text)
     if array and not lines.broken_off:
         source.at += 1
         if not character or source.character():
@@ -210,13 +200,7 @@ def _checked(number: int, value: object, text: str) -> dict[str, Cell] | Fault:
             'write one object a line, as {"text": "...", "label": "..."}; jq -c .[] FILE unpacks an array',
         )
     if MARK in text:
-        return Fault(
-            number,
-            "the bytes are not UTF-8",
-            None,
-            "fix the row; if all of the file is in another encoding, name it, for example --encoding cp1252",
-            encoding=True,
-        )
+        return not_decoded(number, UTF8)
     if "\\u" in text and not _encodable(value):
         return Fault(
             number,

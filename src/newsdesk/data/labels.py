@@ -1,4 +1,4 @@
-"""Labels as files write them: cells to labels, spellings of one class, and labels to the classes of a run.
+"""Labels as files write them: cells to labels, labels to the classes of a run, and what is wrong with them.
 
 Labels are matched, never guessed: by their exact text, then without what cannot be seen (Unicode
 composition, white space, the format of a number), then without case.
@@ -11,17 +11,18 @@ import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from itertools import islice
 from operator import itemgetter
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.data.table import Cell
-from newsdesk.errors import UserError, counted
+from newsdesk.data.table import Cell, canonical
+from newsdesk.errors import UserError, counted, listed
 
 UnknownLabels = Literal["error", "count-wrong", "drop"]
 """What to do about labels that are not classes of the run: refuse, count as errors, leave the rows out."""
@@ -30,12 +31,20 @@ OTHER_CLASSES = "(unknown classes)"
 """The name under which unknown labels are counted where there are too many to name each."""
 
 _MOST_COUNTED = 20  # unknown labels that are counted under their own names
-_SHOWN = 20  # names in a message
-_LINES_SHOWN = 5
+_LINES_SHOWN, _LINES_KEPT, _FAULTY_SHOWN = 5, 100, 10
 _NUMBER = re.compile(r"([+-]?)([0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
 _INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")
 _MOST_DIGITS = 9  # of the number of a class
 _LISTS = (list, tuple, set, frozenset)
+# fmt: off
+_MISSING = frozenset({
+    "nan", "none", "null", "nil", "n/a", "n.a.", "na", "#n/a", "#na", "<na>", "nat", "undefined", "missing",
+    "unlabeled", "unlabelled", "(none)", "(blank)", "-", "--", "?", ".",
+})
+# fmt: on
+_SEPARATORS = (";", "|", "\n", ",", "/")
+_ONLY_BETWEEN_KNOWN = ",/"  # occur in the names of classes, too: Sci/Tech
+_FREE_TEXT_SHARE, _FREE_TEXT_ROWS = 0.5, 20
 
 
 def labels_in(cell: Cell) -> tuple[str, ...]:
@@ -258,19 +267,19 @@ class LabelMatching:
         """What a person should know of it, a sentence each."""
         notes = []
         if self.positions:
-            numbers = ", ".join(f"{label} = {name}" for label, name in _first(self.positions.items()))
-            notes.append(f"the labels are class numbers, read as {numbers}{_more(self.positions)}")
+            numbers = listed([f"{label} = {name}" for label, name in self.positions.items()])
+            notes.append(f"the labels are class numbers, read as {numbers}")
         if self.respelled:
-            pairs = ", ".join(f"{visible(label)} as {name}" for label, name in _first(self.respelled.items()))
-            notes.append(f"labels spelled otherwise than the run's classes: {pairs}{_more(self.respelled)}")
+            pairs = listed([f"{visible(label)} as {name}" for label, name in self.respelled.items()])
+            notes.append(f"labels spelled otherwise than the run's classes: {pairs}")
         if self.unlabelled:
             notes.append(f"{counted(self.unlabelled, 'row')} without a label left out")
         if self.unknown:
             done = "are counted as errors" if self.policy == "count-wrong" else "were left out"
-            which = ", ".join(f"{visible(label.label)} ({label.rows:,})" for label in _first(self.unknown))
+            which = listed([f"{visible(label.label)} ({label.rows:,})" for label in self.unknown])
             notes.append(
                 f"{self.unknown_rows:,} of {counted(self.rows, 'row')}, whose labels are not classes of the "
-                f"run, {done}: {which}{_more(self.unknown)}"
+                f"run, {done}: {which}"
             )
         return notes
 
@@ -281,7 +290,7 @@ class MatchedLabels:
 
     Attributes:
         ids: int64 (rows,), ids into ``names``; -1 for rows to leave out.
-        names: the run's classes, and behind them the unknown ones that are counted as errors.
+        names: the run's classes, then the unknown ones that are counted as errors.
         matching: how they were matched.
     """
 
@@ -307,13 +316,21 @@ def match_labels(
     distinct = dict.fromkeys(labels)
     counted_off = matcher.positions(distinct)
     known = counted_off or matcher.matches(distinct)
-    unknown = _unknown(labels, lines, [label for label in distinct if label not in known], matcher)
-    otherwise = {
-        label: names[i] for label, i in sorted(known.items(), key=itemgetter(1)) if label != names[i]
-    }
+    at: dict[str, list[int]] = {label: [] for label in distinct if label not in known}
+    for label, line in zip(labels, lines, strict=True):
+        if label in at:
+            at[label].append(line)
+    unknown = [
+        UnknownLabel(
+            label, len(lines), tuple(lines[:_LINES_SHOWN]), tuple(names[i] for i in matcher.candidates(label))
+        )
+        for label, lines in at.items()
+    ]
+    pairs = sorted(known.items(), key=itemgetter(1))
+    otherwise = {label: names[i] for label, i in pairs if label != names[i]}
     matching = LabelMatching(
         rows=len(labels),
-        unknown=unknown,
+        unknown=tuple(sorted(unknown, key=lambda label: -label.rows)),
         policy=unknown_labels,
         respelled={} if counted_off else otherwise,
         positions=otherwise if counted_off else {},
@@ -321,62 +338,128 @@ def match_labels(
     if unknown and (unknown_labels == "error" or not known):
         raise _refusal(matching, matcher, source)
     beyond = matching.counted_wrong
-    ids = {label.label: len(names) + at % len(beyond) for at, label in enumerate(unknown) if beyond}
+    ids = {label.label: len(names) + at % len(beyond) for at, label in enumerate(matching.unknown) if beyond}
     ids |= known
     return MatchedLabels(np.array([ids.get(label, -1) for label in labels]), (*names, *beyond), matching)
-
-
-def _unknown(
-    labels: Sequence[str], lines: Sequence[int], unknown: Collection[str], matcher: LabelMatcher
-) -> tuple[UnknownLabel, ...]:
-    at: dict[str, list[int]] = {label: [] for label in unknown}
-    for label, line in zip(labels, lines, strict=True):
-        if label in at:
-            at[label].append(line)
-    found = [
-        UnknownLabel(
-            label,
-            len(at[label]),
-            tuple(at[label][:_LINES_SHOWN]),
-            tuple(matcher.names[i] for i in matcher.candidates(label)),
-        )
-        for label in unknown
-    ]
-    return tuple(sorted(found, key=lambda label: -label.rows))
 
 
 def _refusal(matching: LabelMatching, matcher: LabelMatcher, source: str) -> UserError:
     """The error for labels that are not classes of the run."""
     unknown, classes = matching.unknown, matcher.names
-    found = (
-        f"{', '.join(map(str, _first(unknown)))}{_more(unknown)}; "
-        f"the run's classes are {', '.join(_first(classes))}{_more(classes)}"
-    )
-    if matching.unknown_rows < matching.rows:
-        return UserError(
-            f"{matching.unknown_rows:,} of {counted(matching.rows, 'row')} in {source} have labels that "
-            "are not classes of the run",
-            found=found,
-            fix="correct these labels, name the column that holds the class with --label, or go on with "
-            "--unknown-labels drop (leaves these rows out) or count-wrong (evaluate counts them as errors)",
-        )
+    wrong = f"no label in {source} is a class of the run"
+    found = f"{listed(unknown)}; the run's classes are {listed(classes)}"
+    fix = "name the column that holds the class with --label, or write the run's classes into the file"
     numbers = matcher.class_numbers([label.label for label in unknown]) or {}
-    if numbers and not {0, len(classes)} & set(numbers.values()):
-        return UserError(
-            f"the labels of {source} are numbers, and it is not clear which classes they stand for",
-            found=f"{found}; without 0 or {len(classes)} among them they may count from 0 or from 1",
-            fix="write the names of the classes into the file",
+    if matching.unknown_rows < matching.rows:
+        wrong = (
+            f"{matching.unknown_rows:,} of {counted(matching.rows, 'row')} in {source} have labels that "
+            "are not classes of the run"
         )
-    return UserError(
-        f"no label in {source} is a class of the run",
-        found=found,
-        fix="name the column that holds the class with --label, or write the run's classes into the file",
+        fix = (
+            "correct these labels, name the column that holds the class with --label, or go on with "
+            "--unknown-labels drop (leaves these rows out) or count-wrong (evaluate counts them as errors)"
+        )
+    elif numbers and not {0, len(classes)} & set(numbers.values()):
+        wrong = f"the labels of {source} are numbers, and it is not clear which classes they stand for"
+        found += f"; without 0 or {len(classes)} among them they may count from 0 or from 1"
+        fix = "write the names of the classes into the file"
+    return UserError(wrong, found=found, fix=fix)
+
+
+@dataclass(frozen=True)
+class LabelFault:
+    """Something wrong with the labels of a file.
+
+    Attributes:
+        wrong: what it is.
+        labels: those it concerns, with their rows.
+        fix: how to put it right.
+        odd: those of the labels whose rows are to be looked at.
+        lines: where the first hundred of these rows begin, as far as that was looked up.
+    """
+
+    wrong: str
+    labels: Mapping[str, int]
+    fix: str
+    odd: tuple[str, ...] = ()
+    lines: tuple[int, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        counts: Mapping[str, int],
+        labels: Iterable[str],
+        wrong: str,
+        fix: str,
+        *,
+        first_is_right: bool = False,
+    ) -> Self:
+        """The fault of these labels, which occur so many times."""
+        concerned = {label: counts[label] for label in labels}
+        return cls(wrong, concerned, fix, tuple(concerned)[int(first_is_right) :])
+
+    def at(self, lines: Sequence[int], labels: Sequence[str]) -> Self:
+        """It with the lines of the rows that bear its labels; both arguments are one a row."""
+        odd = set(self.odd)
+        found = (line for line, label in zip(lines, labels, strict=True) if label in odd)
+        return replace(self, lines=tuple(islice(found, _LINES_KEPT)))
+
+    def __str__(self) -> str:
+        """What is wrong, and with which labels; of many, the first."""
+        which = [f"{visible(label)} ({counted(rows, 'row')})" for label, rows in self.labels.items()]
+        return f"{self.wrong}: {listed(which, _FAULTY_SHOWN)}" if which else self.wrong
+
+
+def label_faults(counts: Mapping[str, int], column: str) -> list[LabelFault]:
+    """What is wrong with labels that occur so many times in the column of that name."""
+    rows = sum(counts.values())
+    if rows >= _FREE_TEXT_ROWS and len(counts) > _FREE_TEXT_SHARE * rows:
+        wrong = f"{len(counts):,} classes in {rows:,} rows: {column!r} looks like free text or row numbers"
+        return [LabelFault(wrong, {}, "name the column that holds the class with --label")]
+    spellings = [
+        LabelFault.of(
+            counts,
+            group,
+            "one class in several spellings",
+            "write it in one way, or train with --set data.merge_case=true, which reads them as one class",
+            first_is_right=True,
+        )
+        for group in spellings_of_one_class(counts)
+    ]
+    others = (
+        LabelFault.of(
+            counts,
+            [label for label in counts if label.strip().casefold() in _MISSING],
+            "a class that looks like a missing label",
+            "leave these rows out or label them; if it is a class, give it another name",
+        ),
+        LabelFault.of(
+            counts,
+            [label for label in counts if canonical(label) == canonical(column)],
+            "the header repeated as a row, which makes the column's name a class",
+            "delete these lines",
+        ),
+        LabelFault.of(
+            counts,
+            _joined(counts),
+            "labels that look like several in one",
+            "keep one label in each row: a classifier learns one class a text, several are not supported yet",
+        ),
     )
+    return [*spellings, *(fault for fault in others if fault.labels)]
 
 
-def _first(entries: Iterable[Any]) -> list[Any]:
-    return list(entries)[:_SHOWN]
-
-
-def _more(entries: Collection[object]) -> str:
-    return f" and {len(entries) - _SHOWN:,} more" if len(entries) > _SHOWN else ""
+def _joined(counts: Mapping[str, int]) -> Iterator[str]:
+    """Labels made of several: their parts are labels themselves, or parts of other ones."""
+    whole = set(map(folded, counts))
+    for separator in _SEPARATORS:
+        parts = {
+            label: [part for part in map(folded, label.split(separator)) if part]
+            for label in counts
+            if separator in label
+        }
+        among = Counter(part for found in parts.values() for part in set(found))
+        every: Callable[[Iterable[object]], bool] = all if separator in _ONLY_BETWEEN_KNOWN else any
+        for label, found in parts.items():
+            if len(found) > 1 and every(part in whole or among[part] > 1 for part in found):
+                yield label

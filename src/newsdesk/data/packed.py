@@ -1,26 +1,26 @@
-"""Files in zip archives, and Excel's workbooks, which are such archives: read in place, within bounds."""
+"""Zip archives, Excel's workbooks, which are such archives, and parquet: read in place, within bounds."""
 
 from __future__ import annotations
 
 import datetime
-import io
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from newsdesk.data.delimited import columns_called, headerless_names, looks_like_header, unique_names
+from newsdesk.data.delimited import columns_called, named_columns
 from newsdesk.data.dialect import Dialect
-from newsdesk.data.lines import refuse_foreign
-from newsdesk.data.table import BadRow, Cell, Fault, Row, RowStream, Table, sample_of
+from newsdesk.data.encoding import refuse_other_format
+from newsdesk.data.table import BadRow, Cell, Fault, Row, RowStream, Table
 from newsdesk.errors import UserError, missing_package
 
 _LARGEST = 1 << 30  # bytes of a member that is packed more tightly than any text
 _TIGHTEST = 200  # bytes made of one; texts of news shrink to a third, whatever is repeated to a fiftieth
 _ABOUT_DATA = {"readme", "license", "licence", "notice", "changelog"}
-_ROWS_ABOVE = 51
+_ROWS_PER_BATCH = 4096
+_BYTES_READ_AHEAD = 1 << 20  # of each column; without a limit, a whole row group is held
 
 
 def zip_member(stream: BinaryIO, path: Path, is_data: Callable[[Path], bool]) -> tuple[BinaryIO, Path]:
@@ -65,10 +65,9 @@ def spreadsheet_rows(stream: BinaryIO, path: Path, dialect: Dialect, *, sample: 
         import openpyxl
     except ImportError:
         raise missing_package("openpyxl", "xlsx", f"reading {path.name}") from None
-    content = stream if stream.seekable() else io.BytesIO(stream.read())
-    _refuse_bomb(_archive(content, path).infolist(), path)
+    _refuse_bomb(_archive(stream, path).infolist(), path)
     try:
-        book = openpyxl.load_workbook(content, read_only=True, data_only=True)
+        book = openpyxl.load_workbook(stream, read_only=True, data_only=True)
         sheets = [sheet for sheet in book.worksheets if any(_numbered_rows(sheet))]
     except Exception as error:  # whatever openpyxl stumbles over in a file that is not as it should be
         raise UserError(
@@ -82,31 +81,24 @@ def spreadsheet_rows(stream: BinaryIO, path: Path, dialect: Dialect, *, sample: 
             found=", ".join(sheet.title for sheet in sheets) or "no sheet with a row",
             fix="keep the sheet that you mean, or save it as csv" if sheets else "check how it was made",
         )
-    sampled, rest = sample_of(_rows(sheets[0]), sample)
-    texts = [_texts_of(row) for row in sampled if isinstance(row, Row)]
-    has_header = dialect.header
-    if has_header is None:
-        has_header = looks_like_header(texts[:_ROWS_ABOVE], dialect.columns)
-    faults: list[Fault] = []
-    if has_header:
-        columns = unique_names(texts[0], sampled[0].line if isinstance(sampled[0], Row) else 1, faults)
-        sampled = sampled[1:]
-    else:
-        columns = headerless_names(texts, dialect.columns)
+    rows = _sheet_rows(sheets[0])
+    sampled = list(islice(rows, sample))
+    full = [row for row in sampled if isinstance(row, Row)]
+    texts = [["" if cell is None else str(cell) for cell in row.cells] for row in full]
+    columns, has_header, faults = named_columns(texts, full[0].line, dialect)
     notes = (f"sheet {sheets[0].title!r}", *(() if has_header else (columns_called(columns),)))
-    head = Table(path, columns, (), (), has_header, notes=notes)
-    return RowStream(head, chain(sampled, rest), tuple(faults))
+    head = Table(path, columns, has_header=has_header, notes=notes)
+    return RowStream(head, chain(sampled[has_header:], rows), faults)
 
 
 def _archive(stream: BinaryIO, path: Path) -> zipfile.ZipFile:
-    content = stream if stream.seekable() else io.BytesIO(stream.read())
     try:
-        return zipfile.ZipFile(content)
+        return zipfile.ZipFile(stream)
     except (zipfile.BadZipFile, OSError, ValueError) as error:
-        content.seek(0)
-        head = content.read(16)
+        stream.seek(0)
+        head = stream.read(16)
         if not head.startswith(b"PK"):
-            refuse_foreign(head, path)
+            refuse_other_format(head, path)
         raise UserError(
             f"{path.name} is not a whole zip archive"
             + (", as workbooks are" if path.suffix == ".xlsx" else ""),
@@ -147,7 +139,7 @@ def _numbered_rows(sheet: Any) -> Iterator[tuple[int, tuple[Cell, ...]]]:
             yield number, tuple(cells[:width])
 
 
-def _rows(sheet: Any) -> Iterator[Row | BadRow]:
+def _sheet_rows(sheet: Any) -> Iterator[Row | BadRow]:
     width = 0
     for number, cells in _numbered_rows(sheet):
         width = width or len(cells)
@@ -166,14 +158,6 @@ def _plain(cell: Cell) -> Cell:
     return cell.isoformat() if isinstance(cell, datetime.date | datetime.time) else cell
 
 
-def _texts_of(row: Row) -> Sequence[str]:
-    return ["" if cell is None else str(cell) for cell in row.cells]
-
-
-_ROWS_PER_BATCH = 4096
-_BYTES_READ_AHEAD = 1 << 20  # of each column; without a limit, a whole row group is held
-
-
 def parquet_rows(stream: BinaryIO, path: Path) -> RowStream:
     """The rows of a parquet file; class names in the metadata that the Hub's datasets write are kept.
 
@@ -184,13 +168,12 @@ def parquet_rows(stream: BinaryIO, path: Path) -> RowStream:
         import pyarrow.parquet
     except ImportError:
         raise missing_package("pyarrow", "parquet", f"reading {path.name}") from None
-    content = stream if stream.seekable() else io.BytesIO(stream.read())
-    first = content.read(8)
-    content.seek(0)
+    first = stream.read(8)
+    stream.seek(0)
     if not first.startswith(b"PAR1"):
-        refuse_foreign(first, path)
+        refuse_other_format(first, path)
     try:
-        file = pyarrow.parquet.ParquetFile(content, buffer_size=_BYTES_READ_AHEAD, pre_buffer=False)
+        file = pyarrow.parquet.ParquetFile(stream, buffer_size=_BYTES_READ_AHEAD, pre_buffer=False)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(
             f"{path.name} is not a whole parquet file",
@@ -198,8 +181,7 @@ def parquet_rows(stream: BinaryIO, path: Path) -> RowStream:
             fix="fetch or write the file again",
         ) from None
     schema = file.schema_arrow
-    names = _hub_class_names(schema.metadata or {})
-    head = Table(path, tuple(schema.names), (), (), has_header=True, class_names=names)
+    head = Table(path, tuple(schema.names), class_names=_hub_class_names(schema.metadata or {}))
     return RowStream(head, _parquet_rows(file), count=file.metadata.num_rows, arrow_schema=schema)
 
 

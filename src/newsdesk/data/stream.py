@@ -13,18 +13,25 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO, NoReturn, cast
+from typing import BinaryIO, cast
 
-from newsdesk.data.datasets import class_folders, split_folder, texts_below
 from newsdesk.data.delimited import SAMPLED_CHARACTERS, SAMPLED_LINES, delimited_rows, holds_a_name
 from newsdesk.data.dialect import DETECTED, Dialect, detect
-from newsdesk.data.encoding import Encoding, as_utf8, detect_encoding, encoding_of_texts, mark_of
+from newsdesk.data.encoding import (
+    Encoding,
+    LineReader,
+    as_utf8,
+    detect_encoding,
+    encoding_of,
+    mark_of,
+    not_decoded,
+    pickle_refused,
+    refuse_other_format,
+)
 from newsdesk.data.json_lines import HEAD, json_rows
-from newsdesk.data.lines import LineReader, pickle_refused, refuse_foreign
 from newsdesk.data.packed import parquet_rows, spreadsheet_rows, zip_member
-from newsdesk.data.table import BadRow, Cell, Fault, Row, RowStream, Table
+from newsdesk.data.table import BadRow, Fault, Row, RowStream, Table
 from newsdesk.errors import UserError
 
 FORMATS = ("csv", "tsv", "tab", "jsonl", "ndjson", "json", "txt", "parquet", "xlsx", "zip")
@@ -80,6 +87,8 @@ def rows_of(
     """
     stated = form is not None
     form, compressed = format_of(path if form is None else Path(f"stream.{form}"))
+    if form in _COMPRESSED_THEMSELVES and not stream.seekable():
+        stream = io.BytesIO(stream.read())
     if form == "zip":
         member, name = zip_member(stream, path, is_data=_is_data)
         inner, compressed = format_of(name)
@@ -92,11 +101,11 @@ def rows_of(
     if form == "parquet":
         return parquet_rows(stream, path)
     packed = cast(BinaryIO, gzip.GzipFile(fileobj=stream)) if compressed else stream
-    head = _refused_or_head(packed, path)
+    head = _head(packed, path)
     encoding = detect_encoding(packed, dialect.encoding)
     lines = LineReader(packed, path, encoding)
     if form in ("json", "jsonl", "ndjson"):
-        rows = json_rows(lines, _decoded(head, encoding), sample=sample)
+        rows = json_rows(lines, as_utf8(io.BytesIO(head), encoding).read(), sample=sample)
     elif form == "txt" and dialect.delimiter is None and (stated or not _is_table(lines, dialect)):
         rows = _text_rows(lines)
     else:
@@ -107,24 +116,19 @@ def rows_of(
     return replace(rows, head=replace(rows.head, dialect=read_as, notes=notes), rows=_to_the_end(rows, lines))
 
 
-def _refused_or_head(stream: BinaryIO, path: Path) -> bytes:
-    """The first bytes of a stream, which is left where it was. Raises UserError if they are of no text."""
+def _head(stream: BinaryIO, path: Path) -> bytes:
+    """The first bytes of a stream, which is left where it was. Raises UserError if they are not text."""
     if not stream.seekable():  # its first line is looked at, too
         return stream.peek(HEAD)[:HEAD] if isinstance(stream, io.BufferedReader) else b""
     start = stream.tell()
     try:
         head = stream.read(HEAD)
-        refuse_foreign(head, path)
+        refuse_other_format(head, path)
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile):  # who reads the rows reports it
         return b""
     finally:
         stream.seek(start)
     return head
-
-
-def _decoded(head: bytes, encoding: Encoding) -> bytes:
-    """The first bytes in UTF-8."""
-    return as_utf8(io.BytesIO(head), encoding).read()
 
 
 def _is_table(lines: LineReader, dialect: Dialect) -> bool:
@@ -169,7 +173,14 @@ def _open(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except FileNotFoundError:
-        _missing(path)
+        folder = path.parent
+        names = sorted(child.name for child in folder.iterdir()) if folder.is_dir() else []
+        close = difflib.get_close_matches(path.name, names, n=3)
+        raise UserError(
+            f"there is no file {path}",
+            found=f"in its folder: {', '.join(close or names[:8]) or 'nothing'}" if folder.is_dir() else None,
+            fix=f"did you mean {folder / close[0]}?" if close else "check the path",
+        ) from None
     except IsADirectoryError:
         inside = sorted(child.name for child in path.iterdir())[:8]
         raise UserError(
@@ -179,17 +190,6 @@ def _open(path: Path) -> BinaryIO:
         ) from None
     except PermissionError:
         raise UserError(f"{path} may not be read", fix=f"chmod u+r {path}") from None
-
-
-def _missing(path: Path) -> NoReturn:
-    folder = path.parent
-    names = sorted(child.name for child in folder.iterdir()) if folder.is_dir() else []
-    near = difflib.get_close_matches(path.name, names, n=3)
-    raise UserError(
-        f"there is no file {path}",
-        found=f"in its folder: {', '.join(near or names[:8]) or 'nothing'}" if folder.is_dir() else None,
-        fix=f"did you mean {folder / near[0]}?" if near else "check the path",
-    ) from None
 
 
 def _is_data(name: Path) -> bool:
@@ -205,21 +205,19 @@ def _text_rows(lines: LineReader) -> RowStream:
         Row(line.number, (line.text.rstrip("\r\n"),)) if line.fault is None else BadRow(line.fault, line.raw)
         for line in lines
     )
-    return RowStream(Table(lines.path, ("text",), (), (), has_header=False), rows)
+    return RowStream(Table(lines.path, ("text",), has_header=False), rows)
 
 
 def _to_the_end(rows: RowStream, lines: LineReader) -> Iterator[Row | BadRow]:
     """All rows, and what broke the file off. Raises UserError if there is nothing at all."""
-    named = rows.head.has_header and rows.head.columns
-    first = list(islice(rows.rows, 1))
-    if not (first or named or rows.faults or lines.broken_off):
+    first = next(rows.rows, None)
+    if first is not None:
+        yield first
+        yield from rows.rows
+    elif not (lines.broken_off or rows.faults or (rows.head.has_header and rows.head.columns)):
         raise UserError(
             f"{lines.path.name} is empty", found="no row and no header", fix="check how the file was made"
         )
-    return chain(first, rows.rows, _break(lines))
-
-
-def _break(lines: LineReader) -> Iterator[BadRow]:
     if lines.broken_off is not None:
         yield BadRow(lines.broken_off, b"", ends_file=True)
 
@@ -239,9 +237,8 @@ def read_table(path: Path, dialect: Dialect = DETECTED) -> Table:
 
 def read_with_faults(path: Path, dialect: Dialect = DETECTED) -> tuple[Table, tuple[Fault, ...]]:
     """As ``read_table``, but malformed rows are left out and returned as faults, in line order."""
-    folder = split_folder(path, "train") or path
-    if class_folders(folder):
-        return _texts_by_class(folder, dialect)
+    if class_folders(folder := split_folder(path, "train") or path):
+        return _collected(_rows_by_class(folder, dialect))
     with open_rows(path, dialect, sample=None) as rows:
         return _collected(rows)
 
@@ -253,32 +250,53 @@ def read_stream(
     return _whole(*_collected(rows_of(stream, Path(name), dialect, form=form, sample=None)))
 
 
-def _texts_by_class(folder: Path, dialect: Dialect) -> tuple[Table, tuple[Fault, ...]]:
+def class_folders(path: Path) -> list[Path]:
+    """The folders in a folder that hold texts, a class each, by name; none unless there are two of them.
+
+    A folder that holds a file of training rows has no such.
+    """
+    if not path.is_dir() or any(child.name.startswith("train.") for child in path.iterdir()):
+        return []
+    inside = sorted(child for child in path.iterdir() if child.is_dir() and child.name[0] not in "._")
+    found = [child for child in inside if _texts_below(child)]
+    return found if len(found) > 1 else []
+
+
+def split_folder(path: Path, split: str) -> Path | None:
+    """The folder for a split that holds folders of classes; None if there is no such."""
+    return path / split if class_folders(path / split) else None
+
+
+def _texts_below(folder: Path) -> list[Path]:
+    """The .txt files in a folder and those below it, by name; those without an ending if there is no .txt."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name[0] != "."]
+    texts = [file for file in files if file.suffix.lower() == ".txt"]
+    return texts or [file for file in files if not file.suffix]
+
+
+def _rows_by_class(folder: Path, dialect: Dialect) -> RowStream:
     """Columns text, label and file: a row for each file below a class's folder, in the order of their names.
 
     Lines are rows, counted from 1. The encoding is stated, or told from all files together.
     """
-    paths = [(path, each.name) for each in class_folders(folder) for path in texts_below(each)]
+    classes = class_folders(folder)
+    paths = [(path, each.name) for each in classes for path in _texts_below(each)]
     contents = [path.read_bytes() for path, _ in paths]
-    encoding = Encoding(dialect.encoding) if dialect.encoding else encoding_of_texts(contents)
-    rows: list[tuple[Cell, ...]] = []
-    lines: list[int] = []
-    faults = []
+    encoding = Encoding(dialect.encoding) if dialect.encoding else encoding_of(contents, "files")
+    rows: list[Row | BadRow] = []
     for line, ((path, label), content) in enumerate(zip(paths, contents, strict=True), start=1):
         name = path.relative_to(folder).as_posix()
         text = as_utf8(io.BytesIO(content), Encoding(mark_of(content) or encoding.name)).read()
         try:
             cell = text.decode().removeprefix("\ufeff").replace("\r\n", "\n").strip()
         except UnicodeDecodeError:
-            fix = "name the encoding, for example --encoding cp1252, or fix the file"
-            faults.append(Fault(line, f"{name} is not {encoding.name}", None, fix, encoding=True))
-            continue
-        rows.append((cell, unicodedata.normalize("NFC", label), name))
-        lines.append(line)
-    notes = (*filter(None, [encoding.evidence]), f"a class for each of {len(class_folders(folder))} folders")
-    head = Table(folder, ("text", "label", "file"), tuple(rows), tuple(lines), has_header=True)
+            rows.append(BadRow(not_decoded(line, encoding.name, what=f"{name} is"), content))
+        else:
+            rows.append(Row(line, (cell, unicodedata.normalize("NFC", label), name)))
+    notes = (*filter(None, [encoding.evidence]), f"a class for each of {len(classes)} folders")
     read_as = Dialect(encoding=encoding.name)
-    return replace(head, class_column="label", dialect=read_as, notes=notes), tuple(faults)
+    columns = ("text", "label", "file")
+    return RowStream(Table(folder, columns, class_column="label", dialect=read_as, notes=notes), iter(rows))
 
 
 def _whole(table: Table, faults: tuple[Fault, ...]) -> Table:
@@ -292,14 +310,12 @@ def _whole(table: Table, faults: tuple[Fault, ...]) -> Table:
 
 
 def _collected(stream: RowStream) -> tuple[Table, tuple[Fault, ...]]:
-    columns, faults = stream.head.columns, list(stream.faults)
-    rows: list[tuple[Cell, ...]] = []
-    lines: list[int] = []
+    rows, faults = [], list(stream.faults)
     for row in stream.rows:
         if isinstance(row, Row):
-            rows.append(row.cells_under(columns))
-            lines.append(row.line)
+            rows.append(row)
         else:
             faults.append(row.fault)
-    faults.sort(key=lambda fault: fault.line)
-    return replace(stream.head, rows=tuple(rows), lines=tuple(lines)), tuple(faults)
+    columns, lines = stream.head.columns, tuple(row.line for row in rows)
+    table = replace(stream.head, rows=tuple(row.cells_under(columns) for row in rows), lines=lines)
+    return table, tuple(sorted(faults, key=lambda fault: fault.line))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -126,9 +125,9 @@ class Table:
 
     path: Path
     columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    lines: tuple[int, ...]
-    has_header: bool
+    rows: tuple[tuple[Cell, ...], ...] = ()
+    lines: tuple[int, ...] = ()
+    has_header: bool = True
     class_column: str | None = None
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     dialect: Dialect | None = None
@@ -182,11 +181,3 @@ class RowStream:
     count: int | None = None
     share_read: Callable[[], float] | None = None
     arrow_schema: Any = None
-
-
-def sample_of(
-    rows: Iterator[Row | BadRow], count: int | None
-) -> tuple[list[Row | BadRow], Iterator[Row | BadRow]]:
-    """The first ``count`` of the rows (None: all of them), and the others."""
-    sampled = list(islice(rows, count))
-    return sampled, rows

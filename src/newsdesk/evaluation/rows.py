@@ -122,10 +122,8 @@ def evaluation_rows(
         label = column_named(table, trained_on)
     rows = to_examples(
         table,
-        text=layout.text_columns,
+        layout,
         label=label,
-        template=layout.template,
-        normaliser=layout.normaliser,
         label_names=run.labels.names,
         labelled=True,
         unknown_labels=unknown_labels or "error",

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Literal
 
 from newsdesk.errors import UserError
-from newsdesk.files import disk_full, sha256_of, write_json
+from newsdesk.files import disk_full, is_disk_full, sha256_of, write_json
 from newsdesk.hub.source import (
-    DISK_FULL,
     DISK_LOCKED,
     Fetched,
     Origin,
@@ -47,7 +46,7 @@ class Entry:
     """A finished entry.
 
     Attributes:
-        folder: where its files lie.
+        folder: holds its files.
         origin: the source that gave them.
         files: sha256 of every file by its path relative to the folder, as recorded when it was fetched.
         licence: the licence that the source stated, if it stated one.
@@ -175,7 +174,7 @@ def _explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in DISK_FULL:
+        if is_disk_full(error):
             raise disk_full(folder) from error
         if error.errno not in DISK_LOCKED:
             raise
@@ -230,13 +229,9 @@ def resolve(
                 refusals.append(refusal)
                 continue
             return slot.publish(into, fetched, source.origin), source.origin
-    raise _no_source_answers(slot.name, refusals, flag)
-
-
-def _no_source_answers(name: str, refusals: Sequence[SourceUnavailableError], flag: str) -> UserError:
-    """One error out of each source's own."""
-    found = "; ".join(f"{refusal.wrong} ({refusal.found})" for refusal in refusals)
-    fixes = "; ".join(refusal.fix for refusal in refusals if refusal.fix)
-    return UserError(
-        f"{name} could not be fetched", found=found, fix=f"{fixes}; or give a local copy with {flag} PATH"
+    fixes = [refusal.fix for refusal in refusals if refusal.fix]
+    raise UserError(
+        f"{slot.name} could not be fetched",
+        found="; ".join(f"{refusal.wrong} ({refusal.found})" for refusal in refusals),
+        fix="; ".join([*fixes, f"or give a local copy with {flag} PATH"]),
     )

@@ -14,9 +14,7 @@ from typing import Any, Literal
 from newsdesk.errors import UserError
 from newsdesk.files import sha256_of
 from newsdesk.hub.cache import Slot, resolve
-from newsdesk.hub.huggingface import HubSource
-from newsdesk.hub.pypi import PypiSource
-from newsdesk.hub.source import Source
+from newsdesk.hub.source import HubSource, PypiSource, Source
 from newsdesk.progress import Progress
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from newsdesk.config import Recipe, load_recipe
-from newsdesk.data.datasets import DATA_SETS
+from newsdesk.data.load import DATA_SETS
 from newsdesk.errors import UserError
 from newsdesk.evaluation.evaluate import Evaluation, read_metrics
 from newsdesk.hub.cache import Slot
-from newsdesk.hub.huggingface import HubSource
+from newsdesk.hub.source import HubSource
 from newsdesk.metrics import Metrics
 from newsdesk.model.catalog import BASE_MODELS
 from newsdesk.runs.calibration import Calibration, read_calibration

@@ -15,7 +15,7 @@ from newsdesk import __version__
 from newsdesk.data.duplicates import KNOWN_TEXTS
 from newsdesk.errors import UserError
 from newsdesk.files import sha256_of
-from newsdesk.hub.huggingface import without_progress_bars
+from newsdesk.hub.source import without_progress_bars
 from newsdesk.reports.facts import RunFacts
 from newsdesk.reports.model_card import card_text, existing_card, require_readable_metadata
 from newsdesk.runs.exported import KINDS, find_exported

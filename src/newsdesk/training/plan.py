@@ -15,9 +15,8 @@ import torch
 from torch import nn
 
 from newsdesk.config import DataSection, Recipe, ResolvedRecipe, TrainingSection
-from newsdesk.data.datasets import DATA_SETS, DataSet
 from newsdesk.data.examples import validation_size
-from newsdesk.data.load import TrainingData, dialect_of, load_split, load_training_data
+from newsdesk.data.load import DATA_SETS, DataSet, TrainingData, dialect_of, load_split, load_training_data
 from newsdesk.errors import counted
 from newsdesk.hub.cache import Slot
 from newsdesk.model.architectures import ParameterGroup, parameter_table, require_length

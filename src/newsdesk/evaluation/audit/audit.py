@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 
 from newsdesk import __version__
 from newsdesk.data.columns import TextLayout, label_column, labels_with_faults, text_layout, to_examples
-from newsdesk.data.datasets import DATA_SETS, has_test_rows
 from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.duplicates import NearDuplicate, duplicate_groups, near_copies, shared_texts
 from newsdesk.data.examples import Examples
 from newsdesk.data.labels import LabelMatcher
-from newsdesk.data.load import load_split, require_two_classes
+from newsdesk.data.load import DATA_SETS, has_test_rows, load_split, require_two_classes
 from newsdesk.data.table import Table
 from newsdesk.data.words import VocabularyFit
 from newsdesk.errors import UserError, missing_package
@@ -206,14 +205,7 @@ def load_audited(
     dialect = dialect.asking(columns.get("text"), label, columns.get("template"))
     table = load_split(data, split, dialect=dialect, progress=progress).table
     layout = text_layout(table, **columns)
-    examples = to_examples(
-        table,
-        text=layout.text_columns,
-        label=label,
-        template=layout.template,
-        normaliser=layout.normaliser,
-        labelled=True,
-    )
+    examples = to_examples(table, layout, label=label, labelled=True)
     require_two_classes(examples)
     column = label_column(table, label, layout.text_columns)
     assert column is not None
