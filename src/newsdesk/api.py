@@ -123,7 +123,7 @@ def train_resolved(
 ) -> RunFolder:
     """As :func:`train`, from a recipe that was resolved before."""
     from newsdesk.reports.model_card import refresh_card
-    from newsdesk.training.launch import rank
+    from newsdesk.training import rank
 
     with needing_train_extra("training"):
         from newsdesk.training.run import run_training  # the first import of torch

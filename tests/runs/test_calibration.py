@@ -22,7 +22,6 @@ from newsdesk.runs.calibration import (
     read_held_out_rows,
     softmax,
     store_calibration,
-    store_distances,
 )
 
 
@@ -98,24 +97,19 @@ def test_what_is_kept_is_read_back(tmp_path):
     assert (read.sha256, read.logits.dtype, read.labels.dtype) == ("abc", np.float32, np.int64)
 
 
-def test_distances_are_kept_beside_the_rows_that_they_belong_to(tmp_path):
-    store_distances(tmp_path, np.zeros(3, np.float32))
-    assert read_held_out_rows(tmp_path) is None  # nothing was calibrated here
+def test_distances_and_what_was_readable_are_kept_beside_the_rows(tmp_path):
     rows = held_out()
     store_calibration(tmp_path, rows, "here")
-    assert read_held_out_rows(tmp_path).distances is None
+    read = read_held_out_rows(tmp_path)
+    assert (read.distances, read.readable) == (None, None)
     distances = np.arange(len(rows.labels), dtype=np.float32)
-    store_distances(tmp_path, distances)
+    store_calibration(tmp_path, replace(rows, distances=distances, readable=distances > 3), "here")
     read = read_held_out_rows(tmp_path)
     assert np.array_equal(read.distances, distances)
+    assert np.array_equal(read.readable, distances > 3)
     assert np.array_equal(read.logits, rows.logits)
-    assert read.readable is None
-    readable = distances > 3
-    store_calibration(tmp_path, replace(rows, readable=readable), "here")
-    store_distances(tmp_path, distances)
-    assert np.array_equal(read_held_out_rows(tmp_path).readable, readable)
     with pytest.raises(ValueError, match="distances of shape"):
-        store_distances(tmp_path, distances[:-1])
+        replace(rows, distances=distances[:-1])
 
 
 def test_a_folder_without_one_has_none(tmp_path):

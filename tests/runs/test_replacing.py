@@ -30,7 +30,7 @@ from newsdesk.runs.folder import (  # noqa: E402
 )
 from newsdesk.runs.log import Event, Resumed, Step  # noqa: E402
 from newsdesk.runs.replacing import NEXT, require_free, resumable  # noqa: E402
-from newsdesk.training.launch import restarted  # noqa: E402
+from newsdesk.training import restarted  # noqa: E402
 from newsdesk.training.run import run_training  # noqa: E402
 
 OLD_FORMAT = Path(__file__).parents[1] / "old_run"

@@ -17,7 +17,7 @@ from newsdesk.cli.predict import predict
 from newsdesk.cli.shared import DEBUG_FLAG, Verbs
 from newsdesk.cli.train import evaluate, import_adapter, train
 from newsdesk.errors import UserError
-from newsdesk.training.launch import rank
+from newsdesk.training import rank
 
 
 @click.group(

@@ -71,7 +71,7 @@ def train(
     from newsdesk.api import recipe_for
     from newsdesk.prediction.open_model import needing_train_extra
     from newsdesk.runs.replacing import resumable
-    from newsdesk.training.launch import rank
+    from newsdesk.training import rank
 
     flags = {
         "data.train": train_data,
@@ -105,7 +105,7 @@ def _train_and_tell(
     from newsdesk.api import train_resolved
     from newsdesk.cli.display import TrainingDisplay
     from newsdesk.stored import to_content
-    from newsdesk.training.launch import rank
+    from newsdesk.training import rank
 
     console = terminal()
     console.quiet = rank() > 0

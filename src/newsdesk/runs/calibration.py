@@ -172,16 +172,6 @@ def write_calibration(folder: Path, found: Calibration) -> None:
     write_stored(folder / CALIBRATION, found)
 
 
-def store_distances(folder: Path, distances: NDArray[np.float32]) -> None:
-    """Keep the distances (rows,) of the rows that ``store_calibration`` kept before; nothing without rows.
-
-    Raises ValueError where these are other rows, by their number.
-    """
-    rows = read_held_out_rows(folder)
-    if rows is not None:
-        _write_rows(folder, replace(rows, distances=distances))
-
-
 def _write_rows(folder: Path, rows: HeldOutRows) -> None:
     from safetensors.numpy import save
 

@@ -32,19 +32,6 @@ _NAMES = "step-*.safetensors"
 
 
 @dataclass(frozen=True)
-class Found:
-    """The newest whole checkpoint of a folder.
-
-    Attributes:
-        content: the file's bytes, for ``decode``; empty where there is no whole one.
-        passed_over: names of newer files whose bytes are not what they were written as.
-    """
-
-    content: bytes
-    passed_over: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Checkpoint:
     """What one file holds.
 
@@ -85,23 +72,26 @@ class Checkpoints:
         self._newest = path
         return path
 
-    def find(self) -> Found:
-        """The newest checkpoint that is whole, by its hash. Later ``save``s keep it as the one before."""
+    def find(self) -> tuple[bytes, tuple[str, ...]]:
+        """The bytes of the newest checkpoint that is whole, by its hash, which the next ``save`` keeps.
+
+        Empty without one. And the names of newer files whose bytes are not those that were written.
+        """
         passed_over: list[str] = []
         for path in sorted(self._folder.glob(_NAMES), reverse=True):
             content = path.read_bytes()
             if path.stem.endswith(f"-{_hash(content)}"):
                 self._newest = path
-                return Found(content, tuple(passed_over))
+                return content, tuple(passed_over)
             passed_over.append(path.name)
-        return Found(b"", tuple(passed_over))
+        return b"", tuple(passed_over)
 
     def require_same_ground(self, checkpoint: Checkpoint) -> None:
         """Raise UserError when the training stood on other rows or another base model than now."""
         changed = [name for name, value in self._identity.items() if checkpoint.identity.get(name) != value]
         if changed:
             raise UserError(
-                f"{self._folder.parent} cannot go on: what it was trained on has changed",
+                f"{self._folder.parent} cannot be resumed: what it was trained on has changed",
                 found=f"the {' and the '.join(changed)} had another sha256 before",
                 fix="put the original back, or begin anew with --overwrite in place of --resume",
             )

@@ -17,7 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from newsdesk.errors import UserError, counted
 from newsdesk.model.network import choose_device
-from newsdesk.training.launch import local_rank, started_by_torchrun
+from newsdesk.training import local_rank, started_by_torchrun
 
 _SECONDS_TO_MEET = 600.0
 

@@ -8,9 +8,10 @@ import signal
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +19,21 @@ import torch
 from numpy.typing import NDArray
 
 from newsdesk import __version__
-from newsdesk.config import ResolvedRecipe, load_recipe
+from newsdesk.config import SECTIONS, ResolvedRecipe, load_recipe
 from newsdesk.data.duplicates import KnownTexts
 from newsdesk.data.examples import Examples
-from newsdesk.data.load import TrainingData, load_training_data
+from newsdesk.data.load import load_training_data
 from newsdesk.data.table import Table
 from newsdesk.data.words import language_of
 from newsdesk.errors import UserError, counted
 from newsdesk.model.architectures import require_length
-from newsdesk.model.catalog import ResolvedBase, resolve_base
+from newsdesk.model.catalog import resolve_base
 from newsdesk.model.classifier import AdapterStore, build_classifier, copy_tokenizer
 from newsdesk.model.encoder import keep_freed_memory
 from newsdesk.model.network import Network, choose_precision, predict_with_features
 from newsdesk.model.tokenizer import TextTokenizer, TokenIds
 from newsdesk.progress import Progress
-from newsdesk.runs.calibration import HeldOutRows, store_calibration, store_distances
+from newsdesk.runs.calibration import HeldOutRows, store_calibration
 from newsdesk.runs.folder import Labels, RunFolder
 from newsdesk.runs.log import (
     Event,
@@ -64,10 +65,10 @@ from newsdesk.runs.replacing import (
     staged,
     working_folder,
 )
+from newsdesk.training import restarted
 from newsdesk.training.checkpoints import Checkpoints, decode
 from newsdesk.training.distributed import Team, gathered
 from newsdesk.training.held_out import remarks_on_rows
-from newsdesk.training.launch import restarted
 from newsdesk.training.loop import EncodedRows, TrainingLoop
 from newsdesk.training.train_step import explaining_memory
 
@@ -123,197 +124,177 @@ def run_training(
                 _require_same_recipe(begun, resolved)
             run = begun or working_folder(out, overwrite=overwrite)
             stack.enter_context(in_use(out))
-        prepared = _prepare(resolved, team, device, stack, progress, tables)
-        checkpoints, log_bytes, resumed = _go_on_or_begin(run, prepared, resolved, team, resume=resume)
-        if not team.leads:
-            _follow(prepared.loop)
-            return run
-        with EventLog(run.log, keep=log_bytes) as log:
-            finished = _lead(run, prepared, checkpoints, log, observe, resumed)
-        run.seal(_manifest(resolved, prepared, finished, team))
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        training = _Training(run, resolved, team, device, scratch, progress, tables)
+        resumed = training.restore_or_begin(resume=resume)
+        with interruptible() as stopped, explaining_memory(resolved.recipe.training):
+            if not team.leads:  # trains along with the lead, which alone tells and writes
+                deque(training.loop.events(stopped), maxlen=0)
+                return run
+            finished = training.lead(stopped, observe, resumed)
+        run.seal(training.manifest(finished))
         if finished.reason == "interrupted":
             return run
-        checkpoints.clear()
+        training.checkpoints.clear()
         return put_in_place(run, out)
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """All that a training needs, ready for the first step."""
+class _Training:
+    """All that one training needs, ready for the first step; nothing is written before it begins."""
 
-    data: TrainingData
-    base: ResolvedBase
-    tokenizer_files: Path
-    store: AdapterStore
-    loop: TrainingLoop
-    readable: NDArray[np.bool_]
-    unknown_tokens: float
-    remarks: tuple[str, ...]
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """What has to be the same for a training to go on, by name, as hashes."""
-        return {
-            "training rows": self.data.train.fingerprint(),
-            "validation rows": self.data.validation.fingerprint(),
+    def __init__(
+        self,
+        run: RunFolder,
+        resolved: ResolvedRecipe,
+        team: Team,
+        device: torch.device,
+        scratch: Path,
+        progress: Progress | None,
+        tables: tuple[Table, Table | None] | None,
+    ) -> None:
+        """Load data and base, build the model, and encode the rows."""
+        recipe, seed = resolved.recipe, resolved.recipe.training.seed
+        precision = choose_precision(recipe.training.precision, device)
+        self.run, self.resolved, self.team = run, resolved, team
+        self.data = load_training_data(recipe.data, seed=seed, progress=progress, tables=tables)
+        self.base = resolve_base(recipe.model.base, progress=progress)
+        keep_freed_memory()
+        seed_everything(seed)
+        train, validation = self.data.train, self.data.validation
+        model = build_classifier(self.base.path, train.label_names, recipe.model, recipe.lora)
+        require_length(model.config, recipe.model.max_length)
+        self.tokenizer_files = scratch / "tokenizer"
+        copy_tokenizer(self.base.path, self.tokenizer_files)
+        tokenizer = TextTokenizer.from_folder(self.tokenizer_files, recipe.model.max_length)
+        self.store = AdapterStore(model, hub_reference(self.base))
+        encoded, held_out = tokenizer.encode_whole(train.texts), tokenizer.encode_whole(validation.texts)
+        self.readable = held_out.readable
+        self.loop = TrainingLoop(
+            Network(model, device, precision, compiled=recipe.training.compile == "on"),
+            EncodedRows(encoded.ids, class_ids(train)),
+            EncodedRows(held_out.ids, class_ids(validation)),
+            recipe.training,
+            max_length=recipe.model.max_length,
+            team=team,
+        )
+        vocabulary = tokenizer.fit(train.texts)
+        self.unknown_tokens = vocabulary.unknown
+        self.remarks = tuple(remarks_on_rows(self.data, encoded, vocabulary, recipe.training, recipe.model))
+        identity = {
+            "training rows": train.fingerprint(),
+            "validation rows": validation.fingerprint(),
             "base model": str(self.base.sha256),
         }
+        self.checkpoints = Checkpoints(run.checkpoints, identity)
+        self.log_bytes = 0
 
+    def restore_or_begin(self, *, resume: bool) -> Resumed | None:
+        """Restore the loop from the newest whole checkpoint, or lay out a new run; the event to log."""
+        run, loop = self.run, self.loop
+        content, passed_over = b"", tuple[str, ...]()
+        if self.team.leads and resume:
+            content, passed_over = self.checkpoints.find()
+        content = self.team.bytes_from_lead(content)
+        if content:
+            checkpoint = decode(content)
+            self.checkpoints.require_same_ground(checkpoint)
+            loop.restore(checkpoint.snapshot)
+            self.log_bytes = checkpoint.log_bytes
+            if self.team.leads:
+                run.reopen()
+            return Resumed(loop.step, loop.step / loop.per_epoch, passed_over)
+        if self.team.leads:
+            max_length = self.resolved.recipe.model.max_length
+            with staged(run.path) as new:
+                new.write_recipe(self.resolved.to_toml())
+                new.write_labels(Labels(self.data.train.label_names, self.data.layout, max_length))
+                shutil.copytree(self.tokenizer_files, new.tokenizer)
+        return Resumed(0, 0.0, passed_over) if passed_over else None
 
-def _prepare(
-    resolved: ResolvedRecipe,
-    team: Team,
-    device: torch.device,
-    stack: ExitStack,
-    progress: Progress | None,
-    tables: tuple[Table, Table | None] | None,
-) -> _Prepared:
-    """Load data and base, build the model, and encode the rows; writes nothing that outlives ``stack``."""
-    recipe = resolved.recipe
-    precision = choose_precision(recipe.training.precision, device)
-    data = load_training_data(recipe.data, seed=recipe.training.seed, progress=progress, tables=tables)
-    base = resolve_base(recipe.model.base, progress=progress)
-    keep_freed_memory()
-    seed_everything(recipe.training.seed)
-    model = build_classifier(base.path, data.train.label_names, recipe.model, recipe.lora)
-    require_length(model.config, recipe.model.max_length)
-    tokenizer_files = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "tokenizer"
-    copy_tokenizer(base.path, tokenizer_files)
-    tokenizer = TextTokenizer.from_folder(tokenizer_files, recipe.model.max_length)
-    store = AdapterStore(model, hub_reference(base))
-    encoded, validation = (tokenizer.encode_whole(part.texts) for part in (data.train, data.validation))
-    loop = TrainingLoop(
-        Network(model, device, precision, compiled=recipe.training.compile == "on"),
-        EncodedRows(encoded.ids, class_ids(data.train)),
-        EncodedRows(validation.ids, class_ids(data.validation)),
-        recipe.training,
-        max_length=recipe.model.max_length,
-        team=team,
-    )
-    vocabulary = tokenizer.fit(data.train.texts)
-    return _Prepared(
-        data,
-        base,
-        tokenizer_files,
-        store,
-        loop,
-        validation.readable,
-        vocabulary.unknown,
-        tuple(remarks_on_rows(data, encoded, vocabulary, recipe.training, recipe.model)),
-    )
+    def lead(self, stopped: Callable[[], bool], observe: Observer, resumed: Resumed | None) -> Finished:
+        """Let the loop train; keep its best states, its events, and from time to time a checkpoint."""
+        loop, last_checkpoint = self.loop, time.monotonic()
+        before: list[Event] = [] if resumed is None else [resumed]
+        if not loop.step:  # else the log has them
+            before += map(Remark, self.remarks)
+        with EventLog(self.run.log, keep=self.log_bytes) as log:
+            for event in loop.events(stopped):
+                if isinstance(event, Finished) or (isinstance(event, Validation) and event.best):
+                    self.store.save(self.run.adapter)
+                if isinstance(event, Finished):
+                    KnownTexts.of(self.data.train.texts, self.data.validation.texts).save(self.run.path)
+                    # Who interrupts will not wait for the score.
+                    self._keep_what_is_fitted(with_score=event.reason != "interrupted")
+                if isinstance(event, Started):
+                    told = [replace(event, read_as=self.data.read_as), *before]
+                else:
+                    told = [event]
+                for each in told:
+                    log.write(each)
+                    observe(each)
+                if _checkpoint_is_due(event, loop, time.monotonic() - last_checkpoint):
+                    self.checkpoints.save(loop.snapshot(), log.secure())
+                    last_checkpoint = time.monotonic()
+        assert isinstance(event, Finished)
+        return event
 
+    def _keep_what_is_fitted(self, *, with_score: bool) -> None:
+        """Fit temperature and off-topic score of the kept state on rows that it was not chosen by, if any."""
+        loop = self.loop
+        calibrating, choosing = loop.held_out.calibrating, len(loop.held_out.choosing)
+        fitted = None
+        if with_score:
 
-def _go_on_or_begin(
-    run: RunFolder, prepared: _Prepared, resolved: ResolvedRecipe, team: Team, *, resume: bool
-) -> tuple[Checkpoints, int, Resumed | None]:
-    """Restore the loop from the run's newest whole checkpoint, or lay out a new run.
+            def features_of(sequences: Sequence[TokenIds]) -> NDArray[np.float32]:
+                batch_size = 2 * loop.training.batch_size
+                return predict_with_features(loop.network, sequences, batch_size=batch_size)[1]
 
-    Returns the checkpoints, the bytes of the log that still hold, and the event to tell.
-    """
-    checkpoints, loop = Checkpoints(run.checkpoints, prepared.identity), prepared.loop
-    passed_over: tuple[str, ...] = ()
-    content = b""
-    if team.leads and resume:
-        found = checkpoints.find()
-        content, passed_over = found.content, found.passed_over
-    content = team.bytes_from_lead(content)
-    if content:
-        checkpoint = decode(content)
-        checkpoints.require_same_ground(checkpoint)
-        loop.restore(checkpoint.snapshot)
-        if team.leads:
-            run.reopen()
-        return checkpoints, checkpoint.log_bytes, Resumed(loop.step, loop.step / loop.per_epoch, passed_over)
-    if team.leads:
-        with staged(run.path) as new:
-            data, max_length = prepared.data, resolved.recipe.model.max_length
-            new.write_recipe(resolved.to_toml())
-            new.write_labels(Labels(data.train.label_names, data.layout, max_length))
-            shutil.copytree(prepared.tokenizer_files, new.tokenizer)
-    return checkpoints, 0, Resumed(0, 0.0, passed_over) if passed_over else None
+            held_out = [loop.validation.token_ids[row] for row in calibrating]
+            fitted = off_topic_score(features_of, loop.rows.token_ids, loop.rows.labels, held_out)
+        if fitted is not None:
+            fitted[0].save(self.run.off_topic)
+        if loop.best_logits is None:
+            return
+        rows = self.data.validation.select(calibrating)
+        others = f", not those {choosing:,} that chose the state" if choosing else ""
+        source = f"{counted(len(rows), 'validation row')} of {rows.source}{others}"
+        answers = HeldOutRows(
+            loop.best_logits[calibrating],
+            class_ids(rows),
+            rows.fingerprint(),
+            distances=None if fitted is None else fitted[1],
+            readable=self.readable[calibrating],
+        )
+        store_calibration(self.run.path, answers, f"{source}, computed in {loop.network.precision}")
 
-
-def _lead(
-    run: RunFolder,
-    prepared: _Prepared,
-    checkpoints: Checkpoints,
-    log: EventLog,
-    observe: Observer,
-    resumed: Resumed | None,
-) -> Finished:
-    """Let the loop train; keep its best states, its events, and from time to time a checkpoint."""
-    loop, last_checkpoint = prepared.loop, time.monotonic()
-
-    def tell(event: Event) -> None:
-        if isinstance(event, Started):
-            event = replace(event, read_as=prepared.data.read_as)
-        log.write(event)
-        observe(event)
-
-    with interruptible() as stopped, explaining_memory(loop.training):
-        for event in loop.events(stopped):
-            if (isinstance(event, Validation) and event.best) or isinstance(event, Finished):
-                prepared.store.save(run.adapter)
-            if isinstance(event, Finished):
-                _keep_calibration(run, prepared)
-                KnownTexts.of(prepared.data.train.texts, prepared.data.validation.texts).save(run.path)
-            if isinstance(event, Finished) and event.reason != "interrupted":  # who interrupts will not wait
-                _keep_off_topic_score(run, loop)
-            tell(event)
-            if isinstance(event, Started):
-                if resumed is not None:
-                    tell(resumed)
-                for remark in prepared.remarks if not loop.step else ():  # else the log has them
-                    tell(Remark(remark))
-            if _checkpoint_is_due(event, loop, time.monotonic() - last_checkpoint):
-                checkpoints.save(loop.snapshot(), log.secure())
-                last_checkpoint = time.monotonic()
-    assert isinstance(event, Finished)
-    return event
-
-
-def _keep_off_topic_score(run: RunFolder, loop: TrainingLoop) -> None:
-    """Fit on the kept state how foreign a text is to it; needs validation rows."""
-
-    def features_of(sequences: Sequence[TokenIds]) -> NDArray[np.float32]:
-        batch_size = 2 * loop.training.batch_size
-        return predict_with_features(loop.network, sequences, batch_size=batch_size)[1]
-
-    with explaining_memory(loop.training):
-        held_out = [loop.validation.token_ids[row] for row in loop.held_out.calibrating]
-        found = off_topic_score(features_of, loop.rows.token_ids, loop.rows.labels, held_out)
-    if found is not None:
-        score, distances = found
-        score.save(run.off_topic)
-        store_distances(run.path, distances)
-
-
-def _keep_calibration(run: RunFolder, prepared: _Prepared) -> None:
-    """Fit a temperature on what the kept state says of validation rows that it was not chosen by."""
-    loop = prepared.loop
-    if loop.best_logits is None:
-        return
-    calibrating, choosing = loop.held_out.calibrating, len(loop.held_out.choosing)
-    rows = prepared.data.validation.select(calibrating)
-    others = f", not those {choosing:,} that chose the state" if choosing else ""
-    source = (
-        f"{counted(len(rows), 'validation row')} of {rows.source}{others}, "
-        f"computed in {loop.network.precision}"
-    )
-    held_out = HeldOutRows(
-        loop.best_logits[calibrating],
-        class_ids(rows),
-        rows.fingerprint(),
-        readable=prepared.readable[calibrating],
-    )
-    store_calibration(run.path, held_out, source)
-
-
-def _follow(loop: TrainingLoop) -> None:
-    """Train along with the lead, which alone tells and writes."""
-    with interruptible() as stopped, explaining_memory(loop.training):
-        for _event in loop.events(stopped):
-            pass
+    def manifest(self, finished: Finished) -> Manifest:
+        """What the manifest says besides the files' hashes."""
+        data, recipe = self.data, self.resolved.recipe
+        validation_source = recipe.data.validation or f"{SPLIT_OFF}{recipe.data.train}"
+        return Manifest(
+            newsdesk=__version__,
+            versions=installed_versions(),
+            base=base_facts(self.base),
+            description=recipe.description,
+            seed=recipe.training.seed,
+            data=DataFacts(
+                licence=data.licence,
+                language=language_of(data.train.texts),
+                unknown_tokens=round(self.unknown_tokens, 5),
+                train=RowFacts(recipe.data.train, len(data.train), data.train.fingerprint()),
+                validation=RowFacts(validation_source, len(data.validation), data.validation.fingerprint()),
+            ),
+            training=TrainingFacts(
+                finished=finished.reason,
+                steps=finished.step,
+                epochs=round(finished.epoch, 4),
+                best_step=finished.best_step,
+                padding_share=round(finished.padding_share, 5),
+                processes=self.team.size,
+                choosing_rows=len(self.loop.held_out.choosing),
+                remarks=self.remarks,
+            ),
+        )
 
 
 def _checkpoint_is_due(event: Event, loop: TrainingLoop, seconds: float) -> bool:
@@ -340,7 +321,7 @@ def _came_to_its_end(run: RunFolder) -> bool:
 
 
 def _begun(out: Path, asked: ResolvedRecipe, *, overwrite: bool) -> RunFolder | None:
-    """The training that goes on.
+    """The training to resume.
 
     With ``overwrite`` a process that torchrun started anew takes the run at ``out`` for the one to be
     replaced, unless that is unfinished and by the recipe asked for.
@@ -353,14 +334,12 @@ def _begun(out: Path, asked: ResolvedRecipe, *, overwrite: bool) -> RunFolder | 
 
 def _changed_settings(run: RunFolder, asked: ResolvedRecipe) -> list[str]:
     """What the run was started with and what is asked for instead, a line each."""
-    began = load_recipe(str(run.recipe)).recipe.model_dump()
-    now = asked.recipe.model_dump()
+    began, now = load_recipe(str(run.recipe)).recipe, asked.recipe
     return [
-        f"{section}.{key} = {value!r}, asked for {now[section][key]!r}"
-        for section in began
-        if isinstance(began[section], dict)
-        for key, value in began[section].items()
-        if now[section][key] != value
+        f"{section}.{key} = {value!r}, asked for {wanted!r}"
+        for section in SECTIONS
+        for (key, value), (_, wanted) in zip(getattr(began, section), getattr(now, section), strict=True)
+        if value != wanted
     ]
 
 
@@ -368,7 +347,7 @@ def _require_same_recipe(run: RunFolder, asked: ResolvedRecipe) -> None:
     """Raise UserError when the recipe asked for is not the one that the run was started with."""
     if changed := _changed_settings(run, asked):
         raise UserError(
-            f"{run.path} was started with another recipe, and can only go on as it began",
+            f"{run.path} was started with another recipe, and can only be resumed with its own",
             found="\n       ".join(changed),
             fix="leave out all flags but --out and --resume, or begin anew with --overwrite",
         )
@@ -386,40 +365,6 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def _manifest(resolved: ResolvedRecipe, prepared: _Prepared, finished: Finished, team: Team) -> Manifest:
-    """What the manifest says besides the files' hashes."""
-    data, train_source = prepared.data, resolved.recipe.data.train
-    validation_source = resolved.recipe.data.validation or f"{SPLIT_OFF}{train_source}"
-    return Manifest(
-        newsdesk=__version__,
-        versions=installed_versions(),
-        base=base_facts(prepared.base),
-        description=resolved.recipe.description,
-        seed=resolved.recipe.training.seed,
-        data=DataFacts(
-            licence=data.licence,
-            language=language_of(data.train.texts),
-            unknown_tokens=round(prepared.unknown_tokens, 5),
-            train=_row_facts(data.train, train_source),
-            validation=_row_facts(data.validation, validation_source),
-        ),
-        training=TrainingFacts(
-            finished=finished.reason,
-            steps=finished.step,
-            epochs=round(finished.epoch, 4),
-            best_step=finished.best_step,
-            padding_share=round(finished.padding_share, 5),
-            processes=team.size,
-            choosing_rows=len(prepared.loop.held_out.choosing),
-            remarks=prepared.remarks,
-        ),
-    )
-
-
-def _row_facts(examples: Examples, source: str) -> RowFacts:
-    return RowFacts(source, len(examples), examples.fingerprint())
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
