@@ -72,35 +72,39 @@ class ModelSection(Section):
 class LoraSection(Section):
     """Low-rank adapters (Hu et al., 2021) and their variants, under PEFT's names."""
 
-    rank: PositiveInt = 8
-    alpha: Positive = 16.0
-    dropout: Share = 0.0
+    rank: PositiveInt = Field(8, description="rank of the update that an adapter makes")
+    alpha: Positive = Field(16.0, description="the update is scaled by alpha/rank")
+    dropout: Share = Field(0.0, description="of the adapters' input while training")
     targets: Names = Field(
         ("query-value",), description="'query-value', 'attention', 'all-linear', or module names"
     )
-    bias: Literal["none", "all", "lora_only"] = "none"
+    bias: Literal["none", "all", "lora_only"] = Field("none", description="which biases are trained too")
     rslora: bool = Field(False, description="scale by alpha/sqrt(rank) (Kalajdzievski, 2023)")
     dora: bool = Field(False, description="weight-decomposed adapters (Liu et al., 2024)")
-    init: Literal["default", "gaussian", "pissa", "pissa_niter_16", "olora", "orthogonal"] = "default"
+    init: Literal["default", "gaussian", "pissa", "pissa_niter_16", "olora", "orthogonal"] = Field(
+        "default", description="how the factors begin"
+    )
 
 
 class TrainingSection(Section):
     """Optimisation: AdamW (Loshchilov & Hutter, 2019) over adapters and head."""
 
-    epochs: Positive = 3.0
+    epochs: Positive = Field(3.0, description="passes over the training rows")
     min_steps: Annotated[int, Field(ge=0)] = Field(
         200, description="steps at least, by further epochs where rows are few; 0 where epochs are asked for"
     )
-    batch_size: PositiveInt = 16
+    batch_size: PositiveInt = Field(16, description="rows a batch, of all processes together")
     accumulation: PositiveInt = Field(1, description="batches whose gradients are added before a step")
-    learning_rate: Positive = 5e-4
+    learning_rate: Positive = Field(5e-4, description="the highest, after warm-up")
     head_learning_rate: Positive | None = Field(None, description="for the head; absent: learning_rate")
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="decoupled, as in AdamW")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="after warm-up")
     warmup: StepsOrShare = Field(0.06, description="steps (500) or share of all steps (0.06)")
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0: no clipping")
-    label_smoothing: Share = 0.0
-    class_weights: Literal["none", "balanced"] = "none"
+    label_smoothing: Share = Field(0.0, description="probability spread over all classes")
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="in the loss; balanced: every class counts the same"
+    )
     validate_every: StepsOrEpochs | None = Field(
         None, description="steps (100) or epochs (0.5) between validations; absent: every epoch"
     )
@@ -114,14 +118,18 @@ class TrainingSection(Section):
         50, description="validation rows needed to pick the best state; with fewer the last one is kept"
     )
     patience: PositiveInt | None = Field(None, description="validations without gain before stopping")
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the frozen weights; auto: bfloat16 where the device computes it natively"
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="auto: a GPU where there is one"
+    )
     compile: Annotated[Literal["off", "on"], BeforeValidator(lambda v: "off" if v == "auto" else v)] = Field(
         "off", description="on a GPU: record steps as CUDA graphs and generate kernels; not yet measured"
     )
     group_by_length: bool = Field(True, description="batches of like length: little padding")
     pad_to_max_length: bool = Field(False, description="pad every row to max_length, as some notebooks do")
-    seed: Annotated[int, Field(ge=0)] = 42
+    seed: Annotated[int, Field(ge=0)] = Field(42, description="of everything random")
 
     @model_validator(mode="after")
     def _smoothing_and_weights_do_not_mix(self) -> Self:
