@@ -130,7 +130,7 @@ def test_a_file_format(workshop: Workshop):
         'delimiter = {"csv": ",", "psv": "|"}.get(form, "\\t")',
         instead_of='delimiter = "," if form == "csv" else "\\t"',
     )
-    workshop.put("data/datasets.py", '".psv", ', after='_KINDS = (".csv", ".tsv", ')
+    workshop.put("data/load.py", '".psv", ', after='_KINDS = (".csv", ".tsv", ')
 
     checked = json.loads(workshop.newsdesk("data", "check", "data/train.psv", "--json"))
     assert checked["rows"] == 18
@@ -233,7 +233,7 @@ def test_a_data_set(workshop: Workshop):
             ),
             """
     first = 'DataSet(\n                name="ag_news",'
-    workshop.put("data/datasets.py", entry + first, instead_of=first)
+    workshop.put("data/load.py", entry + first, instead_of=first)
     listed = json.loads(workshop.newsdesk("data", "list", "--json"))
     assert "webkb" in [data["name"] for data in listed]
     workshop.check_against("A data set")
