@@ -1,11 +1,11 @@
-"""An adapter that someone trained with plain transformers + peft becomes a run."""
+"""Make a run of an adapter that someone trained with plain transformers + peft."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +42,7 @@ class SavedAdapter:
     """What an adapter folder says of itself, read without torch and without unpickling.
 
     Attributes:
-        folder: where it lies.
+        folder: its path.
         config: the content of adapter_config.json.
         shapes: the shape of every tensor in adapter_model.safetensors, by its name there.
     """
@@ -54,13 +54,36 @@ class SavedAdapter:
     @classmethod
     def read(cls, folder: Path) -> SavedAdapter:
         """Read the folder. Raises UserError unless it holds a LoRA of a sequence classifier, whole files."""
+        from safetensors import SafetensorError, safe_open
+
         require_adapter_files(folder)
         config_file, weights_file = (folder / name for name in ADAPTER_FILES)
-        config = _read_json(config_file)
+        config = _json_object(config_file)
         if config is None:
             raise UserError(f"{config_file} is damaged", found="no JSON object", fix="copy the folder again")
-        _require_lora_classifier(folder, config)
-        return cls(folder, config, _tensor_shapes(weights_file))
+        kind, task = config.get("peft_type"), config.get("task_type")
+        if kind != "LORA":
+            raise UserError(
+                f"{folder} holds no LoRA adapter",
+                found=f"peft_type {kind}",
+                fix="train it as LoRA or a variant of it (rsLoRA, DoRA, PiSSA ...): newsdesk imports these",
+            )
+        if task not in (None, "SEQ_CLS"):
+            raise UserError(
+                f"{folder} is not the adapter of a text classifier",
+                found=f"task_type {task}",
+                fix="give one that was trained on AutoModelForSequenceClassification (task_type SEQ_CLS)",
+            )
+        try:
+            with safe_open(weights_file, framework="numpy") as file:
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{weights_file} is no whole safetensors file",
+                found=str(error),
+                fix="copy it again from its source",
+            ) from error
+        return cls(folder, config, shapes)
 
     @cached_property
     def label_count(self) -> int:
@@ -111,44 +134,24 @@ def import_adapter(
     names = _names_of_labels(saved, found.path, label_names)
     recipe = _known_recipe(saved, found, layout, max_length)
     _require_nothing_random(saved, found, names, max_length)
+    # Trainers save a tokenizer beside the adapter.
+    beside = all((adapter / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    peft = saved.config.get("peft_version")
+    manifest = Manifest(
+        newsdesk=__version__,
+        versions=installed_versions(),
+        base=base_facts(found),
+        imported=ImportFacts(str(adapter.absolute()), None if peft is None else str(peft)),
+    )
     with staged(out) as prepared:
         for name in ADAPTER_FILES:
-            write_bytes(prepared.adapter / name, (saved.folder / name).read_bytes())
+            write_bytes(prepared.adapter / name, (adapter / name).read_bytes())
         prepared.write_labels(Labels(names, layout, max_length))
         prepared.write_recipe(recipe.to_toml())
-        copy_tokenizer(_tokenizer_source(saved, found), prepared.tokenizer)
+        copy_tokenizer(adapter if beside else found.path, prepared.tokenizer)
         TextTokenizer.from_folder(prepared.tokenizer, max_length)
-        prepared.seal(_manifest(saved, found))
+        prepared.seal(manifest)
     return RunFolder(out)
-
-
-def _require_lora_classifier(folder: Path, config: Mapping[str, Any]) -> None:
-    kind, task = config.get("peft_type"), config.get("task_type")
-    if kind != "LORA":
-        raise UserError(
-            f"{folder} holds no LoRA adapter",
-            found=f"peft_type {kind}",
-            fix="newsdesk imports LoRA and its variants (rsLoRA, DoRA, PiSSA ...); train it as one of them",
-        )
-    if task not in (None, "SEQ_CLS"):
-        raise UserError(
-            f"{folder} is not the adapter of a text classifier",
-            found=f"task_type {task}",
-            fix="give an adapter that was trained on AutoModelForSequenceClassification (task_type SEQ_CLS)",
-        )
-
-
-def _tensor_shapes(weights: Path) -> dict[str, tuple[int, ...]]:
-    """The header of a safetensors file. Raises UserError when it is none or not whole."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(weights, framework="numpy") as tensors:
-            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{weights} is no whole safetensors file", found=str(error), fix="copy it again from its source"
-        ) from error
 
 
 def _find_base(saved: SavedAdapter, base: str | None, progress: Progress | None) -> ResolvedBase:
@@ -160,7 +163,7 @@ def _find_base(saved: SavedAdapter, base: str | None, progress: Progress | None)
         raise UserError(f"{saved.folder} does not say what its base model is", fix=_NAME_THE_BASE)
     if _is_relative_path(reference):
         raise UserError(
-            f"{saved.folder} names its base model by a relative path, which leads nowhere from here",
+            f"{saved.folder} names its base model by a relative path, which is not valid here",
             found=f"base_model_name_or_path {reference!r}",
             fix=_NAME_THE_BASE,
         )
@@ -168,7 +171,7 @@ def _find_base(saved: SavedAdapter, base: str | None, progress: Progress | None)
         return resolve_base(reference, progress=progress)
     except UserError as error:
         raise UserError(
-            f"the base model that {saved.folder} names cannot be had: {error.wrong}",
+            f"the base model that {saved.folder} names is not available: {error.wrong}",
             found=error.found,
             fix=_NAME_THE_BASE,
         ) from error
@@ -200,7 +203,7 @@ def _names_of_labels(saved: SavedAdapter, base: Path, given: Sequence[str] | Non
 
 def _declared_names(config_file: Path) -> tuple[str, ...]:
     """The distinct class names of a config.json in id order; none where they are but LABEL_0, LABEL_1, ..."""
-    declared = (_read_json(config_file) or {}).get("id2label")
+    declared = (_json_object(config_file) or {}).get("id2label")
     if not isinstance(declared, dict):
         return ()
     names = tuple(str(declared.get(str(label))) for label in range(len(declared)))
@@ -258,22 +261,30 @@ def _lora_section(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _tokenizer_source(saved: SavedAdapter, base: ResolvedBase) -> Path:
-    """The adapter's folder where a tokenizer was saved beside it, as trainers do, else the base's."""
-    beside = all((saved.folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
-    return saved.folder if beside else base.path
-
-
 def _require_nothing_random(
     saved: SavedAdapter, base: ResolvedBase, names: tuple[str, ...], max_length: int
 ) -> None:
-    """Raise UserError unless the adapter fits the base, and the two together decide every weight."""
-    one, other = (_load(base, saved.folder, names, seed) for seed in (0, 1))
+    """Raise UserError unless the adapter fits the base, and the two together decide every weight.
+
+    What no file decides differs between two loads from different seeds. PEFT's frozen copy of the untrained
+    head does, but takes no part in any prediction.
+    """
+    loads = []
+    with torch.random.fork_rng(devices=[]):
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            loads.append(load_classifier(base.path, saved.folder, names))
+    one, other = loads
     try:
         require_length(one.config, max_length)
     except UserError as error:
         raise UserError(error.wrong, found=f"--max-length {max_length}", fix="give a smaller one") from error
-    if undecided := list(_differing_parameters(one, other)):
+    undecided = [
+        name.removeprefix(_PREFIX)
+        for (name, left), right in zip(one.named_parameters(), other.parameters(), strict=True)
+        if ".original_module." not in name and not torch.equal(left, right)
+    ]
+    if undecided:
         raise UserError(
             f"neither {base.name} nor {saved.folder} holds all weights: predictions would be random in part",
             found=f"no values for {', '.join(undecided)}",
@@ -281,35 +292,7 @@ def _require_nothing_random(
         )
 
 
-def _load(base: ResolvedBase, adapter: Path, names: tuple[str, ...], seed: int) -> torch.nn.Module:
-    """The classifier, what its files do not hold drawn from ``seed``; torch's own random state is kept."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return load_classifier(base.path, adapter, names)
-
-
-def _differing_parameters(one: torch.nn.Module, other: torch.nn.Module) -> Iterator[str]:
-    """Names of parameters that two loads do not agree on: no file decides them.
-
-    PEFT's frozen copy of the untrained head is such, but takes no part in any prediction.
-    """
-    for (name, left), right in zip(one.named_parameters(), other.parameters(), strict=True):
-        if ".original_module." not in name and not torch.equal(left, right):
-            yield name.removeprefix(_PREFIX)
-
-
-def _manifest(saved: SavedAdapter, base: ResolvedBase) -> Manifest:
-    """What the manifest says besides the files' hashes."""
-    written_by = saved.config.get("peft_version")
-    return Manifest(
-        newsdesk=__version__,
-        versions=installed_versions(),
-        base=base_facts(base),
-        imported=ImportFacts(str(saved.folder.absolute()), None if written_by is None else str(written_by)),
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _json_object(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file, or None where there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
