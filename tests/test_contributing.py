@@ -77,7 +77,7 @@ class Workshop:
         section = text.partition(f"### {heading}\n")[2].partition("\n#")[0]
         for word, name in stand_for.items():
             section = section.replace(word, name)
-        assert set(re.findall(r"^\d\. `([\w/]+\.py)`", section, flags=re.MULTILINE)) == self.changed
+        assert set(re.findall(r"^\d\. `([\w/]+\.(?:py|toml))`", section, flags=re.MULTILINE)) == self.changed
         assert len(self.changed) <= MOST_FILES
 
 
@@ -87,18 +87,21 @@ def workshop(tmp_path: Path) -> Workshop:
 
 
 def test_a_base_model(workshop: Workshop):
-    entry = """_SMALL = BaseModel(
-    name="bert-small",
-    description="a small BERT",
-    hub="organisation/bert-small",
-    licence="apache-2.0",
-    parameters=28_763_648,
-    config={**_MINILM.config, "hidden_size": 512, "num_attention_heads": 8, "num_hidden_layers": 4},
-)
+    entry = """[bert-small]
+description = "a small BERT"
+hub = "organisation/bert-small"
+licence = "apache-2.0"
+parameters = 28_763_648
+
+[bert-small.config]
+model_type = "bert"
+hidden_size = 512
+intermediate_size = 2048
+num_attention_heads = 8
+num_hidden_layers = 4
 
 """
-    workshop.put("model/catalog.py", f"{entry}BASE_MODELS: Mapping", instead_of="BASE_MODELS: Mapping")
-    workshop.put("model/catalog.py", ", _SMALL", after="(_MINILM, _MPNET, _ROBERTA")
+    workshop.put("model/base_models.toml", f"{entry}[roberta-base]\n", instead_of="[roberta-base]\n")
 
     listed = json.loads(workshop.newsdesk("models", "list", "--json"))
     assert "bert-small" in [base["name"] for base in listed]

