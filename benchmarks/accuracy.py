@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from newsdesk.api import evaluate, train_resolved
+from newsdesk.api import evaluate, train
 from newsdesk.config import ResolvedRecipe, load_recipe
 from newsdesk.errors import UserError
 from newsdesk.runs.folder import open_run
@@ -58,7 +58,7 @@ def main() -> None:
 def measure(resolved: ResolvedRecipe, folder: Path, seed: int) -> dict[str, Any]:
     started = time.monotonic()
     if not is_finished(folder, resolved):
-        train_resolved(resolved, folder, overwrite=folder.exists())
+        train(resolved, out=folder, overwrite=folder.exists())
     minutes = (time.monotonic() - started) / 60
     evaluation = evaluate(folder, resolved.recipe.data.train, baseline=True)
     metrics, baseline, paired = evaluation.metrics, evaluation.baseline, evaluation.comparison

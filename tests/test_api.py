@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,10 +154,10 @@ def test_a_missing_package_is_named_and_a_missing_module_of_ours_is_a_defect(mon
 
     monkeypatch.setattr(training, "run_training", importing("peft.tuners"))
     with pytest.raises(UserError, match="training needs the package peft\n"):
-        api.train_resolved(load_recipe(), Path(tmp_path))
+        api.train(load_recipe(), out=tmp_path)
     monkeypatch.setattr(training, "run_training", importing("newsdesk.model.nothing"))
     with pytest.raises(ModuleNotFoundError):
-        api.train_resolved(load_recipe(), Path(tmp_path))
+        api.train(load_recipe(), out=tmp_path)
 
 
 def test_an_unfinished_run_is_no_run(run):

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from newsdesk.api import train_resolved
+from newsdesk.api import train
 
 ROOT = Path(__file__).parents[1]
 OLD_EXPORT = ROOT / "tests" / "old_run" / "export" / "onnx-fp32"
@@ -176,7 +176,7 @@ def test_an_export_kind(workshop: Workshop, tiny_recipe: Callable[..., Any], tmp
     workshop.put("exports/export.py", branch + float32, instead_of=float32)
     workshop.put("cli/models.py", ', "onnx-plain"', after='KINDS = ("merged", "onnx-fp32", "onnx-int8"')
 
-    train_resolved(tiny_recipe(), tmp_path / "run")
+    train(tiny_recipe(), out=tmp_path / "run")
     workshop.newsdesk("export", "run", "--to", "onnx-plain")
     printed = workshop.newsdesk("predict", "run/export/onnx-plain", "goal coach striker season")
     assert printed.startswith("Sports")

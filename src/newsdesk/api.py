@@ -36,12 +36,11 @@ __all__ = [
     "predict_table",
     "report",
     "train",
-    "train_resolved",
 ]
 
 
 def train(
-    recipe: str | None = None,
+    recipe: str | ResolvedRecipe | None = None,
     *,
     out: str | Path,
     flags: Mapping[str, Any] | None = None,
@@ -57,28 +56,42 @@ def train(
     ``newsdesk.train("quick", out="runs/wire", overrides=["data.train=wire.csv", "lora.rank=16"])``
 
     Args:
-        recipe: a recipe's name or TOML file; None: the defaults.
+        recipe: a recipe's name or TOML file, or what :func:`recipe_for` gave; None: the defaults.
         out: the folder to write.
         flags: dotted recipe keys and values, such as ``{"training.epochs": 2.0}``.
         overrides: the same as texts, ``section.key=value``.
         observe: called with every training event.
         overwrite: replace a run that is at ``out`` already, once the new one has finished.
-        resume: go on with the run at ``out``; with neither recipe, flags nor overrides, by its own recipe.
+        resume: resume the training at ``out``; with neither recipe, flags nor overrides, by its own recipe.
         progress: called while base model and data are fetched.
         tables: training and validation rows that a program gives instead of naming files.
 
     Raises:
         UserError: for anything that recipe, data or machine do not allow, in words for the user.
     """
-    return train_resolved(
-        recipe_for(Path(out), recipe, flags, overrides, resume=resume),
-        Path(out),
-        observe=observe,
-        overwrite=overwrite,
-        resume=resume,
-        progress=progress,
-        tables=tables,
-    )
+    from newsdesk.reports.model_card import refresh_card
+    from newsdesk.training import rank
+
+    out = Path(out)
+    if recipe is None or isinstance(recipe, str):
+        recipe = recipe_for(out, recipe, flags, overrides, resume=resume)
+    with needing_train_extra("training"):
+        from newsdesk.training.run import run_training  # the first import of torch
+
+        run = run_training(
+            recipe,
+            out,
+            observe=observe,
+            overwrite=overwrite,
+            resume=resume,
+            progress=progress,
+            tables=tables,
+        )
+    # Of processes that train together the first one alone writes; a run that waits to replace another has no
+    # card yet.
+    if rank() == 0 and run.path == out:
+        refresh_card(run, retrained=True)
+    return run
 
 
 def recipe_for(
@@ -111,39 +124,6 @@ def recipe_for(
     return load_recipe(str(begun.recipe))
 
 
-def train_resolved(
-    resolved: ResolvedRecipe,
-    out: Path,
-    *,
-    observe: Callable[[Event], None] = lambda _event: None,
-    overwrite: bool = False,
-    resume: bool = False,
-    progress: Progress | None = None,
-    tables: tuple[Table, Table | None] | None = None,
-) -> RunFolder:
-    """As :func:`train`, from a recipe that was resolved before."""
-    from newsdesk.reports.model_card import refresh_card
-    from newsdesk.training import rank
-
-    with needing_train_extra("training"):
-        from newsdesk.training.run import run_training  # the first import of torch
-
-        run = run_training(
-            resolved,
-            out,
-            observe=observe,
-            overwrite=overwrite,
-            resume=resume,
-            progress=progress,
-            tables=tables,
-        )
-    # Of processes that train together the first one alone writes; a run that waits to replace another has no
-    # card yet.
-    if rank() == 0 and run.path == out:
-        refresh_card(run, retrained=True)
-    return run
-
-
 def evaluate(
     run_path: str | Path,
     data: str | Table,
@@ -168,32 +148,30 @@ def evaluate(
     Raises:
         UserError: when run, base model or rows cannot be used together.
     """
-    from newsdesk.evaluation.baseline import linear_baseline
+    from newsdesk.evaluation.baseline import baseline_of
     from newsdesk.evaluation.evaluate import evaluate_examples, write_metrics
     from newsdesk.evaluation.predicted_rows import predictions_path, write_evaluated_rows
-    from newsdesk.evaluation.rows import evaluation_rows, known_texts_of, training_rows
+    from newsdesk.evaluation.rows import evaluation_rows, known_texts_of
+    from newsdesk.reports.model_card import refresh_card
 
     run = find_model(run_path)
     target = predictions_path(run.path, split)
     rows = evaluation_rows(run, data, split, progress=progress, **reading)
     known = known_texts_of(run, progress)
-    learned_from = training_rows(run, progress) if baseline else None
-    predictor = open_model(run, engine="own", checks="all", progress=progress)
-    encoded = predictor.encode(rows.texts)
-    logits = predictor.logits(encoded.ids, progress=progress)
-    probabilities = softmax(logits, predictor.temperature)
-    reference = (
-        None if learned_from is None else linear_baseline(learned_from, rows, seed=0, progress=progress)
-    )
+    yardstick = baseline_of(run, rows, progress) if baseline else None
+    classifier = open_model(run, engine="own", checks="all", progress=progress)
+    encoded = classifier.encode(rows.texts)
+    logits = classifier.logits(encoded.ids, progress=progress)
+    probabilities = softmax(logits, classifier.temperature)
     evaluation = evaluate_examples(
         probabilities,
         rows,
         run.labels.names,
         split=split,
         model=str(run.path),
-        temperature=predictor.temperature,
+        temperature=classifier.temperature,
         uncalibrated=softmax(logits),
-        baseline=reference,
+        baseline=yardstick,
         encoded=encoded,
         learned=None if known is None else known.learned_rows(rows.texts),
     )
@@ -201,7 +179,7 @@ def evaluate(
     write_evaluated_rows(probabilities, rows, names, target, with_text=with_text)
     write_metrics(evaluation, run.metrics)
     if isinstance(run, RunFolder):
-        _seal_with_card(run)
+        refresh_card(run)
     return evaluation
 
 
@@ -256,26 +234,22 @@ def calibrate(
     Raises:
         UserError: when there are no rows, or run, base model or rows cannot be used together.
     """
-    from newsdesk.data.examples import joined
-    from newsdesk.evaluation.recalibration import calibrate_on, folders_of, give_off_topic_score
-    from newsdesk.evaluation.rows import evaluation_rows, rows_known_of, unlearned_rows
+    from newsdesk.evaluation.evaluate import calibrate_on, fit_off_topic_score
+    from newsdesk.evaluation.rows import known_rows, unlearned_rows
+    from newsdesk.reports.model_card import refresh_card
 
     found = find_model(path)
-    _require_known_labels(reading)
     if data:
-        rows = joined([evaluation_rows(found, name, "test", progress=progress, **reading) for name in data])
-        rows = unlearned_rows(
-            found, rows, learned_rows, notice=reading.get("notice", _ignore), progress=progress
-        )
+        rows = unlearned_rows(found, data, learned_rows, progress=progress, **reading)
     else:
-        known = rows_known_of(found, "a calibration", "give labelled rows with --data", progress)
+        purpose, otherwise = "a calibration needs", "give labelled rows with --data"
+        known = known_rows(found, purpose=purpose, otherwise=otherwise, progress=progress)
         rows = known.calibrating
         if isinstance(found, RunFolder) and not found.off_topic.is_file():
-            give_off_topic_score(found, known, progress)
-    folders = folders_of(found)
-    made = calibrate_on(rows, folders, progress=progress)
+            fit_off_topic_score(found, known, progress)
+    made = calibrate_on(rows, found, progress=progress)
     if isinstance(found, RunFolder):
-        _seal_with_card(found)
+        refresh_card(found)
     return made
 
 
@@ -314,7 +288,7 @@ def export(
         UserError: when run, rows and packages do not allow it, or nothing that was tried passed the gate.
     """
     from newsdesk.data.duplicates import KnownTexts
-    from newsdesk.evaluation.rows import evaluation_rows, known_rows, unlearned_rows
+    from newsdesk.evaluation.rows import known_rows, unlearned_rows
     from newsdesk.exports.export import export_run, require_free_for_export, target_of
     from newsdesk.exports.parity import Limits, evidence_from, evidence_of
 
@@ -323,10 +297,7 @@ def export(
     target = target_of(run, kind, None if out is None else Path(out))
     require_free_for_export(target, overwrite=overwrite)
     if data is not None:
-        _require_known_labels(reading)
-        rows = evaluation_rows(run, data, "test", progress=progress, **reading)
-        notice = reading.get("notice", _ignore)
-        rows = unlearned_rows(run, rows, learned_rows, notice=notice, progress=progress)
+        rows = unlearned_rows(run, [data], learned_rows, progress=progress, **reading)
         evidence = evidence_from(rows, KnownTexts.of_folder(run.path))
     else:
         purpose, otherwise = "an export is checked on", "give labelled rows with --data FILE"
@@ -353,7 +324,7 @@ def report(
         run_path: a finished run.
         split: which evaluation to tell of.
         data: its rows; the run is evaluated on them first where it was not yet. None: where its evaluation
-            found them, as far as they still lie there.
+            found them, as far as they are still there.
         out: the file to write; None: ``RUN/report-<split>.html``.
         plots: a folder for the charts as SVG and PNG.
         with_texts: quote errors and likely label errors; many corpora may not be copied.
@@ -392,25 +363,3 @@ def report(
         plots=None if plots is None else Path(plots),
         quote=with_texts,
     )
-
-
-def _ignore(_sentence: str) -> None:
-    """What is made of a notice where nobody asked for any."""
-
-
-def _require_known_labels(reading: Reading) -> None:
-    """Refuse to take in rows of unknown classes where something is fitted on the rows, or checked by them."""
-    if reading.get("unknown_labels") == "count-wrong":
-        raise UserError(
-            "rows whose class the run does not know can be counted as errors in an evaluation alone",
-            found="--unknown-labels count-wrong",
-            fix="leave them out here with --unknown-labels drop",
-        )
-
-
-def _seal_with_card(run: RunFolder) -> None:
-    """Seal a run after new figures, then tell them in its card: a kill in between leaves it sealed."""
-    from newsdesk.reports.model_card import refresh_card
-
-    run.reseal()
-    refresh_card(run)

@@ -102,7 +102,7 @@ def _train_and_tell(
     resolved: ResolvedRecipe, out: Path, *, overwrite: bool, resume: bool, as_json: bool
 ) -> None:
     """Train with a display; of several processes that train together the first one alone shows anything."""
-    from newsdesk.api import train_resolved
+    from newsdesk.api import train as training
     from newsdesk.cli.display import TrainingDisplay
     from newsdesk.stored import to_content
     from newsdesk.training import rank
@@ -112,8 +112,8 @@ def _train_and_tell(
     display = TrainingDisplay(console)
     with shown_progress(console) as progress:
         try:
-            run = train_resolved(
-                resolved, out, observe=display.show, overwrite=overwrite, resume=resume, progress=progress
+            run = training(
+                resolved, out=out, observe=display.show, overwrite=overwrite, resume=resume, progress=progress
             )
         finally:
             display.close()

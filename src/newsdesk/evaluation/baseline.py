@@ -12,11 +12,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.data.examples import Examples, aligned_labels
+from newsdesk.data.examples import Examples, aligned_labels, joined
 from newsdesk.data.words import words_of
 from newsdesk.errors import UserError, counted, missing_package
+from newsdesk.evaluation.rows import known_rows
 from newsdesk.metrics import wilson_interval
 from newsdesk.progress import Progress
+from newsdesk.runs.exported import ExportedModel
+from newsdesk.runs.folder import RunFolder
 from newsdesk.stored import UNSTORED
 
 Features = Literal["words 1-2", "characters 1-3", "characters 2-5"]
@@ -56,6 +59,18 @@ class BaselineResult:
     predicted: tuple[str, ...] = field(default=(), metadata=UNSTORED)
     features: str = _WORDS
     validation: Mapping[str, float] | None = None
+
+
+def baseline_of(
+    run: RunFolder | ExportedModel, test: Examples, progress: Progress | None = None
+) -> BaselineResult:
+    """The baseline from a run's own rows: since it is not validated, it may learn from all of them.
+
+    Raises UserError as `known_rows` and `linear_baseline` do.
+    """
+    purpose, otherwise = "a baseline needs", "evaluate without --baseline"
+    own = known_rows(run, purpose=purpose, otherwise=otherwise, progress=progress)
+    return linear_baseline(joined([own.train, own.validation]), test, seed=0, progress=progress)
 
 
 def linear_baseline(

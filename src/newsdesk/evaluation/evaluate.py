@@ -13,14 +13,20 @@ from numpy.typing import NDArray
 from newsdesk.data.duplicates import LearnedRows
 from newsdesk.data.examples import Examples, aligned_labels
 from newsdesk.data.labels import LabelMatching
-from newsdesk.errors import UserError
+from newsdesk.data.load import TrainingData
+from newsdesk.errors import UserError, counted
 from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.evaluation.significance import PairedComparison, compare_paired
 from newsdesk.files import write_json
 from newsdesk.metrics import Metrics, ReliabilityBin, confusion_matrix, evaluate_probabilities, reliability
 from newsdesk.model.tokenizer import Encoded, Truncation
 from newsdesk.prediction.abstention import RiskCoverage, risk_coverage
-from newsdesk.runs.calibration import Change
+from newsdesk.prediction.open_model import RunClassifier, open_model
+from newsdesk.progress import Progress
+from newsdesk.runs.calibration import Calibration, Change, HeldOutRows, store_calibration
+from newsdesk.runs.exported import KINDS, ExportedModel, find_exported
+from newsdesk.runs.folder import RunFolder
+from newsdesk.runs.off_topic import MOST_ROWS, OFF_TOPIC, off_topic_score, stratified_rows
 from newsdesk.stored import OPTIONAL, UNSTORED, read_stored_by_name, to_content, with_format
 
 _ERRORS_NAMED = 5
@@ -290,3 +296,42 @@ def read_metrics(path: Path) -> dict[str, Evaluation]:
     if not path.exists():
         return {}
     return read_stored_by_name(path, Evaluation, fix="move it away and evaluate again")
+
+
+def calibrate_on(
+    rows: Examples, found: RunFolder | ExportedModel, *, progress: Progress | None = None
+) -> dict[Path, Calibration]:
+    """Fit and keep the calibration on labelled rows that nothing was learned from.
+
+    Of a run its exports are calibrated too, each by the logits that it computes itself. They are sealed
+    again, the run is left to the caller. ``progress`` is called with the rows done by each. Raises UserError
+    for rows without labels or of unknown classes, and damaged folders.
+    """
+    made = {}
+    exports = () if isinstance(found, ExportedModel) else (found.path / "export" / kind for kind in KINDS)
+    for folder in (found, *filter(None, map(find_exported, exports))):
+        labels = aligned_labels(rows, folder.labels.names)
+        classifier = open_model(folder, engine="own", checks="all", progress=progress)
+        encoded = classifier.encode(rows.texts)
+        logits, distances = classifier.outputs(encoded.ids, progress=progress)
+        require_plausible_numbers(rows, labels, logits, folder.labels.names)
+        held_out = HeldOutRows(logits, labels, rows.fingerprint(), distances, encoded.readable)
+        source = f"{counted(len(rows), 'row')} of {rows.source}"
+        made[folder.path] = store_calibration(folder.path, held_out, source, folded=classifier.folded)
+        if classifier.off_topic is not None and distances is not None:
+            classifier.off_topic.with_reference(distances).save(folder.path / OFF_TOPIC)
+        if isinstance(folder, ExportedModel):
+            folder.seal_calibration()
+    return made
+
+
+def fit_off_topic_score(run: RunFolder, data: TrainingData, progress: Progress | None = None) -> None:
+    """Fit the off-topic score of a run that was made without one, on its own rows."""
+    classifier = RunClassifier(run, progress=progress)
+    assert data.train.labels is not None  # or it could not have learned from them
+    train = data.train.select(stratified_rows(data.train.labels, MOST_ROWS))
+    assert train.labels is not None
+    held_out = classifier.token_ids(data.calibrating.texts)
+    found = off_topic_score(classifier.features, classifier.token_ids(train.texts), train.labels, held_out)
+    if found is not None:
+        found[0].save(run.off_topic)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import Literal, TypedDict, Unpack
 
-from newsdesk.config import TrainingSection, load_recipe
+from newsdesk.config import load_recipe
 from newsdesk.data.columns import column_named, to_examples
 from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.duplicates import KnownTexts
 from newsdesk.data.examples import Examples, joined
 from newsdesk.data.labels import UnknownLabels
-from newsdesk.data.load import TrainingData, load_training_data
+from newsdesk.data.load import TrainingData, load_split, load_training_data
 from newsdesk.data.table import Table
 from newsdesk.errors import UserError, counted
 from newsdesk.progress import Progress
@@ -20,59 +20,53 @@ from newsdesk.runs.exported import ExportedModel
 from newsdesk.runs.folder import RunFolder
 from newsdesk.training.held_out import HeldOut
 
-if TYPE_CHECKING:
-    from newsdesk.data.load import TrainingData
-    from newsdesk.progress import Progress
-
 
 def known_rows(
-    run: RunFolder, *, purpose: str, otherwise: str, offline: bool = False, progress: Progress | None = None
+    found: RunFolder | ExportedModel,
+    *,
+    purpose: str,
+    otherwise: str,
+    offline: bool = False,
+    progress: Progress | None = None,
 ) -> TrainingData:
-    """The run's own training and validation rows, by its recipe.
+    """A run's own training and validation rows, by its recipe.
 
     ``purpose`` says in an error who needs them ("a baseline learns from"), ``otherwise`` what to do without.
     ``offline`` takes named data sets from the cache alone.
-    Raises UserError when they are not known, or no longer the same.
+    Raises UserError when they are not known, as of an exported model, or no longer the same.
     """
-    recorded = run.manifest.data
+    if isinstance(found, ExportedModel):
+        raise UserError(
+            f"{purpose} the rows of a run",
+            found=f"{found.path} is an exported model, which does not know them",
+            fix=f"give the run, or {otherwise}",
+        )
+    recorded, trained = found.manifest.data, found.manifest.training
     if recorded is None:
         raise UserError(
             f"{purpose} the run's own training rows",
-            found=f"{run.path} is an imported adapter, whose training rows are not known",
+            found=f"{found.path} is an imported adapter, whose training rows are not known",
             fix=otherwise,
         )
-    recipe = load_recipe(str(run.recipe)).recipe
+    recipe = load_recipe(str(found.recipe)).recipe
+    seed = recipe.training.seed
     for proportional in (False, True):  # runs of version 0.1 were split so
         data = load_training_data(
-            recipe.data,
-            seed=recipe.training.seed,
-            offline=offline,
-            progress=progress,
-            proportional=proportional,
+            recipe.data, seed=seed, offline=offline, progress=progress, proportional=proportional
         )
-        changed = [
-            (name, part)
-            for name, part, facts in (
-                ("train", data.train, recorded.train),
-                ("validation", data.validation, recorded.validation),
-            )
-            if part.fingerprint() != facts.sha256
-        ]
+        parts = (("train", data.train, recorded.train), ("validation", data.validation, recorded.validation))
+        changed = [(name, part) for name, part, facts in parts if part.fingerprint() != facts.sha256]
         if not changed:
-            return replace(data, choosing=_choosing_rows(run, recipe.training, data.validation))
+            # Runs of earlier versions do not say which rows chose their state.
+            if trained is None or not trained.choosing_rows or data.validation.labels is None:
+                return data
+            return replace(data, choosing=tuple(HeldOut.split(data.validation.labels, seed)[0].tolist()))
     name, part = changed[0]
     raise UserError(
-        f"the {name} rows are no longer those that {run.path} was trained with",
+        f"the {name} rows are no longer those that {found.path} was trained with",
         found=f"{counted(len(part), 'row')} in {part.source} with another sha256 than the manifest's",
         fix=f"put the original file back, or {otherwise}",
     )
-
-
-def _choosing_rows(run: RunFolder, training: TrainingSection, validation: Examples) -> tuple[int, ...]:
-    """Positions of the validation rows that chose the run's state; unknown, so none, in earlier versions."""
-    if run.manifest.training is None or not run.manifest.training.choosing_rows or validation.labels is None:
-        return ()
-    return tuple(HeldOut.split(validation.labels, training.seed)[0].tolist())
 
 
 LearnedRowsRule = Literal["error", "drop", "keep"]
@@ -111,9 +105,6 @@ def evaluation_rows(
     ``notice`` is called with what a person should know of how labels were matched, a sentence each.
     Raises UserError when there are no rows, or they carry unknown labels.
     """
-    from newsdesk.config import load_recipe
-    from newsdesk.data.load import load_split
-
     trained_on = load_recipe(str(run.recipe)).recipe.data.label if isinstance(run, RunFolder) else None
     dialect = dialect.asking(text or run.labels.layout.text_columns, label or trained_on, template)
     table = load_split(data, split, dialect=dialect, progress=progress).table
@@ -135,18 +126,27 @@ def evaluation_rows(
 
 def unlearned_rows(
     found: RunFolder | ExportedModel,
-    rows: Examples,
+    data: Sequence[str],
     learned_rows: LearnedRowsRule,
     *,
-    notice: Callable[[str], None] = lambda _sentence: None,
     progress: Progress | None = None,
+    **reading: Unpack[Reading],
 ) -> Examples:
-    """Of rows to calibrate or check a run or exported model on, those that it did not learn from.
+    """Labelled rows to calibrate or check a run or exported model on: those that it did not learn from.
 
     A classifier is surer, and more often right, on texts it learned from; what is promised by them does not
     hold for new ones. ``notice`` is called with what a person should know of the rows, a sentence each.
-    Raises UserError where there are learned rows and they are not to be dropped or kept, or all are dropped.
+    Raises UserError as `evaluation_rows` does, where unknown labels are to be counted as errors, and where
+    there are learned rows and they are not to be dropped or kept, or all are dropped.
     """
+    if reading.get("unknown_labels") == "count-wrong":
+        raise UserError(
+            "rows whose class the run does not know can be counted as errors in an evaluation alone",
+            found="--unknown-labels count-wrong",
+            fix="leave them out here with --unknown-labels drop",
+        )
+    rows = joined([evaluation_rows(found, name, "test", progress=progress, **reading) for name in data])
+    notice: Callable[[str], None] = reading.get("notice", lambda _sentence: None)
     known = known_texts_of(found, progress)
     if known is None:
         notice(f"it is not known which texts {found.path} learned from; rows among them promise too much")
@@ -175,12 +175,6 @@ def unlearned_rows(
     return rows
 
 
-def training_rows(run: RunFolder | ExportedModel, progress: Progress | None) -> Examples:
-    """The rows the run learned from and was validated on: a baseline, not validated, may use both."""
-    data = rows_known_of(run, "a baseline", "evaluate without --baseline", progress)
-    return joined([data.train, data.validation])
-
-
 def known_texts_of(found: RunFolder | ExportedModel, progress: Progress | None = None) -> KnownTexts | None:
     """The texts that a run or exported model learned from, by the file it carries.
 
@@ -196,17 +190,3 @@ def known_texts_of(found: RunFolder | ExportedModel, progress: Progress | None =
     except UserError:
         return None
     return KnownTexts.of(data.train.texts, data.validation.texts)
-
-
-def rows_known_of(
-    run: RunFolder | ExportedModel, what: str, otherwise: str, progress: Progress | None
-) -> TrainingData:
-    """A run's own rows, for ``what``. Raises UserError, with what to do ``otherwise``, without any."""
-
-    if isinstance(run, ExportedModel):
-        raise UserError(
-            f"{what} needs the rows of a run",
-            found=f"{run.path} is an exported model, which does not know them",
-            fix=f"give the run, or {otherwise}",
-        )
-    return known_rows(run, purpose=f"{what} needs", otherwise=otherwise, progress=progress)

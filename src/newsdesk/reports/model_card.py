@@ -47,7 +47,7 @@ def refresh_card(run: RunFolder, *, retrained: bool = False) -> None:
     content = card_text(RunFacts.of(run), existing, retrained=retrained)
     if content != existing:
         write_text(run.path / CARD, content)
-        run.reseal()
+    run.reseal()
 
 
 def existing_card(run: RunFolder) -> str | None:
