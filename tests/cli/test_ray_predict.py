@@ -13,6 +13,7 @@ from newsdesk.cli.shared import terminal
 from newsdesk.prediction import open_model as loading
 from newsdesk.prediction import ray_bulk
 from newsdesk.prediction.ray_bulk import JobBegun, ShardDone, Totals
+from newsdesk.prediction.resumable_output import Counts
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,7 @@ def test_flags_arrive_and_rejects_are_told(monkeypatch):
 
     def predict_on_ray(predictor, source, output, **settings):
         calls.append((predictor, source, output, settings))
-        return Totals(2, 1000, 3, unanswered=4, unreadable=4, cut=50, tokens=20_000, lost=1_000)
+        return Totals(1000, 3, shards=2, unanswered=4, unreadable=4, cut=50, tokens=20_000, lost=1_000)
 
     loaded = SimpleNamespace(max_length=64)
     monkeypatch.setattr(loading, "open_model", lambda path, engine: loaded if engine == "onnx" else None)
@@ -67,8 +68,8 @@ def test_progress_says_where_it_goes_on_and_how_far_it_is(monkeypatch, capsys):
     progress.show(JobBegun(5, 2))
     for done in (3, 4):
         now[0] += 10
-        progress.show(ShardDone("a.csv", 1000, 0, 0, done, 5))
+        progress.show(ShardDone("a.csv", Counts(1000), done, 5))
     assert capsys.readouterr().err.splitlines() == [
-        "going on: 2 of 5 files are done",
+        "resuming: 2 of 5 files are done",
         "4 of 5 files, 100 rows/s",
     ]

@@ -199,7 +199,13 @@ def test_every_row_comes_once_though_a_machine_is_lost(exported, source, tmp_pat
     report = json.loads(result.stdout.splitlines()[-1])
     assert report["alive"] == 2  # of three, the head among them
     assert len(list(diary.iterdir())) == 1  # its worker was in the middle of a file
-    totals = {"shards": FILES, "rows": FILES * ROWS, "rejected": len(BAD), "unanswered": 0, "unreadable": 0}
+    totals = {
+        "shards": FILES,
+        "rows_read": FILES * ROWS,
+        "rejected": len(BAD),
+        "unanswered": 0,
+        "unreadable": 0,
+    }
     assert totals.items() <= report["totals"].items()
     assert_all_rows_once(source, output)
 
@@ -207,7 +213,7 @@ def test_every_row_comes_once_though_a_machine_is_lost(exported, source, tmp_pat
 def test_each_file_becomes_a_file_with_its_bad_rows_aside(exported, source, tmp_path, one_process):
     events = []
     totals = predict_on_ray(open_model(exported), str(source), str(tmp_path / "out"), observe=events.append)
-    assert (totals.shards, totals.rows, totals.rejected) == (FILES, FILES * ROWS, len(BAD))
+    assert (totals.shards, totals.rows_read, totals.rejected) == (FILES, FILES * ROWS, len(BAD))
     assert (totals.unanswered, totals.unreadable, totals.truncation.cut) == (0, 0, 0)
     assert_all_rows_once(source, tmp_path / "out")
     assert events[0] == JobBegun(FILES, 0)
@@ -245,21 +251,21 @@ def test_the_same_call_goes_on_with_what_is_not_done(exported, source, tmp_path,
     assert one_process.worked == FILES - 3
     assert rows_in(broken) == rows_in(whole)
     one_process.address = "never connected"
-    assert predict_on_ray(open_model(exported), str(source), str(broken)).rows == FILES * ROWS
+    assert predict_on_ray(open_model(exported), str(source), str(broken)).rows_read == FILES * ROWS
     assert one_process.address == "never connected"  # nothing was left to do
 
 
 def test_work_that_is_asked_for_again_is_not_done_again(exported, source, tmp_path, one_process, monkeypatch):
     predict_on_ray(open_model(exported), str(source), str(tmp_path / "out"))
     monkeypatch.setattr(ray_bulk, "predict_file", None)
-    assert one_process.worker(one_process.items[0])["rows"] == ROWS
+    assert one_process.worker(one_process.items[0])["rows_read"] == ROWS
 
 
 def test_a_changed_input_is_classified_again(exported, source, tmp_path, one_process):
     predict_on_ray(open_model(exported), str(source), str(tmp_path / "out"))
     (source / "part-2.csv").write_text("number,text\n7,goal\n")
     totals = predict_on_ray(open_model(exported), str(source), str(tmp_path / "out"))
-    assert totals.rows == (FILES - 1) * ROWS + 1
+    assert totals.rows_read == (FILES - 1) * ROWS + 1
     (row,) = csv.DictReader((tmp_path / "out" / "part-2.csv").open())
     assert row["label"] == "Sports"
     assert not (tmp_path / "out" / "_rejects" / "part-2.csv.jsonl").exists()  # it had some before

@@ -10,16 +10,8 @@ pytest.importorskip("pyarrow")
 from pyarrow import fs
 
 from newsdesk.errors import UserError
-from newsdesk.prediction.shards import (
-    Counts,
-    Shard,
-    Storage,
-    begin_job,
-    done_before,
-    finish_shard,
-    refuse_nested,
-    shards_of,
-)
+from newsdesk.prediction.ray_bulk import Shard, Storage, begin_job, done_before, finish_shard, shards_of
+from newsdesk.prediction.resumable_output import Counts
 
 
 @pytest.fixture
@@ -99,19 +91,19 @@ def test_an_unknown_format_is_not_passed_over(folder):
 
 def test_an_output_inside_the_input_is_refused(folder):
     with pytest.raises(UserError, match="outside"):
-        refuse_nested(Storage(str(folder)), Storage(str(folder / "out")))
-    refuse_nested(Storage(str(folder)), Storage(str(folder.parent / "out")))
+        begin_job(Storage(str(folder)), Storage(str(folder / "out")), {}, [])
+    begin_job(Storage(str(folder)), Storage(str(folder.parent / "out")), {}, [])
 
 
 SHARD = Shard("a.csv", "a.csv", "csv", 1, 5)
 
 
 def test_two_jobs_do_not_share_a_folder(tmp_path):
-    output = Storage(str(tmp_path / "out"))
-    begin_job(output, {"model": "one", "text": ("a", "b")}, [SHARD], tmp_path)
-    begin_job(output, {"model": "one", "text": ("a", "b")}, [SHARD], tmp_path)
+    source, output = Storage(str(tmp_path / "in")), Storage(str(tmp_path / "out"))
+    begin_job(source, output, {"model": "one", "text": ("a", "b")}, [SHARD])
+    begin_job(source, output, {"model": "one", "text": ("a", "b")}, [SHARD])
     with pytest.raises(UserError, match="it differs in model"):
-        begin_job(output, {"model": "two", "text": ("a", "b")}, [SHARD], tmp_path)
+        begin_job(source, output, {"model": "two", "text": ("a", "b")}, [SHARD])
 
 
 @pytest.mark.parametrize("name", ["a.csv", "other.csv"])
@@ -119,7 +111,7 @@ def test_files_of_others_are_never_overwritten(tmp_path, name):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("mine")
     with pytest.raises(UserError, match="does not write"):
-        begin_job(Storage(str(tmp_path / "out")), {}, [SHARD], tmp_path)
+        begin_job(Storage(str(tmp_path / "in")), Storage(str(tmp_path / "out")), {}, [SHARD])
 
 
 @pytest.mark.parametrize("kind", ["local", "object store"])
@@ -139,7 +131,7 @@ def test_a_finished_shard_is_known_by_its_note(tmp_path, kind, object_store):
     finish_shard(output, SHARD, written, rejects, Counts(9, 0))
     assert output.read("_rejects/a.csv.jsonl") is None
     assert done_before(output, [Shard("a.csv", "a.csv", "csv", 2, 5)]) == {}  # the input grew
-    assert output.notes() == ["a.csv"]
+    assert [name for name, _, _ in output.files("_done")] == ["_done/a.csv.json"]
 
 
 def test_a_storage_that_may_not_be_written_is_explained(tmp_path):

@@ -90,11 +90,11 @@ def predict_with_ray(
         **promise,
     )
     rejected = f"; {totals.rejected:,} rejected, see {output}/_rejects" if totals.rejected else ""
-    note(console, f"{counted(totals.shards, 'file')}, {counted(totals.rows, 'row')}{rejected}")
+    note(console, f"{counted(totals.shards, 'file')}, {counted(totals.rows_read, 'row')}{rejected}")
     note_reading(totals.truncation, predictor.max_length, totals.unreadable)
     if promise:
         rule = predictor.decision_rule(**promise, answer_empty=settings["answer_empty"])
-        note_promise(rule, totals.unanswered, totals.rows - totals.rejected)
+        note_promise(rule, totals.unanswered, totals.rows_written)
 
 
 class _Progress:
@@ -110,9 +110,9 @@ class _Progress:
 
         if isinstance(event, JobBegun):
             if event.done:
-                note(self._console, f"going on: {event.done:,} of {counted(event.shards, 'file')} are done")
+                note(self._console, f"resuming: {event.done:,} of {counted(event.shards, 'file')} are done")
             return
-        self._rows += event.rows
+        self._rows += event.counts.rows_read
         now = time.monotonic()
         if now - self._last_line >= _LINE_EVERY:
             rate = self._rows / (now - self._began)

@@ -1,42 +1,43 @@
-"""Predictions on many machines: Ray Data hands shards to workers, each with a model of its own.
+"""Predictions on many machines: Ray Data hands input files (shards) to workers, each with a model of its own.
 
-Ray repeats what a lost machine was doing. Ray Data's own writers name files by the job and the task, so that
-a job begun again writes its rows a second time, and its readers give up a file for one bad row. Here the
-rows that travel through Ray Data are names of files; reading and writing is ``predict_file``'s.
+Every input file becomes one output file, published whole under a name known beforehand; a note written last
+says that it is done. So a shard that is classified twice, because a machine was lost or only seemed to be,
+replaces its own output with the same rows. Ray Data's own writers name files by the job and the task, and its
+readers give up a file for one bad row: only names of files go through them, ``predict_file`` does the rest.
 """
 
 from __future__ import annotations
 
+import io
+import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, astuple, dataclass, fields, replace
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
 from newsdesk import __version__
 from newsdesk.data.dialect import Dialect
+from newsdesk.data.stream import format_of
 from newsdesk.errors import UserError, counted, missing_package
-from newsdesk.model.tokenizer import Truncation
+from newsdesk.files import atomic_writer, json_bytes
 from newsdesk.prediction.abstention import PROMISES
 from newsdesk.prediction.bulk import predict_file
 from newsdesk.prediction.classifier import Classifier
-from newsdesk.prediction.open_model import OnnxClassifier
+from newsdesk.prediction.open_model import OnnxClassifier, open_model
 from newsdesk.prediction.output_table import Format
-from newsdesk.prediction.shards import (
-    Counts,
-    Shard,
-    Storage,
-    begin_job,
-    done_before,
-    finish_shard,
-    noted_counts,
-    refuse_nested,
-    shards_of,
-)
-from newsdesk.runs.exported import ExportedModel
+from newsdesk.prediction.resumable_output import Counts
 from newsdesk.runs.folder import MANIFEST
+
+JOB, DONE, REJECTS = "_job.json", "_done", "_rejects"
+"""Parts of an output folder that are not data: whoever reads a folder of data skips names that begin so."""
+
+_HIDDEN = ("_", ".")
+_SAME_FORMAT = {"csv": "csv", "tsv": "tsv", "jsonl": "jsonl", "ndjson": "jsonl", "parquet": "parquet"}
+_STREAM_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -53,50 +54,25 @@ class ShardDone:
 
     Attributes:
         output: its output's path below the output folder.
-        rows: rows of its input, bad ones included.
-        rejected: how many of them were bad.
-        unanswered: how many were left without a label.
+        counts: what became of its rows.
         done: how many shards are finished, this one included.
         of: how many there are.
     """
 
     output: str
-    rows: int
-    rejected: int
-    unanswered: int
+    counts: Counts
     done: int
     of: int
 
 
-@dataclass(frozen=True)
-class Totals:
-    """What lies in the output folder in the end.
-
-    Attributes:
-        shards: files.
-        rows: rows read for them, bad ones included.
-        rejected: how many of these were bad.
-        unanswered: how many were left without a label,
-        unreadable: and how many of these because their text says nothing.
-        cut, tokens, lost: texts that were cut, tokens of all texts, and those not read.
-    """
-
-    shards: int
-    rows: int
-    rejected: int
-    unanswered: int = 0
-    unreadable: int = 0
-    cut: int = 0
-    tokens: int = 0
-    lost: int = 0
-
-    @property
-    def truncation(self) -> Truncation:
-        """How many of the texts were cut."""
-        return Truncation(self.rows - self.rejected, self.cut, self.tokens, self.lost)
-
-
 RayEvent: TypeAlias = JobBegun | ShardDone
+
+
+@dataclass(frozen=True)
+class Totals(Counts):
+    """What is in the output folder in the end: the counts of so many ``shards``."""
+
+    shards: int = 0
 
 
 def predict_on_ray(
@@ -116,24 +92,22 @@ def predict_on_ray(
 
     ``destination`` gets the outputs under the inputs' names, ``_rejects/`` with the bad rows of each,
     ``_done/`` with a note of each finished file, and ``_job.json``. Given again after whatever failed, the
-    same call goes on with the files that are not done. A file that cannot be read to its end does not stop
-    the others; an error names such files when all others are done.
+    same call does the files that are not done. A file that cannot be read to its end does not stop the
+    others; an error names such files when all others are done.
 
     Args:
-        predictor: an ONNX export, from ``newsdesk.load``; its files travel to the workers through Ray.
+        predictor: an ONNX export, from ``newsdesk.open_model``; its files travel to the workers through Ray.
         source: a file or folder, as a path that all machines share or the URI of an object store.
         destination: a folder, likewise.
         address: the cluster's, as ``ray.init`` takes it; None: ``RAY_ADDRESS``, else this machine alone.
-        workers: how many, each with a model in memory; None: what the cluster's cores hold now.
-        cores: of each worker.
+        workers, cores: how many, each with a model in memory (None: as the cluster's cores allow now), and
+            how many cores each gets.
         format: of all outputs; None: each file keeps its own.
-        strict: stop at the first file with a bad row.
-        observe: called for every finished file.
+        strict, observe: stop at the first file with a bad row; called for every finished file.
         settings: those of ``predict_file`` that say what is read, named and promised.
 
-    Raises:
-        UserError: when predictor, paths or cluster cannot be used, when the output folder holds anything
-            else, and for files that could not be classified.
+    Raises UserError when predictor, paths or cluster cannot be used, when the output folder contains anything
+    else, and for files that could not be classified.
     """
     if not isinstance(predictor, OnnxClassifier):
         raise UserError(
@@ -143,22 +117,251 @@ def predict_on_ray(
         )
     predictor.decision_rule(**{name: settings[name] for name in settings if name in PROMISES})  # or refuse
     inputs, outputs = Storage(source), Storage(destination)
-    refuse_nested(inputs, outputs)
     shards = shards_of(inputs, format)
     _ray()  # before anything is written
-    with TemporaryDirectory(prefix="newsdesk-") as folder:
-        begin_job(outputs, _identity(predictor, format, settings), shards, Path(folder))
+    stated = {name: each.to_dict() if isinstance(each, Dialect) else each for name, each in settings.items()}
+    identity = {"newsdesk": __version__, "model": predictor.fingerprint, "format": format, **stated}
+    begin_job(inputs, outputs, identity, shards)
     done = done_before(outputs, shards)
     waiting = [shard for shard in shards if shard.output not in done]
     observe(JobBegun(len(shards), len(done)))
     if waiting:
         with _connected(address) as ray:
-            exported = ray.put(_files_of(predictor.exported))
+            files = (*predictor.files, MANIFEST)  # workers check them against the manifest
+            exported = ray.put({name: (predictor.path / name).read_bytes() for name in files})
             arguments = (exported, source, destination, {**settings, "strict": strict}, cores)
             reports = _reports(ray, waiting, arguments, workers, cores)
             failures = _follow(reports, done, len(shards), strict, observe)
         _check_finished(outputs, done, failures, strict)
-    return Totals(len(shards), *(sum(column) for column in zip(*done.values(), strict=True)))
+    totals = Totals(*(sum(column) for column in zip(*map(astuple, done.values()), strict=True)))
+    return replace(totals, shards=len(shards))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One input file and what becomes of it.
+
+    Attributes:
+        source: the input's path below the input folder.
+        output: the output's path below the output folder.
+        format: the output's format.
+        size: of the input, in bytes.
+        changed: when the input was last changed, in nanoseconds since 1970.
+    """
+
+    source: str
+    output: str
+    format: Format
+    size: int
+    changed: int
+
+    @property
+    def note(self) -> str:
+        """The file in the output folder that says that it is done."""
+        return f"{DONE}/{self.output}.json"
+
+
+class Storage:
+    """A folder, local or in an object store, named by a path or a URI such as ``s3://bucket/folder``.
+
+    Attributes:
+        location: as it was given.
+        local: whether it is a folder of this machine.
+        name: its last part.
+    """
+
+    def __init__(self, location: str) -> None:
+        """Connect to it. Raises UserError for a URI that is not understood, and without pyarrow."""
+        try:
+            from pyarrow import ArrowException, fs
+        except ImportError:
+            raise missing_package("pyarrow", "ray", "reading and writing folders of files") from None
+        self.location = location
+        self._fs = fs
+        try:
+            if "://" in location:
+                self._filesystem, self._base = fs.FileSystem.from_uri(location)
+            else:
+                self._filesystem, self._base = fs.LocalFileSystem(), str(Path(location).absolute())
+        except (ArrowException, OSError) as error:
+            raise UserError(
+                f"{location} cannot be opened",
+                found=str(error).splitlines()[0],
+                fix="give a path, s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or abfs://CONTAINER/FOLDER",
+            ) from error
+        self.local = self._filesystem.type_name == "local"
+        self.name = PurePosixPath(self._base).name
+
+    def files(self, below: str = "") -> Iterator[tuple[str, int, int]]:
+        """Name below the folder, bytes and time of change (ns) of each file, by name; none if it is missing.
+
+        Of a file instead of a folder: its own, with the empty name.
+        """
+        path = self._path(below)
+        with self._explained("read"):
+            info = self._filesystem.get_file_info(path)
+            if info.type == self._fs.FileType.Directory:
+                selector = self._fs.FileSelector(path, recursive=True)
+                found = self._filesystem.get_file_info(selector)
+            else:
+                found = [info]
+        for entry in sorted(found, key=lambda entry: str(entry.path)):
+            if entry.type == self._fs.FileType.File:
+                name = PurePosixPath(entry.path).relative_to(self._base).as_posix()
+                yield "" if name == "." else name, entry.size, entry.mtime_ns or 0
+
+    def read(self, name: str) -> bytes | None:
+        """The bytes of a file; None where there is none."""
+        with self._explained("read"), suppress(FileNotFoundError):
+            content: bytes = self._filesystem.open_input_stream(self._path(name)).read()
+            return content
+        return None
+
+    def fetch(self, name: str, folder: Path) -> Path:
+        """The file as a local one, copied into ``folder`` if it is not. Raises UserError if it is missing."""
+        path = self._path(name)
+        if self.local:
+            return Path(path)
+        copy = folder / PurePosixPath(path).name
+        with (
+            self._explained("read"),
+            self._filesystem.open_input_stream(path) as stream,
+            copy.open("wb") as sink,
+        ):
+            shutil.copyfileobj(stream, sink, _STREAM_CHUNK)
+        return copy
+
+    def publish(self, content: Path | bytes, name: str) -> None:
+        """Put bytes, or those of a local file, under ``name``, whole or not at all.
+
+        A local folder gets them by a rename; an object store shows an object once all of it has arrived.
+        """
+        path = self._path(name)
+        with (
+            self._explained("write"),
+            io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as stream,
+            atomic_writer(Path(path)) if self.local else self._filesystem.open_output_stream(path) as sink,
+        ):
+            shutil.copyfileobj(stream, sink, _STREAM_CHUNK)
+
+    def remove(self, name: str) -> None:
+        """Delete a file if it is there."""
+        with self._explained("write"), suppress(FileNotFoundError):
+            self._filesystem.delete_file(self._path(name))
+
+    def contains(self, other: Storage) -> bool:
+        """Whether the other is this folder, or a folder below it."""
+        same = self._filesystem.type_name == other._filesystem.type_name
+        return same and PurePosixPath(other._base).is_relative_to(self._base)
+
+    def _path(self, name: str) -> str:
+        return str(PurePosixPath(self._base, name))
+
+    @contextmanager
+    def _explained(self, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"cannot {verb} {self.location}",
+                found=(str(error).splitlines() or ["no reason given"])[0],
+                fix="check path, rights and credentials on every machine that takes part",
+            ) from error
+
+
+def shards_of(source: Storage, format: Format | None) -> list[Shard]:
+    """The shards of an input folder or single file; ``format`` None keeps each file's own.
+
+    An output has its input's name, with the format added where that differs. Files and folders whose names
+    begin with ``_`` or ``.`` are no data. Raises UserError when there is no file, one of unknown format, or
+    two whose outputs would have the same name.
+    """
+    shards: dict[str, Shard] = {}
+    for name, size, changed in source.files():
+        if any(part.startswith(_HIDDEN) for part in PurePosixPath(name).parts):
+            continue
+        output = name or source.name
+        form, _ = format_of(Path(output))
+        own = _SAME_FORMAT.get(form, "jsonl" if form == "json" else "csv")
+        chosen: Format = format or own  # type: ignore[assignment]
+        ending = "csv" if chosen == "submission" else chosen
+        output += "" if _SAME_FORMAT.get(form) == ending else f".{ending}"
+        if output in shards:
+            raise UserError(
+                f"two input files would share the output file {output}",
+                found=f"{shards[output].source}, {name}",
+                fix="rename one of them",
+            )
+        shards[output] = Shard(name, output, chosen, size, changed)
+    if not shards:
+        raise UserError(
+            f"there are no data files at {source.location}",
+            fix="give --input a file or a folder of csv, tsv, jsonl, json, txt, parquet, xlsx or zip files",
+        )
+    return list(shards.values())
+
+
+def begin_job(source: Storage, output: Storage, job: Mapping[str, Any], shards: list[Shard]) -> None:
+    """Note in the output folder which job fills it.
+
+    Raises UserError when the output is in the input, which the job, given again, would classify; or when it
+    contains anything that this job would not write: two jobs in one folder would mix their rows.
+    """
+    if source.contains(output):
+        raise UserError(
+            "the output folder is inside the input folder",
+            found=f"--input {source.location} --output {output.location}",
+            fix="give --output a folder outside",
+        )
+    identity = json.loads(json.dumps(job))
+    noted = output.read(JOB)
+    expected = {shard.output for shard in shards}
+    outputs = {name for name, _, _ in output.files() if not name.startswith(_HIDDEN)}
+    fix = f"give --output another folder, or empty {output.location} first"
+    if outputs - expected or (outputs and noted is None):
+        raise UserError(
+            f"{output.location} contains files that this job does not write",
+            found=", ".join(sorted(outputs - expected or outputs)[:5]),
+            fix=fix,
+        )
+    if noted is None:
+        output.publish(json_bytes(identity), JOB)
+    elif (before := json.loads(noted)) != identity:
+        raise UserError(
+            f"{output.location} contains the output of another job",
+            found=f"it differs in {', '.join(key for key in identity if before.get(key) != identity[key])}",
+            fix=fix,
+        )
+
+
+def done_before(output: Storage, shards: list[Shard]) -> dict[str, Counts]:
+    """The counts of the shards that are finished, by output."""
+    noted = {name for name, _, _ in output.files(DONE)}
+    counts = {shard.output: noted_counts(output, shard) for shard in shards if shard.note in noted}
+    return {name: found for name, found in counts.items() if found is not None}
+
+
+def noted_counts(output: Storage, shard: Shard) -> Counts | None:
+    """The counts of a shard that is finished; None if it is not, or if its input has changed since."""
+    noted = output.read(shard.note)
+    note = {} if noted is None else json.loads(noted)
+    if (note.get("size"), note.get("changed")) != (shard.size, shard.changed) or "rows_read" not in note:
+        return None
+    return Counts(*(note[entry.name] for entry in fields(Counts)))
+
+
+def finish_shard(output: Storage, shard: Shard, written: Path, rejects: Path, counts: Counts) -> None:
+    """Publish a shard's output and rejects, then the note that it is done.
+
+    ``written`` and ``rejects`` are local files, the latter there only if rows were rejected.
+    """
+    rejects_name = f"{REJECTS}/{shard.output}.jsonl"
+    if rejects.is_file():
+        output.publish(rejects, rejects_name)
+    else:
+        output.remove(rejects_name)
+    output.publish(written, shard.output)
+    output.publish(json_bytes({**asdict(counts), "size": shard.size, "changed": shard.changed}), shard.note)
 
 
 class ShardWorker:
@@ -175,7 +378,7 @@ class ShardWorker:
             path = Path(self._folder.name, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        self._predictor = OnnxClassifier(ExportedModel(Path(self._folder.name)), threads=cores)
+        self._predictor = open_model(self._folder.name, threads=cores)
         self._inputs, self._outputs = Storage(source), Storage(destination)
         self._settings = settings
 
@@ -187,8 +390,8 @@ class ShardWorker:
             counts = noted_counts(self._outputs, shard) or self._classify(shard)
         except UserError as error:
             found = f" ({error.found})" if error.found else ""
-            return {"output": shard.output, **Counts(0, 0)._asdict(), "failure": f"{error.wrong}{found}"}
-        return {"output": shard.output, **counts._asdict(), "failure": ""}
+            return {"output": shard.output, **asdict(Counts()), "failure": f"{error.wrong}{found}"}
+        return {"output": shard.output, **asdict(counts), "failure": ""}
 
     def _classify(self, shard: Shard) -> Counts:
         with TemporaryDirectory(prefix="newsdesk-") as folder:
@@ -201,15 +404,7 @@ class ShardWorker:
                 rejects=rejects,
                 **self._settings,
             )
-            counts = Counts(
-                done.rows_read,
-                done.rejected,
-                done.unanswered,
-                done.unreadable,
-                done.cut,
-                done.tokens,
-                done.lost,
-            )
+            counts = Counts(*(getattr(done, entry.name) for entry in fields(Counts)))
             finish_shard(self._outputs, shard, written, rejects, counts)
             return counts
 
@@ -218,7 +413,7 @@ class ShardWorker:
 def _connected(address: str | None) -> Iterator[Any]:
     """Ray, connected to the cluster for as long as the block lasts; a connection that was there stays.
 
-    Raises UserError without Ray or the cluster, and for whatever of Ray fails in the block.
+    Raises UserError without the cluster, and for whatever of Ray fails in the block.
     """
     ray = _ray()
     ours = not ray.is_initialized()
@@ -232,20 +427,12 @@ def _connected(address: str | None) -> Iterator[Any]:
         raise UserError(
             "the job on Ray broke off",
             found=(str(error).strip().splitlines() or [type(error).__name__])[-1],
-            fix="see that all machines have the same newsdesk[ray] and give the same command again: it goes "
-            "on with the files that are not done; --debug shows what Ray says",
+            fix="see that all machines have the same newsdesk[ray] and give the same command again: it does "
+            "the files that are not done; --debug shows what Ray says",
         ) from error
     finally:
         if ours:
             ray.shutdown()
-
-
-def _identity(
-    predictor: OnnxClassifier, format: Format | None, settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What has to be the same for a job to go on, as JSON values."""
-    stated = {name: each.to_dict() if isinstance(each, Dialect) else each for name, each in settings.items()}
-    return {"newsdesk": __version__, "model": predictor.fingerprint, "format": format, **stated}
 
 
 def _ray() -> Any:
@@ -279,35 +466,31 @@ def _follow(
     """Enter what is finished into ``done``; what is said of each of the other shards."""
     failures = []
     for report in reports:
-        if report["failure"]:
-            failures.append(f"{report['output']}: {report['failure']}")
+        output, failure = report.pop("output"), report.pop("failure")
+        if failure:
+            failures.append(f"{output}: {failure}")
             if strict:
                 break
         else:
-            done[report["output"]] = counts = Counts(*(report[name] for name in Counts._fields))
-            observe(ShardDone(report["output"], *counts[:3], len(done), of))
+            done[output] = Counts(**report)
+            observe(ShardDone(output, done[output], len(done), of))
     return failures
 
 
 def _check_finished(outputs: Storage, done: dict[str, Counts], failures: list[str], strict: bool) -> None:
     """Raise UserError if shards failed, or were written where this machine cannot see them."""
-    again = "the same command goes on with the files that are not done"
+    again = "the same command does the files that are not done"
     if failures:
         raise UserError(
             "stopped at a file with a bad row" if strict else f"files not classified: {len(failures):,}",
             found="; ".join(failures[:3]) + ("; ..." if len(failures) > 3 else ""),
             fix=f"fix the files, or leave --strict out; {again}" if strict else f"fix the files; {again}",
         )
-    unseen = set(done) - set(outputs.notes())
+    noted = {name for name, _, _ in outputs.files(DONE)}
+    unseen = [output for output in done if f"{DONE}/{output}.json" not in noted]
     if unseen:
         raise UserError(
             f"the workers wrote to a folder {outputs.location} that is not the one here",
-            found=f"{counted(len(unseen), 'file')} are done and not to be seen, such as {min(unseen)}",
+            found=f"{counted(len(unseen), 'file')} are done but not visible here, such as {min(unseen)}",
             fix="give --output a folder that all machines share, or the URI of an object store",
         )
-
-
-def _files_of(exported: ExportedModel) -> dict[str, bytes]:
-    """The bytes of an exported model's files by name; each worker checks them against the manifest."""
-    names = (*exported.manifest.files, MANIFEST)
-    return {name: (exported.path / name).read_bytes() for name in names}
