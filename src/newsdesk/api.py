@@ -107,7 +107,7 @@ def recipe_for(
     Raises UserError where nothing is asked for but to resume, and there is nothing to resume.
     """
     from newsdesk.config import load_recipe
-    from newsdesk.runs.replacing import resumable
+    from newsdesk.runs.folder import resumable
 
     overrides = tuple(overrides)
     asked = recipe is not None or overrides or any(value is not None for value in (flags or {}).values())

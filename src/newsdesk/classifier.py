@@ -206,8 +206,7 @@ class TextClassifier:
         run of newsdesk.
         """
         from newsdesk.reports.model_card import refresh_card
-        from newsdesk.runs.folder import CARD, RunFolder, open_run
-        from newsdesk.runs.replacing import in_use, require_free, staged
+        from newsdesk.runs.folder import CARD, RunFolder, in_use, open_run, require_free, staged
 
         self._require_fitted()
         open_run(self.path_)  # not an export: that is a folder already

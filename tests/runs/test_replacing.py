@@ -18,18 +18,20 @@ pytest.importorskip("peft")
 import newsdesk  # noqa: E402
 from newsdesk.errors import UserError  # noqa: E402
 from newsdesk.files import sha256_of, write_json  # noqa: E402
-from newsdesk.runs import folder, replacing  # noqa: E402
-from newsdesk.runs.folder import (  # noqa: E402
+from newsdesk.runs import folder  # noqa: E402
+from newsdesk.runs.folder import (  # noqa: E402  # noqa: E402
     HEADER,
+    NEXT,
     READY,
     RunFolder,
     open_run,
     own_files,
+    require_free,
+    resumable,
     run_state,
     settle,
 )
 from newsdesk.runs.log import Event, Resumed, Step  # noqa: E402
-from newsdesk.runs.replacing import NEXT, require_free, resumable  # noqa: E402
 from newsdesk.training import restarted  # noqa: E402
 from newsdesk.training.run import run_training  # noqa: E402
 
@@ -376,4 +378,4 @@ def test_what_waits_in_a_place_that_cannot_be_written_is_said(tmp_path, monkeypa
     monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(UserError, match="no run can be written to"):
         settle(tmp_path)
-    assert replacing.NEXT == ".next"
+    assert folder.NEXT == ".next"

@@ -70,7 +70,7 @@ def train(
     """Train a classifier and leave a run folder."""
     from newsdesk.api import recipe_for
     from newsdesk.prediction.open_model import needing_train_extra
-    from newsdesk.runs.replacing import resumable
+    from newsdesk.runs.folder import resumable
     from newsdesk.training import rank
 
     flags = {

@@ -45,9 +45,8 @@ from newsdesk.runs.exported import (
     Kind,
     find_exported,
 )
-from newsdesk.runs.folder import MANIFEST, RunFolder, figures_in
+from newsdesk.runs.folder import MANIFEST, RunFolder, figures_in, require_not_around_us, require_nothing_else
 from newsdesk.runs.off_topic import OFF_TOPIC
-from newsdesk.runs.replacing import require_not_around_us, require_nothing_else
 from newsdesk.stored import write_stored
 
 if TYPE_CHECKING:

@@ -1,12 +1,17 @@
-"""The folder a training leaves: what lies where in it, and how it is sealed. No torch in here."""
+"""The folder of a run: what is in it, how it is sealed, and how another takes its place. No torch in here.
+
+Nothing is removed that newsdesk did not write. A run that replaces another is written to a folder inside of
+it, ``.next``, and takes its place when it is finished: until then the old one can be used, and the new one be
+resumed.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +20,7 @@ from typing import Literal
 from newsdesk.data.columns import TextLayout
 from newsdesk.data.duplicates import KNOWN_TEXTS, KnownTexts
 from newsdesk.errors import UserError
-from newsdesk.files import sha256_of, write_text
+from newsdesk.files import make_folder, remove_empty, sha256_of, write_text
 from newsdesk.runs.calibration import CALIBRATION, CALIBRATION_ROWS
 from newsdesk.runs.manifest import Manifest
 from newsdesk.runs.off_topic import OFF_TOPIC
@@ -28,7 +33,6 @@ METRICS = "metrics.json"
 HEADER = "# The recipe of a run of newsdesk: every value, and where it came from.\n"
 """How a run's recipe.toml begins, so that nobody else's file of that name is taken for one."""
 
-_CHECKPOINTS = "checkpoints"
 _OF_TRAINING = {
     *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
     *(LABELS, "log.jsonl", "recipe.toml"),
@@ -36,7 +40,7 @@ _OF_TRAINING = {
     *(f"tokenizer/{name}" for name in ("special_tokens_map.json", "added_tokens.json", "vocab.txt")),
     *(f"tokenizer/{name}" for name in ("vocab.json", "merges.txt", "tokenizer.model", "spiece.model")),
 }
-"""What an unfinished run keeps when it goes on; the rest tells of a state that will not be the last."""
+"""What an unfinished run keeps when it is resumed; the rest tells of a state that will not be the last."""
 _OF_THE_END = {METRICS, CALIBRATION, CALIBRATION_ROWS, OFF_TOPIC, KNOWN_TEXTS}
 _CHECKPOINT = re.compile(r"checkpoints/step-\d+-[0-9a-f]+\.safetensors")
 _PREDICTIONS = re.compile(r"predictions-(.+)\.csv")
@@ -99,8 +103,8 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """What an unfinished training goes on from."""
-        return self.path / _CHECKPOINTS
+        """What an unfinished training is resumed from."""
+        return self.path / "checkpoints"
 
     @property
     def metrics(self) -> Path:
@@ -109,7 +113,7 @@ class RunFolder:
 
     @property
     def off_topic(self) -> Path:
-        """By which it says how foreign a text is; missing where no rows were held out."""
+        """What tells off-topic texts; missing where no rows were held out."""
         return self.path / OFF_TOPIC
 
     def known_texts(self) -> KnownTexts | None:
@@ -164,7 +168,7 @@ class RunFolder:
         return (self.path / MANIFEST).is_file() and not self.manifest.is_interrupted
 
     def reopen(self) -> None:
-        """Break the seal of an interrupted run that goes on, and remove what was made of its state so far."""
+        """Break the seal of an interrupted run to be resumed; remove what was made of its state so far."""
         stale = own_files(self.path)
         (self.path / MANIFEST).unlink(missing_ok=True)
         for file in stale:
@@ -199,11 +203,9 @@ def _is_own(path: Path, name: str, evaluated: Collection[str], exported: Mapping
         return True
     if name.startswith("export/"):
         return name in exported or _is_figure(path, evaluated)
-    if "/" in name:
-        return bool(
-            name.startswith(("adapter/", "tokenizer/", "checkpoints/")) and _PART.fullmatch(path.name)
-        )
-    return bool(_is_figure(path, evaluated) or _PART.fullmatch(name) or is_report(path))
+    if _PART.fullmatch(path.name):  # what a kill left half written
+        return "/" not in name or name.startswith(("adapter/", "tokenizer/", "checkpoints/"))
+    return "/" not in name and (_is_figure(path, evaluated) or is_report(path))
 
 
 def figures_in(folder: Path) -> list[Path]:
@@ -321,3 +323,144 @@ def unwritable(out: Path, error: OSError) -> UserError:
     return UserError(
         f"no run can be written to {out}", found=error.strerror, fix="choose another folder with --out"
     )
+
+
+NEXT = ".next"
+_STAGING, _LOCK = ".staging", ".lock"
+_WORKING = (NEXT, _STAGING, _LOCK, f".settling{_LOCK}")
+_NAMED = 6
+
+
+def require_free(out: Path, *, overwrite: bool) -> None:
+    """Raise UserError unless a run may be written to ``out``: nothing is there, or a run to be replaced."""
+    if out.is_file():
+        raise UserError(f"--out {out} is a file", fix="name a folder that does not exist yet")
+    if not out.is_dir():
+        return
+    settle(out)
+    names = sorted(entry.name for entry in out.iterdir() if entry.name not in _WORKING)
+    if not names:
+        return
+    state = run_state(out)
+    if not overwrite or state is None:
+        raise UserError(
+            f"--out {out} is not empty",
+            found=state or f"no run of newsdesk, but {_shortened(names)}",
+            fix="choose another folder" + (f", {_FIXES[state]}" if state else ""),
+        )
+    require_not_around_us(out)
+    require_nothing_else(out, {*own_files(out), out / CARD})
+
+
+_FIXES = {
+    "a finished run": "or replace the run with --overwrite",
+    "an unfinished run": "continue it with --resume, or replace it with --overwrite",
+}
+
+
+def require_not_around_us(folder: Path) -> None:
+    """Raise UserError for the current folder, the home folder and what holds them: none is ever replaced."""
+    real = folder.resolve()
+    for place, what in ((Path.cwd(), "the current folder"), (Path.home(), "the home folder")):
+        if place.resolve().is_relative_to(real):
+            raise UserError(
+                f"{folder} is never replaced",
+                found=f"it is {what}, or holds it",
+                fix="choose another folder with --out, or run the command from elsewhere",
+            )
+
+
+def require_nothing_else(folder: Path, ours: Collection[Path]) -> None:
+    """Raise UserError, naming the files, when a folder to be replaced holds more than ``ours``."""
+    others = []
+    for inside, folders, names in os.walk(folder):
+        here = Path(inside)
+        if here == folder:
+            folders[:] = [name for name in folders if name not in _WORKING]
+        others += [here / name for name in names if here / name not in ours and name not in _WORKING]
+        others += [here / name for name in folders if (here / name).is_symlink()]
+    if others:
+        raise UserError(
+            f"{folder} holds files that newsdesk did not write, so nothing was replaced",
+            found=_shortened(sorted(path.relative_to(folder).as_posix() for path in others)),
+            fix="move them elsewhere, or choose another folder with --out",
+        )
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
+def resumable(out: Path) -> RunFolder | None:
+    """The training at ``out`` that can be resumed: one to replace the run there, else that run itself."""
+    for path in (out / NEXT, out):
+        settle(path)
+        if run_state(path):
+            return RunFolder(path)
+    return None
+
+
+def working_folder(out: Path, *, overwrite: bool) -> RunFolder:
+    """Where a training that begins writes: ``out``, or a folder inside of the run to be replaced."""
+    settle(out)
+    return RunFolder(out / NEXT if overwrite and run_state(out) else out)
+
+
+def put_in_place(run: RunFolder, out: Path) -> RunFolder:
+    """Let a finished run take the place of the one at ``out``, where it was written to replace that."""
+    if run.path == out:
+        return run
+    run.path.rename(out / READY)  # from here on, whoever opens it next finishes what a kill leaves undone
+    settle(out)
+    return RunFolder(out)
+
+
+@contextmanager
+def in_use(out: Path) -> Iterator[None]:
+    """Keep every other process from training into ``out`` while the block runs.
+
+    If the block leaves nothing in folders that were not there before, they go too. Raises UserError when
+    another process is at work there, or nothing can be written.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        made = make_folder(out)
+        lock = FileLock(out / _LOCK)
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(
+            f"another process is training into {out}",
+            found=f"it holds {out / _LOCK}",
+            fix="wait until it is done, or choose another folder with --out",
+        ) from None
+    except OSError as error:
+        raise unwritable(out, error) from error
+    try:
+        yield
+    finally:
+        (out / _LOCK).unlink(missing_ok=True)  # before it is released: it is still ours
+        lock.release()
+        remove_empty(made)
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[RunFolder]:
+    """A new run to prepare; when the block is through it is at ``out``, in place of what newsdesk left there.
+
+    If the block raises, ``out`` is left as it was found. Raises UserError where nothing can be written.
+    """
+    existed, staging = out.is_dir(), out / _STAGING
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise unwritable(out, error) from error
+    try:
+        yield RunFolder(staging)
+        staging.rename(out / READY)
+        settle(out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if not existed and not any(out.iterdir()):
+            out.rmdir()

@@ -24,9 +24,8 @@ from newsdesk.model.catalog import BASE_MODELS, ResolvedBase, resolve_base
 from newsdesk.model.classifier import ADAPTER_FILES, copy_tokenizer, load_classifier, require_adapter_files
 from newsdesk.model.tokenizer import TextTokenizer
 from newsdesk.progress import Progress
-from newsdesk.runs.folder import Labels, RunFolder
+from newsdesk.runs.folder import Labels, RunFolder, require_free, staged
 from newsdesk.runs.manifest import ImportFacts, Manifest, base_facts, base_name, installed_versions
-from newsdesk.runs.replacing import require_free, staged
 
 TEXT_COLUMN = TextLayout(("text",))
 

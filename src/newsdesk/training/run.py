@@ -34,7 +34,16 @@ from newsdesk.model.network import Network, choose_precision, predict_with_featu
 from newsdesk.model.tokenizer import TextTokenizer, TokenIds
 from newsdesk.progress import Progress
 from newsdesk.runs.calibration import HeldOutRows, store_calibration
-from newsdesk.runs.folder import Labels, RunFolder
+from newsdesk.runs.folder import (
+    Labels,
+    RunFolder,
+    in_use,
+    put_in_place,
+    require_free,
+    resumable,
+    staged,
+    working_folder,
+)
 from newsdesk.runs.log import (
     Event,
     EventLog,
@@ -57,14 +66,6 @@ from newsdesk.runs.manifest import (
     installed_versions,
 )
 from newsdesk.runs.off_topic import off_topic_score
-from newsdesk.runs.replacing import (
-    in_use,
-    put_in_place,
-    require_free,
-    resumable,
-    staged,
-    working_folder,
-)
 from newsdesk.training import restarted
 from newsdesk.training.checkpoints import Checkpoints, decode
 from newsdesk.training.distributed import Team, gathered
