@@ -263,3 +263,11 @@ def test_right_to_left_labels_keep_their_probabilities_at_their_side():
     predictions = Predictions(np.array([[0.9, 0.1]], np.float32), ("سياسة", "ספורט"))
     (line,) = render_predictions(["أعلن الرئيس 12"], predictions, 2)
     assert line == "\u2068سياسة\u2069 90.0%, \u2068ספורט\u2069 10.0%  \u2068أعلن الرئيس 12\u2069"
+
+
+def test_texts_begin_in_one_column_whatever_letters_the_labels_have():
+    names = ("goal", "体育", "cafe\u0301", "กี")
+    predictions = Predictions(np.eye(4, dtype=np.float32), names)
+    lines = render_predictions(["x"] * 4, predictions, 1)
+    assert [line.index("  ") - len(name) for line, name in zip(lines, names, strict=True)] == [7] * 4
+    assert [line.count(" ") for line in lines] == [3, 3, 3, 6]

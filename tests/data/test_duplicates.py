@@ -9,7 +9,6 @@ import pytest
 from newsdesk.data.duplicates import (
     conflicting_groups,
     duplicate_groups,
-    exact_matches,
     near_copies,
     near_duplicates,
     shared_texts,
@@ -41,7 +40,8 @@ def test_copies_under_two_labels_conflict():
 
 
 def test_an_exact_match_names_the_first_row_of_the_other_set():
-    assert exact_matches(["b", "Oil", "oil", ""], ["OIL ", "x", "", "b"]) == {0: 1, 3: 0}
+    exact, _ = shared_texts(["b", "Oil", "oil", ""], ["OIL ", "x", "", "b"])
+    assert [(one.row, one.match) for one in exact] == [(0, 1), (3, 0)]
 
 
 def test_every_pair_above_the_threshold_is_found_with_its_exact_similarity_and_none_below():

@@ -6,7 +6,6 @@ from newsdesk.data.words import (
     isolated,
     language_of,
     language_tag,
-    terminal_width,
     without,
     word_spans,
     words_of,
@@ -101,11 +100,3 @@ def test_the_language_of_texts_is_that_of_most_of_them():
     assert language_of([arabic, english, english]) is None
     assert language_of(["Цены на нефть"]) is None
     assert language_of([]) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "cells"),
-    [("goal", 4), ("体育 1", 6), ("\u2068سياسة\u2069", 5), ("cafe\u0301", 4), ("กี", 1), ("", 0)],
-)
-def test_a_terminal_gives_wide_letters_two_cells_and_marks_none(text, cells):
-    assert terminal_width(text) == cells

@@ -23,7 +23,7 @@ from newsdesk.cli.shared import (
     standard_output,
     terminal,
 )
-from newsdesk.data.words import isolated, terminal_width
+from newsdesk.data.words import isolated
 
 if TYPE_CHECKING:
     from newsdesk.data.table import RowStream, Table
@@ -218,9 +218,11 @@ def render_predictions(texts: Sequence[str], predictions: Predictions, top_k: in
 
     What is not answered begins with a question mark and names the classes in question.
     """
+    from rich.cells import cell_len
+
     cells = [_shown(prediction, top_k) for prediction in predictions]
-    width = max(map(terminal_width, cells))
-    padded = (cell + " " * (width - terminal_width(cell)) for cell in cells)
+    width = max(map(cell_len, cells))
+    padded = (cell + " " * (width - cell_len(cell)) for cell in cells)
     return [f"{cell}  {isolated(text)}" for cell, text in zip(padded, texts, strict=True)]
 
 

@@ -24,7 +24,7 @@ from newsdesk.data.labels import (
     number_of,
 )
 from newsdesk.data.table import AG_NEWS_COLUMNS, LABEL_COLUMNS, TEXT_COLUMNS, Cell, Fault, Table, canonical
-from newsdesk.data.words import normaliser as normaliser_named
+from newsdesk.data.words import normalise
 from newsdesk.errors import UserError, listed
 
 AG_NEWS_LABELS = ("World", "Sports", "Business", "Sci/Tech")
@@ -48,7 +48,7 @@ class TextLayout:
 
     def __post_init__(self) -> None:
         """Raise UserError for a template or normaliser that cannot be used."""
-        normaliser_named(self.normaliser)
+        normalise("", self.normaliser)
         if self.template is not None:
             _template_parts(self.template, self.text_columns)
 
@@ -57,7 +57,7 @@ class TextLayout:
 
         Raises UserError if a column is missing.
         """
-        clean, cells = normaliser_named(self.normaliser), {}
+        cells = {}
         for column in self.text_columns:
             if column not in record:
                 raise _no_such_column(column, list(record), "--text")
@@ -68,7 +68,7 @@ class TextLayout:
                 fix = "name the text columns, for example --text title,description"
                 found = f"a value of type {type(cell).__name__}"
                 return Fault(line, f"column {column!r} holds no text", found, fix)
-            cells[column] = clean(str(cell)).strip()
+            cells[column] = normalise(str(cell), self.normaliser).strip()
         if self.template is None:
             return " ".join(filter(None, cells.values()))
         parts = _template_parts(self.template, self.text_columns)

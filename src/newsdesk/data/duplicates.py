@@ -56,16 +56,6 @@ def conflicting_groups(texts: Sequence[str], labels: Sequence[object]) -> tuple[
     return tuple(rows for rows in duplicate_groups(texts) if len({labels[row] for row in rows}) > 1)
 
 
-def exact_matches(first: Sequence[str], second: Sequence[str]) -> dict[int, int]:
-    """For each row of ``second`` whose text (folded) is in ``first`` too: the first such row there."""
-    known: dict[str, int] = {}
-    for row, text in enumerate(first):
-        known.setdefault(fold(text), row)
-    known.pop("", None)
-    pairs = ((row, known.get(fold(text))) for row, text in enumerate(second))
-    return {row: match for row, match in pairs if match is not None}
-
-
 def near_duplicates(
     first: Sequence[str], second: Sequence[str], *, threshold: float = 0.8
 ) -> tuple[NearDuplicate, ...]:
@@ -78,11 +68,9 @@ def near_duplicates(
     and are then compared exactly, so nothing below ``threshold`` is reported and next to nothing at or above
     0.8 is missed. Deterministic. Texts without words resemble nothing.
     """
-    shingles = _shingle_sets([*first, *second])
-    usable = _with_words(shingles)
-    left, right = usable[usable < len(first)], usable[usable >= len(first)]
-    found = _most_similar(shingles, left, right, threshold)
-    return tuple(NearDuplicate(one.row - len(first), one.match, one.similarity) for one in found)
+    shingles, split = _shingle_sets([*first, *second]), len(first)
+    found = _most_similar(shingles, range(split), range(split, len(shingles)), threshold)
+    return tuple(NearDuplicate(one.row - split, one.match, one.similarity) for one in found)
 
 
 def near_copies(texts: Sequence[str], *, threshold: float = 0.8) -> tuple[NearDuplicate, ...]:
@@ -92,30 +80,32 @@ def near_copies(texts: Sequence[str], *, threshold: float = 0.8) -> tuple[NearDu
     ``duplicate_groups``. Resemblance is that of ``near_duplicates``.
     """
     copies = {row for group in duplicate_groups(texts) for row in group[1:]}
-    shingles = _shingle_sets(texts)
-    rows = np.array([row for row in _with_words(shingles) if row not in copies], dtype=np.int64)
-    return _most_similar(shingles, rows, rows, threshold)
+    rows = [row for row in range(len(texts)) if row not in copies]
+    return _most_similar(_shingle_sets(texts), rows, rows, threshold)
 
 
 def shared_texts(
     first: Sequence[str], second: Sequence[str]
 ) -> tuple[tuple[NearDuplicate, ...], tuple[NearDuplicate, ...]]:
-    """The rows of ``second`` whose text is in ``first`` too: exactly (folded), and else nearly."""
-    exact = exact_matches(first, second)
-    rest = [row for row in range(len(second)) if row not in exact]
+    """The rows of ``second`` whose text is in ``first`` too: exactly (folded), and else nearly.
+
+    Of several rows of ``first`` with the text, the first is named.
+    """
+    known: dict[str, int] = {}
+    for row, text in enumerate(first):
+        known.setdefault(fold(text), row)
+    known.pop("", None)
+    matches = [known.get(fold(text)) for text in second]
+    rest = [row for row, match in enumerate(matches) if match is None]
     near = near_duplicates(first, [second[row] for row in rest])
     return (
-        tuple(NearDuplicate(row, match, 1.0) for row, match in exact.items()),
+        tuple(NearDuplicate(row, match, 1.0) for row, match in enumerate(matches) if match is not None),
         tuple(NearDuplicate(rest[one.row], one.match, one.similarity) for one in near),
     )
 
 
-def _with_words(shingles: Sequence[Hashes]) -> NDArray[np.int64]:
-    return np.array([row for row, hashes in enumerate(shingles) if len(hashes)], dtype=np.int64)
-
-
 def _most_similar(
-    shingles: Sequence[Hashes], left: NDArray[np.int64], right: NDArray[np.int64], threshold: float
+    shingles: Sequence[Hashes], left: Sequence[int], right: Sequence[int], threshold: float
 ) -> tuple[NearDuplicate, ...]:
     """For each row of ``right`` the row of ``left`` before it that is most similar; ties go to the first."""
     best: dict[int, tuple[float, int]] = {}
@@ -156,12 +146,13 @@ def _mix(values: Hashes) -> Hashes:
 
 
 def _candidates(
-    shingles: Sequence[Hashes], left: NDArray[np.int64], right: NDArray[np.int64]
+    shingles: Sequence[Hashes], left: Sequence[int], right: Sequence[int]
 ) -> Iterator[tuple[int, int]]:
     """The pairs (row of ``left``, row of ``right``) that agree in at least one band, each pair once."""
-    if not len(left) or not len(right):
+    left, right = ([row for row in rows if len(shingles[row])] for rows in (left, right))
+    if not left or not right:
         return
-    rows = np.concatenate([left, right])
+    rows, many = [*left, *right], len(left)
     flat = np.concatenate([shingles[row] for row in rows])
     starts = np.cumsum([0] + [len(shingles[row]) for row in rows[:-1]])
     salts = np.random.Generator(np.random.PCG64(_SEED)).integers(
@@ -173,10 +164,10 @@ def _candidates(
         for salt in band:
             keys = _mix(keys ^ np.minimum.reduceat(_mix(flat ^ salt), starts))
         buckets: dict[int, list[int]] = defaultdict(list)
-        shared = np.isin(keys[: len(left)], keys[len(left) :])
-        for key, row in zip(keys[: len(left)][shared].tolist(), left[shared].tolist(), strict=True):
-            buckets[key].append(row)
-        for key, row in zip(keys[len(left) :].tolist(), right.tolist(), strict=True):
+        shared = np.flatnonzero(np.isin(keys[:many], keys[many:]))
+        for place, key in zip(shared.tolist(), keys[shared].tolist(), strict=True):
+            buckets[key].append(left[place])
+        for key, row in zip(keys[many:].tolist(), right, strict=True):
             fresh = {(match, row) for match in buckets.get(key, ())} - seen
             seen |= fresh
             yield from fresh
@@ -190,7 +181,7 @@ def _jaccard(first: Hashes, second: Hashes) -> float:
 KNOWN_TEXTS = "known_texts.safetensors"
 
 _FORMAT = "1"
-_FIX = "copy it anew from where it is whole, or train the run again"
+_FIX = "copy it again from where it is whole, or train the run again"
 
 
 @dataclass(frozen=True)
@@ -240,7 +231,8 @@ class KnownTexts:
     @classmethod
     def of(cls, training: Sequence[str], validation: Sequence[str]) -> Self:
         """The known texts of these rows."""
-        return cls(_distinct(training), _distinct(validation))
+        empty = _hashes([""])
+        return cls(np.setdiff1d(_hashes(training), empty), np.setdiff1d(_hashes(validation), empty))
 
     def in_training(self, texts: Sequence[str]) -> NDArray[np.bool_]:
         """Which of the texts are among the training rows, shape (texts,)."""
@@ -281,16 +273,8 @@ class KnownTexts:
             raise damaged(file, str(error), fix=_FIX) from None
 
 
-def _distinct(texts: Sequence[str]) -> Hashes:
-    return np.setdiff1d(_hashes(texts), _hashes([""]))
-
-
 def _hashes(texts: Iterable[str]) -> Hashes:
     """The hash of each folded text, uint64 (texts,)."""
-    digests = b"".join(_digest(fold(text)) for text in texts)
-    hashes: Hashes = np.frombuffer(digests, dtype="<u8").astype(np.uint64)
-    return hashes
-
-
-def _digest(folded: str) -> bytes:
-    return blake2b(folded.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    folded = (fold(text).encode("utf-8", "surrogatepass") for text in texts)
+    digests = b"".join(blake2b(text, digest_size=8).digest() for text in folded)
+    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)

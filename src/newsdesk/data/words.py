@@ -28,32 +28,15 @@ _UNSPACED = ((0xE00, 0xEFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3041, 0x309F
 _HAN = ((0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
 
 
+# fmt: off
 _LANGUAGE_OF_SCRIPT = {
-    "ARABIC": "ar",
-    "ARMENIAN": "hy",
-    "BENGALI": "bn",
-    "CJK": "zh",
-    "CYRILLIC": "und-Cyrl",
-    "DEVANAGARI": "und-Deva",
-    "ETHIOPIC": "und-Ethi",
-    "GEORGIAN": "ka",
-    "GREEK": "el",
-    "GUJARATI": "gu",
-    "GURMUKHI": "pa",
-    "HANGUL": "ko",
-    "HEBREW": "he",
-    "HIRAGANA": "ja",
-    "KANNADA": "kn",
-    "KATAKANA": "ja",
-    "KHMER": "km",
-    "LAO": "lo",
-    "MALAYALAM": "ml",
-    "MYANMAR": "my",
-    "SINHALA": "si",
-    "TAMIL": "ta",
-    "TELUGU": "te",
-    "THAI": "th",
+    "ARABIC": "ar", "ARMENIAN": "hy", "BENGALI": "bn", "CJK": "zh", "CYRILLIC": "und-Cyrl",
+    "DEVANAGARI": "und-Deva", "ETHIOPIC": "und-Ethi", "GEORGIAN": "ka", "GREEK": "el", "GUJARATI": "gu",
+    "GURMUKHI": "pa", "HANGUL": "ko", "HEBREW": "he", "HIRAGANA": "ja", "KANNADA": "kn", "KATAKANA": "ja",
+    "KHMER": "km", "LAO": "lo", "MALAYALAM": "ml", "MYANMAR": "my", "SINHALA": "si", "TAMIL": "ta",
+    "TELUGU": "te", "THAI": "th",
 }
+# fmt: on
 """The BCP 47 tag of the language that news in a script is most likely written in, by Unicode's name of it."""
 _URDU, _PERSIAN = set("ٹڈڑںے"), set("پچژگکی")
 _LETTERS_LOOKED_AT, _TEXTS_LOOKED_AT = 1000, 2000
@@ -83,12 +66,6 @@ class VocabularyFit:
         return {**asdict(self), "warning": self.warning}
 
     @property
-    def spelled_out(self) -> bool:
-        """Whether words are taken apart into letters, or letters into bytes: a script hardly ever seen."""
-        least = _SYLLABLES_AT_LEAST if self.syllabic else _LETTERS_AT_LEAST
-        return 0 < self.letters_per_token < least
-
-    @property
     def warning(self) -> str | None:
         """What is wrong and what to do, in a line; None where the vocabulary fits the texts.
 
@@ -97,7 +74,7 @@ class VocabularyFit:
         """
         if self.unknown > _UNKNOWN_AT_MOST:
             found = f"{self.unknown:.0%} of the tokens are unknown to the base model"
-        elif self.spelled_out:
+        elif 0 < self.letters_per_token < (_SYLLABLES_AT_LEAST if self.syllabic else _LETTERS_AT_LEAST):
             found = (
                 f"the base model spells words letter by letter ({self.letters_per_token:.1f} letters a token)"
             )
@@ -188,14 +165,6 @@ def isolated(text: str) -> str:
     return f"\N{FIRST STRONG ISOLATE}{text}\N{POP DIRECTIONAL ISOLATE}"
 
 
-def terminal_width(text: str) -> int:
-    """How many cells of a terminal a text takes: two for each wide character, none for marks and isolates."""
-    if text.isascii():
-        return len(text)
-    shown = (character for character in text if unicodedata.category(character) not in ("Mn", "Me", "Cf"))
-    return sum(1 + (unicodedata.east_asian_width(character) in "WF") for character in shown)
-
-
 def _continues(text: str, word: Span, position: int) -> bool:
     """Whether the character there belongs to the word before it."""
     gap, character = text[word[1] : position], text[position]
@@ -244,22 +213,13 @@ def normalise(text: str, name: str) -> str:
 
     Raises UserError for a name that is not known.
     """
-    return normaliser(name)(text)
-
-
-def normaliser(name: str) -> Callable[[str], str]:
-    """The normaliser called ``name``. Raises UserError for a name that is not known."""
     if name not in NORMALISERS:
         raise UserError(
             f"there is no text normaliser {name!r}",
             found=f"known are {', '.join(NORMALISERS)}",
             fix="choose one of them with --normaliser",
         )
-    return NORMALISERS[name]
-
-
-def _unchanged(text: str) -> str:
-    return text
+    return NORMALISERS[name](text)
 
 
 def _whitespace(text: str) -> str:
@@ -299,7 +259,7 @@ def _unescaped(match: re.Match[str]) -> str:
 
 
 NORMALISERS: dict[str, Callable[[str], str]] = {
-    "none": _unchanged,
+    "none": str,
     "whitespace": _whitespace,
     "ag_news": _ag_news,
 }
