@@ -8,12 +8,15 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from newsdesk.data.table import LABEL_COLUMNS, TEXT_COLUMNS, canonical
 from newsdesk.errors import UserError
+
+if TYPE_CHECKING:
+    from _csv import Reader
 
 DELIMITERS = (",", ";", "\t", "|")
 QUOTES = ('"', "'")
@@ -79,16 +82,11 @@ class Dialect:
 
     def describe(self) -> str:
         """What is known of it, for people: ``encoding cp1252, delimiter ';', quote ", with a header``."""
-        said = []
-        if self.encoding is not None:
-            said.append(f"encoding {self.encoding}")
-        if self.delimiter is not None:
-            said.append(f"delimiter {shown_character(self.delimiter)}")
-        if self.quote is not None:
-            said.append(f"quote {self.quote}")
-        if self.header is not None:
-            said.append("with a header" if self.header else "no header")
-        return ", ".join(said)
+        delimiter = None if self.delimiter is None else shown_character(self.delimiter)
+        given = (("encoding", self.encoding), ("delimiter", delimiter), ("quote", self.quote))
+        said = [f"{name} {value}" for name, value in given if value is not None]
+        header = {None: [], True: ["with a header"], False: ["no header"]}[self.header]
+        return ", ".join([*said, *header])
 
     @property
     def is_plain(self) -> bool:
@@ -97,7 +95,7 @@ class Dialect:
         given = self.encoding, self.delimiter, self.quote
         return all(value in values for value, values in zip(given, usual, strict=True))
 
-    def reader(self, lines: Iterable[str]) -> Iterator[list[str]]:
+    def reader(self, lines: Iterable[str]) -> Reader:
         """A strict csv.reader of these lines; delimiter and quote must be known."""
         assert self.delimiter is not None
         assert self.quote is not None
@@ -127,36 +125,32 @@ def detect(lines: Sequence[str], given: Dialect, usual: str) -> Dialect:
     delimiters = DELIMITERS if given.delimiter is None else (given.delimiter,)
     tried = [_best_quote(lines, given, delimiter, usual) for delimiter in delimiters]
     best = max(tried, key=lambda trial: trial.score)
-    if best.score < _GOOD_ENOUGH:
-        best = next((trial for trial in tried if trial.dialect.delimiter == usual), tried[0])
-        if best.is_prose:  # the one column of a file whose writer did not quote the usual delimiter
-            best = next((trial for trial in tried if trial.is_one_column), best)
+    if best.score >= _GOOD_ENOUGH:
+        return best.dialect
+    best = next((trial for trial in tried if trial.dialect.delimiter == usual), tried[0])
+    if len(best.rows) > 2 and len(best.rows[0]) == 1 and best.consistency < 0.6:
+        # As wide as it happens: the one column of a file whose writer did not quote the usual delimiter.
+        single = (each for each in tried if not each.broken and {len(row) for row in each.rows} == {1})
+        best = next(single, best)
     return best.dialect
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """What reading the sample in one dialect gave: rows as cells, and lines that broke off."""
+    """What reading the sample in one dialect gave: rows as cells, which of them are as wide as most, ignoring
+    empty cells beyond, and lines that broke off.
+    """
 
     dialect: Dialect
     rows: list[list[str]]
+    fits: list[bool]
     broken: int
-    score: float
-
-    @property
-    def is_one_column(self) -> bool:
-        """Whether every row is one cell."""
-        return bool(self.rows) and not self.broken and all(len(row) == 1 for row in self.rows)
-
-    @property
-    def is_prose(self) -> bool:
-        """Whether the rows are as wide as it happens, from one cell in the first to any number."""
-        return len(self.rows) > 2 and len(self.rows[0]) == 1 and self.consistency < 0.6
+    score: float = 0.0
 
     @property
     def consistency(self) -> float:
         """Share of the rows that are as wide as most."""
-        return sum(map(_fits(self.rows), self.rows)) / max(1, len(self.rows) + self.broken)
+        return sum(self.fits) / max(1, len(self.rows) + self.broken)
 
 
 def _best_quote(lines: Sequence[str], given: Dialect, delimiter: str, usual: str) -> _Trial:
@@ -166,8 +160,8 @@ def _best_quote(lines: Sequence[str], given: Dialect, delimiter: str, usual: str
     double, single = (
         _trial(lines, replace(given, delimiter=delimiter, quote=quote), usual) for quote in QUOTES
     )
-    gained = sum(map(_fits(single.rows), single.rows)) - sum(map(_fits(double.rows), double.rows))
-    if not single.broken and len(single.rows) > 1 and _fits(single.rows)(single.rows[0]):
+    gained = sum(single.fits) - sum(double.fits)
+    if not single.broken and len(single.rows) > 1 and single.fits[0]:
         if gained >= 0 and _has_enclosed_column(double.rows, "'"):
             return single
         opened = sum(line.startswith("'") or f"{delimiter}'" in line for line in lines)
@@ -183,13 +177,15 @@ def _best_quote(lines: Sequence[str], given: Dialect, delimiter: str, usual: str
 
 def _trial(lines: Sequence[str], dialect: Dialect, usual: str) -> _Trial:
     rows, broken = _read(lines, dialect)
-    trial = _Trial(dialect, rows, broken, 0.0)
+    most = _width_of_most(rows)
+    fits = [len(row) >= most and not any(map(str.strip, row[most:])) for row in rows]
+    trial = _Trial(dialect, rows, fits, broken)
     width = width_of(rows)
-    if width < 2 or not rows:
+    if width < 2:
         return trial
-    score = trial.consistency if _fits(rows)(rows[0]) else 0.25 * trial.consistency
-    behind = [cell for row in rows for cell in row[1:] if cell]
-    prose = sum(cell[0] == " " for cell in behind) / max(1, len(behind))
+    score = trial.consistency if fits[0] else 0.25 * trial.consistency
+    later = [cell for row in rows for cell in row[1:] if cell]
+    prose = sum(cell[0] == " " for cell in later) / max(1, len(later))
     is_usual = dialect.delimiter == usual
     score *= 1 - (0.5 if is_usual else 0.9) * prose
     columns = list(zip(*(row[:width] for row in rows[1:] if len(row) >= width), strict=True))
@@ -207,47 +203,37 @@ def _read(lines: Sequence[str], dialect: Dialect) -> tuple[list[list[str]], int]
     rows: list[list[str]] = []
     broken = position = 0
     while position < len(lines):
-        taken = 0
-
-        def feed(start: int = position) -> Iterator[str]:
-            nonlocal taken
-            for line in lines[start : start + _SWALLOWED]:
-                taken += 1
-                yield line
-
+        reader = dialect.reader(lines[position : position + _SWALLOWED])
         try:
-            row = next(dialect.reader(feed()))
+            row = next(reader)
         except (csv.Error, StopIteration):
-            if position + taken < len(lines) or taken == 1:  # else the sample may end within the row
+            if (
+                position + reader.line_num < len(lines) or reader.line_num == 1
+            ):  # else the sample may end in it
                 broken += 1
             position += 1
             continue
-        position += taken
+        position += reader.line_num
         if any(cell.strip() for cell in row):
             rows.append(row)
     return rows, broken
 
 
-def width_of(rows: Collection[Sequence[str]]) -> int:
+def width_of(rows: Sequence[Sequence[str]]) -> int:
     """How many cells a row of these has: as the first one, unless its last cells are empty or the rows' are.
 
     A header may end in empty cells that the rows do not have, and rows in some that the header does not have.
     """
     if not rows:
         return 0
-    widths = Counter(map(len, rows))
-    first = next(iter(rows))
-    most = max(widths, key=lambda width: (widths[width], width == len(first)))
+    first, most = rows[0], _width_of_most(rows)
     named = max((position for position, cell in enumerate(first, start=1) if cell.strip()), default=0)
     return most if named <= most < len(first) else len(first)
 
 
-def _fits(rows: Sequence[Sequence[str]]) -> Callable[[Sequence[str]], bool]:
-    """Whether a row has the width that most have, empty cells behind it aside."""
+def _width_of_most(rows: Sequence[Sequence[str]]) -> int:
     widths = Counter(map(len, rows))
-    first = len(rows[0]) if rows else 0
-    most = max(widths, key=lambda width: (widths[width], width == first), default=0)
-    return lambda row: len(row) == most or (len(row) > most and not any(map(str.strip, row[most:])))
+    return max(widths, key=lambda width: (widths[width], width == len(rows[0])), default=0)
 
 
 def _looks_like_a_column(cells: Sequence[str]) -> bool:
@@ -268,24 +254,21 @@ def is_number(cell: str) -> bool:
     return text.replace(".", "", 1).isdigit() and text.isascii()
 
 
+def _is_enclosed(cell: str, quote: str) -> bool:
+    return len(cell) > 1 and cell[0] == cell[-1] == quote
+
+
 def _is_quoted(cell: str, quote: str) -> bool:
-    """Whether a cell stands in quotes and has doubled ones within, and no others."""
+    """Whether a cell is in quotes and has doubled ones within, and no others."""
     inner = cell[1:-1]
-    return (
-        len(cell) > 1
-        and cell[0] == cell[-1] == quote
-        and 2 * quote in inner
-        and quote not in inner.replace(2 * quote, "")
-    )
+    return _is_enclosed(cell, quote) and 2 * quote in inner and quote not in inner.replace(2 * quote, "")
 
 
 def _has_enclosed_column(rows: Sequence[Sequence[str]], quote: str) -> bool:
     """Whether there is a column whose cells all (but one in ten) begin and end with the quote."""
-    width = min(map(len, rows), default=0)
-    for column in range(width):
+    for column in range(min(map(len, rows), default=0)):
         cells = [row[column].strip() for row in rows[1:] if row[column].strip()]
-        enclosed = sum(len(cell) > 1 and cell[0] == cell[-1] == quote for cell in cells)
-        if cells and enclosed >= 0.9 * len(cells):
+        if cells and sum(_is_enclosed(cell, quote) for cell in cells) >= 0.9 * len(cells):
             return True
     return False
 
