@@ -61,13 +61,14 @@ def _lines(lines: LineReader) -> Iterator[Row | BadRow]:
         if line.fault is not None:
             yield BadRow(line.fault, line.raw)
         elif line.text.strip():
-            yield _row(line.number, _json_object(line.number, line.text), line.text)
-
-
-def _row(line: int, record: dict[str, Cell] | Fault, text: str) -> Row | BadRow:
-    if isinstance(record, Fault):
-        return BadRow(record, text.encode(errors="replace"))
-    return Row(line, tuple(record.values()), tuple(record))
+            try:
+                yield _row(line.number, _DECODER.decode(line.text), line.text)
+            except json.JSONDecodeError as error:
+                found = f"{error.msg} at character {error.pos + 1}"
+                fix = "write one whole JSON object a line; jq -c . FILE rewrites objects that span lines"
+                yield BadRow(Fault(line.number, "broken JSON", found, fix), line.raw)
+            except (ValueError, RecursionError) as error:
+                yield BadRow(_unusable(line.number, error), line.raw)
 
 
 class _Text:
@@ -137,12 +138,12 @@ def _values(lines: LineReader) -> Iterator[Row | BadRow]:
             return
         except ValueError as error:
             _, text = source.value(json.JSONDecoder())
-            yield _row(line, _ambiguous(line, error), text)
-            continue
-        except RecursionError:
-            yield BadRow(_too_deep(line), b"", ends_file=True)
+            yield BadRow(_unusable(line, error), text.encode(errors="replace"))
+        except RecursionError as error:
+            yield BadRow(_unusable(line, error), b"", ends_file=True)
             return
-        yield _row(line, _checked(line, value, text), text)
+        else:
+            yield _row(line, value, text)
     if array and not lines.broken_off:
         source.at += 1
         if not character or source.character():
@@ -172,52 +173,27 @@ def _refuse_wrapped(record: Mapping[str, Cell], lines: LineReader) -> None:
     )
 
 
-def _json_object(number: int, text: str) -> dict[str, Cell] | Fault:
-    """The object that a line of jsonl holds, or why it holds none that can be used."""
-    try:
-        value = _DECODER.decode(text)
-    except json.JSONDecodeError as error:
-        return Fault(
-            number,
-            "broken JSON",
-            f"{error.msg} at character {error.pos + 1}",
-            "write one whole JSON object a line; jq -c . FILE rewrites objects that span lines",
-        )
-    except ValueError as error:
-        return _ambiguous(number, error)
-    except RecursionError:
-        return _too_deep(number)
-    return _checked(number, value, text)
-
-
-def _checked(number: int, value: object, text: str) -> dict[str, Cell] | Fault:
-    """A value that was decoded from this text, or why it cannot be a row."""
+def _row(line: int, value: object, text: str) -> Row | BadRow:
+    """The row of a value that was decoded from this text, or why it cannot be one."""
+    if isinstance(value, dict) and MARK not in text and ("\\u" not in text or _encodable(value)):
+        return Row(line, tuple(value.values()), tuple(value))
     if not isinstance(value, dict):
-        return Fault(
-            number,
-            "not a JSON object",
-            f"a JSON {'array' if isinstance(value, list) else type(value).__name__}",
-            'write one object a line, as {"text": "...", "label": "..."}; jq -c .[] FILE unpacks an array',
-        )
-    if MARK in text:
-        return not_decoded(number, UTF8)
-    if "\\u" in text and not _encodable(value):
-        return Fault(
-            number,
-            "half of a surrogate pair, which is no character",
-            None,
-            "remove the \\ud8xx to \\udfxx that stands alone",
-            encoding=True,
-        )
-    return value
+        found = f"a JSON {'array' if isinstance(value, list) else type(value).__name__}"
+        fix = 'write one object a line, as {"text": "...", "label": "..."}; jq -c .[] FILE unpacks an array'
+        fault = Fault(line, "not a JSON object", found, fix)
+    elif MARK in text:
+        fault = not_decoded(line, UTF8)
+    else:
+        wrong = "half of a surrogate pair, which is no character"
+        fix = "remove the \\ud8xx to \\udfxx that stands alone"
+        fault = Fault(line, wrong, None, fix, encoding=True)
+    return BadRow(fault, text.encode(errors="replace"))
 
 
-def _ambiguous(number: int, error: ValueError) -> Fault:
-    return Fault(number, "JSON that cannot be read unambiguously", str(error), "fix the line")
-
-
-def _too_deep(number: int) -> Fault:
-    return Fault(number, "JSON nested too deeply", None, "keep the text and label at the top level")
+def _unusable(line: int, error: ValueError | RecursionError) -> Fault:
+    if isinstance(error, RecursionError):
+        return Fault(line, "JSON nested too deeply", None, "keep the text and label at the top level")
+    return Fault(line, "JSON that cannot be read unambiguously", str(error), "fix the line")
 
 
 def _without_repeated_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
