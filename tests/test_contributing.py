@@ -133,11 +133,10 @@ def test_a_file_format(workshop: Workshop):
         'delimiter = {"csv": ",", "psv": "|"}.get(form, "\\t")',
         instead_of='delimiter = "," if form == "csv" else "\\t"',
     )
-    workshop.put("data/load.py", '".psv", ', after='_KINDS = (".csv", ".tsv", ')
 
     checked = json.loads(workshop.newsdesk("data", "check", "data/train.psv", "--json"))
     assert checked["rows"] == 18
-    find = "from newsdesk.data.load import folder_files; print(folder_files(Path('data')).train)"
+    find = "from newsdesk.data.load import folder_splits; print(folder_splits(Path('data'))['train'])"
     assert workshop.python("-c", f"from pathlib import Path; {find}") == "data/train.psv\n"
     workshop.check_against("A file format")
 

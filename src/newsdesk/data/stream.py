@@ -237,7 +237,8 @@ def read_table(path: Path, dialect: Dialect = DETECTED) -> Table:
 
 def read_with_faults(path: Path, dialect: Dialect = DETECTED) -> tuple[Table, tuple[Fault, ...]]:
     """As ``read_table``, but malformed rows are left out and returned as faults, in line order."""
-    if class_folders(folder := split_folder(path, "train") or path):
+    folder = path / "train" if class_folders(path / "train") else path
+    if class_folders(folder):
         return _collected(_rows_by_class(folder, dialect))
     with open_rows(path, dialect, sample=None) as rows:
         return _collected(rows)
@@ -260,11 +261,6 @@ def class_folders(path: Path) -> list[Path]:
     inside = sorted(child for child in path.iterdir() if child.is_dir() and child.name[0] not in "._")
     found = [child for child in inside if _texts_below(child)]
     return found if len(found) > 1 else []
-
-
-def split_folder(path: Path, split: str) -> Path | None:
-    """The folder for a split that holds folders of classes; None if there is no such."""
-    return path / split if class_folders(path / split) else None
 
 
 def _texts_below(folder: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -156,10 +156,6 @@ class Table:
     def records(self) -> Iterator[dict[str, Cell]]:
         """The rows as dictionaries from column name to cell."""
         return (dict(zip(self.columns, row, strict=True)) for row in self.rows)
-
-    def select(self, rows: Sequence[int]) -> Table:
-        """The rows at these positions, in this order."""
-        return replace(self, rows=tuple(self.rows[i] for i in rows), lines=tuple(self.lines[i] for i in rows))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.duplicates import NearDuplicate, duplicate_groups, near_copies, shared_texts
 from newsdesk.data.examples import Examples
 from newsdesk.data.labels import LabelMatcher
-from newsdesk.data.load import DATA_SETS, has_test_rows, load_split, require_two_classes
+from newsdesk.data.load import DATA_SETS, folder_splits, load_split, require_two_classes
 from newsdesk.data.table import Table
 from newsdesk.data.words import VocabularyFit
 from newsdesk.errors import UserError, missing_package
@@ -211,7 +211,7 @@ def load_audited(
     assert column is not None
     assert examples.labels is not None  # both because the rows have labels
     folder = Path(data).expanduser()
-    if test is None and (data in DATA_SETS or (folder.is_dir() and has_test_rows(folder))):
+    if test is None and (data in DATA_SETS or (folder.is_dir() and "test" in folder_splits(folder))):
         test = next(name for name in _SPLITS if name != split)
     other = None
     if test is not None:
