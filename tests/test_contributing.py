@@ -173,7 +173,7 @@ def test_an_export_kind(workshop: Workshop, tiny_recipe: Callable[..., Any], tmp
         'elif self.kind == "onnx-plain":\n            write_onnx(to_onnx(self.model), self.weights)\n        '
     )
     workshop.put("exports/export.py", branch + float32, instead_of=float32)
-    workshop.put("cli/models.py", ', "onnx-plain"', after='KINDS = ("merged", "onnx-fp32", "onnx-int8"')
+    workshop.put("cli/publish.py", ', "onnx-plain"', after='KINDS = ("merged", "onnx-fp32", "onnx-int8"')
 
     train(tiny_recipe(), out=tmp_path / "run")
     workshop.newsdesk("export", "run", "--to", "onnx-plain")
@@ -199,10 +199,10 @@ from pathlib import Path
 
 import click
 
-from newsdesk.cli.shared import Verb, say
+from newsdesk.cli.shared import say, verb
 
 
-@click.command(cls=Verb)
+@verb()
 @click.argument("export", type=click.Path(path_type=Path))
 def classes(export: Path) -> None:
     """List the classes of an export."""
@@ -215,7 +215,7 @@ def classes(export: Path) -> None:
 def test_a_verb(workshop: Workshop):
     workshop.put("runs/exported.py", FUNCTION, instead_of="\n\ndef find_exported(")
     workshop.put("cli/classes.py", COMMAND)
-    first = "from newsdesk.cli.compare import compare"
+    first = "from newsdesk.cli.data import audit"
     workshop.put("cli/__init__.py", f"from newsdesk.cli.classes import classes\n{first}", instead_of=first)
     workshop.put("cli/__init__.py", "\n    classes,", after="for verb in (")
 

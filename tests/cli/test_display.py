@@ -162,8 +162,8 @@ def test_a_resumed_training_says_from_where_and_estimates_by_its_own_steps(file,
         training.show(step(number))
     training.show(Interrupted(75, 1.5))
     text = shown(file)
-    assert "checkpoint step-00000070-abc.safetensors is damaged and was passed over" in text
-    assert "going on after step 60 (epoch 1.20)" in text
+    assert "checkpoint step-00000070-abc.safetensors is damaged and was skipped" in text
+    assert "resuming after step 60 (epoch 1.20)" in text
     assert "0:25 left" in text  # 25 steps of a second each
     assert "a checkpoint of step 75 is kept" in text
 

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from newsdesk.cli import cli
-from newsdesk.cli.ray import _Progress
+from newsdesk.cli.display import RayDisplay
 from newsdesk.cli.shared import terminal
 from newsdesk.prediction import open_model as loading
 from newsdesk.prediction import ray_bulk
@@ -36,7 +36,7 @@ def test_what_is_for_one_machine_is_refused(arguments):
 def test_its_flags_need_the_engine():
     result = CliRunner().invoke(cli, ["predict", "run", "a text", "--ray-cores", "2"])
     assert result.exit_code == 2
-    assert "--ray-cores goes with --engine ray" in result.output
+    assert "--ray-cores needs --engine ray" in result.output
 
 
 def test_flags_arrive_and_rejects_are_told(monkeypatch):
@@ -61,10 +61,10 @@ def test_flags_arrive_and_rejects_are_told(monkeypatch):
     assert "50 of 997 texts (5.0%) cut to 64 tokens; 5.0% of all tokens not read" in result.stderr
 
 
-def test_progress_says_where_it_goes_on_and_how_far_it_is(monkeypatch, capsys):
+def test_progress_says_where_it_resumes_and_how_far_it_is(monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    progress = _Progress(terminal())
+    progress = RayDisplay(terminal())
     progress.show(JobBegun(5, 2))
     for done in (3, 4):
         now[0] += 10

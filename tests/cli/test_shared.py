@@ -7,8 +7,7 @@ import json
 import click
 import pytest
 
-from newsdesk.cli import shared
-from newsdesk.cli.shared import Flag, Verb, Verbs, data_flags, flag, names_of, note, say
+from newsdesk.cli.shared import Flag, Verb, Verbs, flag, names_of, note, reading_flags, say
 
 
 @pytest.fixture
@@ -51,10 +50,10 @@ def test_a_variable_that_makes_no_sense_is_wrong_usage(call):
         call(do, DESK_DO_TOP_K="many")
 
 
-def test_data_flags_keep_their_order_and_number():
+def test_reading_flags_keep_their_order_and_number():
     @click.command()
-    @data_flags("text", "dialect")
-    def verb(columns):
+    @reading_flags("text", "dialect")
+    def verb(**reading):
         """Take the flags."""
 
     assert [parameter.name for parameter in verb.params] == [
@@ -86,6 +85,6 @@ def test_lines_are_printed_as_they_are_and_all_else_as_json(capsys):
 
 def test_notes_go_to_standard_error_unwrapped_and_unchanged(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")
-    text = "lies in runs/[bold]/a-path-that-is-longer-than-the-terminal-is-wide/1234.csv"
-    note(shared.terminal(), text)
+    text = "saved to runs/[bold]/a-path-that-is-longer-than-the-terminal-is-wide/1234.csv"
+    note(text)
     assert capsys.readouterr() == ("", text + "\n")

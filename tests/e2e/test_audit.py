@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from newsdesk.cli.audit import _KINDS
+from newsdesk.cli.data import _KINDS
 from newsdesk.evaluation.audit.cleaned_copy import KINDS
 
 WRONG = {8: "Science", 30: "Science", 61: "Business"}

@@ -83,7 +83,7 @@ def test_an_unknown_kind_is_wrong_usage(newsdesk, run):
 
 def test_what_int8_may_lose_is_for_int8_and_too_few_rows_say_how_many_are_needed(newsdesk, run):
     wrong = newsdesk("export", run, "--to", "onnx-fp32", "--max-loss", "1")
-    assert (wrong.code, "go with --to onnx-int8" in wrong.err) == (2, True)
+    assert (wrong.code, "need --to onnx-int8" in wrong.err) == (2, True)
     refused = newsdesk("export", run, "--to", "onnx-int8")
     assert refused.code == 1
     assert "cannot tell how much an int8 export loses" in refused.err

@@ -137,7 +137,7 @@ def test_a_killed_training_goes_on_by_its_own_recipe_and_says_so(newsdesk, start
     assert f"newsdesk train --out {out} --resume" in unfinished.err
     # Bit for bit holds for one number of threads: each of these has a process like the killed one's.
     _, stderr = start("train", "--out", out, "--resume").communicate()
-    assert "going on after step " in stderr
+    assert "resuming after step " in stderr
     start("train", *desk.flags, "--epochs", "6", "--out", tmp_path / "whole").communicate()
     name = Path("adapter") / "adapter_model.safetensors"
     assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -163,7 +163,7 @@ def test_to_resume_with_a_recipe_begins_where_nothing_is_and_says_so(newsdesk, d
     out = tmp_path / "run"
     begun = newsdesk("train", *desk.flags, "--epochs", "0.1", "--out", out, "--resume")
     assert begun.code == 0
-    assert f"nothing to resume at {out}: a new training begins" in begun.err
+    assert f"nothing to resume at {out}: a new training starts" in begun.err
     again = newsdesk("train", *desk.flags, "--epochs", "0.1", "--out", out, "--resume")
     assert again.code == 0
     assert "nothing to resume" not in again.err

@@ -9,13 +9,12 @@ from typing import NoReturn
 import click
 
 from newsdesk import __version__
-from newsdesk.cli.audit import audit
-from newsdesk.cli.compare import compare
-from newsdesk.cli.models import calibrate, explain, export, push, report
-from newsdesk.cli.named import data, models
-from newsdesk.cli.predict import predict
+from newsdesk.cli.data import audit, data, models
+from newsdesk.cli.evaluate import calibrate, compare, evaluate, report
+from newsdesk.cli.predict import explain, predict
+from newsdesk.cli.publish import export, push
 from newsdesk.cli.shared import DEBUG_FLAG, Verbs
-from newsdesk.cli.train import evaluate, import_adapter, train
+from newsdesk.cli.train import import_adapter, train
 from newsdesk.errors import UserError
 from newsdesk.training import rank
 
@@ -52,7 +51,7 @@ for verb in (
 def main() -> NoReturn:
     """Run the command line and exit: 0 done, 1 a failure we explain, 2 wrong usage, 130 interrupted."""
     asked: dict[str, bool] = {}
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a text from a broken argument has no form in UTF-8
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a broken argument cannot be written as UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = cli.main(standalone_mode=False, obj=asked) or 0

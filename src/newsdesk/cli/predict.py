@@ -1,43 +1,49 @@
-"""The verb that puts a classifier to work: predict."""
+"""The verbs that put a classifier to work: predict and explain."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from newsdesk.cli.ray import predict_with_ray, ray_flags, refuse_ray_flags
 from newsdesk.cli.shared import (
     JSON_FLAG,
-    Verb,
-    data_flags,
+    RUN,
     flag,
-    note_promise,
-    note_reading,
+    note,
     promise_flags,
+    reading_flags,
     say,
     shown_progress,
     standard_output,
     terminal,
+    verb,
 )
 from newsdesk.data.words import isolated
+from newsdesk.errors import counted
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from newsdesk.data.table import RowStream, Table
+    from newsdesk.model.tokenizer import Truncation
     from newsdesk.prediction.abstention import DecisionRule
     from newsdesk.prediction.classifier import Classifier
+    from newsdesk.prediction.explanation import Explanation
     from newsdesk.prediction.predictions import Prediction, Predictions
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet", "submission")
 _COMMAND_LINE = Path("the command line")
 ENGINES = ("auto", "onnx", "torch", "ray")
+_FAINTEST = 0.15  # of the strongest weight: weaker words are not coloured
 
 
-@click.command(cls=Verb)
-@click.argument("run", type=click.Path(path_type=Path))
+@verb()
+@RUN
 @click.argument("texts", nargs=-1, metavar="[TEXT ...]")
 @flag(
     "--input", "source", help="A file of rows, or - for one text a line on standard input.", metavar="FILE|-"
@@ -57,8 +63,18 @@ ENGINES = ("auto", "onnx", "torch", "ray")
 @flag("--strict", is_flag=True, help="Stop at the first row that cannot be classified.")
 @flag("--answer-empty", is_flag=True, help="Label empty texts, and texts without a known token, too.")
 @promise_flags
-@ray_flags
-@data_flags("text", "template", "dialect")
+@flag(
+    "--ray-address",
+    help="With --engine ray: the cluster; default: RAY_ADDRESS, else this machine.",
+    metavar="HOST:PORT|ray://...",
+)
+@flag(
+    "--ray-workers",
+    type=click.IntRange(min=1),
+    help="With --engine ray: how many; default: as many as the cluster has free cores for.",
+)
+@flag("--ray-cores", type=click.IntRange(min=1), help="With --engine ray: of each worker; default: 1.")
+@reading_flags("text", "template", "dialect")
 @JSON_FLAG
 def predict(
     run: Path,
@@ -72,108 +88,57 @@ def predict(
     rejects: str | None,
     strict: bool,
     answer_empty: bool,
+    ray_address: str | None,
+    ray_workers: int | None,
+    ray_cores: int | None,
     as_json: bool,
-    columns: Mapping[str, Any],
     promise: Mapping[str, Any],
-    **ray: Any,
+    **reading: Any,
 ) -> None:
     """Classify texts given as arguments, on standard input, or in a file of any size.
 
-    RUN is a run or an export of one. A file is read and written in pieces: the same command goes on
-    where it was killed, and rows that cannot be classified are set aside with the reason.
+    RUN is a run or an export of one. A file is read and written in pieces: the same command resumes where it
+    was killed, and rows that cannot be classified are set aside with the reason.
     """
     if as_json and (output or form):
-        raise click.UsageError("--json goes to standard output: give it, or --output and --format.")
+        raise click.UsageError("--json writes to standard output: give it, or --output and --format.")
     if texts and source:
         raise click.UsageError("Give texts or --input, not both.")
-    layout = {"top_k": top_k, "all_probabilities": probabilities, "format": form, **columns}
-    layout |= {"answer_empty": answer_empty}
+    cluster: dict[str, Any] = {"address": ray_address, "workers": ray_workers, "cores": ray_cores}
+    settings = {"top_k": top_k, "all_probabilities": probabilities, "format": form, "strict": strict}
+    settings |= {"answer_empty": answer_empty, **reading}
     if engine == "ray":
-        settings = {"one_machine_only": bool(texts or as_json or rejects), "strict": strict, **layout}
-        predict_with_ray(run, source, output, promise=promise, **ray, **settings)
+        if texts or as_json or rejects or source in (None, "-") or output in (None, "-"):
+            raise click.UsageError(
+                "--engine ray takes --input FILE|FOLDER|URI and --output FOLDER|URI; texts, pipes, --json "
+                "and --rejects are for one machine (bad rows go to _rejects in the output folder)."
+            )
+        _predict_on_ray(
+            run, str(source), str(output), settings, promise, **cluster | {"cores": ray_cores or 1}
+        )
         return
-    refuse_ray_flags(ray)
-    target = _path_of(output)
+    if wrong := [f"--ray-{name}" for name, value in cluster.items() if value is not None]:
+        raise click.UsageError(f"{wrong[0]} needs --engine ray.")
+    given, target = _path_of(source), _path_of(output)
     if target is not None:
-        _check_output(target, _path_of(source), form)
-    if not as_json and (not texts or output or form):
-        given = _rows_of(texts) if texts else _path_of(source) or _piped()
-        place = Path(rejects) if rejects else None
-        _stream(_load(run, engine), given, target, place, {"strict": strict, **layout}, promise)
-        return
-    table = _table_in_memory(texts, _path_of(source), columns)
-    predictor = _load(run, engine)
-    rule = predictor.decision_rule(**promise, answer_empty=answer_empty)
-    predictions = _classified(predictor, table, columns, rule, answer_empty=answer_empty)
-    if as_json:
-        say(_document(predictions, None if probabilities else top_k, predictor.max_length))
+        from newsdesk.prediction.output_table import check_destination
+
+        check_destination(target, source=given, format=form)
+    if as_json or (texts and not (output or form)):
+        _predict_in_memory(run, engine, texts, given, settings, promise, as_json=as_json)
     else:
-        say(render_predictions(texts, predictions, len(predictor.label_names) if probabilities else top_k))
-        note_reading(predictions.truncation, predictor.max_length, int(predictions.silent.sum()))
-        note_promise(rule, int((~predictions.answered).sum()), len(predictions))
+        rows, place = _rows_of(texts) if texts else given or _piped(), Path(rejects) if rejects else None
+        _predict_stream(_opened(run, engine), rows, target, place, settings, promise)
 
 
-def _load(run: Path, engine: Any) -> Classifier:
+def _opened(run: Path, engine: Any) -> Classifier:
     from newsdesk.prediction.open_model import open_model
 
     with shown_progress() as progress:
-        predictor = open_model(run, engine=engine, progress=progress)
-    if predictor.path != run:
-        click.echo(f"predicting with {predictor.path}; --engine torch computes the run itself", err=True)
-    return predictor
-
-
-def _classified(
-    predictor: Classifier,
-    table: Table,
-    columns: Mapping[str, Any],
-    rule: DecisionRule | None,
-    *,
-    answer_empty: bool,
-) -> Predictions:
-    from newsdesk import api
-
-    layout = {"text": columns["text"], "template": columns["template"]}
-    return api.predict_table(predictor, table, **layout, rule=rule, answer_empty=answer_empty)
-
-
-def _document(predictions: Predictions, top_k: int | None, max_length: int | None) -> dict[str, Any]:
-    """What --json prints: predictions, how much of the texts was read, and the rule of what was promised."""
-    from dataclasses import asdict
-
-    content: dict[str, Any] = {"predictions": predictions.to_dicts(top_k)}
-    if predictions.truncation is not None:
-        content["truncation"] = {**predictions.truncation.to_dict(), "max_length": max_length}
-    return content if predictions.rule is None else content | {"rule": asdict(predictions.rule)}
-
-
-def _stream(
-    predictor: Classifier,
-    source: Path | BinaryIO | RowStream,
-    target: Path | None,
-    rejects: Path | None,
-    settings: Mapping[str, Any],
-    promise: Mapping[str, Any],
-) -> None:
-    """Classify a file or pipe of any size, and say what became of its rows."""
-    from newsdesk.cli.display import BulkDisplay
-    from newsdesk.prediction.bulk import predict_file
-
-    shown_rejects = rejects is None and target is None
-    with standard_output() as stream, BulkDisplay(terminal(), names_rejects=shown_rejects) as display:
-        done = predict_file(
-            predictor,
-            source,
-            target or stream,
-            **settings,
-            **promise,
-            rejects=rejects,
-            observe=display.show,
-        )
-        display.finish(done, target, rejects)
-    note_reading(done.truncation, predictor.max_length, done.unreadable)
-    rule = predictor.decision_rule(**promise, answer_empty=settings["answer_empty"])
-    note_promise(rule, done.unanswered, done.rows_written)
+        classifier = open_model(run, engine=engine, progress=progress)
+    if classifier.path != run:
+        click.echo(f"predicting with {classifier.path}; --engine torch computes the run itself", err=True)
+    return classifier
 
 
 def _path_of(name: str | None) -> Path | None:
@@ -181,22 +146,48 @@ def _path_of(name: str | None) -> Path | None:
     return None if name in (None, "-") else Path(str(name))
 
 
-def _check_output(target: Path, source: Path | None, form: Any) -> None:
-    from newsdesk.prediction.output_table import check_destination
+def _piped() -> BinaryIO:
+    if sys.stdin.isatty():
+        raise click.UsageError("Nothing to classify: give texts, --input FILE, or pipe one text a line.")
+    return sys.stdin.buffer
 
-    check_destination(target, source=source, format=form)
+
+def _predict_in_memory(
+    run: Path,
+    engine: Any,
+    texts: tuple[str, ...],
+    source: Path | None,
+    settings: Mapping[str, Any],
+    promise: Mapping[str, Any],
+    *,
+    as_json: bool,
+) -> None:
+    """Classify the texts given, or for --json all rows of the file or pipe, and print the predictions."""
+    from newsdesk import api
+
+    layout = {name: settings[name] for name in ("text", "template", "answer_empty")}
+    table = _table_in_memory(texts, source, settings)
+    classifier = _opened(run, engine)
+    rule = classifier.decision_rule(**promise, answer_empty=settings["answer_empty"])
+    predictions = api.predict_table(classifier, table, rule=rule, **layout)
+    top_k, every = settings["top_k"], settings["all_probabilities"]
+    if as_json:
+        say(_document(predictions, None if every else top_k, classifier.max_length))
+        return
+    say(render_predictions(texts, predictions, len(classifier.label_names) if every else top_k))
+    _note_reading(predictions.truncation, classifier.max_length, int(predictions.silent.sum()))
+    _note_promise(rule, int((~predictions.answered).sum()), len(predictions))
 
 
-def _table_in_memory(texts: tuple[str, ...], source: Path | None, columns: Mapping[str, Any]) -> Table:
-    """The texts given, or all rows of the file or pipe."""
+def _table_in_memory(texts: tuple[str, ...], source: Path | None, settings: Mapping[str, Any]) -> Table:
     from newsdesk.data.stream import read_stream, read_table
     from newsdesk.data.table import Table
 
     if texts:
-        lines = tuple(range(1, len(texts) + 1))
         rows = tuple((text,) for text in texts)
+        lines = tuple(range(1, len(texts) + 1))
         return Table(_COMMAND_LINE, ("text",), rows, lines, has_header=False)
-    dialect = columns["dialect"].asking(columns["text"], template=columns["template"])
+    dialect = settings["dialect"].asking(settings["text"], template=settings["template"])
     return read_table(source, dialect) if source else read_stream(_piped(), "txt", dialect)
 
 
@@ -207,16 +198,94 @@ def _rows_of(texts: Sequence[str]) -> RowStream:
     return RowStream(head, (Row(number, (text,)) for number, text in enumerate(texts, 1)))
 
 
-def _piped() -> BinaryIO:
-    if sys.stdin.isatty():
-        raise click.UsageError("Nothing to classify: give texts, --input FILE, or pipe one text a line.")
-    return sys.stdin.buffer
+def _document(predictions: Predictions, top_k: int | None, max_length: int | None) -> dict[str, Any]:
+    """What --json prints: predictions, how much of the texts was read, and the rule behind a promise.
+
+    ``top_k`` says how many classes are named; None: the probabilities of all.
+    """
+    content: dict[str, Any] = {"predictions": predictions.to_dicts(top_k)}
+    if predictions.truncation is not None:
+        content["truncation"] = {**predictions.truncation.to_dict(), "max_length": max_length}
+    return content if predictions.rule is None else content | {"rule": asdict(predictions.rule)}
+
+
+def _predict_stream(
+    classifier: Classifier,
+    source: Path | BinaryIO | RowStream,
+    target: Path | None,
+    rejects: Path | None,
+    settings: Mapping[str, Any],
+    promise: Mapping[str, Any],
+) -> None:
+    """Classify a file or pipe of any size, and say what became of its rows."""
+    from newsdesk.cli.display import BulkDisplay
+    from newsdesk.prediction.bulk import predict_file
+
+    names_rejects = rejects is None and target is None
+    with standard_output() as stream, BulkDisplay(terminal(), names_rejects=names_rejects) as display:
+        done = predict_file(
+            classifier,
+            source,
+            target or stream,
+            **settings,
+            **promise,
+            rejects=rejects,
+            observe=display.show,
+        )
+        display.finish(done, target, rejects)
+    _note_reading(done.truncation, classifier.max_length, done.unreadable)
+    rule = classifier.decision_rule(**promise, answer_empty=settings["answer_empty"])
+    _note_promise(rule, done.unanswered, done.rows_written)
+
+
+def _predict_on_ray(
+    run: Path,
+    source: str,
+    output: str,
+    settings: Mapping[str, Any],
+    promise: Mapping[str, Any],
+    **cluster: Any,
+) -> None:
+    """Classify files on a Ray cluster, and say what became of them."""
+    from newsdesk.cli.display import RayDisplay
+    from newsdesk.prediction.open_model import open_model
+    from newsdesk.prediction.ray_bulk import predict_on_ray
+
+    display = RayDisplay(terminal())
+    classifier = open_model(run, engine="onnx")
+    totals = predict_on_ray(
+        classifier, source, output, observe=display.show, **cluster, **settings, **promise
+    )
+    rejected = f"; {totals.rejected:,} rejected, see {output}/_rejects" if totals.rejected else ""
+    note(f"{counted(totals.shards, 'file')}, {counted(totals.rows_read, 'row')}{rejected}")
+    _note_reading(totals.truncation, classifier.max_length, totals.unreadable)
+    if promise:
+        rule = classifier.decision_rule(**promise, answer_empty=settings["answer_empty"])
+        _note_promise(rule, totals.unanswered, totals.rows_written)
+
+
+def _note_reading(read: Truncation | None, max_length: int | None, unreadable: int) -> None:
+    """Say how many texts were cut, and how many had nothing in them; nothing if all were read whole."""
+    if unreadable:
+        texts = "text has" if unreadable == 1 else "texts have"
+        why = "empty, or without a known token; --answer-empty labels such texts too"
+        note(f"{unreadable:,} {texts} no label: {why}")
+    if read is not None and read.cut and max_length is not None:
+        note(read.describe(max_length))
+
+
+def _note_promise(rule: DecisionRule | None, unanswered: int, rows: int) -> None:
+    """Say how many rows were left unanswered, and what is promised for the others; nothing without a rule."""
+    if rule is not None and rule.promise is not None:
+        note(f"{unanswered:,} of {rows:,} left unanswered")
+    for line in rule.describe() if rule is not None else ():
+        note(line)
 
 
 def render_predictions(texts: Sequence[str], predictions: Predictions, top_k: int) -> list[str]:
     """A line a text: its most probable classes with their probabilities, then the text.
 
-    What is not answered begins with a question mark and names the classes in question.
+    An unanswered one begins with a question mark and names the classes in question.
     """
     from rich.cells import cell_len
 
@@ -227,14 +296,76 @@ def render_predictions(texts: Sequence[str], predictions: Predictions, top_k: in
 
 
 def _shown(prediction: Prediction, top_k: int) -> str:
+    def with_probability(labels: Sequence[str]) -> list[str]:
+        return [f"{isolated(label)} {prediction.probabilities[label]:.1%}" for label in labels]
+
     if prediction.label is None:
-        in_question = _with_probability(prediction, prediction.candidates or ())
-        return f"? {' or '.join(in_question) or prediction.reason}"
-    ranked = ", ".join(_with_probability(prediction, [label for label, _ in prediction.top_k(top_k)]))
+        return f"? {' or '.join(with_probability(prediction.candidates or ())) or prediction.reason}"
+    ranked = ", ".join(with_probability([label for label, _ in prediction.top_k(top_k)]))
     if not prediction.candidates:
         return ranked
     return f"{ranked} of {{{', '.join(map(isolated, prediction.candidates))}}}"
 
 
-def _with_probability(prediction: Prediction, labels: Sequence[str]) -> list[str]:
-    return [f"{isolated(label)} {prediction.probabilities[label]:.1%}" for label in labels]
+@verb()
+@RUN
+@click.argument("texts", nargs=-1, required=True, metavar="TEXT ...")
+@flag("--top", type=click.IntRange(min=1), default=8, show_default=True, help="How many words to list.")
+@flag("--target", help="The class to explain; default: the predicted one.", metavar="LABEL")
+@JSON_FLAG
+def explain(run: Path, texts: tuple[str, ...], top: int, target: str | None, as_json: bool) -> None:
+    """Show which words of a text carried the decision.
+
+    RUN is a run or an export of one. A word's weight is what the class's log-odds lose without it.
+    """
+    from newsdesk.prediction.explanation import explain as explain_text
+    from newsdesk.prediction.open_model import open_model
+
+    with shown_progress() as progress:
+        classifier = open_model(run, progress=progress)
+    explanations = [explain_text(classifier, text, target=target) for text in texts]
+    if as_json:
+        say({"explanations": [explanation.to_dict() for explanation in explanations]})
+    else:
+        say(render_explanations(explanations, top))
+
+
+def render_explanations(explanations: Sequence[Explanation], top: int) -> list[str]:
+    """What the terminal shows: in colour if standard output is one that wants it."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    with console.capture() as captured:
+        for number, explanation in enumerate(explanations):
+            console.print(*([""] if number else []), *_lines(explanation, top), sep="\n")
+    return captured.get().removesuffix("\n").split("\n")
+
+
+def _lines(explanation: Explanation, top: int) -> list[Text | str]:
+    """The decision, the text with its words marked, and the weightiest words with their numbers."""
+    if explanation.label is None:
+        return [f"nothing to explain: {explanation.reason}", isolated(explanation.text)]
+    target = isolated(explanation.target)
+    decision = f"{isolated(explanation.label)} {explanation.probability:.1%}"
+    if explanation.target != explanation.label:
+        decision += f"; explained: {target} {explanation.target_probability:.1%}"
+    listed = [f"{word.weight:+7.2f}  {isolated(word.text)}" for word in explanation.top(top)]
+    odds = f"log-odds {explanation.log_odds:+.2f}, of an empty text {explanation.base_log_odds:+.2f}"
+    lost, tokens = explanation.tokens_lost, explanation.tokens
+    cut = [f"the last {lost:,} of {tokens:,} tokens ({lost / tokens:.1%}) were not read"] if lost else []
+    return [decision, _marked(explanation), *listed, f"{odds} (nats; + speaks for {target})", *cut]
+
+
+def _marked(explanation: Explanation) -> Text:
+    """The text; what speaks for the class green, against it red, stronger words brighter."""
+    from rich.text import Text
+
+    marked = Text(explanation.text)
+    strongest = max((abs(word.weight) for word in explanation.words), default=0.0)
+    for word in explanation.words:
+        share = abs(word.weight) / strongest if strongest else 0.0
+        if share >= _FAINTEST:
+            colour = "green" if word.weight > 0 else "red"
+            marked.stylize(f"bold {colour} reverse" if share > 0.5 else colour, word.start, word.end)
+    shown = isolated(explanation.text)
+    return marked if shown == explanation.text else Text.assemble(shown[0], marked, shown[-1])

