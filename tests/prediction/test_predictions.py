@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from newsdesk.errors import UserError
-from newsdesk.prediction.predictions import Prediction, Predictions, Predictor
+from newsdesk.prediction.predictions import Prediction, Predictions
 from newsdesk.runs.calibration import softmax
 
 NAMES = ("World", "Sports", "Business")
@@ -92,13 +92,6 @@ def test_a_prediction_can_be_made_by_hand():
     assert one.top_k(1) == (("a", 0.75),)
 
 
-def test_logits_become_predictions():
-    predictions = Predictions.from_logits(np.array([[0.0, 0.0], [0.0, np.log(3)]]), ["a", "b"])
-    assert predictions.probabilities == pytest.approx(np.array([[0.5, 0.5], [0.25, 0.75]]))
-    assert predictions.probabilities.dtype == np.float32
-    assert predictions.label_names == ("a", "b")
-
-
 def test_no_rows_are_predictions_too():
     empty = Predictions(np.empty((0, 3)), NAMES)
     assert (len(empty), list(empty), empty.labels) == (0, [], ())
@@ -115,14 +108,3 @@ def test_a_model_that_diverged_is_reported_instead_of_its_nonsense():
     with pytest.raises(UserError, match="does not predict numbers") as caught:
         Predictions(broken, ("a", "b"))
     assert caught.value.found == "probabilities [nan, nan] for row 1"
-
-
-def test_anything_with_names_and_probabilities_is_a_predictor():
-    class Coin:
-        label_names = ("heads", "tails")
-
-        def predict_probabilities(self, texts):
-            return np.full((len(texts), 2), 0.5, dtype=np.float32)
-
-    coin: Predictor = Coin()
-    assert Predictions(coin.predict_probabilities(["?"]), coin.label_names)[0].label == "heads"

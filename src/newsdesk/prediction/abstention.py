@@ -291,11 +291,6 @@ class DecisionRule:
         sets |= left[:, None] & (probabilities >= second)
         return sets if self.coverage is not None else sets & left[:, None]
 
-    def reason(self) -> str:
-        """Why a text is not answered. Call it only where there is a promise."""
-        assert self.promise is not None
-        return f"confidence below {self.promise.threshold:.4f}"
-
     def describe(self) -> list[str]:
         """What is promised, of which texts, a line each."""
         lines = []

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, TypeVar, Unpack, cast
+from typing import Any, BinaryIO, TypeAlias, TypeVar, Unpack
 
 import numpy as np
 
@@ -38,7 +37,6 @@ from newsdesk.prediction.resumable_output import (
     Checkpoint,
     DirectOutput,
     PartFile,
-    direct_output,
     fingerprint,
 )
 
@@ -167,7 +165,6 @@ ROWS_PER_WINDOW = 4096
 """Enough that batches of like length waste little, and little enough to be lost by a kill."""
 
 _FAULTS_KEPT = 1000  # from which the commonest is told
-_COMPRESSION = 6  # of gzip; 9 takes three times as long for one per cent
 
 
 class MostlyRejectedError(UserError):
@@ -256,7 +253,6 @@ def predict_file(
         UserError: for input that cannot be read to its end, an output that cannot be written, with
             ``strict`` for the first bad row.
     """
-    direct = not isinstance(destination, Path) or (destination.exists() and not destination.is_file())
     if isinstance(destination, Path):
         given = source if isinstance(source, Path) else None
         format = check_destination(destination, source=given, format=format)
@@ -271,10 +267,7 @@ def predict_file(
     job = _Job(predictor, settings, predictor.decision_rule(**asked), strict, observe)
     stated = dialect.asking(text or predictor.layout.text_columns, template=template)
     with _opened(source, stated) as stream:
-        if direct:
-            return _into_stream(job, stream, destination, rejects)
-        assert isinstance(destination, Path)
-        return _into_file(job, stream, source, destination, rejects)
+        return _predict(job, stream, source, destination, rejects)
 
 
 @dataclass(frozen=True)
@@ -285,7 +278,7 @@ class _Job:
     strict: bool
     observe: Observer
 
-    def table(self, stream: RowStream) -> OutputTable:
+    def table(self, stream: RowStream, *, packed: bool = False) -> OutputTable:
         if self.rule is not None:
             remarks = self.rule.columns
         else:
@@ -297,6 +290,7 @@ class _Job:
             all_probabilities=self.settings["all_probabilities"],
             remarks=remarks,
             arrow_schema=stream.arrow_schema,
+            packed=packed,
         )
 
     def identity(self) -> dict[str, Any]:
@@ -321,61 +315,52 @@ def _opened(source: Path | BinaryIO | RowStream, dialect: Dialect) -> Iterator[R
         yield rows_of(source, Path("standard input"), dialect, form="txt")
 
 
-def _into_file(
+def _predict(
     job: _Job,
     stream: RowStream,
     source: Path | BinaryIO | RowStream,
-    destination: Path,
+    destination: Path | BinaryIO,
     rejects: Path | None,
 ) -> Checkpoint:
-    destination = destination.resolve() if destination.is_symlink() else destination
-    rejects = rejects or destination.with_name(destination.name + ".rejects.jsonl")
-    if isinstance(source, Path):
+    """Write all rows of the stream to a file that can be resumed; at once to a stream, a pipe or a device."""
+    output: PartFile | DirectOutput
+    if isinstance(destination, Path) and (destination.is_file() or not destination.exists()):
+        table = job.table(stream, packed=destination.suffix.lower() == ".gz")
+        destination = destination.resolve() if destination.is_symlink() else destination
+        rejects = rejects or destination.with_name(destination.name + ".rejects.jsonl")
         _check_rejects(rejects, source, destination)
-    known = fingerprint(source) if isinstance(source, Path) else os.urandom(16).hex()  # a pipe never recurs
-    read_as = {"columns": stream.head.columns, "dialect": stream.head.dialect and asdict(stream.head.dialect)}
-    identity = {"input": known, "read_as": read_as, "rejects": str(rejects), **job.identity()}
-    packed = destination.suffix.lower() == ".gz"
-    table = job.table(stream)
-
-    def convert(written: BinaryIO, sink: BinaryIO) -> None:
-        with _gzip(sink) if packed else nullcontext(sink) as place:
-            table.convert(written, place)
-
-    with PartFile(destination, rejects, identity).opened() as part:
-        job.observe(Begun(part.checkpoint.rows_read, part.left_over, _remarkable(stream)))
-        if part.checkpoint.output_bytes and not part.checkpoint.complete:
-            with part.part.open("rb") as written:
-                table.resume(written)
-        if not part.checkpoint.complete:
+        identity = {"rejects": str(rejects), **_identity_of(source, stream), **job.identity()}
+        output = PartFile(destination, rejects, identity, table.convert if table.needs_conversion else None)
+    else:
+        table = job.table(stream)
+        output = DirectOutput(destination, rejects, table.convert if table.needs_conversion else None)
+    head = stream.head
+    with output.opened():
+        read_as = f"{head.path}: {head.read_as}" if head.is_noteworthy else ""
+        job.observe(Begun(output.checkpoint.rows_read, output.left_over, read_as))
+        if not output.checkpoint.complete:
             try:
-                _classify(job, stream, table, part, packed=packed and not table.needs_conversion)
+                _classify(job, stream, table, output)
             except MostlyRejectedError:
-                part.discard()
+                if isinstance(output, PartFile):
+                    output.discard()
                 raise
-        part.finish(convert if table.needs_conversion else None)
-        return part.checkpoint
+        output.finish()
+    return output.checkpoint
 
 
-def _into_stream(
-    job: _Job, stream: RowStream, destination: Path | BinaryIO, rejects: Path | None
-) -> Checkpoint:
-    table = job.table(stream)
-    with direct_output(destination, rejects, table.convert if table.needs_conversion else None) as output:
-        job.observe(Begun(0, left_over=False, read_as=_remarkable(stream)))
-        _classify(job, stream, table, output, packed=False)
-        return output.checkpoint
+def _identity_of(source: Path | BinaryIO | RowStream, stream: RowStream) -> dict[str, Any]:
+    """What tells whether an input is the same, read in the same way; a pipe never is."""
+    known = fingerprint(source) if isinstance(source, Path) else os.urandom(16).hex()
+    dialect = None if stream.head.dialect is None else asdict(stream.head.dialect)
+    return {"input": known, "read_as": {"columns": stream.head.columns, "dialect": dialect}}
 
 
-def _gzip(sink: BinaryIO) -> BinaryIO:
-    """Compress into ``sink``, with neither name nor time: the same content gives the same bytes."""
-    return cast(BinaryIO, gzip.GzipFile("", "wb", _COMPRESSION, sink, mtime=0))
-
-
-def _classify(
-    job: _Job, stream: RowStream, table: OutputTable, output: PartFile | DirectOutput, *, packed: bool
-) -> None:
+def _classify(job: _Job, stream: RowStream, table: OutputTable, output: PartFile | DirectOutput) -> None:
     """Every row that the output does not have yet, window after window."""
+    if isinstance(output, PartFile) and output.checkpoint.output_bytes:
+        with output.part.open("rb") as part:
+            table.resume(part)
     if stream.faults:
         raise stream.faults[0].error(stream.head.path)
     if not stream.head.columns:  # no row can be read
@@ -399,7 +384,7 @@ def _classify(
         written, refused = table.write(Piece(window.rows, predictions, window.numbers))
         rejected = _with_refused(window, refused, stream, strict=job.strict)
         output.append(
-            gzip.compress(written, _COMPRESSION, mtime=0) if packed else written,
+            written,
             b"".join(reject.to_json() for reject in rejected),
             rows_read=window.end - window.start,
             rejected=len(rejected),
@@ -408,10 +393,6 @@ def _classify(
         job.observe(WindowWritten(output.checkpoint, window.share, tuple(rejected)))
         faults += list(refused.values())[: _FAULTS_KEPT - len(faults)]
     _require_half(stream, output.checkpoint.rejected, output.checkpoint.rows_read, faults)
-
-
-def _remarkable(stream: RowStream) -> str:
-    return f"{stream.head.path}: {stream.head.read_as}" if stream.head.is_noteworthy else ""
 
 
 def _require_half(stream: RowStream, rejected: int, rows: int, faults: Sequence[Fault]) -> None:
@@ -465,10 +446,10 @@ def _with_refused(window: Window, refused: Refused, stream: RowStream, *, strict
     return sorted([*window.rejects, *others], key=lambda reject: reject.fault.line)
 
 
-def _check_rejects(rejects: Path, source: Path, destination: Path) -> None:
+def _check_rejects(rejects: Path, source: object, destination: Path) -> None:
     """Refuse a file of rejects that is the input or the output. Raises UserError."""
     for other, flag in ((source, "--input"), (destination, "--output")):
-        if rejects.resolve() == other.resolve():
+        if isinstance(other, Path) and rejects.resolve() == other.resolve():
             raise UserError(
                 f"the rejects would overwrite {other}",
                 found=f"{flag} {other} --rejects {rejects}",

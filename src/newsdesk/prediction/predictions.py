@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,6 @@ from newsdesk.data.dialect import NO_QUOTE, Dialect
 from newsdesk.errors import UserError
 from newsdesk.model.tokenizer import Truncation
 from newsdesk.prediction.abstention import CANDIDATES, IS_OFF_TOPIC, OFF_TOPIC, REASON, DecisionRule
-from newsdesk.runs.calibration import softmax
 
 PROBABILITY_DIGITS = 6
 
@@ -32,11 +31,9 @@ def delimited_lines(
     None is empty; lists, objects and truth values are JSON. A lone surrogate, which UTF-8 cannot hold, is
     written as its escape, such as ``\ud800``. With the quote ``none`` nothing is quoted.
     """
-    # csv quotes a lone \r only where the line end holds one, hence its own line end, cut off again.
-    if quote == NO_QUOTE:
-        writer = csv.writer(_Echo(), delimiter=delimiter, quoting=csv.QUOTE_NONE, lineterminator="\r\n")
-    else:
-        writer = csv.writer(_Echo(), delimiter=delimiter, quotechar=quote, lineterminator="\r\n")
+    # csv quotes a lone \r only where the line end contains one, hence its own line end, cut off again.
+    quoting: Any = {"quoting": csv.QUOTE_NONE} if quote == NO_QUOTE else {"quotechar": quote}
+    writer = csv.writer(_Echo(), delimiter=delimiter, lineterminator="\r\n", **quoting)
     for row in rows:
         line: str = writer.writerow([_plain(value) for value in row])
         yield (line[:-2] + "\n").encode(errors="backslashreplace")
@@ -63,19 +60,6 @@ def _plain(value: object) -> object:
     if isinstance(value, bool | list | tuple | dict):
         return json.dumps(value, ensure_ascii=False, default=str)
     return value
-
-
-class Predictor(Protocol):
-    """Anything that classifies texts: a run in PyTorch, an exported exported model, a stand-in in a test."""
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """The classes, in the order of the columns that ``predict_probabilities`` returns."""
-        ...
-
-    def predict_probabilities(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Probabilities of shape (texts, classes); rows in the order of ``texts``, each summing to one."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -167,11 +151,6 @@ class Predictions:
             )
         object.__setattr__(self, "probabilities", probabilities)
 
-    @classmethod
-    def from_logits(cls, logits: NDArray[np.floating], label_names: Sequence[str]) -> Predictions:
-        """From a classifier's raw outputs, (rows, classes)."""
-        return cls(softmax(logits), tuple(label_names))
-
     def __len__(self) -> int:
         """The number of rows."""
         return len(self.probabilities)
@@ -228,9 +207,8 @@ class Predictions:
     @cached_property
     def reasons(self) -> tuple[str | None, ...]:
         """Why each row is not answered; None where it is."""
-        if self.answered.all():
-            return (None,) * len(self)
-        unsure = self.rule.reason() if self.rule is not None and self.rule.promise is not None else None
+        promise = None if self.rule is None else self.rule.promise
+        unsure = None if promise is None else f"confidence below {promise.threshold:.4f}"
         unreadable = self.unreadable or (None,) * len(self)
         rows = zip(self.answered, unreadable, self.filtered, strict=True)
         return tuple(

@@ -87,13 +87,17 @@ class PartFile:
         left_over: whether an unfinished output of other input or settings had to be dropped.
     """
 
-    def __init__(self, destination: Path, rejects: Path, job: Mapping[str, Any]) -> None:
+    def __init__(
+        self, destination: Path, rejects: Path, job: Mapping[str, Any], convert: Convert | None = None
+    ) -> None:
+        """Take the places, what decides the output, and what makes the part file the output in the end."""
         self.destination = destination
         self.rejects = rejects
         self.part = _beside(destination, ".part")
         self._rejects_part = _beside(rejects, ".part")
         self._journal = _beside(destination, ".part.json")
         self._job = json.loads(json.dumps(job))
+        self._convert = convert
         self.checkpoint = Checkpoint()
         self.left_over = False
 
@@ -137,8 +141,8 @@ class PartFile:
             _append(self._rejects_part, now.rejects_bytes, rejects)
         self._note(now.plus(**counts, output_bytes=len(output), rejects_bytes=len(rejects)))
 
-    def finish(self, convert: Convert | None = None) -> None:
-        """Put the files in their places, the output through ``convert`` if given, and drop the journal.
+    def finish(self) -> None:
+        """Put the files in their places, the output converted where it has to be, and drop the journal.
 
         A file of rejects that an earlier output left there goes when this one has none.
         """
@@ -149,9 +153,9 @@ class PartFile:
         elif not self.checkpoint.rejects_bytes:
             self.rejects.unlink(missing_ok=True)
         if self.part.is_file():
-            if convert is not None:
+            if self._convert is not None:
                 with self.part.open("rb") as written, atomic_writer(self.destination) as sink:
-                    convert(written, sink)
+                    self._convert(written, sink)
                 self.part.unlink()
             else:
                 self.part.replace(self.destination)
@@ -235,42 +239,46 @@ def _append(path: Path, position: int, content: bytes) -> None:
 
 
 class DirectOutput:
-    """Takes what a part file takes, and keeps no journal.
+    """Takes what a part file takes, writes it to a stream or a pipe at once, and keeps no journal.
 
     Attributes:
         checkpoint: how far it has come.
     """
 
-    def __init__(self, sink: BinaryIO, rejects: BinaryIO | None) -> None:
+    left_over = False
+
+    def __init__(
+        self, destination: Path | BinaryIO, rejects: Path | None, convert: Convert | None = None
+    ) -> None:
+        """Take the places; with ``convert`` nothing is written before `finish`."""
         self.checkpoint = Checkpoint()
-        self._sink = sink
-        self._rejects = rejects
+        self._destination, self._rejects_path, self._convert = destination, rejects, convert
+
+    @contextmanager
+    def opened(self) -> Iterator[DirectOutput]:
+        """Open the places. If the block fails before anything was appended, no file of rejects stays."""
+        with ExitStack() as files:
+            place, rejects = self._destination, self._rejects_path
+            self._sink = files.enter_context(place.open("wb")) if isinstance(place, Path) else place
+            self._written = self._sink if self._convert is None else files.enter_context(TemporaryFile())
+            self._rejects = None if rejects is None else files.enter_context(rejects.open("wb"))
+            try:
+                yield self
+            except BaseException:
+                if rejects is not None and not self.checkpoint.rows_read:
+                    rejects.unlink(missing_ok=True)
+                raise
 
     def append(self, output: bytes, rejects: bytes, **counts: int) -> None:
         """Write both at once."""
-        self._sink.write(output)
-        self._sink.flush()
+        self._written.write(output)
+        self._written.flush()
         if self._rejects is not None:
             self._rejects.write(rejects)
         self.checkpoint = self.checkpoint.plus(**counts)
 
-
-@contextmanager
-def direct_output(
-    destination: Path | BinaryIO, rejects: Path | None, convert: Convert | None
-) -> Iterator[DirectOutput]:
-    """Write to a stream or a pipe's path, through ``convert`` in the end where the format needs it."""
-    with ExitStack() as files:
-        sink = files.enter_context(destination.open("wb")) if isinstance(destination, Path) else destination
-        waiting = files.enter_context(TemporaryFile()) if convert is not None else None
-        taker = files.enter_context(rejects.open("wb")) if rejects else None
-        output = DirectOutput(waiting or sink, taker)
-        try:
-            yield output
-        except BaseException:
-            if rejects is not None and not output.checkpoint.rows_read:
-                rejects.unlink(missing_ok=True)
-            raise
-        if convert is not None and waiting is not None:
-            waiting.seek(0)
-            convert(waiting, sink)
+    def finish(self) -> None:
+        """Write what had to wait for its conversion."""
+        if self._convert is not None:
+            self._written.seek(0)
+            self._convert(self._written, self._sink)
