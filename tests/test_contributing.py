@@ -225,17 +225,17 @@ def test_a_verb(workshop: Workshop):
 
 
 def test_a_data_set(workshop: Workshop):
-    entry = """_cachopo(
-                "webkb",
-                "web pages of universities, 4 kinds",
-                "none stated",
-                rows=(2_785, 1_383),
-                train_sha256="0" * 64,
-                test_sha256="0" * 64,
-            ),
-            """
-    first = 'DataSet(\n                name="ag_news",'
-    workshop.put("data/load.py", entry + first, instead_of=first)
+    entry = """[webkb]
+description = "web pages of universities, 4 kinds"
+licence = "none stated"
+train = "train.csv"
+test = "test.csv"
+rows = [2_785, 1_383]
+hub = "organisation/webkb"
+
+"""
+    first = "[reuters-r8]"
+    workshop.put("data/data_sets.toml", entry + first, instead_of=first)
     listed = json.loads(workshop.newsdesk("data", "list", "--json"))
     assert "webkb" in [data["name"] for data in listed]
     workshop.check_against("A data set")

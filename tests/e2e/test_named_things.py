@@ -9,7 +9,7 @@ import pytest
 from newsdesk.data.load import DATA_SETS
 from newsdesk.model.catalog import BASE_MODELS
 
-SOUND = "text,label\n" + "".join(
+GOOD = "text,label\n" + "".join(
     f"{what} rises again,Business\nTeam wins the {what} cup,Sports\n"
     for what in ("Oil", "Gold", "Tin", "Rice", "Wheat")
 )
@@ -42,19 +42,19 @@ def test_an_unknown_data_set_is_answered_with_the_closest(newsdesk):
     assert "reuters-r8" in outcome.err
 
 
-def test_pulling_says_where_the_files_lie(newsdesk, desk, monkeypatch, tmp_path):
-    from newsdesk.data import datasets
+def test_pulling_says_where_the_files_are(newsdesk, desk, monkeypatch, tmp_path):
+    from newsdesk.data import load
 
     assert newsdesk("models", "pull", desk.base).lines == [f"{desk.base} is in {desk.base} (from: local)"]
-    monkeypatch.setattr(datasets, "pull", lambda _name, **_named: tmp_path)
+    monkeypatch.setattr(load, "pull", lambda _name, **_named: tmp_path)
     assert newsdesk("data", "pull", "reuters-r8").lines == [f"reuters-r8 is in {tmp_path}"]
 
 
-def test_a_sound_file_is_sound_and_a_faulty_one_fails(newsdesk, tmp_path):
-    sound, faulty = tmp_path / "sound.csv", tmp_path / "faulty.csv"
-    sound.write_text(SOUND)
-    faulty.write_text(SOUND + "too,many,cells\n")
-    outcome = newsdesk("data", "check", sound)
+def test_a_good_file_is_ok_and_a_faulty_one_fails(newsdesk, tmp_path):
+    good, faulty = tmp_path / "good.csv", tmp_path / "faulty.csv"
+    good.write_text(GOOD)
+    faulty.write_text(GOOD + "too,many,cells\n")
+    outcome = newsdesk("data", "check", good)
     assert (outcome.code, outcome.lines[-1]) == (0, "OK")
     outcome = newsdesk("data", "check", faulty)
     assert (outcome.code, outcome.lines[-1]) == (1, "problems found")
@@ -63,7 +63,7 @@ def test_a_sound_file_is_sound_and_a_faulty_one_fails(newsdesk, tmp_path):
 
 
 def test_a_check_can_be_read_by_a_program(newsdesk, tmp_path):
-    (tmp_path / "train.csv").write_text(SOUND)
+    (tmp_path / "train.csv").write_text(GOOD)
     (tmp_path / "test.csv").write_text("text,label\noil RISES again,Business\n")
     outcome = newsdesk("data", "check", tmp_path / "train.csv", "--against", tmp_path / "test.csv", "--json")
     assert outcome.code == 1
