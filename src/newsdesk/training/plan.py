@@ -16,7 +16,7 @@ from torch import nn
 
 from newsdesk.config import DataSection, Recipe, ResolvedRecipe, TrainingSection
 from newsdesk.data.examples import validation_size
-from newsdesk.data.load import DATA_SETS, DataSet, TrainingData, dialect_of, load_split, load_training_data
+from newsdesk.data.load import DATA_SETS, TrainingData, dialect_of, load_split, load_training_data
 from newsdesk.errors import counted
 from newsdesk.hub.cache import Slot
 from newsdesk.model.architectures import ParameterGroup, parameter_table, require_length
@@ -60,6 +60,11 @@ class RowCounts:
     rows_from: Literal["data", "catalogue"]
     classes_from: Literal["data", "catalogue", "assumed"]
 
+    @classmethod
+    def of(cls, data: TrainingData) -> RowCounts:
+        """Those of rows at hand."""
+        return cls(len(data.train), len(data.validation), len(data.train.label_names), "data", "data")
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -102,27 +107,14 @@ class Lengths:
 
 @dataclass(frozen=True)
 class TimeEstimate:
-    """How long the training steps would take on this machine; validation and start-up come on top.
+    """How long the training steps would take on this machine, (low, high) in seconds, and what that rests on.
 
-    Attributes:
-        device: where it would run, as torch names it.
-        precision: of the frozen encoder's products.
-        threads: processor threads that torch uses.
-        matmul_rate: measured rate of matrix products of the encoder's shapes, in FLOP/s.
-        flops_per_token: see ``training_flops_per_token``.
-        tokens: computed in the whole training, padding included where it is known.
-        efficiency: (low, high) share of ``matmul_rate`` that steps are assumed to reach.
-        seconds: (low, high).
+    Validation and start-up come on top.
     """
 
-    device: str
-    precision: Precision
-    threads: int
-    matmul_rate: float
-    flops_per_token: int
-    tokens: int
-    efficiency: tuple[float, float]
+    where: str
     seconds: tuple[float, float]
+    basis: str
 
 
 @dataclass(frozen=True)
@@ -171,7 +163,8 @@ def make_plan(resolved: ResolvedRecipe, *, measure_speed: bool = True) -> Plan:
     Raises UserError for anything that training would refuse as well.
     """
     recipe, training = resolved.recipe, resolved.recipe.training
-    rows, data = _find_rows(recipe)
+    data = _find_data(recipe)
+    rows = _catalogue_rows(recipe.data) if data is None else RowCounts.of(data)
     model = outline_classifier(resolve_config(recipe.model.base), rows.classes, recipe.model, recipe.lora)
     require_length(model.config, recipe.model.max_length)
     total = total_steps(rows.train, training)
@@ -200,19 +193,17 @@ def make_plan(resolved: ResolvedRecipe, *, measure_speed: bool = True) -> Plan:
     )
 
 
-def _find_rows(recipe: Recipe) -> tuple[RowCounts, TrainingData | None]:
-    """The numbers of rows and classes, and the rows themselves where they are on this disk."""
-    data = recipe.data
-    known = DATA_SETS.get(data.train)
-    if known is None or known.is_cached or Path(data.train).is_file():
-        loaded = load_training_data(data, seed=recipe.training.seed, offline=True)
-        classes = len(loaded.train.label_names)
-        return RowCounts(len(loaded.train), len(loaded.validation), classes, "data", "data"), loaded
-    return _catalogue_rows(data, known), None
+def _find_data(recipe: Recipe) -> TrainingData | None:
+    """The rows themselves, where they are on this disk."""
+    known = DATA_SETS.get(recipe.data.train)
+    if known is None or known.is_cached or Path(recipe.data.train).is_file():
+        return load_training_data(recipe.data, seed=recipe.training.seed, offline=True)
+    return None
 
 
-def _catalogue_rows(data: DataSection, known: DataSet) -> RowCounts:
+def _catalogue_rows(data: DataSection) -> RowCounts:
     """What is known of a data set that was never fetched, split as it would be."""
+    known = DATA_SETS[data.train]
     train = known.rows[0]
     if data.validation is not None:
         validation = len(load_split(data.validation, "test", dialect=dialect_of(data), offline=True).table)
@@ -309,15 +300,12 @@ def estimate_time(
     rate = matmul_rate((batch, widest.in_features, widest.out_features), device, precision)
     flops = training_flops_per_token(model)
     slow, fast = _CPU_EFFICIENCY if device.type == "cpu" else _GPU_EFFICIENCY
+    threads = f", threads: {torch.get_num_threads()}" if device.type == "cpu" else ""
     return TimeEstimate(
-        device=str(device),
-        precision=precision,
-        threads=torch.get_num_threads(),
-        matmul_rate=rate,
-        flops_per_token=flops,
-        tokens=tokens,
-        efficiency=(slow, fast),
-        seconds=(tokens * flops / (rate * fast), tokens * flops / (rate * slow)),
+        f"{device}, {precision}{threads}",
+        (tokens * flops / (rate * fast), tokens * flops / (rate * slow)),
+        f"{tokens:,} tokens of {flops / 1e6:.0f} MFLOP, at {100 * slow:g} to {100 * fast:g} % of the "
+        f"{rate / 1e9:,.0f} GFLOP/s measured on matrix products",
     )
 
 
@@ -449,16 +437,11 @@ def _render_lengths(plan: Plan) -> list[str]:
 def _render_time(time: TimeEstimate | None) -> list[str]:
     if time is None:
         return ["time on this machine: not estimated"]
-    where = f"{time.precision}, threads: {time.threads}" if time.device == "cpu" else time.precision
-    low, high = (f"{100 * share:g}" for share in time.efficiency)
+    low, high = map(_duration, time.seconds)
     return [
-        f"time on this machine ({time.device}, {where})",
-        f"  {'estimate, all epochs':<28}{_duration(time.seconds[0])} to {_duration(time.seconds[1])}",
-        *_wrapped(
-            f"{time.tokens:,} tokens of {time.flops_per_token / 1e6:.0f} MFLOP, at {low} to {high} % of the "
-            f"{time.matmul_rate / 1e9:,.0f} GFLOP/s measured on matrix products. Validation comes on top.",
-            "  ",
-        ),
+        f"time on this machine ({time.where})",
+        f"  {'estimate, all epochs':<28}{low} to {high}",
+        *_wrapped(f"{time.basis}. Validation comes on top.", "  "),
     ]
 
 
