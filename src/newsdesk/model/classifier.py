@@ -78,8 +78,7 @@ def outline_classifier(
 def load_classifier(base: Path, adapter: Path, label_names: Sequence[str]) -> PeftModel:
     """A base model with a trained adapter folder in PEFT's layout on it, in float32 and evaluation mode.
 
-    Raises UserError when the adapter was made for another model, another number of labels, or lies in a
-    pickle.
+    Raises UserError when the adapter was made for another model or another number of labels, or is a pickle.
     """
     from peft import PeftModel
     from safetensors import SafetensorError
@@ -180,11 +179,15 @@ def _pretrained(base: Path, label_names: Sequence[str], *, dropout: float | None
     ``dropout`` replaces what the base uses inside its encoder; the head keeps its own.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    config = _read_config(base, label_names)
-    with quiet_transformers():
-        try:
+    labels = dict(enumerate(label_names))
+    ids = {name: label for label, name in labels.items()}
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(
+                str(base), num_labels=len(labels), id2label=labels, label2id=ids
+            )
             head_dropouts = {} if dropout is None else _head_dropouts(config)
             for name in _ENCODER_DROPOUTS if dropout is not None else ():
                 if hasattr(config, name):
@@ -192,8 +195,8 @@ def _pretrained(base: Path, label_names: Sequence[str], *, dropout: float | None
             classifier, loading = AutoModelForSequenceClassification.from_pretrained(
                 str(base), config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
-        except (ValueError, OSError, RuntimeError, SafetensorError) as error:
-            raise _unusable_base(base, error) from error
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+        raise _unusable_base(base, error) from error
     _require_whole_encoder(base, classifier.base_model_prefix, loading["missing_keys"])
     for name, probability in head_dropouts.items():
         classifier.get_submodule(name).p = probability
@@ -216,29 +219,15 @@ def _head_dropouts(config: PretrainedConfig) -> dict[str, float]:
 def _require_whole_encoder(base: Path, prefix: str, missing: Iterable[str]) -> None:
     """Raise UserError where transformers would start a part of the encoder from random numbers.
 
-    But for the pooler: encoders pre-trained on masked tokens alone have none.
+    Except the pooler: encoders pre-trained on masked tokens alone have none.
     """
     lost = sorted(name for name in missing if name.startswith(prefix + ".") and ".pooler." not in name)
     if lost:
         raise UserError(
             f"the weights in {base} are not a whole encoder",
-            found=f"{len(lost)} tensors that its config.json asks for are not there, the first {lost[0]}",
+            found=f"{len(lost)} tensors of its config.json's architecture are missing, the first {lost[0]}",
             fix="give --base the folder as save_pretrained wrote it",
         )
-
-
-def _read_config(base: Path, label_names: Sequence[str]) -> PretrainedConfig:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(  # type: ignore[no-any-return]
-            str(base),
-            num_labels=len(label_names),
-            id2label=dict(enumerate(label_names)),
-            label2id={name: index for index, name in enumerate(label_names)},
-        )
-    except (ValueError, OSError) as error:
-        raise _unusable_base(base, error) from error
 
 
 def _adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
@@ -318,7 +307,7 @@ def _first_fact(error: Exception) -> str:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without the notices that a fresh head is fresh, and without progress bars: newsdesk shows its own."""
+    """Without transformers' notices of a fresh head and its progress bars: newsdesk shows its own."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -354,7 +343,8 @@ def copy_tokenizer(base: Path, target: Path) -> None:
             found=_first_fact(error),
             fix="put its tokenizer.json and tokenizer_config.json into that folder",
         ) from error
-    with tempfile.TemporaryDirectory(prefix=".tokenizer-", dir=_existing(target.parent)) as temporary:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".tokenizer-", dir=target.parent) as temporary:
         tokenizer.save_pretrained(temporary)
         if not (Path(temporary) / "tokenizer.json").is_file():
             raise UserError(
@@ -363,8 +353,3 @@ def copy_tokenizer(base: Path, target: Path) -> None:
             )
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(temporary, target)
-
-
-def _existing(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -35,7 +35,7 @@ LOGITS, FEATURES = "logits", "features"
 QUALITY = "quality.json"
 """What an export was found to be worth, by the gate."""
 
-_FIX = "copy the exported model anew from where it is whole, or export it again with newsdesk export"
+_FIX = "copy the exported model again from an undamaged copy, or export it again with newsdesk export"
 
 _FITTED = (CALIBRATION, CALIBRATION_ROWS, OFF_TOPIC)
 """What is fitted on held-out rows, and may be again after the export."""

@@ -49,7 +49,7 @@ _REPORT = b'<meta name="generator" content="newsdesk'
 _ORIGIN = re.compile(r"^\w+ = .*  # (default|flag|flag --set|recipe .+|imported)$", re.MULTILINE)
 """A line of a recipe from before it had a header."""
 
-_FIX = "copy the run anew from where it is whole, or train it again"
+_FIX = "copy the run again from an undamaged copy, or train it again"
 
 
 LabelKind = Literal["text", "integer", "number", "boolean"]

@@ -64,8 +64,8 @@ class Validation:
     """The state of the model on validation rows: those that choose the best state, or all where none do.
 
     ``best`` when this is the state to be kept so far: better than every earlier one, or where none choose
-    the last. Macro F1 is a mean over ``macro_f1_classes`` of the ``classes``. Logs of earlier versions do not
-    tell the last three, which are 0 there.
+    the last. Macro F1 is a mean over ``macro_f1_classes`` of the ``classes``. In logs of earlier versions the
+    last three are missing and read as 0.
     """
 
     step: int
@@ -81,10 +81,7 @@ class Validation:
 
 @dataclass(frozen=True)
 class Resumed:
-    """Training goes on from a checkpoint after ``step`` steps.
-
-    ``passed_over`` names newer checkpoints that were found damaged.
-    """
+    """Training resumes after ``step`` steps; ``passed_over`` names newer checkpoints that are damaged."""
 
     step: int
     epoch: float
@@ -93,7 +90,7 @@ class Resumed:
 
 @dataclass(frozen=True)
 class Interrupted:
-    """Training was asked to stop and ends here; the model still holds the state it would go on from."""
+    """Training was asked to stop and ends here; the model still holds the state to resume from."""
 
     step: int
     epoch: float
@@ -120,7 +117,7 @@ def to_record(event: Event) -> dict[str, Any]:
     """
     values = to_content(event).items()
     finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values}
-    return {"event": event_name(type(event)), **finite}
+    return {"event": type(event).__name__.lower(), **finite}
 
 
 def from_record(kind: type[Event], record: Mapping[str, Any]) -> Event:
@@ -129,12 +126,7 @@ def from_record(kind: type[Event], record: Mapping[str, Any]) -> Event:
     return from_content(kind, {**record, **lost})
 
 
-def event_name(kind: type[Event]) -> str:
-    """What a log calls events of a kind."""
-    return kind.__name__.lower()
-
-
-_FIX = "copy the run anew from where it is whole, or train it again"
+_FIX = "copy the run again from an undamaged copy, or train it again"
 
 
 @dataclass(frozen=True)
@@ -145,12 +137,20 @@ class Logged:
     seconds: float
 
 
+@dataclass(frozen=True)
+class _Line:
+    """What every line of a log has."""
+
+    event: str
+    seconds: float
+
+
 def read_log(path: Path, *kinds: type[Event]) -> Iterator[Logged]:
     """The events of a log in their order: those of the ``kinds`` named, else all.
 
     Raises UserError for a log that is missing, or damaged in a line that is read.
     """
-    wanted = {event_name(kind): kind for kind in kinds or get_args(Event)}
+    wanted = {kind.__name__.lower(): kind for kind in kinds or get_args(Event)}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
@@ -167,19 +167,11 @@ def read_log(path: Path, *kinds: type[Event]) -> Iterator[Logged]:
             raise damaged(path, f"line {number}: {error}", fix=_FIX) from None
 
 
-@dataclass(frozen=True)
-class _Line:
-    """What every line of a log has."""
-
-    event: str
-    seconds: float
-
-
 class EventLog:
     """Appends events to log.jsonl with the seconds that training has taken so far."""
 
     def __init__(self, path: Path, *, keep: int | None = None) -> None:
-        """Open ``path`` for appending, behind its first ``keep`` bytes where that is given: the rest goes."""
+        """Open ``path`` for appending; what follows its first ``keep`` bytes, if given, is removed."""
         self._path = path
         self._stream = path.open("a", encoding="utf-8")
         if keep is not None:

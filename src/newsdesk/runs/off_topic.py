@@ -1,9 +1,9 @@
-"""How foreign a text is to what a classifier was trained on: a distance between features, and its p-value.
+"""How far a text is from what a classifier was trained on: a distance between features, and its p-value.
 
-Features are the states of the tokens behind two thirds of the layers, averaged over the text. Deeper layers
-keep what tells the classes apart and forget the rest; what is foreign shows before (docs/trust.md has
-the comparison). The distance is Mahalanobis's to the nearest class (Lee et al., 2018), with a covariance that
-knows the length of the text: an average of few tokens lies far from everything without being foreign.
+Features are the states of the tokens after two thirds of the layers, averaged over the text: deeper layers
+keep what tells the classes apart and lose the rest, by which off-topic texts show (docs/trust.md has the
+comparison). The distance is Mahalanobis's to the nearest class (Lee et al., 2018), with a covariance that
+depends on the length of the text: an average of few tokens is far from everything without being off topic.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TokenIds = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class OffTopicScore:
-    """What is needed to say how foreign a text is; made by `fit_off_topic`.
+    """What is needed to say how far off topic a text is; made by `fit_off_topic`.
 
     Attributes:
         projection: float32 (features, features), to coordinates that vary independently, each by 1 at the
@@ -44,8 +44,8 @@ class OffTopicScore:
         centres: float32 (classes, features), the classes' means in these coordinates.
         by_length: float32 (features,), how a coordinate's variance grows with 1 / tokens.
         usual_inverse_length: the mean of 1 / tokens over the rows it was fitted on.
-        reference: float32 (rows,), distances of the run's own held-out texts, ascending.
-        facts: what is worth knowing of the rows, as text by name.
+        reference: float32 (rows,), distances of held-out texts of the training topics, ascending.
+        facts: numbers of rows, as text by name.
     """
 
     projection: Floats
@@ -56,7 +56,7 @@ class OffTopicScore:
     facts: Mapping[str, str] = field(default_factory=dict)
 
     def distances(self, features: Values, tokens: NDArray[np.integer]) -> Floats:
-        """Squared Mahalanobis distance to the nearest class, (rows,); greater is more foreign.
+        """Squared Mahalanobis distance to the nearest class, (rows,); greater is further off topic.
 
         ``features`` is (rows, features), ``tokens`` the length of each text, (rows,).
         """
@@ -67,7 +67,7 @@ class OffTopicScore:
         return np.min(to_each, axis=0)  # type: ignore[no-any-return]
 
     def p_values(self, distances: Values) -> Floats:
-        """Share of the run's own texts that look at least as foreign, (rows,), never 0.
+        """Share of the held-out texts that are at least as far off topic, (rows,), never 0.
 
         A conformal p-value (Vovk et al., 2005; Bates et al., 2023): of texts like the held-out ones, at most
         a share p gets p or less. The smallest is 1 / (held-out rows + 1).
@@ -79,9 +79,9 @@ class OffTopicScore:
 
         A promise about texts with a p-value above ``level`` needs calibration rows drawn as these texts are.
         The filter's cutoff is the k-th largest distance of the reference, k = level * (rows + 1) rounded
-        down, so that the row that sets it is an extreme case and no random one: it is left out. The rows
-        nearer than it are, given the cutoff, independent draws of the texts that pass (a property of order
-        statistics). So the comparison counts the row itself, which ``p_values`` of new texts does not.
+        down: the row that sets it is no random one, and is left out. The nearer ones are, given the cutoff,
+        independent draws of the texts that pass (a property of order statistics). So the comparison counts
+        the row itself, which ``p_values`` of new texts does not.
         """
         return np.asarray(self._p_values(distances, 0) > level, dtype=np.bool_)
 
@@ -91,10 +91,7 @@ class OffTopicScore:
         return np.asarray((itself + at_least) / (1 + rows), dtype=np.float32)
 
     def with_reference(self, distances: Values) -> Self:
-        """The same score, held against these distances of texts of the run's own, (rows,).
-
-        Raises ValueError without rows.
-        """
+        """The same score with these distances of held-out texts, (rows,). Raises ValueError without rows."""
         if not len(distances):
             raise ValueError("a p-value needs at least one row to compare with")
         facts = {**self.facts, "held_out_rows": str(len(distances))}
@@ -142,9 +139,9 @@ def off_topic_score(
 ) -> tuple[OffTopicScore, Floats] | None:
     """A classifier's score from rows it learned from and rows it did not; None where none were held out.
 
-    Up to `MOST_ROWS` training rows are taken, and every second once more, cut short: so the fit sees how
-    features depend on length where all rows are long. The distances of all held-out rows, (rows,), are
-    returned beside the score: they are its reference, and promises need to know which row has which.
+    Up to `MOST_ROWS` training rows are taken, and every second once more, cut short, which shows how features
+    depend on length where all rows are long. Beside the score come the distances of all held-out rows,
+    (rows,), in their order: its reference is sorted.
 
     Args:
         features_of: what computes features (rows, features) of token ids, the classifier itself.
@@ -174,9 +171,9 @@ def fit_off_topic(
 ) -> OffTopicScore:
     """Fit the distance on training texts, some of them cut short; the reference is still empty.
 
-    The covariance of a text's features is taken as A + B / tokens: what differs from text to text, and what
-    differs from token to token and averages out. Both come from one regression of the products of deviations
-    on 1 / tokens, and from there coordinates in which both are diagonal.
+    The covariance of a text's features is taken as A + B / tokens: what differs between texts, and what
+    differs between tokens and averages out. One regression of the products of deviations on 1 / tokens gives
+    both, and coordinates in which both are diagonal.
 
     Args:
         features: (rows, features).
@@ -201,7 +198,7 @@ def fit_off_topic(
 
 
 def _whitening(deviations: NDArray[np.float64]) -> NDArray[np.float64]:
-    """To coordinates of unit covariance, (features, features)."""
+    """(features, features), to coordinates of unit covariance."""
     covariance = deviations.T @ deviations / len(deviations)
     mean_variance = max(float(np.trace(covariance)) / len(covariance), 1e-12)
     ridge = _RIDGE * mean_variance * np.eye(len(covariance))
