@@ -18,7 +18,7 @@ from newsdesk.metrics import evaluate_probabilities  # noqa: E402
 from newsdesk.model.classifier import build_classifier, trainable_state  # noqa: E402
 from newsdesk.model.network import Network, predict_logits  # noqa: E402
 from newsdesk.runs.log import Event, Finished, Started, Step, Validation  # noqa: E402
-from newsdesk.training.batches import steps_per_epoch, total_steps  # noqa: E402
+from newsdesk.training.batches import Schedule  # noqa: E402
 from newsdesk.training.held_out import HeldOut  # noqa: E402
 from newsdesk.training.loop import EncodedRows, TrainingLoop, train  # noqa: E402
 
@@ -101,7 +101,8 @@ def test_steps_are_counted_from_rows_batches_accumulation_and_epochs(
     rows, batch, accumulation, epochs, per_epoch, total
 ):
     training = section(batch_size=batch, accumulation=accumulation, epochs=epochs)
-    assert (steps_per_epoch(rows, training), total_steps(rows, training)) == (per_epoch, total)
+    schedule = Schedule.of(rows, training)
+    assert (schedule.per_epoch, schedule.total) == (per_epoch, total)
 
 
 def test_as_many_steps_happen_as_were_announced_and_an_epoch_learns_from_every_row(network_of):

@@ -1,13 +1,15 @@
-"""Rows to batches: of like length, so that little padding is computed, yet mixed anew in every epoch.
+"""Rows to batches and steps. No torch in here.
 
-Rows sorted by length and cut into batches would meet the same neighbours in every epoch, and where length
-tells the class, batches would lean to one class, which costs accuracy in short trainings. So every row gets
-a place by its length, which each epoch blurs anew, and batches come in random order.
+Batches are of similar length, so that little padding is computed. Rows sorted by length and cut into batches
+would meet the same neighbours in every epoch, and where length depends on the class, batches would lean to
+one class, which costs accuracy in short trainings. So every row gets a place by its length, which each epoch
+blurs again, and batches come in random order.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +79,54 @@ def _places(lengths: Rows) -> Places:
     return np.stack([(ends - sizes / len(lengths))[group], ends[group]])
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """The optimiser steps of a training.
+
+    Attributes:
+        per_epoch: steps in one pass over the rows.
+        of_epochs: steps in the recipe's epochs; at least one.
+        total: as many, or ``training.min_steps``, whichever is more.
+        epochs: passes over the rows that ``total`` steps make.
+        warmup: steps until the full learning rate is reached.
+        validate_every: steps from one validation to the next; 0: the only one is at the end.
+    """
+
+    per_epoch: int
+    of_epochs: int
+    total: int
+    epochs: float
+    warmup: int
+    validate_every: int
+
+    @classmethod
+    def of(cls, rows: int, training: TrainingSection) -> Schedule:
+        """The steps of a training on so many rows."""
+        per_epoch = math.ceil(math.ceil(rows / training.batch_size) / training.accumulation)
+        of_epochs = max(1, round(per_epoch * training.epochs))
+        total = max(training.min_steps, of_epochs)
+        epochs = training.epochs if total == of_epochs else total / per_epoch
+        every = 1.0 if training.validate_every is None else training.validate_every
+        schedule = cls(per_epoch, of_epochs, total, epochs, warmup_steps(training.warmup, total), 0)
+        return replace(schedule, validate_every=schedule.interval(every, training))
+
+    def interval(self, every: int | float, training: TrainingSection) -> int:
+        """Steps from one validation or checkpoint to the next, given as steps or in epochs; 0 for never.
+
+        Where ``min_steps`` makes a training longer than its epochs, these are spread over its length: so a
+        recipe of three epochs is validated three times, however few rows there are.
+        """
+        if isinstance(every, int) or not every:
+            return int(every)
+        of_epoch = self.total / training.epochs if self.total > self.of_epochs else float(self.per_epoch)
+        return max(1, round(every * of_epoch))
+
+    @property
+    def validations(self) -> int:
+        """How many states will be validated: one at each interval, and the last."""
+        return math.ceil(self.total / self.validate_every) if self.validate_every else 1
+
+
 def warmup_steps(warmup: int | float, steps: int) -> int:
     """Warm-up in steps: an int is steps, a float a share of all; at most half of them, so that the full rate
     is reached and left again in a training that is shorter than its recipe's.
@@ -98,55 +148,3 @@ def rate_factor(step: int, *, steps: int, warmup: int, schedule: str) -> float:
     if schedule == "linear":
         return max(0.0, (steps - step) / falling)
     return max(0.0, 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / falling)))
-
-
-def steps_per_epoch(rows: int, training: TrainingSection) -> int:
-    """Optimiser steps in one pass over the rows."""
-    return math.ceil(math.ceil(rows / training.batch_size) / training.accumulation)
-
-
-def total_steps(rows: int, training: TrainingSection) -> int:
-    """Optimiser steps of the whole training: of its epochs, and at least ``min_steps``."""
-    return max(training.min_steps, steps_of_epochs(rows, training))
-
-
-def steps_of_epochs(rows: int, training: TrainingSection) -> int:
-    """Optimiser steps in the recipe's epochs, without regard to ``min_steps``; at least one."""
-    return max(1, round(steps_per_epoch(rows, training) * training.epochs))
-
-
-def planned_epochs(rows: int, training: TrainingSection) -> float:
-    """Passes over the rows: the recipe's, or as many as ``min_steps`` make."""
-    steps = total_steps(rows, training)
-    return (
-        training.epochs
-        if steps == steps_of_epochs(rows, training)
-        else steps / steps_per_epoch(rows, training)
-    )
-
-
-def steps_between(every: int | float, rows: int, training: TrainingSection) -> int:
-    """Steps from one validation or checkpoint to the next, given as steps or in epochs; 0 for never.
-
-    Where ``min_steps`` makes a training longer than its epochs, these are spread over its length: so a
-    recipe of three epochs is validated three times, however few rows there are.
-    """
-    if isinstance(every, int) or not every:
-        return int(every)
-    of_epoch = float(steps_per_epoch(rows, training))
-    steps = total_steps(rows, training)
-    if steps > steps_of_epochs(rows, training):
-        of_epoch = steps / training.epochs
-    return max(1, round(every * of_epoch))
-
-
-def validation_interval(rows: int, training: TrainingSection) -> int:
-    """Steps from one validation to the next; 0: the only one is at the end."""
-    every = 1.0 if training.validate_every is None else training.validate_every
-    return steps_between(every, rows, training)
-
-
-def planned_validations(rows: int, training: TrainingSection) -> int:
-    """How many states will be validated: one at each interval, and the last."""
-    interval = validation_interval(rows, training)
-    return math.ceil(total_steps(rows, training) / interval) if interval else 1

@@ -17,7 +17,7 @@ from newsdesk.data.words import VocabularyFit
 from newsdesk.errors import counted
 from newsdesk.metrics import wilson_interval
 from newsdesk.model.tokenizer import Encoded
-from newsdesk.training.batches import planned_epochs, planned_validations, steps_of_epochs, total_steps
+from newsdesk.training.batches import Schedule
 
 Positions = NDArray[np.int64]
 
@@ -122,6 +122,7 @@ def remarks_on_rows(
     data: TrainingData,
     encoded: Encoded | None,
     vocabulary: VocabularyFit | None,
+    schedule: Schedule,
     training: TrainingSection,
     model: ModelSection,
 ) -> list[str]:
@@ -129,14 +130,14 @@ def remarks_on_rows(
 
     ``encoded`` and ``vocabulary`` are of the training rows, or of a sample; None without a tokenizer.
     """
-    rows, remarks = len(data.train), list(data.notes)
+    remarks = list(data.notes)
     if vocabulary is not None and vocabulary.warning is not None:
         remarks.append(vocabulary.warning)
-    if planned_epochs(rows, training) > training.epochs:
-        steps = counted(steps_of_epochs(rows, training), "step")
+    if schedule.epochs > training.epochs:
+        steps = counted(schedule.of_epochs, "step")
         remarks.append(
-            f"{counted(training.epochs, 'epoch')} would be {steps}; training takes "
-            f"{total_steps(rows, training):,} (training.min_steps), unless you ask for epochs with --epochs"
+            f"{counted(training.epochs, 'epoch')} would be {steps}; training takes {schedule.total:,} "
+            "(training.min_steps), unless you ask for epochs with --epochs"
         )
     if encoded is not None and encoded.truncation.cut:
         cut = encoded.truncation.describe(model.max_length)
@@ -148,6 +149,6 @@ def remarks_on_rows(
         )
     remarks += classes_not_held_out(data.train, data.validation)
     if data.validation.labels is not None:
-        states = planned_validations(rows, training)
-        remarks += HeldOut.of(data.validation.labels, states, training).remarks(training)
+        held_out = HeldOut.of(data.validation.labels, schedule.validations, training)
+        remarks += held_out.remarks(training)
     return remarks

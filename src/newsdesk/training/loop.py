@@ -17,18 +17,7 @@ from newsdesk.model.classifier import restore_state, trainable_state
 from newsdesk.model.network import Network, predict_logits
 from newsdesk.model.tokenizer import TokenIds
 from newsdesk.runs.log import Event, Finished, FinishReason, Interrupted, Started, Step, Validation
-from newsdesk.training.batches import (
-    Batcher,
-    planned_epochs,
-    planned_validations,
-    rate_factor,
-    steps_between,
-    steps_of_epochs,
-    steps_per_epoch,
-    total_steps,
-    validation_interval,
-    warmup_steps,
-)
+from newsdesk.training.batches import Batcher, Schedule, rate_factor
 from newsdesk.training.checkpoints import Snapshot, gather_state, hand_out_state
 from newsdesk.training.distributed import Team
 from newsdesk.training.held_out import HeldOut
@@ -41,14 +30,14 @@ from newsdesk.training.train_step import (
     row_weights,
 )
 
-# Reading a loss makes the processor wait for an accelerator; told in groups, its queue hardly runs dry.
+# Reading a loss makes the processor wait for an accelerator; read in groups, its queue hardly runs dry.
 _STEPS_TOLD_AT_ONCE = {"cpu": 1}
 _ON_ACCELERATORS = 64
 
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """Rows as the network wants them: token ids of each, and class ids of shape (rows,)."""
+    """Token ids of each row, and class ids of shape (rows,)."""
 
     token_ids: list[TokenIds]
     labels: NDArray[np.int64]
@@ -73,12 +62,11 @@ def train(
 
 
 class TrainingLoop:
-    """Trains the network's adapters and head in place, telling what happens as it happens.
+    """Trains the network's adapters and head in place, and yields what happens as events.
 
-    Between two events everything that the rest of the training depends on can be taken as a ``snapshot``
-    and put into a fresh loop by ``restore``, which then goes on bit for bit as this one would have (on a CPU,
-    with the same number of threads). Every step seeds what is random in it from the recipe's seed, its own
-    number and the process's rank, so no random state has to be carried along.
+    Between two events a ``snapshot`` can be taken; a fresh loop that ``restore``s it continues bit for bit as
+    this one would have (on a CPU, with the same number of threads). Every step seeds what is random in it
+    from the recipe's seed, its own number and the process's rank, so no random state has to be stored.
 
     Attributes:
         held_out: which of the validation rows choose the best state and which do not.
@@ -104,20 +92,15 @@ class TrainingLoop:
         self.network, self.rows, self.validation, self.training = network, rows, validation, training
         self.team = team or Team()
         self.lengths = rows.lengths
-        self.per_epoch = steps_per_epoch(len(rows.token_ids), training)
-        self.steps = total_steps(len(rows.token_ids), training)
-        self.steps_of_epochs = steps_of_epochs(len(rows.token_ids), training)
-        self.epochs = planned_epochs(len(rows.token_ids), training)
-        self.warmup = warmup_steps(training.warmup, self.steps)
+        self.schedule = Schedule.of(len(rows.token_ids), training)
+        self.steps = self.schedule.total
         self.batcher = Batcher(
             self.lengths,
             training.batch_size,
             seed=training.seed,
             group_by_length=training.group_by_length,
         )
-        self.validation_interval = validation_interval(len(rows.token_ids), training)
-        states = planned_validations(len(rows.token_ids), training)
-        self.held_out = HeldOut.of(validation.labels, states, training)
+        self.held_out = HeldOut.of(validation.labels, self.schedule.validations, training)
         self.pad_to = max_length if training.pad_to_max_length else None
         classes = network.model.config.num_labels
         self.optimiser = build_optimiser(network.model, training)
@@ -157,14 +140,14 @@ class TrainingLoop:
                 if validation is not None:
                     yield validation
             if interrupted:
-                yield Interrupted(self.step, self.step / self.per_epoch)
+                yield Interrupted(self.step, self.epoch)
             if interrupted or self._has_run_out_of_patience():
                 reason = "interrupted" if interrupted else "early-stopping"
                 break
         restore_state(self.network.model, self.best_state)
         yield Finished(
             step=self.step,
-            epoch=self.step / self.per_epoch,
+            epoch=self.epoch,
             reason=reason,
             best_step=self.best_step or self.step,
             padding_share=1.0 - self.tokens / max(1, self.padded_tokens),
@@ -194,15 +177,20 @@ class TrainingLoop:
         self.watch.recent = list(snapshot.counters["recent_losses"])
         self.arithmetic.scaler.load_state_dict(snapshot.counters["scaler"])
 
+    @property
+    def epoch(self) -> float:
+        """Passes over the rows so far."""
+        return self.step / self.schedule.per_epoch
+
     def falls_on(self, every: int | float) -> bool:
         """Whether the last step ends an interval of so many steps or epochs; 0: never."""
-        interval = steps_between(every, len(self.rows.token_ids), self.training)
+        interval = self.schedule.interval(every, self.training)
         return interval > 0 and self.step % interval == 0
 
     def _started(self) -> Started:
         return Started(
             steps=self.steps,
-            epochs=self.epochs,
+            epochs=self.schedule.epochs,
             rows=len(self.rows.token_ids),
             validation_rows=len(self.validation.token_ids),
             choosing_rows=len(self.held_out.choosing),
@@ -226,7 +214,7 @@ class TrainingLoop:
     def _batch_groups(self) -> Iterator[list[NDArray[np.int64]]]:
         """What is left of the training: batches in groups of ``accumulation``, one optimiser step each."""
         while self.step < self.steps:
-            epoch, done = divmod(self.step, self.per_epoch)
+            epoch, done = divmod(self.step, self.schedule.per_epoch)
             batches = self.batcher.epoch(epoch)
             together = self.training.accumulation
             for start in range(done * together, len(batches), together):
@@ -236,7 +224,8 @@ class TrainingLoop:
     def _take_step(self, batches: list[NDArray[np.int64]]) -> tuple[Step, str, Tensor, Tensor]:
         """One optimiser step over the mean loss of all rows; its loss and norm stay on the device."""
         _seed_step(self.training.seed, self.step, self.team.rank)
-        factor = rate_factor(self.step, steps=self.steps, warmup=self.warmup, schedule=self.training.schedule)
+        schedule, warmup = self.training.schedule, self.schedule.warmup
+        factor = rate_factor(self.step, steps=self.steps, warmup=warmup, schedule=schedule)
         self.arithmetic.set_learning_rates(factor)
         total_weight = sum(float(self.row_weights[batch].sum()) for batch in batches)
         loss = torch.zeros((), device=self.network.device)
@@ -252,7 +241,7 @@ class TrainingLoop:
         self.step += 1
         step = Step(
             step=self.step,
-            epoch=self.step / self.per_epoch,
+            epoch=self.epoch,
             loss=math.nan,
             learning_rate=factor * self.training.learning_rate,
             gradient_norm=math.nan,
@@ -286,7 +275,7 @@ class TrainingLoop:
         """Whether to validate now: at its interval and at the very end, and once only."""
         if not self.validation.token_ids or self.step == self.validated_step:
             return False
-        interval = self.validation_interval
+        interval = self.schedule.validate_every
         return self.step == self.steps or (interval > 0 and self.step % interval == 0)
 
     def _validate(self, stopped: Callable[[], bool]) -> Validation | None:
@@ -307,7 +296,7 @@ class TrainingLoop:
         self.validated_step = self.step
         return Validation(
             step=self.step,
-            epoch=self.step / self.per_epoch,
+            epoch=self.epoch,
             loss=metrics.negative_log_likelihood,
             accuracy=metrics.accuracy,
             macro_f1=metrics.macro_f1,

@@ -24,15 +24,7 @@ from newsdesk.model.catalog import BASE_MODELS, resolve_config
 from newsdesk.model.classifier import outline_classifier
 from newsdesk.model.network import Precision, choose_device, choose_precision
 from newsdesk.model.tokenizer import TextTokenizer
-from newsdesk.training.batches import (
-    Batcher,
-    padding_share,
-    planned_epochs,
-    rate_factor,
-    steps_per_epoch,
-    total_steps,
-    warmup_steps,
-)
+from newsdesk.training.batches import Batcher, Schedule, padding_share, rate_factor
 from newsdesk.training.held_out import remarks_on_rows
 
 if TYPE_CHECKING:
@@ -64,16 +56,6 @@ class RowCounts:
     def of(cls, data: TrainingData) -> RowCounts:
         """Those of rows at hand."""
         return cls(len(data.train), len(data.validation), len(data.train.label_names), "data", "data")
-
-
-@dataclass(frozen=True)
-class Steps:
-    """Optimiser steps in one pass over the rows, in all, and to warm up; and the passes that they make."""
-
-    per_epoch: int
-    total: int
-    warmup: int
-    epochs: float
 
 
 @dataclass(frozen=True)
@@ -131,7 +113,7 @@ class Plan:
     origins: Mapping[str, str]
     parameters: tuple[ParameterGroup, ...]
     rows: RowCounts
-    steps: Steps
+    steps: Schedule
     curve: tuple[RatePoint, ...]
     lengths: Lengths
     time: TimeEstimate | None
@@ -167,14 +149,8 @@ def make_plan(resolved: ResolvedRecipe, *, measure_speed: bool = True) -> Plan:
     rows = _catalogue_rows(recipe.data) if data is None else RowCounts.of(data)
     model = outline_classifier(resolve_config(recipe.model.base), rows.classes, recipe.model, recipe.lora)
     require_length(model.config, recipe.model.max_length)
-    total = total_steps(rows.train, training)
-    steps = Steps(
-        per_epoch=steps_per_epoch(rows.train, training),
-        total=total,
-        warmup=warmup_steps(training.warmup, total),
-        epochs=planned_epochs(rows.train, training),
-    )
-    lengths, remarks = _measure_lengths(recipe, rows, data)
+    steps = Schedule.of(rows.train, training)
+    lengths, remarks = _measure_lengths(recipe, steps, data)
     estimate = None
     if measure_speed and lengths.mean is not None:
         computed = lengths.mean / (1 - (lengths.padding or 0.0))
@@ -216,7 +192,7 @@ def _catalogue_rows(data: DataSection) -> RowCounts:
     return RowCounts(train, validation, len(known.label_names), "catalogue", "catalogue")
 
 
-def _rate_curve(steps: Steps, training: TrainingSection) -> tuple[RatePoint, ...]:
+def _rate_curve(steps: Schedule, training: TrainingSection) -> tuple[RatePoint, ...]:
     """The learning rate at the start, the end of the warm-up, each quarter and the last step, in order."""
     last = steps.total - 1
     places = {0: "first step", min(steps.warmup, last): "end of warm-up"}
@@ -231,7 +207,7 @@ def _rate_curve(steps: Steps, training: TrainingSection) -> tuple[RatePoint, ...
 
 
 def _measure_lengths(
-    recipe: Recipe, rows: RowCounts, data: TrainingData | None
+    recipe: Recipe, steps: Schedule, data: TrainingData | None
 ) -> tuple[Lengths, tuple[str, ...]]:
     """Lengths measured where rows and tokenizer are at hand, else as far as they are known; and remarks."""
     training, max_length = recipe.training, recipe.model.max_length
@@ -240,23 +216,25 @@ def _measure_lengths(
         if known is None:
             return Lengths(), ()
         mean = float(min(known, max_length))
-        return Lengths("catalogue", mean=mean, padding=_padding(recipe, rows, mean, None)), ()
+        return Lengths("catalogue", mean=mean, padding=_padding(recipe, mean)), ()
     folder = _tokenizer_folder(recipe.model.base)
     if folder is None:
-        return Lengths(), tuple(remarks_on_rows(data, None, None, training, recipe.model))
+        return Lengths(), tuple(remarks_on_rows(data, None, None, steps, training, recipe.model))
     drawn = np.random.default_rng(training.seed).permutation(len(data.train))[:_SAMPLED_ROWS]
     sample = data.train.select(drawn)
     tokenizer = TextTokenizer.from_folder(folder, max_length)
     encoded, vocabulary = tokenizer.encode_whole(sample.texts), tokenizer.fit(sample.texts)
-    remarks = remarks_on_rows(data, encoded, vocabulary, training, recipe.model)
+    remarks = remarks_on_rows(data, encoded, vocabulary, steps, training, recipe.model)
     cut = np.array([len(ids) for ids in encoded.ids], dtype=np.int64)
     mean = float(cut.mean())
     quantiles = {name: round(np.quantile(encoded.lengths, share)) for name, share in _QUANTILES.items()}
-    padding = _padding(recipe, rows, mean, cut)
+    padding = _padding(recipe, mean, cut, len(data.train))
     return Lengths("measured", len(sample), quantiles, mean, padding), tuple(remarks)
 
 
-def _padding(recipe: Recipe, rows: RowCounts, mean: float, lengths: np.ndarray | None) -> float | None:
+def _padding(
+    recipe: Recipe, mean: float, lengths: np.ndarray | None = None, rows: int | None = None
+) -> float | None:
     """The padding of an epoch over all rows by the recipe's way of batching, from a sample of ``lengths``."""
     training = recipe.training
     if training.pad_to_max_length:
@@ -268,7 +246,7 @@ def _padding(recipe: Recipe, rows: RowCounts, mean: float, lengths: np.ndarray |
         training.batch_size,
         seed=training.seed,
         group_by_length=training.group_by_length,
-        sample_of=rows.train,
+        sample_of=rows,
     )
     return padding_share(lengths, batcher.epoch(0))
 

@@ -180,7 +180,9 @@ class _Training:
         )
         vocabulary = tokenizer.fit(train.texts)
         self.unknown_tokens = vocabulary.unknown
-        self.remarks = tuple(remarks_on_rows(self.data, encoded, vocabulary, recipe.training, recipe.model))
+        self.remarks = tuple(
+            remarks_on_rows(self.data, encoded, vocabulary, self.loop.schedule, recipe.training, recipe.model)
+        )
         identity = {
             "training rows": train.fingerprint(),
             "validation rows": validation.fingerprint(),
@@ -203,7 +205,7 @@ class _Training:
             self.log_bytes = checkpoint.log_bytes
             if self.team.leads:
                 run.reopen()
-            return Resumed(loop.step, loop.step / loop.per_epoch, passed_over)
+            return Resumed(loop.step, loop.epoch, passed_over)
         if self.team.leads:
             max_length = self.resolved.recipe.model.max_length
             with staged(run.path) as new:
