@@ -289,12 +289,12 @@ def export(
     """
     from newsdesk.data.duplicates import KnownTexts
     from newsdesk.evaluation.rows import known_rows, unlearned_rows
-    from newsdesk.exports.export import export_run, require_free_for_export, target_of
+    from newsdesk.exports.export import export_run, require_free_for_export
     from newsdesk.exports.parity import Limits, evidence_from, evidence_of
 
     limits = Limits(max_loss / 100, max_loss_upper / 100)
     run = open_run(Path(run_path))
-    target = target_of(run, kind, None if out is None else Path(out))
+    target = run.path / "export" / kind if out is None else Path(out)
     require_free_for_export(target, overwrite=overwrite)
     if data is not None:
         rows = unlearned_rows(run, [data], learned_rows, progress=progress, **reading)

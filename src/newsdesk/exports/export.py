@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from newsdesk import __version__
 from newsdesk.data.duplicates import KNOWN_TEXTS
-from newsdesk.errors import UserError, missing_package
+from newsdesk.errors import UserError, counted, missing_package
 from newsdesk.evaluation.evaluate import require_plausible_numbers
 from newsdesk.exports.int8_settings import SETTINGS, quantise
 from newsdesk.exports.onnx_conversion import cutting, dividing, to_onnx, write_onnx
@@ -31,7 +31,7 @@ from newsdesk.exports.parity import (
     require_enough_rows,
     require_exact,
 )
-from newsdesk.files import read_json, sha256_of, write_json
+from newsdesk.files import make_folder, read_json, remove_empty, sha256_of, write_json
 from newsdesk.model.tokenizer import TextTokenizer, limit_words
 from newsdesk.prediction.classifier import Classifier
 from newsdesk.prediction.open_model import RunClassifier, open_model
@@ -56,8 +56,6 @@ if TYPE_CHECKING:
 FOLD_ROWS = 64
 """Rows on which an export is compared with itself before its temperature went into its weights."""
 
-Observer = Callable[[Quality], None]
-
 
 @dataclass(frozen=True)
 class Export:
@@ -74,11 +72,6 @@ class Export:
     quality: ExportQuality
 
 
-def target_of(run: RunFolder, kind: Kind, out: Path | None) -> Path:
-    """Where an exported model goes: ``out``, else into the run's own folder."""
-    return run.path / "export" / kind if out is None else out
-
-
 def export_run(
     run: RunFolder,
     kind: Kind,
@@ -87,7 +80,7 @@ def export_run(
     limits: Limits | None = None,
     *,
     progress: Progress | None = None,
-    observe: Observer = lambda _quality: None,
+    observe: Callable[[Quality], None] = lambda _quality: None,
 ) -> Export:
     """Export the run as a kind to ``target``, replacing what is there; all of it or nothing.
 
@@ -147,7 +140,7 @@ class Candidate:
     model: PreTrainedModel
     evidence: Evidence
     reference: Logits
-    observe: Observer
+    observe: Callable[[Quality], None]
 
     @property
     def weights(self) -> Path:
@@ -188,7 +181,8 @@ class Candidate:
         quality = compare(setting, self.reference, logits, self.evidence.labels, megabytes, rows)
         held_out = self.evidence.held_out(logits, distances, encoded.readable)
         if held_out is not None:  # the last to be measured is the one that is taken
-            store_calibration(self.folder, held_out, self.evidence.held_out_source)
+            source = f"{counted(len(held_out.labels), 'row')} held out from {self.evidence.examples.source}"
+            store_calibration(self.folder, held_out, source)
             if classifier.off_topic is not None and held_out.distances is not None:
                 classifier.off_topic.with_reference(held_out.distances).save(self.folder / OFF_TOPIC)
         self.observe(quality)
@@ -320,18 +314,19 @@ def _whole_export(target: Path) -> ExportedModel | None:
 def staged_export(target: Path) -> Iterator[Path]:
     """A new folder to fill; when the block is through it takes the place of the exported model at ``target``.
 
-    If the block raises, ``target`` is as it was; after a kill it is so once something is exported there
-    again, at the latest. Raises UserError where nothing can be written, or ``target`` holds more by then.
+    If the block raises, ``target`` is as it was; after a kill it is so at the next export to it, at the
+    latest. Raises UserError where nothing can be written, or ``target`` contains other files by then.
     """
     target = target.resolve()
     staging, replaced = (target.with_name(f".{target.name}.{role}") for role in ("staging", "replaced"))
-    existed = next(parent for parent in target.parents if parent.exists())
+    made: list[Path] = []
     try:
+        made = make_folder(target.parent)
         if replaced.is_dir() and not target.exists():  # killed between the two renames below
             replaced.rename(target)
         for leftover in (staging, replaced):
             shutil.rmtree(leftover, ignore_errors=True)
-        staging.mkdir(parents=True)
+        staging.mkdir()
     except OSError as error:
         raise UserError(
             f"no exported model can be written to {target}",
@@ -347,10 +342,7 @@ def staged_export(target: Path) -> Iterator[Path]:
     finally:
         for leftover in (staging, replaced):
             shutil.rmtree(leftover, ignore_errors=True)
-        for parent in target.parents:  # a refused export leaves no empty folders either
-            if parent == existed or any(parent.iterdir()):
-                break
-            parent.rmdir()
+        remove_empty(made)
 
 
 def _require_onnx() -> None:

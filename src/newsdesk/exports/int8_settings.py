@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -53,11 +54,8 @@ def products(model: ModelProto) -> set[str]:
 
 def quantise(model: ModelProto, setting: Setting) -> ModelProto:
     """A copy of the model with its products and its word table quantised."""
-    from onnx import ModelProto as Model
-
     rewriter = _Rewriter(model, setting)
-    quantised = Model()
-    quantised.CopyFrom(model)
+    quantised = deepcopy(model)
     graph = quantised.graph
     nodes = [new for node in model.graph.node for new in rewriter.rewritten(node)]
     used = {name for node in nodes for name in node.input}

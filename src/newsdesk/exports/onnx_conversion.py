@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,11 +90,9 @@ def cutting(model: ModelProto, max_length: int, closing_id: int) -> ModelProto:
     ends every text, is put behind them. Many clients do not truncate unless asked, and transformers.js cuts
     the closing token off, too.
     """
-    from onnx import ModelProto as Model
     from onnx import helper, numpy_helper
 
-    cut = Model()
-    cut.CopyFrom(model)
+    cut = deepcopy(model)
     inputs = {"input_ids": "cut.input_ids", "attention_mask": "cut.attention_mask"}
     for node in cut.graph.node:
         for place, name in enumerate(node.input):
@@ -127,11 +126,9 @@ def cutting(model: ModelProto, max_length: int, closing_id: int) -> ModelProto:
 
 def dividing(model: ModelProto, temperature: float) -> ModelProto:
     """A copy whose logits are divided by ``temperature``, in the weights and the bias of the last layer."""
-    from onnx import ModelProto as Model
     from onnx import helper, numpy_helper
 
-    divided = Model()
-    divided.CopyFrom(model)
+    divided = deepcopy(model)
     graph = divided.graph
     (head,) = (node for node in graph.node if LOGITS in node.output)
     used = [name for node in graph.node for name in node.input]

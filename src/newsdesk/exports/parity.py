@@ -61,18 +61,12 @@ class Evidence:
         assert self.examples.labels is not None  # every way to make one wants labelled rows
         return self.examples.labels
 
-    @property
-    def held_out_source(self) -> str:
-        """Where the rows came from that nothing was learned from."""
-        rows = counted(self.validation_rows - self.choosing_rows, "row")
-        return f"{rows} held out from {self.examples.source}"
-
     def held_out(
         self, logits: Logits, distances: NDArray[np.float32] | None, readable: NDArray[np.bool_]
     ) -> HeldOutRows | None:
-        """Of what was computed of all rows, that of those that nothing was learned from or chosen by.
+        """What was computed of the rows that nothing was learned from or chosen by, of all rows' outputs.
 
-        None where there are no such rows, or their logits are no numbers.
+        None where there are no such rows, or their logits are not finite.
         """
         count = self.validation_rows - self.choosing_rows
         if not count or not np.isfinite(logits[:count]).all():
@@ -147,8 +141,9 @@ class Limits:
     @property
     def rows_needed(self) -> int:
         """The fewest rows on which an export that changes no answer passes."""
-        rows = ceil(_Z**2 * (1 - self.loss_upper) / self.loss_upper)
-        return next(n for n in range(max(1, rows - 1), rows + 3) if _nothing_lost(n) <= self.loss_upper)
+        near = ceil(_Z**2 * (1 - self.loss_upper) / self.loss_upper)
+        tried = range(max(1, near - 1), near + 3)
+        return next(n for n in tried if paired_difference_interval(0, 0, n)[1] <= self.loss_upper)
 
     def describe(self) -> str:
         """The limits in words."""
@@ -232,7 +227,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Measurer:
-    """What computed an export as it was measured: engine and version, processor."""
+    """What computed an export as it was measured: engine with version, and processor."""
 
     engine: str
     processor: str
@@ -304,7 +299,7 @@ def require_enough_rows(evidence: Evidence, limits: Limits) -> None:
     """Raise UserError where not even an export that changes no answer could pass."""
     rows = len(evidence.labels)
     if rows < limits.rows_needed:
-        might = 100 * _nothing_lost(rows)
+        might = 100 * paired_difference_interval(0, 0, rows)[1]
         raise UserError(
             f"{counted(rows, 'row')} cannot tell how much an int8 export loses",
             found=f"even if it changed no answer on them, it might lose {might:.2f} points (95 % interval); "
@@ -313,11 +308,6 @@ def require_enough_rows(evidence: Evidence, limits: Limits) -> None:
             f"--data FILE; allow more with --max-loss-upper {ceil(10 * might) / 10:g}; or export with "
             "--to onnx-fp32, which loses nothing",
         )
-
-
-def _nothing_lost(rows: int) -> float:
-    """The upper end of the interval of what is lost where no row shows a loss."""
-    return paired_difference_interval(0, 0, rows)[1]
 
 
 def no_setting_passes(tried: Sequence[Quality], rows: EvidenceFacts, limits: Limits) -> UserError:
@@ -353,15 +343,11 @@ def rows_to_tell(quality: Quality, limits: Limits) -> int | None:
 def measured_with(kind: Kind) -> Measurer:
     """Engine and machine: integer arithmetic differs between processors with and without VNNI."""
     engine = "transformers" if kind == "merged" else "onnxruntime"
-    return Measurer(f"{engine} {version(engine)}", _processor())
-
-
-def _processor() -> str:
-    """Architecture, and those of its instructions that decide how whole numbers are multiplied."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text(encoding="utf-8").split() if cpuinfo.is_file() else []
     deciding = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
-    return " ".join([platform.machine(), *(name for name in deciding if name in flags)])
+    processor = " ".join([platform.machine(), *(name for name in deciding if name in flags)])
+    return Measurer(f"{engine} {version(engine)}", processor)
 
 
 def require_exact(quality: Quality) -> None:
@@ -397,21 +383,17 @@ def render_tried(tried: Sequence[Quality], rows: EvidenceFacts, limits: Limits |
         )
     exact = f"logits within {LARGEST_DIFFERENCE:g} of the run's"
     lines.append(f"allowed: {exact if limits is None else limits.describe()}")
-    found = tried[-1].validation_loss if tried else None
-    if limits is None or not rows.training or found is None:
-        return [*lines, f"measured on {_of_kind(rows)}"]
-    alone = f"{100 * found.lost:.2f} points lost{_interval_of(found)}"
+    kinds = {"row": (rows.validation, " held out"), "training row": (rows.training, "")}
+    measured = " and ".join(counted(n, row) + where for row, (n, where) in kinds.items() if n)
+    of_validation = tried[-1].validation_loss if tried else None
+    if limits is None or not rows.training or of_validation is None:
+        return [*lines, f"measured on {measured}"]
+    alone = f"{100 * of_validation.lost:.2f} points lost{_interval_of(of_validation)}"
     return [
         *lines,
-        f"measured on {_of_kind(rows)}: {_OF_TRAINING_ROWS}",
+        f"measured on {measured}: {_OF_TRAINING_ROWS}",
         f"on the validation rows alone: {alone}",
     ]
-
-
-def _of_kind(rows: EvidenceFacts) -> str:
-    parts = [f"{counted(rows.validation, 'row')} held out"] if rows.validation else []
-    parts += [counted(rows.training, "training row")] if rows.training else []
-    return " and ".join(parts)
 
 
 def _interval_of(loss: Loss | None) -> str:
