@@ -84,6 +84,16 @@ class TextsRead(Truncation):
     unreadable_right: int = 0
     unknown_tokens: float = 0.0
 
+    @classmethod
+    def of(cls, encoded: Encoded, correct: NDArray[np.bool_]) -> TextsRead:
+        """Of rows as they were encoded, and which of them are classified correctly, (rows,)."""
+        return cls(
+            **vars(encoded.truncation),
+            unreadable=int((~encoded.readable).sum()),
+            unreadable_right=int((~encoded.readable & correct).sum()),
+            unknown_tokens=round(encoded.unknown_share, 5),
+        )
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -166,20 +176,18 @@ def evaluate_examples(
     None: the same. ``encoded`` is what the model read of the rows. Raises UserError for rows without labels
     or of any other class outside ``label_names``, ValueError where ``evaluate_probabilities`` does.
     """
-    label_names = measured_classes(examples, label_names)
-    labels = aligned_labels(examples, label_names)
-    probabilities = padded(probabilities, len(label_names))
-    metrics = evaluate_probabilities(probabilities, labels, label_names)
-    before = metrics
+    names = (*label_names, *(() if examples.matching is None else examples.matching.counted_wrong))
+    labels = aligned_labels(examples, names)
+    probabilities = padded(probabilities, len(names))
+    metrics = before = evaluate_probabilities(probabilities, labels, names)
     if uncalibrated is not None:
-        before = evaluate_probabilities(padded(uncalibrated, len(label_names)), labels, label_names)
+        before = evaluate_probabilities(padded(uncalibrated, len(names)), labels, names)
+    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1).astype(np.float64)
+    correct: NDArray[np.bool_] = predicted == labels
     comparison = None
     if baseline is not None:
-        ids = {name: i for i, name in enumerate(label_names)}
-        baseline_ids = np.array([ids.get(name, -1) for name in baseline.predicted])
-        comparison = compare_paired(labels, np.argmax(probabilities, axis=1), baseline_ids)
-    confidence = np.max(probabilities, axis=1).astype(np.float64)
-    correct = np.asarray(np.argmax(probabilities, axis=1) == labels, dtype=np.bool_)
+        ids = {name: i for i, name in enumerate(names)}
+        comparison = compare_paired(labels, predicted, np.array([ids.get(n, -1) for n in baseline.predicted]))
     return Evaluation(
         split=split,
         source=examples.source,
@@ -193,38 +201,17 @@ def evaluate_examples(
             reliability(confidence, correct),
         ),
         risk_coverage=risk_coverage(confidence, correct),
-        texts=None if encoded is None else _texts_read(encoded, correct),
+        texts=None if encoded is None else TextsRead.of(encoded, correct),
         baseline=baseline,
         comparison=comparison,
         labels=examples.matching,
         learned=learned,
         errors=tuple(
-            _row_error(row, labels, probabilities, examples, label_names)
+            RowError(
+                row, names[labels[row]], names[predicted[row]], float(confidence[row]), examples.texts[row]
+            )
             for row in metrics.most_confident_errors[:_ERRORS_NAMED]
         ),
-    )
-
-
-def _row_error(
-    row: int,
-    labels: NDArray[np.int64],
-    probabilities: NDArray[np.floating],
-    examples: Examples,
-    label_names: Sequence[str],
-) -> RowError:
-    predicted = int(np.argmax(probabilities[row]))
-    probability = float(probabilities[row, predicted])
-    return RowError(row, label_names[labels[row]], label_names[predicted], probability, examples.texts[row])
-
-
-def _texts_read(encoded: Encoded, correct: NDArray[np.bool_]) -> TextsRead:
-    silent = np.array([reason is not None for reason in encoded.unreadable], dtype=np.bool_)
-    read = vars(encoded.truncation)
-    return TextsRead(
-        **read,
-        unreadable=int(silent.sum()),
-        unreadable_right=int((silent & correct).sum()),
-        unknown_tokens=round(encoded.unknown_share, 5),
     )
 
 
@@ -267,12 +254,6 @@ def require_plausible_numbers(
             found=f"{examples.matching.notes()[0]}; {found}",
             fix="write the names of the classes into the file",
         )
-
-
-def measured_classes(examples: Examples, label_names: Sequence[str]) -> tuple[str, ...]:
-    """The classes of a run, and those under which unknown labels of the rows are counted as errors."""
-    matching = examples.matching
-    return (*label_names, *(() if matching is None else matching.counted_wrong))
 
 
 def padded(probabilities: NDArray[np.floating], classes: int) -> NDArray[np.floating]:

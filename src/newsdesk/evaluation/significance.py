@@ -7,9 +7,10 @@ in simulation, most of them on 25 (benchmarks/intervals.py, docs/evaluation.md).
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil, copysign, exp, inf, lgamma, log, log1p, sqrt
+from math import ceil, copysign, inf, lgamma, sqrt
 from statistics import NormalDist
 
 import numpy as np
@@ -26,6 +27,7 @@ APPROXIMATE_BELOW = 200
 
 _Z = NormalDist().inv_cdf(1 - LEVEL / 2)
 _HALVINGS = 60  # of an interval: far below what float64 tells apart
+_NEVER = 1e-12  # stands for a share of 0, whose logarithm is infinite
 _RESAMPLES = 2000
 _MOST_RESAMPLED = 20_000  # rows; the mean of more is not skewed any longer
 _DRAWS_AT_ONCE = 4_000_000
@@ -303,8 +305,8 @@ def rows_needed(comparison: PairedComparison, level: float = LEVEL) -> int | Non
     about = (root / difference) ** 2
     enough, too_few = ceil(2 * about + 4 / difference + 20), 0
     if about * discordant * (1 - discordant) < _SMOOTHING_VARIANCE:
-        powers = list(_conditional_powers(0, enough, share, level))
-        saw = (_power(rows, discordant, powers.__getitem__) for rows in range(enough, -1, -1))
+        powers = list(_conditional_powers(range(enough + 1), share, level))
+        saw = (_mean_power(rows, discordant, powers.__getitem__) for rows in range(enough, -1, -1))
         return enough + 1 - next(steps for steps, power in enumerate(saw) if power < POWER)
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
@@ -332,67 +334,47 @@ def mcnemar_power(rows: int, discordant: float, share: float, level: float = LEV
         level: below which a p-value has to be.
     """
     counts = _likely_counts(rows, discordant)
-    powers = dict(zip(counts, _conditional_powers(counts[0], counts[-1], share, level), strict=True))
-    return _power(rows, discordant, powers.__getitem__)
+    powers = list(_conditional_powers(counts, share, level))
+    return _mean_power(rows, discordant, lambda count: powers[count - counts[0]])
 
 
-def _power(rows: int, discordant: float, given: Callable[[int], float]) -> float:
+def _mean_power(rows: int, discordant: float, given: Callable[[int], float]) -> float:
     """The mean of the power given a number of discordant rows, over what that number may be."""
+    share = np.array(discordant)
     counts = _likely_counts(rows, discordant)
-    return sum(_binomial_mass(count, rows, discordant) * given(count) for count in counts)
+    return float(sum(_binomial_mass(count, rows, share) * given(count) for count in counts))
 
 
 def _likely_counts(rows: int, discordant: float) -> range:
     """How many of the rows may be discordant: all numbers but those of no weight."""
-    reach = 9 * sqrt(rows * discordant * (1 - discordant)) + 20 * (discordant < 1)
-    mean = rows * discordant
+    mean, reach = rows * discordant, 6 * sqrt(rows * discordant * (1 - discordant)) + 20
     return range(max(0, int(mean - reach)), min(rows, ceil(mean + reach)) + 1)
 
 
-def _conditional_powers(least: int, most: int, share: float, level: float) -> Iterator[float]:
-    """The power given ``least``, ..., ``most`` discordant rows.
+def _conditional_powers(counts: range, share: float, level: float) -> Iterator[float]:
+    """The power given each of these numbers of discordant rows.
 
     The test rejects where at most ``critical`` of them fall on one side. From one count to the next that
     limit stays or grows by one, so that tails are carried on and not summed anew.
     """
-    below, above = -1, (least + 1) // 2  # of these the first rejects, the second does not
-    while above - below > 1:
-        middle = (below + above) // 2
-        if 2 * binomial_tail(middle, least, 0.5) < level:
-            below = middle
-        else:
-            above = middle
-    critical = below
-    sides = (0.5, share, 1 - share)
-    tails = [_tail(critical, least, side) for side in sides]
-    for count in range(least, most + 1):
-        grown = [
-            tail + _binomial_mass(critical + 1, count, side) for tail, side in zip(tails, sides, strict=True)
-        ]
+    least = counts[0]
+    critical = bisect_left(range(least), level, key=lambda most: 2 * binomial_tail(most, least, 0.5)) - 1
+    sides = np.array([0.5, share, 1 - share]).clip(_NEVER, 1 - _NEVER)
+    tails = np.array([binomial_tail(critical, least, side) if critical >= 0 else 0.0 for side in sides])
+    for count in counts:
+        grown = tails + _binomial_mass(critical + 1, count, sides)
         if 2 * grown[0] < level:
             critical, tails = critical + 1, grown
-        yield tails[1] + tails[2]
+        yield float(tails[1] + tails[2])
         # Of one coin more, at most as many fall on this side, unless the limit was reached and it does too.
-        tails = [
-            tail - side * _binomial_mass(critical, count, side)
-            for tail, side in zip(tails, sides, strict=True)
-        ]
+        tails = tails - sides * _binomial_mass(critical, count, sides)
 
 
-def _tail(most: int, trials: int, share: float) -> float:
-    """As ``binomial_tail``, for none and for shares of 0 and 1, too."""
-    if most < 0:
-        return 0.0
-    if share in (0.0, 1.0):
-        return float(share == 0 or most >= trials)
-    return binomial_tail(most, trials, share)
-
-
-def _binomial_mass(successes: int, trials: int, share: float) -> float:
-    """The probability of just so many successes."""
+def _binomial_mass(successes: int, trials: int, shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The probability of just so many successes, for each of several shares."""
     if not 0 <= successes <= trials:
-        return 0.0
-    if share in (0.0, 1.0):
-        return float(successes == trials * share)
+        return np.zeros_like(shares)
     ways = lgamma(trials + 1) - lgamma(successes + 1) - lgamma(trials - successes + 1)
-    return exp(ways + successes * log(share) + (trials - successes) * log1p(-share))
+    likely = shares.clip(_NEVER, 1 - _NEVER)
+    logs = ways + successes * np.log(likely) + (trials - successes) * np.log1p(-likely)
+    return np.asarray(np.exp(logs), dtype=np.float64)
