@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from newsdesk.data.labels import LabelMatcher
 from newsdesk.errors import UserError, counted
@@ -202,6 +202,14 @@ def _compare_pair(first: PredictedRows, other: PredictedRows, level: float) -> R
         for column in (first.true_labels, first.predicted_labels, other.predicted_labels)
     )
     paired = compare_paired(labels, by_other, by_first)
+    changed = tuple(_changed_rows(first, other))
+    fixed, broken = (
+        Counter(row.true_label for row in changed if row.change == change) for change in ("fixed", "broken")
+    )
+    before, after = (
+        class_metrics(confusion_matrix(labels, predicted, len(names)), names)
+        for predicted in (by_first, by_other)
+    )
     losses = [
         -np.log(np.clip(rows.true_probabilities, SMALLEST_WRITTEN, 1.0))
         for rows in (first, other)
@@ -218,29 +226,12 @@ def _compare_pair(first: PredictedRows, other: PredictedRows, level: float) -> R
         paired=paired,
         adjusted_p_value=paired.p_value,
         rows_needed=rows_needed(paired, level),
-        per_class=_per_class(names, labels, by_first, by_other),
-        changed=tuple(_changed_rows(first, other)),
+        per_class=tuple(
+            ClassChange(old.label, old.support, old.f1, new.f1, fixed[old.label], broken[old.label])
+            for old, new in zip(before, after, strict=True)
+        ),
+        changed=changed,
         notes=tuple(f"{name}: {learned.note()}" for name, learned in knew if learned and learned.share),
-    )
-
-
-def _per_class(
-    names: Sequence[str],
-    labels: NDArray[np.int64],
-    by_first: NDArray[np.int64],
-    by_other: NDArray[np.int64],
-) -> tuple[ClassChange, ...]:
-    first, other = (
-        class_metrics(confusion_matrix(labels, predicted, len(names)), names)
-        for predicted in (by_first, by_other)
-    )
-    fixed, broken = (
-        np.bincount(labels[(worse != labels) & (better == labels)], minlength=len(names)).tolist()
-        for worse, better in ((by_first, by_other), (by_other, by_first))
-    )
-    return tuple(
-        ClassChange(before.label, before.support, before.f1, after.f1, *rows)
-        for before, after, *rows in zip(first, other, fixed, broken, strict=True)
     )
 
 

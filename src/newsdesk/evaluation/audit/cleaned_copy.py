@@ -6,7 +6,7 @@ import gzip
 import io
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -199,50 +199,30 @@ def _text(table: Table, form: str, drop: set[int], relabel: Mapping[int, Cell], 
     raw = table.path.read_bytes()
     raw = gzip.decompress(raw) if format_of(table.path)[1] else raw
     dialect = table.dialect or Dialect()
-    encoding = dialect.encoding or UTF8
-    wide = encoding.startswith(("utf-16", "utf-32"))  # in which a line feed is more than one byte
-    if wide:
-        raw, dialect = raw.decode(encoding).encode(), replace(dialect, encoding=UTF8)
+    encoding = original = dialect.encoding or UTF8
+    if original.startswith(("utf-16", "utf-32")):  # in which a line feed is more than one byte
+        raw, encoding = raw.decode(original).encode(), UTF8
     lines = raw.splitlines(keepends=True) if b"\n" not in raw else io.BytesIO(raw).readlines()
-    written = b"".join(_lines(table, lines, form, dialect, drop, relabel, column))
-    return written.decode().encode(encoding) if wide else written
-
-
-def _lines(
-    table: Table,
-    lines: list[bytes],
-    form: str,
-    dialect: Dialect,
-    drop: set[int],
-    relabel: Mapping[int, Cell],
-    column: str,
-) -> Iterator[bytes]:
-    encoding = dialect.encoding or UTF8
     starts = [line - 1 for line in table.lines]
-    yield from lines[: starts[0]]
+    written = lines[: starts[0]]
     for row, (start, stop) in enumerate(zip(starts, [*starts[1:], len(lines)], strict=True)):
         if row in drop:
             continue
         if row not in relabel:
-            yield from lines[start:stop]
+            written += lines[start:stop]
         elif form in ("jsonl", "ndjson"):
-            yield from _relabelled_object(lines[start:stop], column, relabel[row], encoding)
+            values = json.loads(lines[start].decode(encoding).removeprefix("\ufeff")) | {column: relabel[row]}
+            line = json.dumps(values, ensure_ascii=False) + "\n"
+            written += [line.encode(encoding), *lines[start + 1 : stop]]  # blank lines behind it as they are
         else:
-            cells = [
-                relabel[row] if name == column else cell
-                for name, cell in zip(table.columns, table.rows[row], strict=True)
-            ]
-            usual = "," if form == "csv" else "\t"
-            (line,) = delimited_lines([cells], dialect.delimiter or usual, dialect.quote or '"')
+            named = zip(table.columns, table.rows[row], strict=True)
+            cells = [relabel[row] if name == column else cell for name, cell in named]
+            delimiter = dialect.delimiter or ("," if form == "csv" else "\t")
+            (cleaned,) = delimited_lines([cells], delimiter, dialect.quote or '"')
             end = next((end for end in (b"\r\n", b"\r") if lines[stop - 1].endswith(end)), b"\n")
-            yield line[:-1].decode().encode(encoding) + end
-
-
-def _relabelled_object(lines: list[bytes], column: str, cell: Cell, encoding: str) -> Iterator[bytes]:
-    """The object in the first line with another label; blank lines behind it as they are."""
-    values = json.loads(lines[0].decode(encoding).removeprefix("\ufeff")) | {column: cell}
-    yield json.dumps(values, ensure_ascii=False).encode(encoding) + b"\n"
-    yield from lines[1:]
+            written.append(cleaned[:-1].decode().encode(encoding) + end)
+    content = b"".join(written)
+    return content if encoding == original else content.decode().encode(original)
 
 
 def _parquet(path: Path, drop: set[int], relabel: Mapping[int, Cell], column: str) -> bytes:
