@@ -10,9 +10,11 @@ import torch
 
 from newsdesk.config import ResolvedRecipe, load_recipe
 from newsdesk.errors import UserError
-from newsdesk.hub.cache import RECORD, Slot
+from newsdesk.hub.cache import Slot
+from newsdesk.hub.source import Fetched
 from newsdesk.model.catalog import resolve_config
 from newsdesk.model.classifier import outline_classifier
+from newsdesk.progress import silent
 from newsdesk.training.batches import Batcher, padding_share
 from newsdesk.training.plan import (
     TimeEstimate,
@@ -240,8 +242,9 @@ def test_rows_padded_to_the_longest_length_cost_it_all(tmp_path: Path, tiny_base
 
 def test_the_tokenizer_of_a_cached_base_is_used_by_name_and_by_hub_id(tmp_path: Path) -> None:
     slot = Slot("models", "roberta-base")
-    write_tokenizer(slot.folder)
-    (slot.folder / RECORD).write_text(json.dumps({"origin": "hub", "files": {}, "licence": None}))
+    with slot.filling(silent) as staging:
+        write_tokenizer(staging / "fetched")
+        slot.publish(staging / "fetched", Fetched({}), "hub")
     data = write_rows(tmp_path / "news.csv", [4] * 30)
     for base in ("roberta-base", "FacebookAI/roberta-base"):
         plan = make_plan(

@@ -2,23 +2,22 @@
 
 An entry is built in a staging folder of the same cache, under a lock that the operating system releases
 when its holder dies, and renamed into place when it is whole. So a reader needs no lock, nothing
-half-written ever stands under a final name, and what a killed process left is known by its free lock.
+half-written ever has a final name, and what a killed process left is known by its free lock.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from newsdesk.errors import UserError
-from newsdesk.files import disk_full, is_disk_full, sha256_of, write_json
+from newsdesk.files import disk_full, is_disk_full, sha256_of
 from newsdesk.hub.source import (
     DISK_LOCKED,
     Fetched,
@@ -27,6 +26,7 @@ from newsdesk.hub.source import (
     SourceUnavailableError,
 )
 from newsdesk.progress import Progress, silent
+from newsdesk.stored import UNSTORED, read_stored, write_stored
 
 RECORD = "newsdesk-source.json"
 _STAGING = ".staging"
@@ -43,19 +43,23 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished entry.
+    """A finished entry, and its record in the file ``newsdesk-source.json``.
 
     Attributes:
-        folder: holds its files.
-        origin: the source that gave them.
+        name: of the model or data set.
+        origin: the source that gave its files.
         files: sha256 of every file by its path relative to the folder, as recorded when it was fetched.
+        revision: the commit or package version that the source named, if it did.
         licence: the licence that the source stated, if it stated one.
+        folder: holds its files.
     """
 
-    folder: Path
+    name: str
     origin: Origin
     files: Mapping[str, str]
+    revision: str | None
     licence: str | None
+    folder: Path = field(default=Path(), metadata=UNSTORED)
 
 
 @dataclass(frozen=True)
@@ -67,16 +71,16 @@ class Slot:
 
     @property
     def folder(self) -> Path:
-        """Where the finished entry stands."""
+        """Of the finished entry."""
         return cache_folder() / self.kind / _as_file_name(self.name)
 
     def entry(self) -> Entry | None:
         """The finished entry, unchecked; None where there is none."""
         try:
-            record = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
-            return Entry(self.folder, record["origin"], dict(record["files"]), record["licence"])
-        except (OSError, ValueError, KeyError, TypeError):
+            entry = read_stored(self.folder / RECORD, Entry, fix="fetch it again")
+        except UserError:
             return None
+        return replace(entry, folder=self.folder)
 
     def verified_entry(self, pins: Mapping[str, str]) -> Entry | None:
         """The finished entry, its files checked against its record and ``pins``; None if there is none.
@@ -131,13 +135,13 @@ class Slot:
 
     def publish(self, staged: Path, fetched: Fetched, origin: Origin) -> Entry:
         """Record what ``staged`` holds and rename it into place; call it inside ``filling`` only."""
-        record = {"name": self.name, "origin": origin, "revision": fetched.revision}
-        write_json(staged / RECORD, {**record, "licence": fetched.licence, "files": dict(fetched.files)})
+        entry = Entry(self.name, origin, fetched.files, fetched.revision, fetched.licence, self.folder)
+        write_stored(staged / RECORD, entry)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         if self.folder.exists():  # without a readable record it was never an entry
             self.discard()
         staged.rename(self.folder)
-        return Entry(self.folder, origin, fetched.files, fetched.licence)
+        return entry
 
 
 def _as_file_name(name: str) -> str:
