@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import re
-from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
@@ -63,7 +62,7 @@ def delimited_rows(
         del first[0]
         dialect = replace(dialect, delimiter=dialect.delimiter or stated[1])
     found = detect([line.text for line in first], dialect, usual)
-    every = _parse(_Feed(lines), found, lines)
+    every = _parse(lines, found)
     sampled = list(islice(every, sample))
     rows = [row for row in sampled if isinstance(row, Row)]
     other = _other_delimiter(rows, first, dialect, usual) if rows else ()
@@ -162,7 +161,7 @@ def looks_like_header(sample: Sequence[Sequence[str]], expected: Collection[str]
 
 
 def _recurs(column: Sequence[str]) -> bool:
-    """Whether the cells are short, and some value stands there twice, as classes do."""
+    """Whether the cells are short, and some value occurs twice, as classes do."""
     return len(set(column)) < len(column) and all(len(cell) <= _LONGEST_COLUMN_NAME for cell in column)
 
 
@@ -198,9 +197,8 @@ def headerless_names(rows: Sequence[Sequence[str]], expected: Collection[str]) -
         return AG_NEWS_COLUMNS
     columns = [[row[i].strip() for row in rows] for i in range(width)]
     labels = [i for i, column in enumerate(columns) if looks_like_labels(column)]
-    labels = [
-        i for i in labels if len(set(columns[i])) > 1
-    ] or labels  # a source, say, may be the same in all
+    varied = [i for i in labels if len(set(columns[i])) > 1]  # a source, say, may be the same in all
+    labels = varied or labels
     texts = [i for i, column in enumerate(columns) if _is_text(column)]
     if len(texts) > 1:  # one that is far longer than the others
         lengths = {i: median(map(len, columns[i])) for i in texts}
@@ -248,46 +246,20 @@ def _has_orange_header(rows: Sequence[Row]) -> bool:
     if len(rows) < 3:
         return False
     types, roles = _cells(rows[1]), _cells(rows[2])
-    return all(cell.strip() in _ORANGE_TYPES for cell in types) and all(
-        word in _ORANGE_ROLES or "=" in word for cell in roles for word in cell.split()
-    )
+    words = {word for cell in roles for word in cell.split() if "=" not in word}
+    return words <= _ORANGE_ROLES and {cell.strip() for cell in types} <= _ORANGE_TYPES
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     return tuple(str(cell) for cell in row.cells)
 
 
-class _Feed(Iterator[str]):
-    """Lines for csv.reader that remembers the current row's, so that a broken row can be left out."""
-
-    def __init__(self, lines: Iterator[Line]) -> None:
-        self.row: list[Line] = []
-        self._lines = lines
-        self._again: deque[Line] = deque()
-        self._length = 0
-
-    def __next__(self) -> str:
-        if self._length > _LONGEST_ROW:
-            raise csv.Error("a row without end")
-        line = self._again.popleft() if self._again else next(self._lines)
-        self.row.append(line)
-        self._length += len(line.text)
-        return line.text
-
-    def begin_row(self) -> None:
-        self.row.clear()
-        self._length = 0
-
-    def retry_after_first_line(self) -> None:
-        self._again.extendleft(reversed(self.row[1:]))
-
-
-def _parse(feed: _Feed, dialect: Dialect, lines: LineReader) -> Iterator[Row | BadRow]:
-    """Rows of equal width (blank lines as rows without cells), and those that are none.
+def _parse(lines: LineReader, dialect: Dialect) -> Iterator[Row | BadRow]:
+    """Rows of equal width (blank lines as rows without cells), and bad ones.
 
     The first rows tell the width; empty cells beyond it do not count.
     """
-    records = _records(feed, dialect, lines)
+    records = _records(lines, dialect)
     first = list(islice(records, SAMPLED_LINES))
     rows = [cells for cells, _ in first if isinstance(cells, list) and any(map(str.strip, cells))]
     if _numbers_rows(rows):
@@ -325,14 +297,28 @@ def _numbers_rows(rows: Sequence[Sequence[str]]) -> bool:
     )
 
 
-def _records(
-    feed: _Feed, dialect: Dialect, lines: LineReader
-) -> Iterator[tuple[list[str] | Fault, tuple[Line, ...]]]:
-    """The cells of each row, or why it cannot be read, and the lines that it takes up."""
+def _records(lines: LineReader, dialect: Dialect) -> Iterator[tuple[list[str] | Fault, tuple[Line, ...]]]:
+    """The cells of each row, or why it cannot be read, and the lines that it takes up.
+
+    Of a row that cannot be read the first line is left out, and reading goes on with the next.
+    """
     csv.field_size_limit(_LONGEST_FIELD)
-    reader = dialect.reader(feed)
+    row: list[Line] = []
+    length = 0
+
+    def feed() -> Iterator[str]:
+        nonlocal length
+        for line in lines:
+            row.append(line)
+            length += len(line.text)
+            yield line.text
+            if length > _LONGEST_ROW:
+                raise csv.Error("a row without end")
+
+    reader = dialect.reader(feed())
     while True:
-        feed.begin_row()
+        row.clear()
+        length = 0
         try:
             cells = next(reader)
         except StopIteration:
@@ -340,11 +326,11 @@ def _records(
         except csv.Error:
             if lines.broken_off:
                 return
-            yield feed.row[0].fault or _broken_quote(feed.row, dialect), (feed.row[0],)
-            feed.retry_after_first_line()
-            reader = dialect.reader(feed)
+            yield row[0].fault or _broken_quote(row, dialect), (row[0],)
+            lines.put_back(row[1:])
+            reader = dialect.reader(feed())
             continue
-        yield next((line.fault for line in feed.row if line.fault), None) or cells, tuple(feed.row)
+        yield next((line.fault for line in row if line.fault), None) or cells, tuple(row)
 
 
 def _broken_quote(row: Sequence[Line], dialect: Dialect) -> Fault:

@@ -8,7 +8,7 @@ import io
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -307,6 +307,10 @@ class LineReader(Iterator[Line]):
             self._ahead.append(line)
             characters -= len(line.text)
         return list(self._ahead)
+
+    def put_back(self, lines: Sequence[Line]) -> None:
+        """Hand these lines out again, before others."""
+        self._ahead.extendleft(reversed(lines))
 
     def blocks(self) -> Iterator[bytes]:
         """The bytes of the file in UTF-8, block by block, instead of its lines."""
