@@ -164,7 +164,7 @@ def test_what_spoils_the_labels_is_told_before_a_training(tmp_path):
     )
     assert "a class that looks like a missing label: 'nan' (6 rows)" in told
     assert "the header repeated as a row" in told
-    assert "labels spelled otherwise" in told
+    assert "labels spelled differently" in told
     merged = load_training_data(DataSection(train=str(path), merge_case=True), seed=0)
     assert len(merged.train.label_names) == 4
     assert "one class in several spellings" not in "\n".join(merged.notes)

@@ -286,7 +286,7 @@ def test_damaged_gzip_is_a_fault(write):
 
 @pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl.gz"])
 def test_a_file_that_is_gzip_only_by_name_is_refused(write, name):
-    assert "not gzip-compressed in spite of its name" in error_of(write(name, "text,label\n")).wrong
+    assert "not gzip-compressed, although its name says so" in error_of(write(name, "text,label\n")).wrong
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_other_spellings_of_the_classes_score_as_the_classes_do_and_are_told(tri
     outcome, kept = tried(named, labels)
     assert (exact.code, outcome.code) == (0, 0)
     assert kept["metrics"] == exact_kept["metrics"]
-    assert "labels spelled otherwise than the run's classes" in " ".join(outcome.out.split())
+    assert "labels spelled differently from the run's classes" in " ".join(outcome.out.split())
     assert kept["labels"]["respelled"]
     assert not kept["labels"]["positions"]
 
@@ -254,7 +254,7 @@ def test_runs_that_spell_their_classes_otherwise_are_compared_on_the_same_rows(t
     outcome = newsdesk("compare", first, other, "--data", data)
     assert outcome.code == 0, outcome.err
     assert outcome.lines[-1] == "both take all 30 rows for the same classes"
-    assert "labels spelled otherwise than the run's classes" in outcome.err
+    assert "labels spelled differently from the run's classes" in outcome.err
 
 
 def test_validation_rows_are_matched_to_the_training_rows_classes(tiny_base, newsdesk, tmp_path):

@@ -144,7 +144,7 @@ class CheckReport:
 
     @property
     def is_ok(self) -> bool:
-        """Whether nothing was found that someone should fix; duplicates and long texts are no fault."""
+        """Whether nothing was found that someone should fix; duplicates and long texts are no problem."""
         leaks = self.leakage is not None and bool(self.leakage.leaks)
         lists = (self.malformed, self.encoding, self.label_faults)
         counts = (self.unlabelled.count, self.empty.count, self.conflicts.rows)

@@ -254,7 +254,7 @@ def labels_of(table: Table, column: str) -> tuple[str, ...]:
 
 
 def labels_with_faults(table: Table, column: str) -> tuple[tuple[str, ...], tuple[Fault, ...]]:
-    """As ``labels_of``, but what is no single label of a class is left empty and returned as a fault."""
+    """As ``labels_of``, but cells without a single label of a class are left empty and returned as faults."""
     declared, first = _declared_names(table, column)
     matcher = LabelMatcher(declared)
     labels, faults = [], []

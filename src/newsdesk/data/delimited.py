@@ -33,7 +33,7 @@ from newsdesk.data.table import (
 _LONGEST_FIELD = 2**31 - 1  # characters; csv's own limit of 131,072 is less than one long article
 _LONGEST_COLUMN_NAME = 60
 SAMPLED_LINES, SAMPLED_CHARACTERS = 500, 1 << 20
-"""How much of a file tells its dialect."""
+"""How much of a file its dialect is detected from."""
 
 _ROWS_ABOVE = 51  # rows that tell a header, with the header itself
 _ENOUGH_ROWS = 8  # from which a class that is only in the first row is likely none
@@ -51,10 +51,10 @@ def delimited_rows(
 ) -> RowStream:
     """The rows that delimited lines hold, the bad ones among them.
 
-    What ``dialect`` leaves open is told by the first lines, ``usual`` being the delimiter that the file's
-    name tells. What the file leaves open (the names of columns without a header) is read off its first
-    ``sample`` rows; None takes all of them. ``orange`` allows for the three header lines (names, types,
-    roles) of Orange's .tab files and drops rows of empty cells.
+    What ``dialect`` leaves open is detected from the first lines; ``usual`` is the delimiter that the file's
+    name suggests. Columns without a header get names by the first ``sample`` rows; None takes all of them.
+    ``orange`` allows for the three header lines (names, types, roles) of Orange's .tab files and drops rows
+    of empty cells.
     """
     first = lines.first(SAMPLED_LINES, SAMPLED_CHARACTERS)
     if first and (stated := _SEPARATOR_LINE.fullmatch(first[0].text.strip())):
@@ -361,4 +361,4 @@ def _broken_quote(row: Sequence[Line], dialect: Dialect) -> Fault:
         wrong, found = "a quoted field is never closed", f"the quote opened in {opened}"
         return Fault(row[0].number, wrong, found, f"close it, {double}")
     fix = "end lines with \\n (dos2unix -c mac converts old Macintosh files), or quote the field"
-    return Fault(row[0].number, "a carriage return stands alone in the line", None, fix)
+    return Fault(row[0].number, "there is a carriage return alone in the line", None, fix)

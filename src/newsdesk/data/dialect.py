@@ -1,4 +1,4 @@
-"""Dialects: how a text file writes its rows down, as flags and recipes state it or as a sample tells it."""
+"""Dialects: how a text file writes its rows down, stated by flags and recipes or detected from a sample."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Dialect:
     Attributes:
         header: whether the first row names the columns.
         delimiter: the character between two cells.
-        quote: the character around cells that hold a delimiter or a line break; ``none``: there is no such.
+        quote: the character around cells that hold a delimiter or a line break; ``none``: there is none.
         encoding: the name of the character encoding, as Python knows it.
         columns: names that the caller will ask for: a first line that holds one of them is a header.
     """
@@ -71,7 +71,7 @@ class Dialect:
         """The same, and the columns of this layout are looked for in the first line, too."""
         try:
             fields = [name for _, name, _, _ in string.Formatter().parse(template or "")]
-        except ValueError:  # whoever makes texts by it says so
+        except ValueError:  # making texts by it raises the error
             fields = []
         names = filter(None, (*self.columns, *(text or ()), label, *fields))
         return replace(self, columns=tuple(dict.fromkeys(names)))
@@ -120,7 +120,7 @@ def detect(lines: Sequence[str], given: Dialect, usual: str) -> Dialect:
     most, the first row among them; by how many columns look like columns (numbers, values that recur, known
     names above them), as in van den Burg et al. (2019), "Wrangling messy CSV files by detecting row and type
     patterns"; and it loses where its delimiters are followed by spaces, as in prose. ``usual`` is the
-    delimiter that the file's name tells, which stays unless another one is clearly better.
+    delimiter that the file's name suggests, which stays unless another one is clearly better.
     """
     delimiters = DELIMITERS if given.delimiter is None else (given.delimiter,)
     tried = [_best_quote(lines, given, delimiter, usual) for delimiter in delimiters]
@@ -243,7 +243,7 @@ def _looks_like_a_column(cells: Sequence[str]) -> bool:
 
 
 def looks_like_labels(cells: Sequence[str]) -> bool:
-    """Whether the cells are few distinct short values, as classes are: each stands there twice or more."""
+    """Whether the cells are few distinct short values, as classes are: each occurs twice or more."""
     values = {cell.strip() for cell in cells}
     return 2 * len(values) <= len(cells) and all(0 < len(value) <= 60 for value in values)
 

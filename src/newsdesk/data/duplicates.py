@@ -62,7 +62,7 @@ def near_duplicates(
     """For each row of ``second`` that resembles a row of ``first``: the one that it resembles most.
 
     Resemblance is the Jaccard similarity of the sets of shingles (Broder, 1997): three words in a row, folded
-    to lower case and freed of punctuation. Where a script has no spaces, characters stand for words, and two
+    to lower case and freed of punctuation. Where a script has no spaces, characters count as words, and two
     Chinese characters or hiragana make a shingle, since each says about half a word. Candidates
     come from MinHash signatures in 25 bands of 5 (Leskovec et al., Mining of Massive Datasets, section 3.4)
     and are then compared exactly, so nothing below ``threshold`` is reported and next to nothing at or above
@@ -217,8 +217,8 @@ class KnownTexts:
     """The training and validation texts of a run.
 
     Of each text the file keeps 64 bits of its BLAKE2b hash, folded (``duplicates.fold``): 8 bytes a text.
-    A new text is taken for a known one with a probability of texts / 2**64. Whoever has a text can tell
-    whether it is among them; the texts themselves cannot be had from it. Empty texts are not kept.
+    A new text is taken for a known one with a probability of texts / 2**64. The file shows of a given text
+    whether it is among them; the texts themselves cannot be recovered from it. Empty texts are not kept.
 
     Attributes:
         training: sorted hashes of what was learned from, uint64, without repetition.

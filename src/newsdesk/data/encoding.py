@@ -18,7 +18,7 @@ from newsdesk.errors import UserError
 
 UTF8 = "utf-8"
 LONGEST_LINE = 1 << 26
-"""Bytes of a line; what is longer is no text, and would not be held in memory."""
+"""Bytes of a line; what is longer is not text, and is not held in memory."""
 
 _CHUNK = 1 << 16
 _BLOCK = 1 << 20
@@ -87,7 +87,7 @@ def detect_encoding(stream: BinaryIO, given: str | None = None) -> Encoding:
     """The encoding of a binary stream, which is left where it was; ``given`` is believed.
 
     A byte-order mark decides; without one, what is valid UTF-8 is UTF-8. Only where nearly all lines that
-    are not ASCII are no UTF-8 either, and there are several, is it another encoding, guessed from these
+    are not ASCII are not UTF-8 either, and there are several, is it another encoding, guessed from these
     lines by charset-normalizer. A few such lines among many are faults of a UTF-8 file. Of a stream that
     cannot seek only the mark is read.
     """
@@ -103,17 +103,17 @@ def detect_encoding(stream: BinaryIO, given: str | None = None) -> Encoding:
         macintosh = "\r" in text.rstrip("\r") and "\n" not in text
         if name is not None:
             stated = given is not None or name == UTF8
-            return Encoding(name, "" if stated else "told by its first bytes", macintosh)
+            return Encoding(name, "" if stated else "by its first bytes", macintosh)
         lines = as_utf8(stream, Encoding(carriage_returns=True)) if macintosh else stream
         return replace(encoding_of(_lines_within(lines, _SCANNED_BYTES)), carriage_returns=macintosh)
-    except (EOFError, zlib.error, OSError, zipfile.BadZipFile):  # whoever reads the rows reports the damage
+    except (EOFError, zlib.error, OSError, zipfile.BadZipFile):  # reading the rows reports the damage
         return Encoding(given or UTF8)
     finally:
         stream.seek(start)
 
 
 def as_utf8(stream: BinaryIO, encoding: Encoding) -> BinaryIO:
-    """The stream's text in UTF-8, with line feeds. Bytes that the encoding does not have are no UTF-8."""
+    """The stream's text in UTF-8, with line feeds; bytes that the encoding lacks become invalid UTF-8."""
     if encoding.name == UTF8 and not encoding.carriage_returns:
         return stream
     return cast(BinaryIO, io.BufferedReader(_Transcoded(stream, encoding), _CHUNK))
@@ -294,7 +294,7 @@ class LineReader(Iterator[Line]):
         self._ahead: deque[Line] = deque()
 
     def __next__(self) -> Line:
-        """The next line. Raises UserError at the first one if the file is no text at all."""
+        """The next line. Raises UserError at the first one if the file is not text."""
         return self._ahead.popleft() if self._ahead else self._read()
 
     def first(self, count: int, characters: int) -> list[Line]:
@@ -375,7 +375,7 @@ class LineReader(Iterator[Line]):
         except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
             if self._number == 0 and isinstance(error, gzip.BadGzipFile):
                 raise UserError(
-                    f"{self.path.name} is not gzip-compressed in spite of its name",
+                    f"{self.path.name} is not gzip-compressed, although its name says so",
                     found=str(error),
                     fix="drop .gz from the file's name, or compress it with gzip",
                 ) from None

@@ -147,7 +147,7 @@ class _Pool:
             )
         groups: dict[str, Group] = defaultdict(list)
         for row, text in enumerate(examples.texts):
-            groups[fold(text) or f"\0{row}"].append(row)  # empty texts are no copies of each other
+            groups[fold(text) or f"\0{row}"].append(row)  # empty texts are not copies of each other
         ordered = list(groups.values())
         shuffled = np.random.Generator(np.random.PCG64(seed)).permutation(len(ordered))
         self._groups = [ordered[position] for position in shuffled]

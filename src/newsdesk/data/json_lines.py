@@ -23,8 +23,8 @@ def json_rows(lines: LineReader, head: bytes, *, sample: int | None) -> RowStrea
     """The objects of a file, each row under its own keys.
 
     An array's objects are rows, and so are objects that span lines, one after the other; otherwise each
-    line holds one, and blank lines are no rows. ``head`` is the file's beginning, which tells. The columns
-    are the keys of the first ``sample`` rows (None: of all), in the order in which they first appear. Raises
+    line holds one, and blank lines are skipped: ``head``, the file's beginning, decides. The columns are the
+    keys of the first ``sample`` rows (None: of all), in the order in which they first appear. Raises
     UserError for a single object that holds the rows, or columns, within.
     """
     rows = _lines(lines) if _is_lines(head) else _values(lines)
@@ -184,8 +184,8 @@ def _row(line: int, value: object, text: str) -> Row | BadRow:
     elif MARK in text:
         fault = not_decoded(line, UTF8)
     else:
-        wrong = "half of a surrogate pair, which is no character"
-        fix = "remove the \\ud8xx to \\udfxx that stands alone"
+        wrong = "half of a surrogate pair, which is not a character"
+        fix = "remove the \\ud8xx to \\udfxx that is alone"
         fault = Fault(line, wrong, None, fix, encoding=True)
     return BadRow(fault, text.encode(errors="replace"))
 

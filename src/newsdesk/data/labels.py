@@ -51,7 +51,7 @@ def labels_in(cell: Cell) -> tuple[str, ...]:
     """The labels of one cell: none, one, or several where it is a list, or the text of one.
 
     Whole floats are whole numbers: pandas writes the integers of a column with gaps as floats. Raises
-    ValueError for a cell that is no label at all, such as a JSON object.
+    ValueError for a cell that cannot be a label, such as a JSON object.
     """
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return ()
@@ -184,7 +184,7 @@ class LabelMatcher:
         """The class ids that whole numbers count off, from 0 or from 1, where no class is itself a number.
 
         They count from 0 if 0 is among them, and from 1 if the number of classes is. None where neither is,
-        where one goes beyond the classes, or a label is no whole number.
+        where one goes beyond the classes, or a label is not a whole number.
         """
         numbers = self.class_numbers(labels)
         if numbers is None or not {0, len(self.names)} & set(numbers.values()):
@@ -211,7 +211,7 @@ class UnknownLabel:
 
     Attributes:
         label: as the file has it.
-        rows: how many rows bear it.
+        rows: how many rows have it.
         lines: where the first few of them begin.
         could_be: classes that it could stand for, where these are several.
     """
@@ -235,7 +235,7 @@ class LabelMatching:
 
     Attributes:
         rows: of the file.
-        unknown: labels that are no class of the run, the most frequent first.
+        unknown: labels that are not classes of the run, the most frequent first.
         policy: what was done with their rows.
         respelled: labels that a class spells differently, and that class.
         positions: where the labels are numbers that count the classes off: the class of each.
@@ -251,7 +251,7 @@ class LabelMatching:
 
     @property
     def unknown_rows(self) -> int:
-        """How many rows bear an unknown label."""
+        """How many rows have an unknown label."""
         return sum(label.rows for label in self.unknown)
 
     @property
@@ -271,7 +271,7 @@ class LabelMatching:
             notes.append(f"the labels are class numbers, read as {numbers}")
         if self.respelled:
             pairs = listed([f"{visible(label)} as {name}" for label, name in self.respelled.items()])
-            notes.append(f"labels spelled otherwise than the run's classes: {pairs}")
+            notes.append(f"labels spelled differently from the run's classes: {pairs}")
         if self.unlabelled:
             notes.append(f"{counted(self.unlabelled, 'row')} without a label left out")
         if self.unknown:
@@ -375,7 +375,7 @@ class LabelFault:
         labels: those it concerns, with their rows.
         fix: how to put it right.
         odd: those of the labels whose rows are to be looked at.
-        lines: where the first hundred of these rows begin, as far as that was looked up.
+        lines: where the first hundred of these rows begin, if they were looked up.
     """
 
     wrong: str
@@ -399,7 +399,7 @@ class LabelFault:
         return cls(wrong, concerned, fix, tuple(concerned)[int(first_is_right) :])
 
     def at(self, lines: Sequence[int], labels: Sequence[str]) -> Self:
-        """It with the lines of the rows that bear its labels; both arguments are one a row."""
+        """The fault with the lines of its rows; both arguments have one entry a row."""
         odd = set(self.odd)
         found = (line for line, label in zip(lines, labels, strict=True) if label in odd)
         return replace(self, lines=tuple(islice(found, _LINES_KEPT)))

@@ -139,8 +139,8 @@ class TrainingData:
         train: rows to learn from.
         validation: rows held out of learning; may be empty.
         layout: how rows became texts, which prediction repeats.
-        licence: of the texts, as far as it is known.
-        choosing: positions of the validation rows that chose the best state, as far as it is known.
+        licence: of the texts, if known.
+        choosing: positions of the validation rows that chose the best state, if known.
         read_as: for each file how it was read, for people and logs.
         notes: what a person should know of their labels, a sentence each.
     """
@@ -155,7 +155,7 @@ class TrainingData:
 
     @property
     def calibrating(self) -> Examples:
-        """The validation rows that the kept state was not chosen by: what promises may stand on."""
+        """The validation rows that the kept state was not chosen by: what promises may be based on."""
         return self.validation.select(np.setdiff1d(np.arange(len(self.validation)), self.choosing))
 
 
@@ -178,7 +178,7 @@ def load_split(
     """Read the ``train`` or ``test`` split of a named data set or folder.
 
     A file is its own only split, and so is a table that a program gives. Raises UserError when there is no
-    such data, or it has no such split.
+    such data, or no such split.
     """
     if isinstance(name_or_path, Table):
         return SplitTable(name_or_path, None)
@@ -194,10 +194,8 @@ def load_split(
     if known is None and path.is_dir():
         splits = folder_splits(path)
     elif known is not None or not (path.is_file() or path.suffix):
-        folder = pull(
-            name_or_path, offline=offline, progress=progress
-        )  # of no known name neither: it says so
-        assert known is not None
+        folder = pull(name_or_path, offline=offline, progress=progress)
+        assert known is not None  # pull refuses other names
         splits = {"train": folder / known.train, "test": folder / known.test}
         if known.train.endswith(".tab"):  # Orange's, whatever flags say of other files
             dialect = Dialect(delimiter="\t", quote='"', encoding="utf-8")

@@ -26,8 +26,8 @@ _BYTES_READ_AHEAD = 1 << 20  # of each column; without a limit, a whole row grou
 def zip_member(stream: BinaryIO, path: Path, is_data: Callable[[Path], bool]) -> tuple[BinaryIO, Path]:
     """The one data file in an archive, as a stream, and its name. Nothing is written to the disk.
 
-    Raises UserError for what is no zip archive, holds no data file or several, or one that is encrypted or
-    would grow beyond all measure.
+    Raises UserError for a file that is not a zip archive, holds no data file or several, or one that is
+    encrypted or would be far too large.
     """
     archive = _archive(stream, path)
     members = [info for info in archive.infolist() if not info.is_dir() and not _is_hidden(info.filename)]
@@ -58,8 +58,8 @@ def zip_member(stream: BinaryIO, path: Path, is_data: Callable[[Path], bool]) ->
 def spreadsheet_rows(stream: BinaryIO, path: Path, dialect: Dialect, *, sample: int | None) -> RowStream:
     """The rows of a workbook's only sheet that has any; cells keep their types, dates become ISO 8601 texts.
 
-    The header is told, and columns are named, as in delimited text. Raises UserError without openpyxl, for
-    what is no workbook, and where several sheets have rows.
+    The header is detected, and columns are named, as in delimited text. Raises UserError without openpyxl,
+    for a file that is not a workbook, and where several sheets have rows.
     """
     try:
         import openpyxl
@@ -161,7 +161,7 @@ def _plain(cell: Cell) -> Cell:
 def parquet_rows(stream: BinaryIO, path: Path) -> RowStream:
     """The rows of a parquet file; class names in the metadata that the Hub's datasets write are kept.
 
-    Raises UserError without pyarrow, or for what is no parquet file.
+    Raises UserError without pyarrow, or for a file that is not parquet.
     """
     try:
         import pyarrow

