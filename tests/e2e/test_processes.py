@@ -54,8 +54,8 @@ def test_ctrl_c_while_a_run_is_replaced_leaves_the_old_one_and_says_where_the_ne
         process.kill()
     assert process.returncode == 130, stderr
     assert stdout == (
-        f"interrupted; a usable run was saved to {run / '.next'}, while {run} is as it was; "
-        "with --resume the new one goes on and takes its place when it has finished\n"
+        f"interrupted; a usable run was saved to {run / '.next'}, and {run} is unchanged; "
+        "--resume continues the new one, which replaces it when finished\n"
     )
     assert (run / "manifest.json").read_bytes() == before
     assert newsdesk("predict", run, "goal coach").code == 0

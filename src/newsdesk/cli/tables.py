@@ -17,6 +17,7 @@ from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.evaluation.evaluate import Evaluation, RowError, TextsRead
 from newsdesk.evaluation.significance import PairedComparison
 from newsdesk.metrics import Metrics
+from newsdesk.reports.facts import confusions
 
 WIDTH = 80
 LARGEST_MATRIX = 12
@@ -204,21 +205,14 @@ def _confusion_matrix(metrics: Metrics) -> list[str]:
 
 
 def _largest_confusions(metrics: Metrics) -> list[str]:
-    found = [
-        (count, true, predicted)
-        for true, row in zip(metrics.per_class, metrics.confusion, strict=True)
-        for predicted, count in zip(metrics.label_names, row, strict=True)
-        if count and predicted != true.label
-    ]
-    largest = sorted(found, key=lambda one: -one[0])[:WORST_SHOWN]
     rows = [
         {
-            "true": cut(true.label, _LABEL_WIDTH),
-            "predicted": cut(predicted, _LABEL_WIDTH),
-            "rows": count,
-            "share of true": _percent(count / true.support),
+            "true": cut(pair.true_label, _LABEL_WIDTH),
+            "predicted": cut(pair.predicted_label, _LABEL_WIDTH),
+            "rows": pair.rows,
+            "share of true": _percent(pair.share),
         }
-        for count, true, predicted in largest
+        for pair in confusions(metrics)[:WORST_SHOWN]
     ]
     return render_columns(rows, gap=4) if rows else ["no confusions"]
 

@@ -89,7 +89,8 @@ class PredictedRows:
         numbers: the rows' own numbers.
         true_labels: their classes.
         predicted_labels: what they were taken for.
-        true_probabilities: float64 (rows,), those of the true classes; None where the file has none.
+        label_names: the classes with a column of probabilities, in the order of the file.
+        probabilities: float64 (rows, classes), as predicted, to six decimals.
         texts: one a row, where the file holds them.
     """
 
@@ -98,12 +99,21 @@ class PredictedRows:
     numbers: tuple[str, ...]
     true_labels: tuple[str, ...]
     predicted_labels: tuple[str, ...]
-    true_probabilities: NDArray[np.float64] | None
+    label_names: tuple[str, ...]
+    probabilities: NDArray[np.float64]
     texts: tuple[str, ...] | None
 
     def __len__(self) -> int:
         """The number of rows."""
         return len(self.numbers)
+
+    @property
+    def true_probabilities(self) -> NDArray[np.float64] | None:
+        """Those of the true classes, float64 (rows,); None unless each of these has its column."""
+        columns = {name: number for number, name in enumerate(self.label_names)}
+        if not columns.keys() >= set(self.true_labels):
+            return None
+        return self.probabilities[np.arange(len(self)), [columns[name] for name in self.true_labels]]
 
     @property
     def origin(self) -> str:
@@ -146,6 +156,7 @@ def _read(file: Path, name: str, evaluation: Evaluation | None) -> PredictedRows
         raise _unusable(file, f"no column {', '.join(sorted(missing))}" if missing else "no rows")
     columns = dict(zip(table.columns, zip(*table.rows, strict=True), strict=True))
     true_labels, predicted = (tuple(map(str, columns[name])) for name in ("true_label", "predicted_label"))
+    label_names, probabilities = _probabilities(file, columns)
     if evaluation is not None:
         stated, right = evaluation.metrics, sum(map(eq, true_labels, predicted))
         if (len(table), right) != (stated.rows, stated.correct):
@@ -157,20 +168,20 @@ def _read(file: Path, name: str, evaluation: Evaluation | None) -> PredictedRows
         numbers=tuple(map(str, columns["row"])),
         true_labels=true_labels,
         predicted_labels=predicted,
-        true_probabilities=_true_probabilities(file, columns, true_labels),
+        label_names=label_names,
+        probabilities=probabilities,
         texts=tuple(map(str, columns["text"])) if "text" in columns else None,
     )
 
 
-def _true_probabilities(
-    file: Path, columns: Mapping[str, tuple[Cell, ...]], true_labels: tuple[str, ...]
-) -> NDArray[np.float64] | None:
-    """The probability of each row's class; None unless every class has its column."""
-    names = [probability_column(label) for label in true_labels]
-    if not set(names) <= set(columns):
-        return None
+def _probabilities(
+    file: Path, columns: Mapping[str, tuple[Cell, ...]]
+) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+    """The classes that have a column of probabilities, and these as (rows, classes)."""
+    names = tuple(name[2:-1] for name in columns if probability_column(name[2:-1]) == name)
     try:
-        return np.array([float(str(columns[name][row])) for row, name in enumerate(names)])
+        rows = zip(*(columns[probability_column(name)] for name in names), strict=True)
+        return names, np.array([[float(str(cell)) for cell in row] for row in rows], dtype=np.float64)
     except ValueError as error:
         raise _unusable(file, str(error)) from None
 

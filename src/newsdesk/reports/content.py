@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.data.examples import Examples
-from newsdesk.data.stream import read_table
 from newsdesk.errors import UserError, counted
 from newsdesk.evaluation.audit.label_issues import least_accuracy, rank_label_errors
 from newsdesk.evaluation.evaluate import Evaluation
@@ -20,7 +19,6 @@ from newsdesk.evaluation.significance import macro_f1_interval, mean_interval
 from newsdesk.files import damaged
 from newsdesk.metrics import (
     SMALLEST_PROBABILITY,
-    Metrics,
     ReliabilityBin,
     reliability,
     wilson_interval,
@@ -29,7 +27,6 @@ from newsdesk.model.tokenizer import TextTokenizer
 from newsdesk.prediction.abstention import RiskCoverage, risk_coverage
 from newsdesk.prediction.classifier import Classifier
 from newsdesk.prediction.explanation import WordWeight, explain
-from newsdesk.prediction.predictions import WRITTEN, probability_column
 from newsdesk.reports.facts import RunFacts, Source
 from newsdesk.runs.folder import RunFolder
 from newsdesk.runs.log import Started, Step, Validation, read_log
@@ -292,19 +289,17 @@ def texts_of(find: Callable[[], Examples], fingerprint: str, *, split: str, give
 
 @dataclass(frozen=True)
 class EvaluatedRows:
-    """Every evaluated row.
+    """The evaluated rows as arrays, ids in the order of the evaluation's classes.
 
     Attributes:
         labels: int64 (rows,), the true class ids.
         predicted: int64 (rows,), those of the most probable classes.
         probabilities: float64 (rows, classes), as predicted, to six decimals.
-        texts: one a row, where the evaluation kept them.
     """
 
     labels: NDArray[np.int64]
     predicted: NDArray[np.int64]
     probabilities: NDArray[np.float64]
-    texts: tuple[str, ...] | None
 
     @property
     def confidence(self) -> NDArray[np.float64]:
@@ -317,35 +312,21 @@ class EvaluatedRows:
         return np.asarray(self.predicted == self.labels, dtype=np.bool_)
 
 
-def read_evaluated_rows(folder: Path, split: str, metrics: Metrics) -> EvaluatedRows:
-    """The rows of a run's evaluation, ids in the order of ``metrics``.
-
-    Raises UserError when its file of predictions is missing, damaged, or of another evaluation.
-    """
-    rows = read_predicted_rows(folder, split)
-    path = predictions_path(folder, split)
-    table = read_table(path, WRITTEN)
-    ids = {name: number for number, name in enumerate(metrics.label_names)}
-    try:
-        columns = [table.columns.index(probability_column(name)) for name in metrics.label_names]
-        return EvaluatedRows(
-            labels=np.array([ids[name] for name in rows.true_labels]),
-            predicted=np.array([ids[name] for name in rows.predicted_labels]),
-            probabilities=np.array([[float(str(row[at])) for at in columns] for row in table.rows]),
-            texts=rows.texts,
-        )
-    except (KeyError, ValueError) as error:
-        fix = "evaluate the run again: newsdesk evaluate RUN --data NAME|PATH"
-        raise damaged(path, str(error), fix=fix) from None
-
-
 def _evaluation(
     run: RunFolder, measured: Evaluation, texts: Texts, classifier: Callable[[], Classifier], *, quote: bool
 ) -> EvaluationContent:
     names = measured.metrics.label_names
-    rows = read_evaluated_rows(run.path, measured.split, measured.metrics)
-    if isinstance(texts, Missing) and rows.texts is not None:
-        texts = rows.texts
+    stored, ids = read_predicted_rows(run.path, measured.split), {name: at for at, name in enumerate(names)}
+    if stored.label_names != names or not ids.keys() >= {*stored.true_labels, *stored.predicted_labels}:
+        found = f"columns for {', '.join(stored.label_names)}; metrics.json has {', '.join(names)}"
+        fix = "evaluate the run again: newsdesk evaluate RUN --data NAME|PATH"
+        raise damaged(predictions_path(run.path, measured.split), found, fix=fix)
+    labels, predicted = (
+        np.array([ids[name] for name in column]) for column in (stored.true_labels, stored.predicted_labels)
+    )
+    rows = EvaluatedRows(labels, predicted, stored.probabilities)
+    if isinstance(texts, Missing) and stored.texts is not None:
+        texts = stored.texts
     shown: Texts = texts if quote else Missing("left out of this page, as --without-texts asked", asked=True)
     known = len(names) - (len(measured.labels.counted_wrong) if measured.labels else 0)
     errors, suspects = _rows_to_look_at(rows, names, known, shown)
