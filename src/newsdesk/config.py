@@ -24,7 +24,7 @@ StepsOrShare = Annotated[int, Field(ge=0, strict=True)] | Share
 # Likewise, but of an epoch, of which it may be several: 1.0 is every epoch and 1 every step.
 StepsOrEpochs = Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0)]
 
-# One name may stand without brackets: --set lora.targets=all-linear
+# One name needs no brackets: --set lora.targets=all-linear
 Names = Annotated[
     tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
 ]
@@ -211,7 +211,7 @@ def load_recipe(
         origins[key] = "flag --set"
     _keep_to_the_epochs_asked_for(values, origins, own_recipe=name_or_path not in recipe_names())
     if any(before is not None and before != _value(values, key) for key, before in described.items()):
-        values["description"] = ""  # it tells of other data or another base
+        values["description"] = ""  # it describes other data or another base
     try:
         return ResolvedRecipe(Recipe.model_validate(values), origins)
     except ValidationError as error:
@@ -258,7 +258,7 @@ def _parse_override(override: str) -> tuple[str, Any]:
 
 _NO_VALUE = ("none", "null", "")
 _DESCRIBED = ("data.train", "model.base")
-"""What a recipe's description tells of."""
+"""What a recipe's description is about."""
 
 
 def _may_be_absent(key: str) -> bool:

@@ -56,7 +56,7 @@ def remove_empty(folders: Sequence[Path]) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what kills left half written on the way to ``path``; for whoever alone writes there."""
+    """Remove what killed processes left half written for ``path``; only for its sole writer."""
     for entry in path.parent.iterdir():
         if entry.name.startswith(f".{path.name}.") and entry.name.endswith(".part"):
             entry.unlink(missing_ok=True)

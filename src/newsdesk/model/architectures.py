@@ -49,7 +49,7 @@ class Architecture:
 
     Attributes:
         query_value, attention, feed_forward: suffixes of the names of its linear layers, as PEFT's
-            ``target_modules`` wants them.
+            ``target_modules`` has them.
         counts_from_padding: whether positions count from one after the padding token's id, padding left out.
         layout: where its parts are, if it is built like BERT; None: transformers and peft compute it.
     """
@@ -142,7 +142,7 @@ def require_length(config: Any, max_length: int) -> None:
 
 
 def feature_layer(layers: int) -> int:
-    """After how many of an encoder's layers the features are taken; 0 stands for the embeddings."""
+    """After how many of an encoder's layers the features are taken; 0 means the embeddings."""
     return 2 * layers // 3
 
 

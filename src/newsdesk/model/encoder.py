@@ -133,7 +133,7 @@ class FusedClassifier(nn.Module):
     """
 
     def __init__(self, model: PeftModel) -> None:
-        """Take over a model that `reason_not_fusable` has nothing against; `fuse` looks first."""
+        """Take over a model for which `reason_not_fusable` gives None; `fuse` checks."""
         super().__init__()
         classifier: Any = model.get_base_model()
         layout, heads = _layout(classifier), classifier.config.num_attention_heads
@@ -150,19 +150,18 @@ class FusedClassifier(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Token ids int64 and mask of 1 and 0, both (batch, length) -> logits (batch, classes) float32.
 
-        None as the mask says that nothing is padded. On a CPU a mask of ones is found out and
-        dropped; on a GPU looking would wait for the device, so there the caller says it.
+        A mask of None says that nothing is padded. A mask of ones is dropped on a CPU; on a GPU checking it
+        would wait for the device, so the caller has to know.
         """
-        logits, _ = self._logits_and_states(input_ids, attention_mask)
-        return logits
+        return self._logits_and_states(input_ids, attention_mask)[0]
 
     def with_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The logits, and the tokens' states behind `feature_layer`, averaged: (batch, hidden) float32."""
+        """The logits, and the tokens' states after `feature_layer`, averaged: (batch, hidden) float32."""
         logits, states = self._logits_and_states(input_ids, attention_mask)
         return logits, mean_over_tokens(states.view(*input_ids.shape, -1), attention_mask)
 
     def _logits_and_states(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(batch, classes) float32, and (batch * length, hidden) behind the layer that features come from."""
+        """(batch, classes) float32, and (batch * length, hidden) after the layer that features come from."""
         batch = len(input_ids)
         x = self._embed(input_ids)
         bias = self._attention_bias(input_ids, attention_mask, x.dtype)
@@ -210,11 +209,10 @@ def mean_over_tokens(x: Tensor, attention_mask: Tensor | None) -> Tensor:
 def fuse(model: PeftModel, *, compute_dtype: torch.dtype = torch.float32) -> FusedClassifier:
     """Return the fast form of a LoRA classifier; the two share trainable parameters and frozen weights.
 
-    Training the result trains the peft model, which saves as before. Its frozen encoder weights are
-    converted to compute_dtype in place, and those of query, key and value become views of one matrix:
-    nothing is held twice, so move the model to its device first. In float32 the peft model computes
-    what it did; in bfloat16 run it under torch.autocast, and merge adapters into freshly loaded
-    weights, not into these rounded ones. Adapters and head stay as they are (float32).
+    Training the result trains the peft model, which saves as before. Its frozen encoder weights are converted
+    to compute_dtype in place, and those of query, key and value become views of one matrix: move the model to
+    its device first. Adapters and head stay float32. In bfloat16 run the peft model under torch.autocast, and
+    merge adapters into freshly loaded weights, not into these rounded ones.
 
     Raises ValueError where `reason_not_fusable` has a reason.
     """
@@ -234,9 +232,8 @@ def keep_freed_memory() -> bool:
     """Have the process keep the memory that one step frees for the next; False where there is no glibc.
 
     By default glibc may give the top of the heap back to the kernel after every step, and each page then
-    faults in again, zeroed: about 10,000 faults and a tenth to a fifth of a small encoder's step. It
-    changes the whole process (blocks up to 32 MiB come from the heap, which never shrinks), so a program
-    that trains calls it once; `fuse` does not.
+    faults in again, zeroed: a tenth to a fifth of a small encoder's step. It changes the whole process
+    (blocks up to 32 MiB come from the heap, which never shrinks), so a program that trains calls it once.
     """
     trim_threshold, mmap_threshold = -1, -3  # numbers of mallopt(3)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -250,24 +247,17 @@ def reason_not_fusable(model: Any) -> str | None:
     """
     if not hasattr(model, "peft_config") or not hasattr(model, "get_base_model"):
         return "it is not a peft model"
-    classifier = model.get_base_model()
-    return (
-        _reason_in_the_kind(classifier, list(model.peft_config.values()))
-        or _reason_in_linears(classifier)
-        or _reason_in_the_rest(classifier)
-    )
-
-
-def _reason_in_the_kind(classifier: Any, adapters: list[Any]) -> str | None:
-    """Architecture, positions and kind of adapter."""
+    classifier, adapters = model.get_base_model(), list(model.peft_config.values())
     kind = type(classifier).__name__
-    obstacles = {
-        f"{kind} is no sequence classifier": not kind.endswith("ForSequenceClassification"),
-        f"it carries {len(adapters)} adapters, not one": len(adapters) != 1,
-        f"its adapter is of type {adapters[0].peft_type.value}, not LORA": adapters[0].peft_type != "LORA",
-    }
-    reason = reason_not_bert_like(classifier.config.to_dict())
-    return reason or next((reason for reason, found in obstacles.items() if found), None)
+    if not kind.endswith("ForSequenceClassification"):
+        return f"{kind} is no sequence classifier"
+    if reason := reason_not_bert_like(classifier.config.to_dict()):
+        return reason
+    if len(adapters) != 1:
+        return f"it carries {len(adapters)} adapters, not one"
+    if adapters[0].peft_type != "LORA":
+        return f"its adapter is of type {adapters[0].peft_type.value}, not LORA"
+    return _reason_in_linears(classifier) or _reason_in_the_rest(classifier)
 
 
 def _reason_in_linears(classifier: Any) -> str | None:

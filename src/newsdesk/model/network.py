@@ -17,7 +17,14 @@ from newsdesk.errors import UserError
 from newsdesk.model.architectures import feature_layer, longest_text
 from newsdesk.model.classifier import quiet_transformers
 from newsdesk.model.encoder import FusedClassifier, fuse, mean_over_tokens, reason_not_fusable
-from newsdesk.model.tokenizer import TextTokenizer, TokenIds, batches_by_tokens, length_sorted_batches, pad
+from newsdesk.model.tokenizer import (
+    TextTokenizer,
+    TokenIds,
+    batches_by_tokens,
+    length_sorted_batches,
+    lengths_of,
+    pad,
+)
 from newsdesk.progress import Progress, counting
 
 if TYPE_CHECKING:
@@ -80,7 +87,7 @@ class Network(nn.Module):
         return self.on_device(input_ids), None if unpadded else self.on_device(attention_mask)
 
     def on_device(self, array: NDArray[Any]) -> Tensor:
-        """The array as a tensor on ``device``; through pinned memory, so that nobody waits for a GPU."""
+        """The array as a tensor on ``device``; through pinned memory, which a GPU copies without waiting."""
         tensor = torch.from_numpy(array)
         if self.device.type == "cuda":
             tensor = tensor.pin_memory()
@@ -96,7 +103,7 @@ class Network(nn.Module):
         return output.logits.float()  # type: ignore[no-any-return]
 
     def with_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits (rows, classes), and the tokens' states behind `feature_layer`, averaged: (rows, hidden)."""
+        """Logits (rows, classes), and the tokens' states after `feature_layer`, averaged: (rows, hidden)."""
         if self._fused is not None:
             return self._fused.with_features(input_ids, attention_mask)
         with self._autocast():
@@ -158,10 +165,9 @@ def _fill(
     """Write what ``compute`` gives for batches of like length into the arrays, one row for each sequence."""
     was_training = network.training
     network.eval()
-    lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
     count = counting(progress, len(sequences), "classifying")
     with torch.inference_mode():
-        for rows in length_sorted_batches(lengths, batch_size):
+        for rows in length_sorted_batches(lengths_of(sequences), batch_size):
             tensors = compute(*network.batch([sequences[row] for row in rows]))
             for array, tensor in zip(arrays, tensors, strict=True):
                 array[rows] = tensor.cpu().numpy()
@@ -251,8 +257,8 @@ class TextEmbedder:
         """
         sequences = self._tokenizer.encode(texts)
         vectors = np.zeros((len(texts), self.dimensions), dtype=np.float32)
-        lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
-        for rows, means in self._computed(sequences, batches_by_tokens(lengths, _BATCH_TOKENS)):
+        batches = batches_by_tokens(lengths_of(sequences), _BATCH_TOKENS)
+        for rows, means in self._computed(sequences, batches):
             vectors[rows] = means
         return vectors
 
@@ -286,7 +292,7 @@ class TextEmbedder:
 
 
 # Two shapes of which no two sizes are alike, and unlike the heads and hidden sizes in use: equal sizes would
-# be taken for one symbol, and other batches would be compiled anew.
+# be taken for one symbol, and other batches would be compiled again.
 _TRIAL_SHAPES = ((5, 40), (7, 24))
 
 

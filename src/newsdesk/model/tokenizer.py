@@ -21,7 +21,6 @@ TokenIds = NDArray[np.int64]
 _TEXTS_MEASURED = 2000
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # what SentencePiece falls back to for characters that it lacks
 
-
 EMPTY_TEXT, NO_KNOWN_TOKEN = "empty text", "no known token"
 """Why a text cannot be classified: the reasons that `TextTokenizer.encode_whole` finds."""
 
@@ -81,7 +80,7 @@ class Encoded:
         ids: token ids of each text, special tokens included, cut to what the model reads.
         lengths: tokens of each text before cutting, (texts,).
         unreadable: of each text, why there is nothing in it to classify; None where there is something.
-        unknown_id: the token that stands for what the vocabulary lacks; None where it lacks nothing.
+        unknown_id: the token for what the vocabulary lacks; None where it lacks nothing.
         special: how many special tokens every text has.
     """
 
@@ -93,13 +92,13 @@ class Encoded:
 
     @property
     def readable(self) -> NDArray[np.bool_]:
-        """Which texts say anything, (texts,)."""
+        """Which texts can be classified, (texts,)."""
         return np.array([reason is None for reason in self.unreadable], dtype=np.bool_)
 
     @property
     def truncation(self) -> Truncation:
         """How much was cut off."""
-        lost = self.lengths - np.array([len(ids) for ids in self.ids], dtype=np.int64)
+        lost = self.lengths - lengths_of(self.ids)
         return Truncation(len(lost), int((lost > 0).sum()), int(self.lengths.sum()), int(lost.sum()))
 
     @property
@@ -163,15 +162,14 @@ class TextTokenizer:
         return self.encode_whole(texts).ids
 
     def encode_whole(self, texts: Sequence[str]) -> Encoded:
-        """Token ids as ``encode`` gives them, with the lengths before cutting and texts that say nothing."""
+        """Token ids as by ``encode``, the lengths before cutting, and which texts are unreadable."""
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         cleaned = list(map(_encodable, texts))
         whole = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(cleaned)]
         ids = [np.array(self._cut(sequence), dtype=np.int64) for sequence in whole]
-        lengths = np.array([len(sequence) for sequence in whole], dtype=np.int64)
         reasons = tuple(map(self._reason_unreadable, cleaned, ids))
         special = self._opening + len(self.closing_ids)
-        return Encoded(ids, lengths, reasons, _unknown_id(self._tokenizer), special)
+        return Encoded(ids, lengths_of(whole), reasons, _unknown_id(self._tokenizer), special)
 
     def fit(self, texts: Sequence[str]) -> VocabularyFit:
         """How well the vocabulary covers the texts; of more than 2,000, of 2,000 spread evenly over them."""
@@ -215,13 +213,17 @@ class TextTokenizer:
         return NO_KNOWN_TOKEN if all(token in self._unknown for token in content) else None
 
 
-def limit_words(tokenizer: Tokenizer, max_length: int) -> None:
-    """Let a tokenizer drop the words behind the ``max_length``-th, which a model of that length cannot reach.
+def lengths_of(sequences: Sequence[Sequence[int] | TokenIds]) -> NDArray[np.int64]:
+    """Tokens of each text, (rows,)."""
+    return np.array([len(sequence) for sequence in sequences], dtype=np.int64)
 
-    For programs that do not truncate: transformers' pipeline reads a text to its end unless asked not to.
-    Every word, and for BERT's tokenizers every punctuation mark and ideograph, is one token or more, so
-    nothing is dropped that is read when texts are truncated. `TextTokenizer` lifts the limit, to count what
-    it cuts off.
+
+def limit_words(tokenizer: Tokenizer, max_length: int) -> None:
+    """Let a tokenizer drop the words after the ``max_length``-th, which a model of that length cannot read.
+
+    For programs that do not truncate, such as transformers' pipeline. Every word, and for BERT's tokenizers
+    every punctuation mark and ideograph, is one token or more, so nothing is dropped that would be read.
+    `TextTokenizer` lifts the limit, to count what it cuts off.
     """
     words = max_length - tokenizer.num_special_tokens_to_add(is_pair=False)
     word = r"\s*\S+"
@@ -242,7 +244,7 @@ def _lift_word_limit(tokenizer: Tokenizer) -> None:
 
 
 def _special_tokens_around_text(tokenizer: Tokenizer) -> tuple[int, list[int]]:
-    """How many special tokens stand before every text, and the ids of those behind it."""
+    """How many special tokens begin every text, and the ids of those that end it."""
     for probe in _PROBES:
         encoding = tokenizer.encode(probe)
         content = [place for place, special in enumerate(encoding.special_tokens_mask) if not special]
@@ -260,7 +262,7 @@ def _ids_that_say_nothing(tokenizer: Tokenizer) -> frozenset[int]:
 
 
 def _unknown_id(tokenizer: Tokenizer) -> int | None:
-    """The id of the token for what the vocabulary lacks; a model of unigrams does not tell its name."""
+    """The id of the token for what the vocabulary lacks; a model of unigrams has no name for it."""
     found: int | None = tokenizer.token_to_id(getattr(tokenizer.model, "unk_token", None) or "<unk>")
     return found
 

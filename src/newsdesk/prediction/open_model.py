@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.errors import UserError, missing_package
-from newsdesk.model.tokenizer import TextTokenizer, TokenIds, batches_by_tokens, pad
+from newsdesk.model.tokenizer import TextTokenizer, TokenIds, batches_by_tokens, lengths_of, pad
 from newsdesk.prediction.classifier import Classifier
 from newsdesk.progress import Progress, counting
 from newsdesk.runs.exported import (
@@ -28,7 +28,6 @@ from newsdesk.runs.exported import (
     preferred_export,
 )
 from newsdesk.runs.folder import RunFolder, open_run
-from newsdesk.runs.off_topic import lengths_of
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

@@ -1,1 +1,1 @@
-"""What lies on disk: the typed, versioned files of a run and of an exported model; imports without torch."""
+"""The typed, versioned files of a run and of an exported model; imports without torch."""

@@ -1,4 +1,4 @@
-"""How far a classifier's confidence may be believed: a temperature, and the rows it was fitted on."""
+"""Calibration: a temperature for the logits, and the rows it was fitted on."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ CALIBRATION = "calibration.json"
 CALIBRATION_ROWS = "calibration.safetensors"
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 100.0
 
-_HALVINGS = 60  # of the interval between the bounds: far below what float64 tells apart
+_HALVINGS = 60  # of the interval between the bounds: below the resolution of float64
 _FIX = "fit it again with newsdesk calibrate"
 
 
 @dataclass(frozen=True, eq=False)
 class HeldOutRows:
-    """What a classifier says of labelled rows that it did not learn from.
+    """A classifier's logits for labelled rows that it did not learn from.
 
     Attributes:
         logits: float32 of shape (rows, classes), before any temperature.
@@ -31,8 +31,8 @@ class HeldOutRows:
         sha256: ``Examples.fingerprint()`` of the rows.
         distances: float32 of shape (rows,), how far each is from the training topics (`OffTopicScore`); None
             where there is no such score, or an earlier version kept none.
-        readable: bool of shape (rows,), whether the text says anything: others get no answer, and nothing is
-            promised of them. None: not known, as in an earlier version, and all are taken for readable.
+        readable: bool of shape (rows,), whether the text can be classified: others get no answer and no
+            promise. None: not known, as in an earlier version, and all are taken for readable.
 
     Raises ValueError when logits, labels and the others do not line up, or a logit is no finite number.
     """
@@ -73,7 +73,7 @@ class Calibration:
         sha256: their fingerprint.
         expected_calibration_error: 0 to 1, as in ``metrics``, on these very rows.
         negative_log_likelihood: nats per row, likewise.
-        how: the method, in words.
+        how: the method.
         folded: what an export's logits are divided by already, in the weights of its last layer, so that
             other programs give calibrated probabilities; 1: nothing.
     """
@@ -102,11 +102,10 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -
     """The temperature that makes held-out labels most likely (Guo et al., 2017).
 
     ``logits`` is (rows, classes), ``labels`` are class ids (rows,). In 1/temperature the negative
-    log-likelihood is convex, so that bisection of its slope finds the one minimum. Besides the rows there
-    counts one whose class is not known, its target spread evenly, after Platt's (1999) smoothed targets:
-    rows that are all right ask for certainty, which n rows cannot show; they get about n in n + 1.
-    The answer lies between 0.01 and 100, and is 1 where no temperature changes anything: one class, or
-    logits that do not differ.
+    log-likelihood is convex, so that bisection of its slope finds the one minimum. One more row of unknown
+    class counts, its target spread evenly, after Platt's (1999) smoothed targets: n rows that are all
+    classified correctly cannot show certainty, and get about n in n + 1. The result is between 0.01 and 100,
+    and 1 where no temperature changes anything: one class, or logits that do not differ.
     """
     scores = np.asarray(logits, dtype=np.float64)
     scores = scores - scores.max(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""The folder that an export leaves: what lies where in it, and whether it is as it was written."""
+"""The folder of an exported model: what is in it, and whether it is as it was written."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LOGITS, FEATURES = "logits", "features"
 """The outputs of every onnx graph."""
 
 QUALITY = "quality.json"
-"""What an export was found to be worth, by the gate."""
+"""The figures by which the gate let an export pass."""
 
 _FIX = "copy the exported model again from an undamaged copy, or export it again with newsdesk export"
 
@@ -62,12 +62,11 @@ class ExportManifest:
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """Paths and facts of one finished export; nothing is read before it is asked for.
+    """Paths and facts of one finished export; nothing is read before it is needed.
 
     The folder holds ``config.json`` and the tokenizer as transformers writes them, ``labels.json`` as a run
-    has it, the model under the name that ``MODEL_FILES`` gives its kind, ``quality.json`` with what the
-    export was found to be worth, the two files of a calibration by its own logits where rows were held out,
-    and ``manifest.json``, written last, with the sha256 of every file.
+    has it, the model under the name that ``MODEL_FILES`` gives its kind, ``quality.json`` with the figures of
+    the gate, the calibration of its own logits where rows were held out, and ``manifest.json``, written last.
     """
 
     path: Path
@@ -130,7 +129,7 @@ class ExportedModel:
                 self.verify(name)
 
     def seal_calibration(self) -> None:
-        """Write the manifest anew with the sha256 of a calibration that was made since."""
+        """Write the manifest again with the sha256 of a calibration that was made since."""
         hashes = {name: sha256_of(self.path / name) for name in _FITTED if (self.path / name).is_file()}
         write_stored(self.path / MANIFEST, replace(self.manifest, files={**self.manifest.files, **hashes}))
         self.__dict__.pop("manifest", None)  # read before, it is out of date now

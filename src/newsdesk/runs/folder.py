@@ -31,7 +31,7 @@ LABELS = "labels.json"
 CARD = "README.md"
 METRICS = "metrics.json"
 HEADER = "# The recipe of a run of newsdesk: every value, and where it came from.\n"
-"""How a run's recipe.toml begins, so that nobody else's file of that name is taken for one."""
+"""How a run's recipe.toml begins, so that no other file of that name is taken for one."""
 
 _OF_TRAINING = {
     *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
@@ -40,7 +40,7 @@ _OF_TRAINING = {
     *(f"tokenizer/{name}" for name in ("special_tokens_map.json", "added_tokens.json", "vocab.txt")),
     *(f"tokenizer/{name}" for name in ("vocab.json", "merges.txt", "tokenizer.model", "spiece.model")),
 }
-"""What an unfinished run keeps when it is resumed; the rest tells of a state that will not be the last."""
+"""What an unfinished run keeps when it is resumed; the rest belongs to a state that will not be the last."""
 _OF_THE_END = {METRICS, CALIBRATION, CALIBRATION_ROWS, OFF_TOPIC, KNOWN_TEXTS}
 _CHECKPOINT = re.compile(r"checkpoints/step-\d+-[0-9a-f]+\.safetensors")
 _PREDICTIONS = re.compile(r"predictions-(.+)\.csv")
@@ -77,7 +77,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths inside one run; nothing is read before it is asked for."""
+    """Paths inside one run; nothing is read before it is needed."""
 
     path: Path
 
@@ -141,7 +141,7 @@ class RunFolder:
         self.reseal()
 
     def write_recipe(self, toml: str) -> None:
-        """Write recipe.toml, with a header that tells whose it is."""
+        """Write recipe.toml, with the header that identifies it."""
         write_text(self.recipe, HEADER + toml)
 
     def seal(self, manifest: Manifest, *, wrote: Path | None = None) -> None:
@@ -160,7 +160,7 @@ class RunFolder:
         self.__dict__.pop("manifest", None)  # read before, it is out of date now
 
     def reseal(self, *, wrote: Path | None = None) -> None:
-        """Write the manifest anew after files were added, its facts unchanged; ``wrote`` as for ``seal``."""
+        """Write the manifest again after files were added, its facts unchanged; ``wrote`` as for ``seal``."""
         self.seal(read_stored(self.path / MANIFEST, Manifest, fix=_FIX), wrote=wrote)
 
     def is_complete(self) -> bool:

@@ -1,4 +1,4 @@
-"""What a manifest says of how a classifier came to be: software, base, data, training. No torch in here."""
+"""The manifest of a run: software, base model, data, training. No torch in here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from newsdesk.runs.log import FinishReason
 from newsdesk.stored import KEY, OPTIONAL
 
 SPLIT_OFF = "split off "
-"""What the source of validation rows starts with that were a part of the training rows."""
+"""How the source of validation rows begins that were a part of the training rows."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class DataFacts:
         licence: of the texts, as far as it is known.
         train: the training rows.
         validation: the validation rows.
-        language: of the training texts, where their script tells it: see ``language_of``.
+        language: of the training texts, where their script shows it: see ``language_of``.
         unknown_tokens: share of the training texts' tokens that the base model does not know, 0 to 1.
     """
 
@@ -83,7 +83,7 @@ class TrainingFacts:
         padding_share: share of padding among the tokens computed, 0 to 1.
         processes: how many trained together.
         choosing_rows: how many validation rows chose that state, and so do not calibrate it; 0: none did.
-        remarks: what was said of rows and steps before it began, a sentence each.
+        remarks: notes on rows and steps from before it began, a sentence each.
     """
 
     finished: FinishReason

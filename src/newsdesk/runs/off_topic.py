@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.files import damaged, write_bytes
+from newsdesk.model.tokenizer import TokenIds, lengths_of
 
 OFF_TOPIC = "off_topic.safetensors"
 MOST_ROWS = 2000
@@ -31,7 +32,6 @@ _FIX = "fit it again with newsdesk calibrate"
 
 Values = NDArray[np.floating]
 Floats = NDArray[np.float32]
-TokenIds = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,11 +159,6 @@ def off_topic_score(
     fitted = fit_off_topic(features_of(sequences), lengths_of(sequences), of_class)
     distances = fitted.distances(features_of(held_out), lengths_of(held_out))
     return replace(fitted, facts={"fitted_rows": str(len(sequences))}).with_reference(distances), distances
-
-
-def lengths_of(sequences: Sequence[TokenIds]) -> NDArray[np.int64]:
-    """Tokens of each text, (rows,)."""
-    return np.array([len(sequence) for sequence in sequences], dtype=np.int64)
 
 
 def fit_off_topic(

@@ -23,5 +23,5 @@ def local_rank() -> int:
 
 
 def restarted() -> bool:
-    """Whether torchrun started this process anew because one of the team was lost."""
+    """Whether torchrun restarted this process because one of the team was lost."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0

@@ -2,8 +2,8 @@
 
     checkpoints/step-00000120-9f86d081884c7d65.safetensors
 
-The tensors of a ``Snapshot``; its counters, what it was trained on, and the length of the log at that moment
-stand in the header. The two newest are kept, so that one of them is whole whatever happens to the other.
+A file holds the tensors of a ``Snapshot``; its header, the counters, what it was trained on, and the length
+of the log. The two newest are kept, so that one of them is whole whatever happens to the other.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Checkpoints:
     """The checkpoints of one run: written, pruned, found again."""
 
     def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
-        """Keep checkpoints in ``folder``; ``identity`` tells by hashes what the training stands on."""
+        """Keep checkpoints in ``folder``; ``identity`` names what the training depends on, by hashes."""
         self._folder = folder
         self._identity = dict(identity)
         self._newest: Path | None = None
@@ -93,7 +93,7 @@ class Checkpoints:
             raise UserError(
                 f"{self._folder.parent} cannot be resumed: what it was trained on has changed",
                 found=f"the {' and the '.join(changed)} had another sha256 before",
-                fix="put the original back, or begin anew with --overwrite in place of --resume",
+                fix="put the original back, or start over with --overwrite in place of --resume",
             )
 
     def clear(self) -> None:

@@ -128,9 +128,9 @@ def gathered(device_name: str) -> Iterator[tuple[Team, torch.device]]:
 def _meet(store: Store, rank: int, size: int) -> Store:
     """A part of the store to which only the processes alive now write.
 
-    After a restart torchrun's store still holds the addresses of the processes that were lost, and whoever
-    comes early would connect to those. So the lead offers a new name to everyone who has signed in, lost or
-    not, until all have answered under that name, which only the living do.
+    After a restart torchrun's store still holds the addresses of lost processes, and an early process would
+    connect to those. So the lead offers a new name to all that have signed in, lost or not, until all have
+    answered under that name, which only live ones do.
     """
     own = uuid.uuid4().hex
     if rank > 0:
@@ -145,7 +145,7 @@ def _meet(store: Store, rank: int, size: int) -> Store:
                 store.set(store.get(f"newsdesk/{other}").decode(), own)
         if time.monotonic() > deadline:
             raise UserError(
-                f"of {size} processes that were to train together not all arrived",
+                f"not all of the {size} processes that train together arrived",
                 found=f"waited {_SECONDS_TO_MEET:.0f} seconds",
                 fix="look at what the others printed; all machines need a torchrun with one --rdzv-endpoint",
             )
@@ -159,13 +159,13 @@ def _exchange_device() -> str:
 
 @contextmanager
 def _explaining_loss_of_a_process() -> Iterator[None]:
-    """Turn a broken exchange, which is how the others learn of a lost process, into a UserError."""
+    """Turn a broken exchange, by which the others notice a lost process, into a UserError."""
     try:
         yield
     except RuntimeError as error:
         raise UserError(
             "another process of this training was lost",
             found=str(error).strip().splitlines()[0],
-            fix="torchrun --max-restarts N starts all anew and goes on from the last checkpoint; "
+            fix="torchrun --max-restarts N restarts all and resumes from the last checkpoint; "
             "or run the same command again with --resume",
         ) from error

@@ -86,7 +86,7 @@ class SavedAdapter:
 
     @cached_property
     def label_count(self) -> int:
-        """Classes that its head tells apart. Raises UserError when the head was not saved with it."""
+        """Classes of its head. Raises UserError when the head was not saved with it."""
         for layer in _OUTPUT_LAYERS:
             shape = self.shapes.get(f"{_PREFIX}{layer}.weight", ())
             if len(shape) == 2:
@@ -190,7 +190,7 @@ def _names_of_labels(saved: SavedAdapter, base: Path, given: Sequence[str] | Non
         return next((names for names in declared if len(names) == count), numbers)
     if len(given) != count:
         raise UserError(
-            f"the head of {saved.folder} tells {count} classes apart, not {len(given)}",
+            f"the head of {saved.folder} has {count} classes, not {len(given)}",
             found=f"--labels {', '.join(given)}",
             fix=f"name its {count} classes in the order of their ids, or leave --labels out",
         )
@@ -214,7 +214,7 @@ def _declared_names(config_file: Path) -> tuple[str, ...]:
 def _known_recipe(
     saved: SavedAdapter, base: ResolvedBase, layout: TextLayout, max_length: int
 ) -> ResolvedRecipe:
-    """What adapter_config.json and the caller tell of the recipe. Raises UserError for impossible values."""
+    """The recipe as far as adapter_config.json and the caller know it. Raises UserError for bad values."""
     known: dict[str, dict[str, Any]] = {
         "data": {
             "train": "unknown",

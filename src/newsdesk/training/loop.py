@@ -15,7 +15,7 @@ from newsdesk.config import TrainingSection
 from newsdesk.metrics import Metrics, evaluate_probabilities
 from newsdesk.model.classifier import restore_state, trainable_state
 from newsdesk.model.network import Network, predict_logits
-from newsdesk.model.tokenizer import TokenIds
+from newsdesk.model.tokenizer import TokenIds, lengths_of
 from newsdesk.runs.log import Event, Finished, FinishReason, Interrupted, Started, Step, Validation
 from newsdesk.training.batches import Batcher, Schedule, rate_factor
 from newsdesk.training.checkpoints import Snapshot, gather_state, hand_out_state
@@ -45,7 +45,7 @@ class EncodedRows:
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each row, (rows,)."""
-        return np.array([len(ids) for ids in self.token_ids], dtype=np.int64)
+        return lengths_of(self.token_ids)
 
 
 def train(

@@ -23,7 +23,7 @@ from newsdesk.model.architectures import ParameterGroup, parameter_table, requir
 from newsdesk.model.catalog import BASE_MODELS, resolve_config
 from newsdesk.model.classifier import outline_classifier
 from newsdesk.model.network import Precision, choose_device, choose_precision
-from newsdesk.model.tokenizer import TextTokenizer
+from newsdesk.model.tokenizer import TextTokenizer, lengths_of
 from newsdesk.training.batches import Batcher, Schedule, padding_share, rate_factor
 from newsdesk.training.held_out import remarks_on_rows
 
@@ -225,7 +225,7 @@ def _measure_lengths(
     tokenizer = TextTokenizer.from_folder(folder, max_length)
     encoded, vocabulary = tokenizer.encode_whole(sample.texts), tokenizer.fit(sample.texts)
     remarks = remarks_on_rows(data, encoded, vocabulary, steps, training, recipe.model)
-    cut = np.array([len(ids) for ids in encoded.ids], dtype=np.int64)
+    cut = lengths_of(encoded.ids)
     mean = float(cut.mean())
     quantiles = {name: round(np.quantile(encoded.lengths, share)) for name, share in _QUANTILES.items()}
     padding = _padding(recipe, mean, cut, len(data.train))

@@ -102,8 +102,8 @@ def run_training(
         observe: called with every event of the loop, after it was logged.
         overwrite: replace a run that is already at ``out``, once the new one has finished: until then that
             one stays as it is, and the new one is written to a folder inside of it.
-        resume: go on with the run at ``out`` where it was interrupted or killed; begin where there is none,
-            and leave a complete one as it is. A process that torchrun started anew always does.
+        resume: continue the run at ``out`` where it was interrupted or killed; begin where there is none, and
+            leave a complete one as it is. A process that torchrun restarted always does.
         progress: called while base model and data are fetched.
         tables: training and validation rows that a program gives instead of naming files.
 
@@ -129,7 +129,7 @@ def run_training(
         training = _Training(run, resolved, team, device, scratch, progress, tables)
         resumed = training.restore_or_begin(resume=resume)
         with interruptible() as stopped, explaining_memory(resolved.recipe.training):
-            if not team.leads:  # trains along with the lead, which alone tells and writes
+            if not team.leads:  # trains along with the lead, which alone logs and writes
                 deque(training.loop.events(stopped), maxlen=0)
                 return run
             finished = training.lead(stopped, observe, resumed)
@@ -304,7 +304,7 @@ def _checkpoint_is_due(event: Event, loop: TrainingLoop, seconds: float) -> bool
     """After validation, before an interruption, and between them as often as the recipe says."""
     if not isinstance(event, Step):
         return isinstance(event, Validation | Interrupted)
-    if event.step != loop.step:  # steps told together: the state is already that of the last of them
+    if event.step != loop.step:  # steps read together: the state is already that of the last of them
         return False
     every = loop.training.checkpoint_every
     if every is None:
@@ -326,8 +326,8 @@ def _came_to_its_end(run: RunFolder) -> bool:
 def _begun(out: Path, asked: ResolvedRecipe, *, overwrite: bool) -> RunFolder | None:
     """The training to resume.
 
-    With ``overwrite`` a process that torchrun started anew takes the run at ``out`` for the one to be
-    replaced, unless that is unfinished and by the recipe asked for.
+    With ``overwrite`` a process that torchrun restarted takes the run at ``out`` for the one to be replaced,
+    unless that is unfinished and by the recipe asked for.
     """
     found = resumable(out)
     if found is None or found.path != out or not overwrite:
@@ -352,7 +352,7 @@ def _require_same_recipe(run: RunFolder, asked: ResolvedRecipe) -> None:
         raise UserError(
             f"{run.path} was started with another recipe, and can only be resumed with its own",
             found="\n       ".join(changed),
-            fix="leave out all flags but --out and --resume, or begin anew with --overwrite",
+            fix="leave out all flags but --out and --resume, or start over with --overwrite",
         )
 
 
@@ -375,7 +375,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGINT or SIGTERM into an answer True; a second one breaks off as if nobody listened."""
+    """Turn the first SIGINT or SIGTERM into an answer True; a second one ends the process as usual."""
     requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only it may handle signals
         yield requested.is_set
