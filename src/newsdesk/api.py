@@ -62,7 +62,7 @@ def train(
         overrides: the same as texts, ``section.key=value``.
         observe: called with every training event.
         overwrite: replace a run that is at ``out`` already, once the new one has finished.
-        resume: resume the training at ``out``; with neither recipe, flags nor overrides, by its own recipe.
+        resume: continue the training at ``out``; with neither recipe, flags nor overrides, by its own recipe.
         progress: called while base model and data are fetched.
         tables: training and validation rows that a program gives instead of naming files.
 
@@ -158,7 +158,7 @@ def evaluate(
     target = predictions_path(run.path, split)
     rows = evaluation_rows(run, data, split, progress=progress, **reading)
     known = known_texts_of(run, progress)
-    yardstick = baseline_of(run, rows, progress) if baseline else None
+    reference = baseline_of(run, rows, progress) if baseline else None
     classifier = open_model(run, engine="own", checks="all", progress=progress)
     encoded = classifier.encode(rows.texts)
     logits = classifier.logits(encoded.ids, progress=progress)
@@ -171,7 +171,7 @@ def evaluate(
         model=str(run.path),
         temperature=classifier.temperature,
         uncalibrated=softmax(logits),
-        baseline=yardstick,
+        baseline=reference,
         encoded=encoded,
         learned=None if known is None else known.learned_rows(rows.texts),
     )
@@ -211,7 +211,7 @@ def calibrate(
     progress: Progress | None = None,
     **reading: Unpack[Reading],
 ) -> dict[Path, Calibration]:
-    """Fit the temperature of a run or exported model anew, and keep it with the rows that promises stand on.
+    """Fit the temperature of a run or exported model again, and keep it with the rows behind its promises.
 
     ``newsdesk.calibrate("runs/wire", ["january.csv"])``
 
@@ -223,7 +223,7 @@ def calibrate(
         data: labelled rows: named data sets (their test splits), folders or files. None: a run's own
             validation rows.
         learned_rows: what to do about those of ``data`` that the run learned from, by their texts: refuse
-            (``error``), leave out (``drop``), or take all the same (``keep``), by which promises do not hold.
+            (``error``), leave out (``drop``), or keep (``keep``); then promises do not hold for new texts.
         progress: called while things are fetched, and with the rows done by each folder.
         reading: as for :func:`evaluate`; nothing can be fitted on unknown labels, which are refused or left
             out. ``notice`` is called with what a person should know of the labels, a sentence each.
@@ -316,13 +316,13 @@ def report(
     progress: Progress | None = None,
     **reading: Unpack[Reading],
 ) -> Report:
-    """Write what is known of a run as one HTML file, which needs no network, and its charts beside it.
+    """Write what is known about a run as one HTML file, which needs no network, and its charts beside it.
 
     ``newsdesk.report("runs/wire", data="wire-test.csv", plots="plots")``
 
     Args:
         run_path: a finished run.
-        split: which evaluation to tell of.
+        split: which evaluation to report.
         data: its rows; the run is evaluated on them first where it was not yet. None: where its evaluation
             found them, as far as they are still there.
         out: the file to write; None: ``RUN/report-<split>.html``.

@@ -35,14 +35,14 @@ _SUM_TOLERANCE = 1e-3  # float16 softmax over some hundred classes is off by a f
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """How one class fares; a ratio whose denominator is zero is 0.0, as in scikit-learn.
+    """The figures of one class; a ratio whose denominator is zero is 0.0, as in scikit-learn.
 
     Attributes:
         label: the class's name.
-        precision: share of the rows given this label that bear it.
-        recall: share of the rows that bear this label that were given it.
+        precision: share of the rows predicted as this class that belong to it.
+        recall: share of the rows of this class that are predicted as it.
         f1: harmonic mean of the two.
-        support: number of rows that bear this label.
+        support: number of rows of this class.
     """
 
     label: str
@@ -106,7 +106,7 @@ class Metrics:
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Rows of like confidence, and how often they are right; a calibrated classifier's two shares agree.
+    """Rows of similar confidence, and how often they are right; a calibrated classifier's two shares agree.
 
     Attributes:
         rows: how many.
@@ -169,7 +169,7 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple
     if not (0 <= correct <= total and total > 0):
         raise ValueError(f"{correct} of {total} is not a proportion")
     if not 0 < confidence < 1:
-        raise ValueError(f"a confidence level lies between 0 and 1, not at {confidence}")
+        raise ValueError(f"a confidence level is between 0 and 1, not {confidence}")
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     share, shrink = correct / total, 1 + z * z / total
     centre = (share + z * z / (2 * total)) / shrink

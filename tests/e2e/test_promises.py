@@ -316,7 +316,7 @@ def test_rows_that_the_run_learned_from_do_not_calibrate_it_unless_told(newsdesk
     assert f"{20 - learned} of 80 rows" in dropped.err  # of the validation rows
     kept = newsdesk("calibrate", run, "--data", partly_learned, "--learned-rows", "keep")
     assert "by 80 rows" in kept.lines[0]
-    assert "for new texts, what rests on them is too good" in kept.err
+    assert "for new texts, what is estimated on them is too optimistic" in kept.err
 
 
 def test_a_file_of_nothing_but_learned_rows_is_refused_by_exports_too(newsdesk, run, desk, tmp_path):

@@ -1,4 +1,4 @@
-"""The yardstick: a linear model that trains in seconds, which an encoder has to beat."""
+"""The baseline: a linear model that trains in seconds, which an encoder has to beat."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _BEYOND_CHANCE = 1.64
 
 @dataclass(frozen=True)
 class BaselineResult:
-    """How a baseline did on the test rows.
+    """The figures of a baseline on the test rows.
 
     Attributes:
         accuracy: share of test rows it classifies correctly, 0 to 1.
@@ -193,7 +193,7 @@ def tfidf_vectorizer(rows: int, features: Features = _WORDS) -> Any:
 
 
 def has_words(texts: Iterable[str]) -> bool:
-    """Whether there is anything but punctuation in these texts."""
+    """Whether these texts hold anything but punctuation."""
     return any(map(words_of, texts))
 
 

@@ -1,4 +1,4 @@
-"""Classifiers beside one another on the same rows: which is better, by how much, or whether that is noise."""
+"""Classifiers compared on the same rows: which is better, by how much, or whether the difference is noise."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ Change = Literal["fixed", "broken", "other error"]
 
 @dataclass(frozen=True)
 class ChangedRow:
-    """A row that two classifiers take for different classes.
+    """A row that two classifiers predict differently.
 
     Attributes:
         row: its number, as the files of predictions have it.
         change: ``fixed`` if only the other is right, ``broken`` if only the first is, else ``other error``.
         true_label: its class.
-        first_label: what the first takes it for.
+        first_label: what the first predicts.
         other_label: what the other does.
         text: what they read, where that is known.
     """
@@ -59,7 +59,7 @@ class ClassChange:
 
     Attributes:
         label: its name.
-        support: how many rows bear it.
+        support: how many rows have it.
         first_f1: its F1 by the first.
         other_f1: by the other.
         fixed: rows of this class that only the other gets right.
@@ -76,7 +76,7 @@ class ClassChange:
 
 @dataclass(frozen=True)
 class RunComparison:
-    """One classifier beside the first.
+    """One classifier compared with the first.
 
     Attributes:
         first: the first one's name.
@@ -88,10 +88,10 @@ class RunComparison:
             metrics.json in rows that are certain and wrong; None where a file has no probabilities.
         paired: ``model`` is the other one, ``baseline`` the first; its p-value is of this pair alone.
         adjusted_p_value: the p-value by Holm's method, where there are several others; else the same.
-        rows_needed: how many rows would tell the two apart; None where they err equally often.
+        rows_needed: how many rows would show the difference; None where both err equally often.
         per_class: every class, in the order of the first's rows.
-        changed: the rows that the two take for different classes, in their order.
-        notes: where one of the two learned from rows of these, how many.
+        changed: the rows that the two predict differently, in their order.
+        notes: how many of the rows one of the two learned from, if any.
     """
 
     first: str
@@ -177,8 +177,8 @@ def write_changed_rows(comparisons: Sequence[RunComparison], path: Path) -> None
         stream.writelines(delimited_lines([header, *lines]))
 
 
-def _in_the_words_of(first: PredictedRows, other: PredictedRows) -> PredictedRows:
-    """The other's rows with the classes called as the first calls them, who may spell them otherwise."""
+def _renamed_as_in(first: PredictedRows, other: PredictedRows) -> PredictedRows:
+    """The other's rows with the class names of the first, which may be spelled differently."""
     matcher = LabelMatcher(tuple(dict.fromkeys((*first.true_labels, *first.predicted_labels))))
     ids = matcher.matches({*other.true_labels, *other.predicted_labels})
     if len(set(ids.values())) < len(ids):  # two of its classes would become one
@@ -192,7 +192,7 @@ def _in_the_words_of(first: PredictedRows, other: PredictedRows) -> PredictedRow
 
 
 def _compare_pair(first: PredictedRows, other: PredictedRows, level: float) -> RunComparison:
-    other = _in_the_words_of(first, other)
+    other = _renamed_as_in(first, other)
     if (first.numbers, first.true_labels) != (other.numbers, other.true_labels):
         raise _different_rows(first, other, "whose numbers or classes differ")
     names = tuple(dict.fromkeys((*first.true_labels, *first.predicted_labels, *other.predicted_labels)))
@@ -249,5 +249,5 @@ def _different_rows(first: PredictedRows, other: PredictedRows, how: str) -> Use
         f"{first.name} and {other.name} were not evaluated on the same rows",
         found=f"{first.origin}, and {other.origin} {how}",
         fix="give --data NAME|PATH, which evaluates or checks both on the same rows; runs that read other "
-        "columns or order their classes otherwise need it even for one file",
+        "columns or order their classes differently need it even for the same file",
     )

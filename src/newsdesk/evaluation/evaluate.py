@@ -54,12 +54,12 @@ class RowError:
 
 @dataclass(frozen=True)
 class Trust:
-    """How far the confidence can be believed on the evaluated rows.
+    """How far the confidence can be trusted on the evaluated rows.
 
     Attributes:
         temperature: what the logits were divided by; 1 where the model was never calibrated.
         expected_calibration_error: of the same rows without and with it, 0 to 1.
-        negative_log_likelihood: likewise, nats per row.
+        negative_log_likelihood: the same, nats per row.
         reliability: bins of equally many rows, from unsure to sure.
     """
 
@@ -103,12 +103,12 @@ class Evaluation:
         split: the split's name, such as ``test``; the key under which metrics.json keeps it.
         source: where the rows came from.
         fingerprint: ``Examples.fingerprint()`` of the rows.
-        model: the run or exported model that gave the probabilities.
+        model: the run or exported model that computed the probabilities.
         metrics: its figures.
-        calibration: how far its confidence can be believed.
+        calibration: how far its confidence can be trusted.
         risk_coverage: what answering only the sure rows would gain.
         texts: how much of the texts it read.
-        baseline: a yardstick on the same rows, where one was asked for.
+        baseline: a linear model on the same rows, where one was asked for.
         comparison: the model and that baseline row by row.
         labels: how the labels of the rows were matched to the classes of the run, where that was needed.
         learned: how many of the rows have texts that the run learned from; None where that is not known.
@@ -130,8 +130,8 @@ class Evaluation:
     errors: tuple[RowError, ...] = field(default=(), metadata=UNSTORED)
 
     def notes(self) -> list[str]:
-        """What a person should know of the rows behind the figures, a sentence each."""
-        unknown = "which texts the run learned from is not known, so that these rows may be among them"
+        """What a person should know about the evaluated rows, a sentence each."""
+        unknown = "it is not known which texts the run learned from; these rows may be among them"
         notes = [unknown if self.learned is None else self.learned.note()]
         if self.labels is None:
             return notes
@@ -171,7 +171,7 @@ def evaluate_examples(
     """Measure probabilities (rows, classes) whose columns are ``label_names`` on labelled examples.
 
     The examples may name the same classes in another order. Classes under which their unknown labels are
-    counted as errors come behind ``label_names`` in all figures, each with a probability of 0.
+    counted as errors follow ``label_names`` in all figures, each with a probability of 0.
     ``temperature`` is what the probabilities were made with, ``uncalibrated`` what they would be without it;
     None: the same. ``encoded`` is what the model read of the rows. Raises UserError for rows without labels
     or of any other class outside ``label_names``, ValueError where ``evaluate_probabilities`` does.

@@ -28,11 +28,11 @@ from newsdesk.stored import FORMAT
 
 _METRICS = "metrics.json"
 SMALLEST_WRITTEN = 0.5 * 10**-PROBABILITY_DIGITS
-"""What a probability written as 0 is taken for: half of the last digit."""
+"""How a probability written as 0 is read: half of the last digit."""
 
 
 def predictions_path(folder: Path, split: str) -> Path:
-    """Where the predictions on a split lie: ``folder/predictions-<split>.csv``.
+    """The file of the predictions on a split: ``folder/predictions-<split>.csv``.
 
     Raises UserError for a split name that does not make a plain file name, or that metrics.json uses itself.
     """
@@ -45,7 +45,7 @@ def predictions_path(folder: Path, split: str) -> Path:
         raise UserError(
             "a split's name becomes part of a file's name: letters, digits and . _ + - only",
             found=repr(split),
-            fix="name it otherwise with --split",
+            fix="give it another name with --split",
         )
     return folder / f"predictions-{split}.csv"
 
@@ -88,7 +88,7 @@ class PredictedRows:
         evaluation: the figures that belong to them; None for a file that stands alone.
         numbers: the rows' own numbers.
         true_labels: their classes.
-        predicted_labels: what they were taken for.
+        predicted_labels: what was predicted.
         label_names: the classes with a column of probabilities, in the order of the file.
         probabilities: float64 (rows, classes), as predicted, to six decimals.
         texts: one a row, where the file holds them.
@@ -125,7 +125,7 @@ class PredictedRows:
 def read_predicted_rows(path: str | Path, split: str) -> PredictedRows:
     """The evaluation of ``split`` in a run or exported model, or a file of predictions, of whatever split.
 
-    Raises UserError when there is none, or it is not as an evaluation leaves it.
+    Raises UserError when there is none, or an evaluation did not write it.
     """
     file = Path(path)
     if file.is_dir():
@@ -134,7 +134,7 @@ def read_predicted_rows(path: str | Path, split: str) -> PredictedRows:
             known = ", ".join(evaluations)
             raise UserError(
                 f"{path} has no predictions on {split!r}",
-                found=f"it was evaluated on {known}" if known else "it was not evaluated, or is no run",
+                found=f"it was evaluated on {known}" if known else "it was not evaluated, or is not a run",
                 fix=f"evaluate all of them on the same rows with --data NAME|PATH, or one by one: "
                 f"newsdesk evaluate {path} --data NAME|PATH --split {split}",
             )
@@ -188,7 +188,7 @@ def _probabilities(
 
 def _unusable(file: Path, found: str) -> UserError:
     return UserError(
-        f"{file} is not a file of predictions as newsdesk evaluate leaves it",
+        f"{file} is not a file of predictions that newsdesk evaluate wrote",
         found=found,
         fix="evaluate again: newsdesk evaluate RUN --data NAME|PATH",
     )

@@ -65,12 +65,12 @@ def known_rows(
     raise UserError(
         f"the {name} rows are no longer those that {found.path} was trained with",
         found=f"{counted(len(part), 'row')} in {part.source} with another sha256 than the manifest's",
-        fix=f"put the original file back, or {otherwise}",
+        fix=f"restore the original file, or {otherwise}",
     )
 
 
 LearnedRowsRule = Literal["error", "drop", "keep"]
-"""What to do about rows whose text the run learned from: refuse, leave them out, take them all the same."""
+"""What to do about rows whose text the run learned from: refuse them, leave them out, or keep them."""
 
 
 class Reading(TypedDict, total=False):
@@ -102,7 +102,7 @@ def evaluation_rows(
     Columns are those that ``text``, ``template`` and ``label`` name, else the ones the run was trained on,
     else those with usual names. ``unknown_labels`` says what to do about labels that are not classes of the
     run: ``count-wrong`` adds them to the classes of the rows, ``drop`` leaves their rows out, None refuses.
-    ``notice`` is called with what a person should know of how labels were matched, a sentence each.
+    ``notice`` is called with what a person should know about how labels were matched, a sentence each.
     Raises UserError when there are no rows, or they carry unknown labels.
     """
     trained_on = load_recipe(str(run.recipe)).recipe.data.label if isinstance(run, RunFolder) else None
@@ -134,31 +134,34 @@ def unlearned_rows(
 ) -> Examples:
     """Labelled rows to calibrate or check a run or exported model on: those that it did not learn from.
 
-    A classifier is surer, and more often right, on texts it learned from; what is promised by them does not
-    hold for new ones. ``notice`` is called with what a person should know of the rows, a sentence each.
+    A classifier is more confident, and more often right, on texts it learned from; what they promise does
+    not hold for new ones. ``notice`` is called with what a person should know about the rows.
     Raises UserError as `evaluation_rows` does, where unknown labels are to be counted as errors, and where
     there are learned rows and they are not to be dropped or kept, or all are dropped.
     """
     if reading.get("unknown_labels") == "count-wrong":
         raise UserError(
-            "rows whose class the run does not know can be counted as errors in an evaluation alone",
+            "rows of unknown classes can be counted as errors only in an evaluation",
             found="--unknown-labels count-wrong",
-            fix="leave them out here with --unknown-labels drop",
+            fix="leave them out with --unknown-labels drop",
         )
     rows = joined([evaluation_rows(found, name, "test", progress=progress, **reading) for name in data])
     notice: Callable[[str], None] = reading.get("notice", lambda _sentence: None)
     known = known_texts_of(found, progress)
     if known is None:
-        notice(f"it is not known which texts {found.path} learned from; rows among them promise too much")
+        notice(
+            f"it is not known which texts {found.path} learned from; if these rows are among them, what is "
+            "promised is too optimistic"
+        )
         return rows
     learned, total = known.in_training(rows.texts), counted(len(rows), "row")
     share = f"{int(learned.sum()):,} of {total} ({learned.mean():.1%})"
     if learned.any() and (learned_rows == "error" or (learned_rows == "drop" and learned.all())):
         drop = "" if learned.all() else ", leave these out with --learned-rows drop"
         raise UserError(
-            f"{found.path} learned from rows of {rows.source}, on which it is surer than on new texts",
+            f"{found.path} learned from rows of {rows.source}, so that its error rate there is too low",
             found=f"{share} with the text of a training row",
-            fix=f"give rows that it did not learn from{drop}, or take them all with --learned-rows keep",
+            fix=f"give rows that it did not learn from{drop}, or keep them all with --learned-rows keep",
         )
     validated = known.in_validation(rows.texts)
     if validated.any():
@@ -171,7 +174,9 @@ def unlearned_rows(
     if learned_rows == "drop":
         notice(f"{share} are training rows of the run and were left out")
         return rows.select((~learned).nonzero()[0])
-    notice(f"{share} are training rows of the run: for new texts, what rests on them is too good")
+    notice(
+        f"{share} are training rows of the run: for new texts, what is estimated on them is too optimistic"
+    )
     return rows
 
 

@@ -1,7 +1,7 @@
-"""How sure figures and differences are: intervals, paired tests, and how many rows would tell.
+"""How certain figures and differences are: intervals, paired tests, and how many rows are needed.
 
 The usual intervals are too narrow on few rows: the bootstrap's percentiles for macro F1, the normal one for
-the mean of a skewed loss, both for a difference that rests on a handful of rows. These hold 95 % on 200 rows
+the mean of a skewed loss, both for a difference of a handful of rows. These hold 95 % on 200 rows
 in simulation, most of them on 25 (benchmarks/intervals.py, docs/evaluation.md).
 """
 
@@ -51,7 +51,7 @@ class Difference:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of no difference."""
+        """Whether the interval is on one side of zero."""
         return self.interval[0] > 0 or self.interval[1] < 0
 
 
@@ -109,8 +109,8 @@ def macro_f1_difference(
 ) -> Difference:
     """Of two macro F1 over the classes that occur, on the same rows; ids (rows,), below ``classes``.
 
-    Jackknife with Student's quantile; to the variance is added what two more rows that tell the two apart
-    would bring (after Bonett & Price, 2012), so that it has a width where there is none.
+    Jackknife with Student's quantile; two more rows on which just one of the two is right are
+    added to the variance (after Bonett & Price, 2012), so that it has a width where there is none.
     """
     of_first, first_left_out = _macro_f1(labels, first, classes)
     of_other, other_left_out = _macro_f1(labels, other, classes)
@@ -183,7 +183,7 @@ def _studentised_means(values: NDArray[np.float64], seed: int) -> NDArray[np.flo
 def _student(degrees: float) -> float:
     """Student's quantile for the two-sided interval, by its expansion (Abramowitz & Stegun, 26.7.5).
 
-    Within 3 % from 2 degrees of freedom, which is taken for fewer; the base install has no scipy.
+    Within 3 % from 2 degrees of freedom, which also stands for fewer; the base install has no scipy.
     """
     z, nu = _Z, max(2.0, degrees)
     terms = (
@@ -196,7 +196,7 @@ def _student(degrees: float) -> float:
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """A model beside a baseline: only rows on which one of them is right tell the two apart (McNemar, 1947).
+    """A model and a baseline on the same rows: only rows on which just one is right matter (McNemar, 1947).
 
     Attributes:
         both_right: rows that both classify correctly.
@@ -241,7 +241,7 @@ def paired_difference_interval(
     """Confidence interval of the first model's accuracy minus the second's, both measured on the same rows.
 
     The score interval for paired proportions (Tango, 1998), two-sided at ``level``: the differences that the
-    score test does not reject. Unlike others it stays wide where no row tells the two apart: it reaches
+    score test does not reject. Unlike others it stays wide where both answer alike on all rows: it reaches
     z^2 / (rows + z^2) to either side. Returns (low, high) in [-1, 1]. Raises ValueError unless there are that
     many rows.
     """
@@ -290,7 +290,7 @@ def rows_needed(comparison: PairedComparison, level: float = LEVEL) -> int | Non
     """From how many rows on McNemar's exact test finds the difference in four cases of five, as measured.
 
     The power is computed exactly (`mcnemar_power`); on this many rows and on more it is 0.8 or higher.
-    Two-sided at ``level``; None where the two err equally often.
+    Two-sided at ``level``; None where both err equally often.
     """
     first, second = comparison.only_model_wrong, comparison.only_baseline_wrong
     total = comparison.both_right + comparison.both_wrong + first + second
@@ -355,7 +355,7 @@ def _conditional_powers(counts: range, share: float, level: float) -> Iterator[f
     """The power given each of these numbers of discordant rows.
 
     The test rejects where at most ``critical`` of them fall on one side. From one count to the next that
-    limit stays or grows by one, so that tails are carried on and not summed anew.
+    limit stays or grows by one, so that tails are updated, not summed again.
     """
     least = counts[0]
     critical = bisect_left(range(least), level, key=lambda most: 2 * binomial_tail(most, least, 0.5)) - 1

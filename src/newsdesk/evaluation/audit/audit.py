@@ -104,7 +104,7 @@ def audit(
     progress: Progress | None = None,
     **layout: Unpack[Layout],
 ) -> AuditOutcome:
-    """Look labelled rows over for wrong labels, copies, conflicts and leakage; write the findings to ``out``.
+    """Check labelled rows for wrong labels, copies, conflicts and leakage; write the findings to ``out``.
 
     ``newsdesk.audit("wire.csv", out="audits/wire").report.suspects[:20]``
 
@@ -197,7 +197,7 @@ def load_audited(
     dialect: Dialect = DETECTED,
     **columns: Any,
 ) -> AuditedData:
-    """Read and lay out the rows that the arguments of ``audit`` name.
+    """Read the rows that the arguments of ``audit`` name, and make texts of them.
 
     Raises UserError for anything that keeps the rows from being read, and unless two classes have rows.
     """
@@ -258,7 +258,7 @@ def embed_stored(
     """The embedding of each text, float32 (rows, dimensions), read from ``folder`` where it is there.
 
     Each piece of 1,024 texts is a file named by the hash of its texts and of ``identity`` (the base model's
-    hash), written when it is computed: change a text, and its piece alone is computed anew. A damaged file
+    hash), written when it is computed: change a text, and only its piece is computed again. A damaged file
     counts as none. ``embedder`` is called once, and only if something is missing. In the end ``folder`` holds
     these pieces and no others. ``progress`` is called with the rows done.
     """
@@ -306,9 +306,9 @@ def examine(
     folds: int,
     seconds: dict[str, float],
 ) -> AuditReport:
-    """All that texts (rows,), labels and embeddings (rows, dimensions) say of the data.
+    """All that texts (rows,), labels and embeddings (rows, dimensions) show.
 
-    A row whose label has only one text (copies not counted) is not judged: without it nobody knows the label.
+    A row whose label has only one text (copies not counted) is not judged: it cannot be predicted.
     ``seconds`` takes the wall time of each step. Raises UserError where that leaves nothing to judge.
     """
     texts, names, ids = rows.examples.texts, rows.examples.label_names, np.asarray(rows.examples.labels)

@@ -1,4 +1,4 @@
-"""What is done to the rows of a cleaned copy: as an editor decided, and as was asked for by name."""
+"""A cleaned copy of the data: what an editor decided, and which kinds of findings are dropped."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def require_free_target(table: Table, target: Path) -> None:
 def write_cleaned(
     table: Table, target: Path, *, drop: Collection[int], relabel: Mapping[int, Cell], column: str
 ) -> None:
-    """Write the table's file anew without the rows of ``drop``, and with other cells in its label column.
+    """Write a copy of the table's file without the rows of ``drop``, and with other cells for the label.
 
     Positions are 0-based rows of ``table``, which must be the whole file. ``relabel`` gives rows their cell
     of ``column`` as the file writes classes. Text formats keep every other line byte for byte, and the
@@ -213,7 +213,7 @@ def _text(table: Table, form: str, drop: set[int], relabel: Mapping[int, Cell], 
         elif form in ("jsonl", "ndjson"):
             values = json.loads(lines[start].decode(encoding).removeprefix("\ufeff")) | {column: relabel[row]}
             line = json.dumps(values, ensure_ascii=False) + "\n"
-            written += [line.encode(encoding), *lines[start + 1 : stop]]  # blank lines behind it as they are
+            written += [line.encode(encoding), *lines[start + 1 : stop]]  # blank lines after it stay
         else:
             named = zip(table.columns, table.rows[row], strict=True)
             cells = [relabel[row] if name == column else cell for name, cell in named]

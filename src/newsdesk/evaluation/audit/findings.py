@@ -34,7 +34,7 @@ DECISION = "decision"
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a classifier that did not learn from a row says of its label.
+    """What a classifier that did not learn from a row says about its label.
 
     Attributes:
         row: 0-based position among the audited rows.
@@ -43,9 +43,9 @@ class Judgement:
         suggested: for a suspect the label it likely should have, else the most probable one; empty for a
             row that was not judged.
         probability: of the suggested label; None for a row that was not judged.
-        quality: how well the given label fits, 0 to 1, see ``LabelErrors``; None likewise.
+        quality: how well the given label fits, 0 to 1, see ``LabelErrors``; None like ``probability``.
         text: as the classifier read it.
-        suspect: whether confident learning takes the label for wrong.
+        suspect: whether confident learning finds the label wrong.
     """
 
     row: int

@@ -31,7 +31,7 @@ def least_accuracy(majority: float) -> float:
 
 @dataclass(frozen=True)
 class LabelErrors:
-    """What out-of-sample probabilities say of the labels.
+    """What out-of-sample probabilities say about the labels.
 
     Attributes:
         accuracy: share of the rows whose most probable class is their label, in [0, 1].
@@ -74,7 +74,7 @@ class LabelErrors:
 
 
 def rank_label_errors(probabilities: NDArray[Any], labels: NDArray[np.int64]) -> LabelErrors:
-    """Find the labels that confident learning takes for wrong (Northcutt, Jiang & Chuang, 2021).
+    """Find the labels that are wrong by confident learning (Northcutt, Jiang & Chuang, 2021).
 
     A row counts with confidence for a class when its probability reaches the mean that the class has among
     the rows labelled so; where several classes qualify, for the most probable class of all, as cleanlab has
