@@ -59,13 +59,7 @@ FOLD_ROWS = 64
 
 @dataclass(frozen=True)
 class Export:
-    """An exported model that passed its gate.
-
-    Attributes:
-        path: its folder.
-        kind: one of KINDS.
-        quality: the content of its quality.json.
-    """
+    """An exported model that passed its gate: its folder, and the content of its quality.json."""
 
     path: Path
     kind: Kind
@@ -85,10 +79,8 @@ def export_run(
     """Export the run as a kind to ``target``, replacing what is there; all of it or nothing.
 
     Args:
-        run: a finished run.
-        kind: ``merged`` (transformers), ``onnx-fp32`` or ``onnx-int8``.
+        run, kind, target: a finished run, what to make of it, and the folder to write.
         evidence: the labelled rows on which it has to do what the run does.
-        target: the folder to write.
         limits: what ``onnx-int8`` may lose; None: 0.2 points, and 0.5 at the upper end of the interval.
         progress: called while the base model is fetched, and with the rows done.
         observe: called with each setting's figures as they are measured.

@@ -158,9 +158,7 @@ class Loss:
     """How many answers an export changes, and what that costs.
 
     Attributes:
-        rows: rows compared.
-        to_wrong: rows that only the run answers rightly.
-        to_right: rows that only the export answers rightly.
+        to_wrong, to_right: of ``rows``, those that only the run and only the export answers rightly.
         interval: 95 % interval of the accuracy lost, ``(to_wrong - to_right) / rows`` (Tango, 1998).
     """
 
@@ -180,15 +178,12 @@ class Quality:
     """How one candidate compares with the run in float32, on the same rows.
 
     Attributes:
-        setting: what was tried, in words.
-        rows: how many were compared.
-        accuracy: the candidate's, 0 to 1.
+        setting, rows: what was tried, in words, and how many rows were compared.
+        accuracy, accuracy_interval: the candidate's, 0 to 1, and its 95 % Wilson interval.
         accuracy_lost: the run's minus the candidate's.
-        agreement: share of rows to which both give the same class.
+        agreement, agreement_interval: share of rows to which both give the same class.
         largest_difference: between their logits, absolute.
         megabytes: size of the model file, 10**6 bytes.
-        accuracy_interval: 95 % Wilson interval of the accuracy.
-        agreement_interval: likewise, of the agreement.
         loss: what the accuracy lost rests on; None in an export made before this was kept.
         validation_loss: the same of the validation rows alone; None without any.
     """
@@ -238,13 +233,11 @@ class ExportQuality:
     """The content of an export's quality.json: what it was found to be worth.
 
     Attributes:
-        kind: what was exported.
-        setting: the one that was taken, in words.
-        rows: what it was measured on.
+        kind, setting: what was exported, and by which of the settings, in words.
+        rows, measured_with: what it was measured on, and by what.
         run_accuracy: the run's own accuracy on these rows, 0 to 1.
         tried: every setting that was measured; the last is the one taken.
         limits: what it was allowed to lose; None for kinds that lose nothing.
-        measured_with: engine and machine.
     """
 
     kind: Kind

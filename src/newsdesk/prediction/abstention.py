@@ -1,8 +1,7 @@
 """What a classifier answers, which classes it names besides, and what of that is promised.
 
-Filters come first: a text that one of them stops gets no answer and no candidates, whatever its confidence.
-A promise is therefore about the texts that pass, and rests on the calibration rows that pass the same
-filters; rows that do not would promise for texts that are never answered.
+A text that is off topic or empty gets no answer and no candidates, whatever its confidence. So promises are
+about the others, and rest on the calibration rows that pass the same filters.
 """
 
 from __future__ import annotations
@@ -24,12 +23,9 @@ ERROR_RATES = (0.01, 0.02, 0.05)
 
 POINTS_KEPT = 200
 THRESHOLDS = tuple(1 - 2 ** (-step / 8) for step in range(128, -1, -1))
-"""Confidences that may become a threshold, from 1 - 2**-16 down to 0, the doubt growing by 9 % a step.
-
-They are fixed before any row is seen, as the guarantee demands.
-"""
+"""Confidences that may become a threshold, fixed before any row is seen, as the guarantee demands."""
 RATES_SUGGESTED = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4)
-"""Error rates that `lowest_promise` tries. They are fixed, so that trying them can be paid for."""
+"""Error rates that `lowest_promise` tries, fixed likewise."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +78,8 @@ def risk_coverage(
 ) -> RiskCoverage:
     """The risk-coverage curve of confidences (rows,) whose predictions are right or not (rows,).
 
-    Rows of equal confidence can only be answered together: between them the errors count as spread evenly,
-    so that the order of rows does not matter. Raises ValueError without rows.
+    Among rows of equal confidence errors count as spread evenly, so that the order of rows does not matter.
+    Raises ValueError without rows.
     """
     if len(confidence) == 0:
         raise ValueError("a risk-coverage curve needs at least one row")
@@ -141,11 +137,10 @@ def lowest_promise(
 ) -> Promise | None:
     """The promise of the lowest error rate over ``above`` that these rows can give; None if they give none.
 
-    To look for the lowest rate is to choose it by the rows, and what holds for a rate named beforehand does
-    not hold for one chosen so. Each of the ``RATES_SUGGESTED`` over ``above`` is therefore tested at a higher
-    confidence, which the returned promise carries: its share of 1 - ``confidence``, divided evenly among them
-    (Bonferroni). Whichever is taken then breaks with a probability of at most 1 - ``confidence``. Only a rate
-    that can be promised at ``confidence`` itself, too, is returned. Shapes as for `promised_threshold`.
+    What holds for a rate named beforehand does not hold for one that the rows chose. So each of the
+    ``RATES_SUGGESTED`` over ``above`` is tested at a higher confidence, which the returned promise carries:
+    1 - ``confidence`` is divided evenly among them (Bonferroni). Only a rate that can be promised at
+    ``confidence`` itself, too, is returned. Shapes as for `promised_threshold`.
     """
     rates = [rate for rate in RATES_SUGGESTED if rate > above]
     # Rounded up to what is printed, for a person to type.
@@ -189,17 +184,14 @@ def set_threshold(probabilities: NDArray[np.floating], labels: NDArray[np.intege
 
 
 def coverage_spread(rows: int, coverage: float) -> float:
-    """By how much the coverage of one draw of so many calibration rows differs from the mean of all draws.
-
-    The standard deviation of the Beta distribution that it has where scores do not tie (Vovk, 2012).
-    """
+    """Standard deviation of the coverage over draws of so many calibration rows (Beta; Vovk, 2012)."""
     needed = min(rows, ceil((rows + 1) * coverage))
     mean = needed / (rows + 1)
     return sqrt(mean * (1 - mean) / (rows + 2))
 
 
 def highest_coverage(rows: int) -> float:
-    """Up to which coverage so many calibration rows leave any class out: rows / (rows + 1)."""
+    """Up to which coverage so many calibration rows leave any class out."""
     return rows / (rows + 1)
 
 
@@ -220,14 +212,13 @@ _MORE_ROWS = "calibrate on more labelled rows with newsdesk calibrate --data FIL
 
 
 class Promises(TypedDict, total=False):
-    """What may be asked of predictions; every share lies between 0 and 1.
+    """What may be asked of predictions; every share is between 0 and 1.
 
     Attributes:
         abstain: answer only so much that, of the answered, at most this share is wrong ...
         confidence: ... with this probability over the draw of the calibration rows; by default 0.95.
         sets: name candidates for each text, which contain the true class for this share of texts.
-        off_topic: do not answer texts that are as untypical of the training topics as this share of the
-            calibration rows. Promises are about the others.
+        off_topic: do not answer texts that are as untypical as this share of the calibration rows.
         answer_empty: classify empty texts too, and those without a known token, which else get no label.
     """
 
@@ -262,8 +253,8 @@ class DecisionRule:
     @property
     def columns(self) -> tuple[str, ...]:
         """What an output says of each text besides its classes."""
-        candidates = (CANDIDATES,) if self.names_candidates else ()
-        return (*candidates, REASON, *((OFF_TOPIC,) if self.off_topic is not None else ()))
+        wanted = {CANDIDATES: self.names_candidates, REASON: True, OFF_TOPIC: self.off_topic is not None}
+        return tuple(name for name, is_wanted in wanted.items() if is_wanted)
 
     @property
     def names_candidates(self) -> bool:
@@ -335,22 +326,17 @@ def decision_rule(
     """The rule that keeps the `Promises` asked for; None where none is.
 
     Where only ``abstain`` is given, the candidates of an unanswered text are its set of coverage 1 - abstain.
-
-    Args:
-        rows: calibration rows; needed for ``abstain`` and ``sets``. Only those of them count that would get
-            an answer: neither off topic nor, without ``answer_empty``, empty.
-        temperature: what their logits, and those of texts, are divided by.
-        score: needed for ``off_topic``; its reference was made of ``rows``.
-        abstain, confidence, sets, off_topic, answer_empty: see `Promises`.
-
-    Raises:
-        UserError: when a share is not between 0 and 1, or the rows cannot promise as much.
+    ``rows``, calibration rows, are needed for ``abstain`` and ``sets``, and ``score``, whose reference was
+    made of them, for ``off_topic``. ``temperature`` is what logits are divided by. Raises UserError when a
+    share is not between 0 and 1, or the rows cannot promise as much.
     """
-    for name, share in (("abstain", abstain), ("confidence", confidence), ("sets", sets)):
-        _require_share(f"--{name}", share)
+    shares = {"--abstain": abstain, "--confidence": confidence, "--sets": sets, "--off-topic": off_topic}
+    for flag, share in shares.items():
+        if share is not None and not 0 < share < 1:
+            fix = f"for example {flag} 0.05"
+            raise UserError(f"{flag} takes a share between 0 and 1", found=str(share), fix=fix)
     if off_topic is not None:
         assert score is not None
-        _require_share("--off-topic", off_topic)
         _require_reachable(off_topic, score)
     if abstain is None and sets is None:
         return None if off_topic is None else DecisionRule(None, None, 1.0, 0, off_topic)
@@ -390,13 +376,6 @@ def _require_reachable(level: float, score: OffTopicScore) -> None:
             "calibration rows",
             found=f"{counted(rows, 'row')} to compare with, which tell shares from {1 / (rows + 1):.2g} on",
             fix=f"ask for --off-topic {max(0.01, 1 / (rows + 1)):.2g}, or {_MORE_ROWS}",
-        )
-
-
-def _require_share(flag: str, share: float | None) -> None:
-    if share is not None and not 0 < share < 1:
-        raise UserError(
-            f"{flag} takes a share between 0 and 1", found=str(share), fix=f"for example {flag} 0.05"
         )
 
 

@@ -48,12 +48,7 @@ NO_TEXT = "the row has no text"
 
 @dataclass(frozen=True)
 class Reject:
-    """A row that was not classified.
-
-    Attributes:
-        fault: why, and in which line.
-        row: what it holds, one of two: its cells by column, or the bytes of a row that could not be read.
-    """
+    """A row that was not classified, by its ``fault``: its cells by column, or bytes that cannot be read."""
 
     fault: Fault
     row: dict[str, object] | bytes
@@ -73,9 +68,7 @@ class Window:
 
     Attributes:
         start: how many rows, bad ones included, come before it.
-        rows: those that can be classified.
-        numbers: their 0-based positions in the file.
-        texts: what the model reads of each.
+        rows, numbers, texts: those that can be classified, their 0-based positions, what the model reads.
         rejects: the others.
         share: how much of the file is read with it, 0 to 1; None where that is not known.
     """
@@ -96,9 +89,9 @@ class Window:
 def windows(
     stream: RowStream, layout: TextLayout, *, size: int, skip: int = 0, strict: bool = False
 ) -> Iterator[Window]:
-    """Windows of ``size`` rows behind the first ``skip``; of an empty file there is one, without rows.
+    """Windows of ``size`` rows after the first ``skip``; of an empty file there is one, without rows.
 
-    A row is rejected when it cannot be read, when a text column holds something other than text, or when
+    A row is rejected when it cannot be read, when a text column contains something other than text, or when
     all of them are missing or null; an empty text is a text. Raises UserError where the file breaks off,
     and with ``strict`` at the first bad row.
     """
@@ -136,7 +129,12 @@ def _take(
             raise row.fault.error(stream.head.path)
     else:
         record = row.record(stream.head.columns)
-        text = _text_of(row, record, layout)
+        text: str | Fault
+        if all(record.get(column) is None for column in layout.text_columns):
+            named = ", ".join(map(repr, layout.text_columns))
+            text = Fault(row.line, NO_TEXT, f"{named} missing or null", "complete the row, or drop it")
+        else:
+            text = layout.text_of(row.line, {**dict.fromkeys(layout.text_columns), **record})
         if isinstance(text, str):
             window.rows.append(row)
             window.numbers.append(number)
@@ -146,13 +144,6 @@ def _take(
     if strict:
         raise reject.fault.error(stream.head.path)
     window.rejects.append(reject)
-
-
-def _text_of(row: Row, record: dict[str, object], layout: TextLayout) -> str | Fault:
-    if all(record.get(column) is None for column in layout.text_columns):
-        named = ", ".join(map(repr, layout.text_columns))
-        return Fault(row.line, NO_TEXT, f"{named} missing or null", "complete the row, or drop it")
-    return layout.text_of(row.line, {**dict.fromkeys(layout.text_columns), **record})
 
 
 def _share(stream: RowStream, rows: int) -> float | None:
@@ -168,15 +159,14 @@ _FAULTS_KEPT = 1000  # from which the commonest is told
 
 
 class MostlyRejectedError(UserError):
-    """More rows are rejected than classified: the file is not written as it was taken to be."""
+    """More rows are rejected than classified: the file is not what it was taken for."""
 
 
 @dataclass(frozen=True)
 class Begun:
-    """The work begins.
+    """The work begins, after ``rows_before`` rows that an earlier process dealt with.
 
     Attributes:
-        rows_before: rows that an earlier process dealt with, which are not read into the model again.
         left_over: whether an unfinished output of other input or settings was dropped.
         read_as: how the input is read, for people, where that is not what anyone would expect.
     """
@@ -195,13 +185,7 @@ class Classified:
 
 @dataclass(frozen=True)
 class WindowWritten:
-    """A window is on the disk.
-
-    Attributes:
-        checkpoint: how far the output has come.
-        share: how much of the input that is, 0 to 1; None where its size is not known.
-        rejects: the window's bad rows.
-    """
+    """A window is on the disk, with its bad rows; ``share`` of the input, 0 to 1 where known, is done."""
 
     checkpoint: Checkpoint
     share: float | None
@@ -402,11 +386,9 @@ def _require_half(stream: RowStream, rejected: int, rows: int, faults: Sequence[
     kinds = Counter(fault.wrong for fault in faults)
     wrong = next((wrong for wrong, _ in kinds.most_common(1)), "for reasons that an earlier run found")
     first = next((fault for fault in faults if fault.wrong == wrong), None)
-    where = (
-        ""
-        if first is None
-        else f", first in line {first.line}" + (f" ({first.found})" if first.found else "")
-    )
+    where = "" if first is None else f", first in line {first.line}"
+    if first is not None and first.found:
+        where += f" ({first.found})"
     written = stream.head.dialect is not None and stream.head.dialect.delimiter is not None
     if first is not None and first.encoding and first.fix:
         fix = first.fix

@@ -27,9 +27,7 @@ class WordWeight:
     """A word, or in a long text a phrase, and what it does for the target class.
 
     Attributes:
-        text: the word as it stands in the text.
-        start: the position of its first character.
-        end: the position after its last one.
+        text, start, end: the word as it is in the text, from character ``start`` to before ``end``.
         weight: by how much the target's log-odds, in nats, are higher with the word than without.
     """
 
@@ -45,16 +43,14 @@ class Explanation:
 
     Attributes:
         text: the text, as it was given.
-        label: the predicted class; None where the text says nothing, for the ``reason``.
-        probability: its probability, 0 to 1.
-        target: the class that is explained.
-        target_probability: its probability.
+        label, probability: the predicted class and its probability; None where the text says nothing, for
+            the ``reason``.
+        target, target_probability: the class that is explained.
         log_odds: of the target against all other classes, in nats, before any calibration.
         base_log_odds: the same for an empty text: where the words start from.
         words: the words in reading order. Their weights need not sum to the difference of the two.
         reason: why there is nothing to explain, such as "empty text"; None where there is something.
-        tokens: tokens of the text, special ones included.
-        tokens_lost: how many of them stand behind the place where the model stops reading.
+        tokens, tokens_lost: of the text, special ones included, and of these what the model does not read.
     """
 
     text: str

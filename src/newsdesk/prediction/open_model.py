@@ -66,8 +66,8 @@ def open_model(
         checks: which files of an exported model are checked against the sha256 in its manifest.
         progress: called while a run's base model is fetched.
 
-    Raises UserError when there is neither run nor exported model, or it is damaged, or the engine cannot
-    compute it.
+    Raises UserError when there is neither run nor exported model, when it is damaged, the engine cannot
+    compute it or a package is missing, or the base model is not the one that the run was trained on.
     """
     found = find_model(path)
     if isinstance(found, RunFolder) and engine in ("auto", "onnx"):
@@ -101,20 +101,15 @@ def find_model(path: str | Path | RunFolder | ExportedModel) -> RunFolder | Expo
 
 
 class ExportedClassifier(Classifier):
-    """A classifier from an exported model: length-sorted batches, padded and handed to its engine.
-
-    Attributes:
-        exported: the folder it was loaded from.
-        tokens_per_batch: rows of a batch times its longest row, at most.
-    """
+    """A classifier from an exported model: length-sorted batches, padded and handed to its engine."""
 
     tokens_per_batch = TOKENS_PER_BATCH
 
     def __init__(self, exported: ExportedModel, tokenizer: TextTokenizer, engine: str) -> None:
         super().__init__(exported.path, exported.labels, tokenizer, f"{engine}, {exported.kind}")
         self.exported = exported
-        wanted = (LOGITS,) if self.off_topic is None else (LOGITS, FEATURES)
-        self._wanted: tuple[str, ...] = wanted  # the outputs of a graph that a batch is computed for
+        # The outputs of a graph that a batch is computed for.
+        self._wanted: tuple[str, ...] = (LOGITS,) if self.off_topic is None else (LOGITS, FEATURES)
 
     @property
     def files(self) -> Mapping[str, str]:
@@ -164,10 +159,7 @@ class OnnxClassifier(ExportedClassifier):
     def __init__(
         self, exported: ExportedModel, *, threads: int | None = None, checks: Checks = "read"
     ) -> None:
-        """Load tokenizer and graph, and check the files' sha256 meanwhile; ``threads`` as for `open_model`.
-
-        Raises UserError when a file is missing, damaged or no graph that onnxruntime can run.
-        """
+        """Load tokenizer and graph, and check the files' sha256 meanwhile. Raises as `open_model` does."""
         self._threads = threads or default_threads()
         with ThreadPoolExecutor(1) as helper:  # hashing lets the other threads run
             verified = helper.submit(_check, exported, checks)
@@ -238,10 +230,7 @@ class MergedClassifier(ExportedClassifier):
     """A merged model, ready to classify texts."""
 
     def __init__(self, exported: ExportedModel, *, device: str = "auto", checks: Checks = "read") -> None:
-        """Load model and tokenizer in float32 after checking the files' sha256.
-
-        Raises UserError when a file is missing or damaged, or torch and transformers are not installed.
-        """
+        """Load model and tokenizer in float32 after checking the files. Raises as `open_model` does."""
         with needing_train_extra("a merged model"):
             import torch
             import transformers
@@ -269,17 +258,10 @@ class MergedClassifier(ExportedClassifier):
 
 
 class RunClassifier(Classifier):
-    """A trained run, ready to classify texts.
-
-    Attributes:
-        run: the folder it was loaded from.
-    """
+    """A trained run, ready to classify texts."""
 
     def __init__(self, run: RunFolder, *, device: str = "auto", progress: Progress | None = None) -> None:
-        """Load base model, adapter and tokenizer.
-
-        Raises UserError when torch is missing, or the base model is not the one the run was trained on.
-        """
+        """Load base model, adapter and tokenizer. Raises as `open_model` does."""
         labels = run.labels
         with needing_train_extra("predicting from a run folder"):
             from newsdesk.model.classifier import load_classifier

@@ -50,14 +50,7 @@ class JobBegun:
 
 @dataclass(frozen=True)
 class ShardDone:
-    """A shard is finished.
-
-    Attributes:
-        output: its output's path below the output folder.
-        counts: what became of its rows.
-        done: how many shards are finished, this one included.
-        of: how many there are.
-    """
+    """A shard is finished, written to ``output`` in the output folder; ``done`` ``of`` all shards are."""
 
     output: str
     counts: Counts
@@ -142,11 +135,9 @@ class Shard:
     """One input file and what becomes of it.
 
     Attributes:
-        source: the input's path below the input folder.
-        output: the output's path below the output folder.
-        format: the output's format.
-        size: of the input, in bytes.
-        changed: when the input was last changed, in nanoseconds since 1970.
+        source, output: the paths below the input and the output folder.
+        format: of the output.
+        size, changed: bytes of the input, and when it was last changed, in nanoseconds since 1970.
     """
 
     source: str
@@ -162,13 +153,7 @@ class Shard:
 
 
 class Storage:
-    """A folder, local or in an object store, named by a path or a URI such as ``s3://bucket/folder``.
-
-    Attributes:
-        location: as it was given.
-        local: whether it is a folder of this machine.
-        name: its last part.
-    """
+    """A folder, ``local`` or in an object store, at a ``location`` such as ``s3://bucket/folder``."""
 
     def __init__(self, location: str) -> None:
         """Connect to it. Raises UserError for a URI that is not understood, and without pyarrow."""
@@ -232,10 +217,7 @@ class Storage:
         return copy
 
     def publish(self, content: Path | bytes, name: str) -> None:
-        """Put bytes, or those of a local file, under ``name``, whole or not at all.
-
-        A local folder gets them by a rename; an object store shows an object once all of it has arrived.
-        """
+        """Put bytes, or those of a local file, under ``name``, whole or not at all, as object stores do."""
         path = self._path(name)
         with (
             self._explained("write"),
@@ -304,8 +286,7 @@ def shards_of(source: Storage, format: Format | None) -> list[Shard]:
 def begin_job(source: Storage, output: Storage, job: Mapping[str, Any], shards: list[Shard]) -> None:
     """Note in the output folder which job fills it.
 
-    Raises UserError when the output is in the input, which the job, given again, would classify; or when it
-    contains anything that this job would not write: two jobs in one folder would mix their rows.
+    Raises UserError when the output is in the input, or contains anything that this job would not write.
     """
     if source.contains(output):
         raise UserError(
@@ -351,10 +332,7 @@ def noted_counts(output: Storage, shard: Shard) -> Counts | None:
 
 
 def finish_shard(output: Storage, shard: Shard, written: Path, rejects: Path, counts: Counts) -> None:
-    """Publish a shard's output and rejects, then the note that it is done.
-
-    ``written`` and ``rejects`` are local files, the latter there only if rows were rejected.
-    """
+    """Publish a shard's output and rejects, local files of which the latter may be missing; then the note."""
     rejects_name = f"{REJECTS}/{shard.output}.jsonl"
     if rejects.is_file():
         output.publish(rejects, rejects_name)

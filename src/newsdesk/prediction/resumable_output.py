@@ -28,13 +28,9 @@ class Counts:
     """What became of the rows of an input.
 
     Attributes:
-        rows_read: how many there were, bad ones included.
-        rejected: how many of them were bad.
-        unanswered: rows in the output that were left without a label,
-        unreadable: and how many of these because their text says nothing.
-        cut: texts that were longer than the model reads.
-        tokens: of all texts, before cutting.
-        lost: how many tokens were not read.
+        rows_read, rejected: how many rows there were, and how many of them were bad.
+        unanswered, unreadable: rows left without a label, and how many of these for an empty text.
+        cut, tokens, lost: texts that were cut, tokens of all texts, and those that were not read.
     """
 
     rows_read: int = 0
@@ -58,20 +54,14 @@ class Counts:
 
 @dataclass(frozen=True)
 class Checkpoint(Counts):
-    """How far an output has come.
-
-    Attributes:
-        output_bytes: length of the output so far.
-        rejects_bytes: length of the rejects so far.
-        complete: whether nothing is left but to put the files in their places.
-    """
+    """How far an output has come: bytes of it and of the rejects; ``complete`` when only renames are left."""
 
     output_bytes: int = 0
     rejects_bytes: int = 0
     complete: bool = False
 
     def plus(self, **counts: int) -> Checkpoint:
-        """The same with each of the named counts raised by so much."""
+        """The same with each of the named counts raised."""
         return replace(self, **{name: getattr(self, name) + more for name, more in counts.items()})
 
 
@@ -82,7 +72,6 @@ class PartFile:
     bytes up to its lengths belong together; the rest is cut off.
 
     Attributes:
-        destination: where the output goes in the end.
         checkpoint: how far it has come.
         left_over: whether an unfinished output of other input or settings had to be dropped.
     """
@@ -239,18 +228,14 @@ def _append(path: Path, position: int, content: bytes) -> None:
 
 
 class DirectOutput:
-    """Takes what a part file takes, writes it to a stream or a pipe at once, and keeps no journal.
-
-    Attributes:
-        checkpoint: how far it has come.
-    """
+    """Takes what a part file takes, writes it to a stream or a pipe at once, and keeps no journal."""
 
     left_over = False
 
     def __init__(
         self, destination: Path | BinaryIO, rejects: Path | None, convert: Convert | None = None
     ) -> None:
-        """Take the places; with ``convert`` nothing is written before `finish`."""
+        """Take the places. With ``convert`` nothing is written before `finish`."""
         self.checkpoint = Checkpoint()
         self._destination, self._rejects_path, self._convert = destination, rejects, convert
 
