@@ -26,7 +26,7 @@ from newsdesk.progress import Progress
 from newsdesk.runs.calibration import Calibration, Change, HeldOutRows, store_calibration
 from newsdesk.runs.exported import KINDS, ExportedModel, find_exported
 from newsdesk.runs.folder import RunFolder
-from newsdesk.runs.off_topic import MOST_ROWS, OFF_TOPIC, off_topic_score, stratified_rows
+from newsdesk.runs.off_topic import OFF_TOPIC, off_topic_score
 from newsdesk.stored import OPTIONAL, UNSTORED, read_stored_by_name, to_content, with_format
 
 _ERRORS_NAMED = 5
@@ -307,12 +307,11 @@ def calibrate_on(
 
 
 def fit_off_topic_score(run: RunFolder, data: TrainingData, progress: Progress | None = None) -> None:
-    """Fit the off-topic score of a run that was made without one, on its own rows."""
+    """Fit the off-topic score of a run that was trained without one, on its own rows."""
     classifier = RunClassifier(run, progress=progress)
-    assert data.train.labels is not None  # or it could not have learned from them
-    train = data.train.select(stratified_rows(data.train.labels, MOST_ROWS))
-    assert train.labels is not None
-    held_out = classifier.token_ids(data.calibrating.texts)
-    found = off_topic_score(classifier.features, classifier.token_ids(train.texts), train.labels, held_out)
+    train, held_out = (classifier.token_ids(rows.texts) for rows in (data.train, data.calibrating))
+    found = off_topic_score(
+        classifier.features, train, aligned_labels(data.train, data.train.label_names), held_out
+    )
     if found is not None:
         found[0].save(run.off_topic)

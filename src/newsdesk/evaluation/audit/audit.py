@@ -21,7 +21,7 @@ from newsdesk import __version__
 from newsdesk.data.columns import TextLayout, label_column, labels_with_faults, text_layout, to_examples
 from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.duplicates import NearDuplicate, duplicate_groups, near_copies, shared_texts
-from newsdesk.data.examples import Examples
+from newsdesk.data.examples import Examples, aligned_labels
 from newsdesk.data.labels import LabelMatcher
 from newsdesk.data.load import DATA_SETS, folder_splits, load_split, require_two_classes
 from newsdesk.data.table import Table
@@ -208,8 +208,7 @@ def load_audited(
     examples = to_examples(table, layout, label=label, labelled=True)
     require_two_classes(examples)
     column = label_column(table, label, layout.text_columns)
-    assert column is not None
-    assert examples.labels is not None  # both because the rows have labels
+    assert column is not None  # or the rows had no labels
     folder = Path(data).expanduser()
     if test is None and (data in DATA_SETS or (folder.is_dir() and "test" in folder_splits(folder))):
         test = next(name for name in _SPLITS if name != split)
@@ -224,7 +223,7 @@ def load_audited(
                 found=str(other.path),
                 fix="give another file with --test, or leave it out",
             )
-    labels = tuple(examples.label_names[number] for number in examples.labels)
+    labels = tuple(examples.label_names[number] for number in aligned_labels(examples, examples.label_names))
     return AuditedData(table, layout, examples, labels, column, other)
 
 
@@ -311,7 +310,8 @@ def examine(
     A row whose label has only one text (copies not counted) is not judged: it cannot be predicted.
     ``seconds`` takes the wall time of each step. Raises UserError where that leaves nothing to judge.
     """
-    texts, names, ids = rows.examples.texts, rows.examples.label_names, np.asarray(rows.examples.labels)
+    texts, names = rows.examples.texts, rows.examples.label_names
+    ids = aligned_labels(rows.examples, names)
     with _timed(seconds, "duplicates"):
         groups, near = duplicate_groups(texts), near_copies(texts)
     conflicts = {group for group in groups if len({rows.labels[row] for row in group}) > 1}
