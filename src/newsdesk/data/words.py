@@ -21,14 +21,13 @@ Span = tuple[int, int]
 
 # Unicode's word boundaries (Standard Annex 29), as far as finding words needs them.
 _JOINS_LETTERS = "'’.\u00ad\u200c\u200d"  # don't, U.S., 3.5; soft hyphen, and what Persian and Hindi join by
-_JOINS_DIGITS = ",'’"
 _ASCII_WORD = re.compile(r"\w+")
 # Thai and Lao, Myanmar, Khmer, hiragana, Han: written without spaces, so every character is a word.
-_UNSPACED = ((0xE00, 0xEFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3041, 0x309F), (0x3400, 0x4DBF))
-_HAN = ((0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
-
-
 # fmt: off
+_UNSPACED = (
+    (0xE00, 0xEFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3041, 0x309F), (0x3400, 0x4DBF), (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF), (0x20000, 0x3FFFF),
+)
 _LANGUAGE_OF_SCRIPT = {
     "ARABIC": "ar", "ARMENIAN": "hy", "BENGALI": "bn", "CJK": "zh", "CYRILLIC": "und-Cyrl",
     "DEVANAGARI": "und-Deva", "ETHIOPIC": "und-Ethi", "GEORGIAN": "ka", "GREEK": "el", "GUJARATI": "gu",
@@ -89,13 +88,8 @@ def word_spans(text: str) -> tuple[Span, ...]:
     Words are runs of letters, digits and the marks on them; in scripts written without spaces, single
     characters. A text without any, such as one of emoji, is taken apart into the characters that show.
     """
-    spans: list[Span] = []
-    for position, character in enumerate(text):
-        if spans and _continues(text, spans[-1], position):
-            spans[-1] = (spans[-1][0], position + 1)
-        elif unicodedata.category(character)[0] in "LN":
-            spans.append((position, position + 1))
-    return tuple(spans) or tuple((i, i + 1) for i, character in enumerate(text) if not character.isspace())
+    spans = tuple(match.span() for match in _patterns()[0].finditer(text))
+    return spans or tuple((i, i + 1) for i, character in enumerate(text) if not character.isspace())
 
 
 def without(text: str, spans: Iterable[Span]) -> str:
@@ -114,12 +108,12 @@ def words_of(text: str) -> list[str]:
     Words are those of ``word_spans``, but that no punctuation joins them: quick enough for millions of texts.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return (_ASCII_WORD if folded.isascii() else _any_word()).findall(folded)
+    return (_ASCII_WORD if folded.isascii() else _patterns()[1]).findall(folded)
 
 
 def is_ideograph(word: str) -> bool:
     """Whether a word is a single Chinese character or hiragana, each of which says about half a word."""
-    return len(word) == 1 and word >= "\u3041" and _stands_alone(word)
+    return len(word) == 1 and any(max(first, 0x3041) <= ord(word) <= last for first, last in _UNSPACED)
 
 
 def is_syllable(character: str) -> bool:
@@ -165,30 +159,20 @@ def isolated(text: str) -> str:
     return f"\N{FIRST STRONG ISOLATE}{text}\N{POP DIRECTIONAL ISOLATE}"
 
 
-def _continues(text: str, word: Span, position: int) -> bool:
-    """Whether the character there belongs to the word before it."""
-    gap, character = text[word[1] : position], text[position]
-    kind = unicodedata.category(character)[0]
-    if kind == "M":
-        return gap == ""
-    if kind not in "LN" or _stands_alone(text[word[0]]) or _stands_alone(character):
-        return False
-    if text[word[1] - 1].isdigit() and character.isdigit() and len(gap) == 1 and gap in _JOINS_DIGITS:
-        return True
-    return gap == "" or (len(gap) == 1 and gap in _JOINS_LETTERS)
-
-
-def _stands_alone(character: str) -> bool:
-    return any(first <= ord(character) <= last for first, last in (*_UNSPACED, *_HAN))
-
-
 @cache
-def _any_word() -> re.Pattern[str]:
-    """A word of ``words_of``: one letter of an unspaced script or a run of others, with their marks."""
-    alone = "".join(f"{chr(first)}-{chr(last)}" for first, last in (*_UNSPACED, *_HAN))
+def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """A word of ``word_spans``, and one of ``words_of``.
+
+    Each is one letter of an unspaced script or a run of others, with their marks.
+    """
+    alone = "".join(f"{chr(first)}-{chr(last)}" for first, last in _UNSPACED)
     # Python's own word characters leave out marks, and so would take Hindi or vowelled Arabic apart.
     marks = "".join(chr(code) for code in range(0x300, 0x20000) if unicodedata.category(chr(code))[0] == "M")
-    return re.compile(rf"(?=\w)[{alone}][{marks}]*|(?![{alone}])\w(?:(?![{alone}])[\w{marks}])*")
+    single = rf"(?=\w)[{alone}][{marks}]*"
+    run = rf"(?![{alone}_])\w(?:[{marks}]|(?![{alone}_])\w)*"
+    joined = rf"{run}(?:(?:[{_JOINS_LETTERS}]|(?<=\d),(?=\d)){run})*"
+    plain = rf"(?![{alone}])\w(?:(?![{alone}])[\w{marks}])*"
+    return re.compile(f"{single}|{joined}"), re.compile(f"{single}|{plain}")
 
 
 # AG News turned the ampersand of HTML escapes into a space: "Oracle&#39;s" became "Oracle #39;s". So a bare
