@@ -90,13 +90,15 @@ class Graph:
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
         return name
 
-    def add(self, operator: str, name: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node with one output, called as the node is; operators are ONNX's own."""
-        return self._add(operator, "", name, inputs, attributes)
+    def add(self, operator: str, name: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+        """Add a node with one output, called as the node is; the domain "" is ONNX's own."""
+        from onnx import helper
 
-    def add_fused(self, operator: str, name: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node of ONNX Runtime's own domain with one output."""
-        return self._add(operator, FUSED, name, inputs, attributes)
+        output = name if name in (LOGITS, FEATURES) else f"{name}:out"
+        self.nodes.append(
+            helper.make_node(operator, inputs, [output], name=name, domain=domain, **attributes)
+        )
+        return output
 
     def split(self, name: str, source: str, parts: int) -> list[str]:
         """Cut the last axis into equal parts."""
@@ -121,16 +123,6 @@ class Graph:
         graph = helper.make_graph(self.nodes, "classifier", inputs, outputs, self.constants)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(FUSED, 1)]
         return helper.make_model(graph, producer_name="newsdesk", ir_version=IR_VERSION, opset_imports=opsets)
-
-    def _add(
-        self, operator: str, domain: str, name: str, inputs: tuple[str, ...], attributes: dict[str, Any]
-    ) -> str:
-        from onnx import helper
-
-        output = name if name in (LOGITS, FEATURES) else f"{name}:out"
-        node = helper.make_node(operator, inputs, [output], name=name, domain=domain, **attributes)
-        self.nodes.append(node)
-        return output
 
 
 class _Writer:
@@ -190,13 +182,14 @@ class _Writer:
         if self._has(_TOKEN_TYPES):
             table = table + self._encoder_tensor(_TOKEN_TYPES)[0]
         positions = graph.constant(f"{tables}.positions", table)
-        return graph.add_fused(
+        return graph.add(
             "SkipLayerNormalization",
             f"{tables}.norm",
             graph.add("Gather", f"{tables}.word", words, "input_ids"),
             self._position_rows(positions),
             *self._norm(f"{tables}.norm", "embeddings.LayerNorm"),
             epsilon=self._epsilon,
+            domain=FUSED,
         )
 
     def _position_rows(self, table: str) -> str:
@@ -248,7 +241,7 @@ class _Writer:
         offsets = graph.constant(f"{name}.qkv.bias", np.concatenate([self._bias(part) for part in parts]))
         attributes = {"num_heads": self._heads, "mask_filter_value": _LOWEST}
         inputs = [*qkv, offsets, mask, *([bias] if bias else [])]
-        context = graph.add_fused("MultiHeadAttention", f"{name}.attention", *inputs, **attributes)
+        context = graph.add("MultiHeadAttention", f"{name}.attention", *inputs, **attributes, domain=FUSED)
         x = self._add_and_norm(
             f"{name}.attention_output",
             context,
@@ -263,7 +256,7 @@ class _Writer:
 
     def _add_and_norm(self, name: str, x: str, residual: str, dense: str, norm: str) -> str:
         product = self._matmul(name, x, dense)
-        return self.graph.add_fused(
+        return self.graph.add(
             "SkipLayerNormalization",
             f"{name}.norm",
             product,
@@ -271,12 +264,15 @@ class _Writer:
             *self._norm(f"{name}.norm", norm),
             self.graph.constant(f"{name}.bias", self._bias(dense)),
             epsilon=self._epsilon,
+            domain=FUSED,
         )
 
     def _activated(self, name: str, x: str, dense: str) -> str:
         offsets = self.graph.constant(f"{name}.bias", self._bias(dense))
         operator = _ACTIVATIONS[self._config["hidden_act"]]
-        return self.graph.add_fused(operator, f"{name}.activation", self._matmul(name, x, dense), offsets)
+        return self.graph.add(
+            operator, f"{name}.activation", self._matmul(name, x, dense), offsets, domain=FUSED
+        )
 
     def _matmul(self, name: str, x: str, *linears: str) -> str:
         """Linear layers of one input as one product without bias, which the operator behind it adds."""

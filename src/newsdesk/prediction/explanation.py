@@ -43,8 +43,7 @@ class Explanation:
 
     Attributes:
         text: the text, as it was given.
-        label, probability: the predicted class and its probability; None where the text says nothing, for
-            the ``reason``.
+        label, probability: the predicted class, None where the text says nothing, and its probability.
         target, target_probability: the class that is explained.
         log_odds: of the target against all other classes, in nats, before any calibration.
         base_log_odds: the same for an empty text: where the words start from.
