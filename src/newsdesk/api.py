@@ -161,7 +161,7 @@ def evaluate(
     reference = baseline_of(run, rows, progress) if baseline else None
     classifier = open_model(run, engine="own", checks="all", progress=progress)
     encoded = classifier.encode(rows.texts)
-    logits = classifier.logits(encoded.ids, progress=progress)
+    logits, _distances = classifier.outputs(encoded.ids, progress=progress)
     probabilities = softmax(logits, classifier.temperature)
     evaluation = evaluate_examples(
         probabilities,

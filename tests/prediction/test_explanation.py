@@ -33,13 +33,13 @@ def computed_by(monkeypatch):
     """``computed_by(classifier)``: a list that grows by the number of texts that each call computes."""
 
     def watch(classifier):
-        computed, logits = [], classifier.logits
+        computed, outputs = [], classifier.outputs
 
         def counting(sequences, **settings):
             computed.append(len(sequences))
-            return logits(sequences, **settings)
+            return outputs(sequences, **settings)
 
-        monkeypatch.setattr(classifier, "logits", counting)
+        monkeypatch.setattr(classifier, "outputs", counting)
         return computed
 
     return watch

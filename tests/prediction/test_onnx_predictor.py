@@ -165,7 +165,7 @@ def test_batches_computed_at_once_give_the_same_logits_in_the_same_order(built):
     alone = OnnxClassifier(find_exported(built), threads=1)
     together = OnnxClassifier(find_exported(built), threads=3)
     counted: list[int] = []
-    logits = together.logits(
+    logits, _ = together.outputs(
         together._tokenizer.encode(texts), progress=lambda done, *_: counted.append(done)
     )
     assert np.array_equal(logits, alone.predict_logits(texts))

@@ -37,7 +37,7 @@ class Classifier(ABC):
     """A classifier of texts, whatever computes it.
 
     Attributes:
-        path: the folder it was loaded from.
+        path, files: the folder it was loaded from, and the sha256 of each file by its manifest.
         label_names: class names in id order.
         layout: how rows of a file become texts.
         engine: what computes it, in a few words.
@@ -45,8 +45,11 @@ class Classifier(ABC):
         calibration: the temperature it predicts with, and how that was found; None: it predicts with 1.
     """
 
-    def __init__(self, path: Path, labels: Labels, tokenizer: TextTokenizer, engine: str) -> None:
+    def __init__(
+        self, path: Path, labels: Labels, files: Mapping[str, str], tokenizer: TextTokenizer, engine: str
+    ) -> None:
         self.path = path
+        self.files = files
         self.label_names = labels.names
         self.layout: TextLayout = labels.layout
         self.engine = engine
@@ -59,11 +62,6 @@ class Classifier(ABC):
         """Tokens that it reads of a text, special ones included."""
         return self._tokenizer.max_length
 
-    @property
-    @abstractmethod
-    def files(self) -> Mapping[str, str]:
-        """The sha256 of each of its files, as its manifest has them."""
-
     @abstractmethod
     def outputs(
         self, sequences: Sequence[TokenIds], *, progress: Progress | None = None
@@ -72,12 +70,6 @@ class Classifier(ABC):
 
         The distances are None where ``off_topic`` is.
         """
-
-    def logits(
-        self, sequences: Sequence[TokenIds], *, progress: Progress | None = None
-    ) -> NDArray[np.float32]:
-        """Logits of shape (rows, classes) of token ids, in their order."""
-        return self.outputs(sequences, progress=progress)[0]
 
     @property
     def fingerprint(self) -> str:
@@ -183,10 +175,10 @@ class Classifier(ABC):
         Raises TypeError for a single str.
         """
         _refuse_one_text(texts, "predict_logits")
-        return self.logits(self.token_ids(texts), progress=progress)
+        return self.outputs(self.token_ids(texts), progress=progress)[0]
 
     def token_ids(self, texts: Sequence[str]) -> list[TokenIds]:
-        """The token ids of normalised texts, cut where the model stops reading: what ``logits`` takes."""
+        """The token ids of normalised texts, cut where the model stops reading: what ``outputs`` takes."""
         return self.encode(texts).ids
 
     def encode(self, texts: Sequence[str]) -> Encoded:

@@ -139,7 +139,7 @@ def _logits_of_distinct(classifier: Classifier, texts: Sequence[str]) -> NDArray
     sequences = classifier.token_ids([normalise(text, classifier.layout.normaliser) for text in texts])
     distinct = {ids.tobytes(): ids for ids in sequences}
     numbers = {key: number for number, key in enumerate(distinct)}
-    logits = classifier.logits(list(distinct.values()))
+    logits, _distances = classifier.outputs(list(distinct.values()))
     return logits[[numbers[ids.tobytes()] for ids in sequences]]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -106,15 +106,11 @@ class ExportedClassifier(Classifier):
     tokens_per_batch = TOKENS_PER_BATCH
 
     def __init__(self, exported: ExportedModel, tokenizer: TextTokenizer, engine: str) -> None:
-        super().__init__(exported.path, exported.labels, tokenizer, f"{engine}, {exported.kind}")
+        engine = f"{engine}, {exported.kind}"
+        super().__init__(exported.path, exported.labels, exported.manifest.files, tokenizer, engine)
         self.exported = exported
         # The outputs of a graph that a batch is computed for.
         self._wanted: tuple[str, ...] = (LOGITS,) if self.off_topic is None else (LOGITS, FEATURES)
-
-    @property
-    def files(self) -> Mapping[str, str]:
-        """The sha256 of each file of the exported model."""
-        return self.exported.manifest.files
 
     def outputs(
         self, sequences: Sequence[TokenIds], *, progress: Progress | None = None
@@ -271,13 +267,9 @@ class RunClassifier(Classifier):
             # Evaluation figures must not depend on the machine: float32 everywhere.
             self._network = Network(model, choose_device(device), "float32").eval()
         tokenizer = TextTokenizer.from_folder(run.tokenizer, labels.max_length)
-        super().__init__(run.path, labels, tokenizer, f"torch, {self._network.engine}")
+        engine = f"torch, {self._network.engine}"
+        super().__init__(run.path, labels, run.manifest.files, tokenizer, engine)
         self.run = run
-
-    @property
-    def files(self) -> Mapping[str, str]:
-        """The sha256 of each file of the run."""
-        return self.run.manifest.files
 
     def outputs(
         self, sequences: Sequence[TokenIds], *, progress: Progress | None = None
