@@ -183,7 +183,7 @@ def test_labels_not_given_are_else_those_of_the_base(save_adapter, tiny_base, tm
 
 def test_labels_that_do_not_fit_the_head_are_refused(adapter, out):
     error = refused(adapter, out, label_names=["a", "b"])
-    assert "3 classes apart, not 2" in error.wrong
+    assert "has 3 classes, not 2" in error.wrong
     assert "--labels" in (error.fix or "")
     assert "same name" in refused(adapter, out, label_names=["a", "b", "a"]).wrong
 

@@ -9,10 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
-from newsdesk.data.duplicates import KnownTexts
 from newsdesk.files import damaged, read_json, sha256_of
 from newsdesk.runs.calibration import CALIBRATION, CALIBRATION_ROWS
-from newsdesk.runs.folder import MANIFEST, Labels
+from newsdesk.runs.folder import MANIFEST, ModelFolder
 from newsdesk.runs.manifest import ExportedRun
 from newsdesk.runs.off_topic import OFF_TOPIC
 from newsdesk.stored import read_stored, write_stored
@@ -34,8 +33,6 @@ LOGITS, FEATURES = "logits", "features"
 
 QUALITY = "quality.json"
 """The figures by which the gate let an export pass."""
-
-_FIX = "copy the exported model again from an undamaged copy, or export it again with newsdesk export"
 
 _FITTED = (CALIBRATION, CALIBRATION_ROWS, OFF_TOPIC)
 """What is fitted on held-out rows, and may be again after the export."""
@@ -61,7 +58,7 @@ class ExportManifest:
 
 
 @dataclass(frozen=True)
-class ExportedModel:
+class ExportedModel(ModelFolder):
     """Paths and facts of one finished export; nothing is read before it is needed.
 
     The folder holds ``config.json`` and the tokenizer as transformers writes them, ``labels.json`` as a run
@@ -69,7 +66,7 @@ class ExportedModel:
     the gate, the calibration of its own logits where rows were held out, and ``manifest.json``, written last.
     """
 
-    path: Path
+    fix = "copy the exported model again from an undamaged copy, or export it again with newsdesk export"
 
     @property
     def kind(self) -> Kind:
@@ -81,29 +78,15 @@ class ExportedModel:
         """The file of the weights."""
         return self.path / MODEL_FILES[self.kind]
 
-    @property
-    def metrics(self) -> Path:
-        """Evaluation results by split, once there are some."""
-        return self.path / "metrics.json"
-
-    def known_texts(self) -> KnownTexts | None:
-        """As ``RunFolder.known_texts``: the export carries a copy."""
-        return KnownTexts.of_folder(self.path)
-
     @cached_property
     def manifest(self) -> ExportManifest:
         """Kind, versions, the run it was made of, and the sha256 of every file."""
-        return read_stored(self.path / MANIFEST, ExportManifest, fix=_FIX)
-
-    @cached_property
-    def labels(self) -> Labels:
-        """Class names in id order, how a row becomes a text, where it is cut."""
-        return Labels.read(self.path, fix=_FIX)
+        return read_stored(self.path / MANIFEST, ExportManifest, fix=self.fix)
 
     @cached_property
     def pad_id(self) -> int:
         """The token id that fills rows up to the longest of their batch."""
-        return int(read_json(self.path / "config.json", fix=_FIX).get("pad_token_id") or 0)
+        return int(read_json(self.path / "config.json", fix=self.fix).get("pad_token_id") or 0)
 
     def verify(self, name: str | None = None) -> None:
         """Check the files, or the one called ``name``, against the manifest's sha256.
@@ -116,7 +99,7 @@ class ExportedModel:
             found = sha256_of(path) if path.is_file() else "no such file"
             if found != recorded.get(file):
                 stated = recorded.get(file, "not named")
-                raise damaged(path, f"{found}, in the manifest {stated}", fix=_FIX)
+                raise damaged(path, f"{found}, in the manifest {stated}", fix=self.fix)
 
     def verify_model(self) -> None:
         """Check the file of the weights against the manifest. Raises UserError as ``verify`` does."""

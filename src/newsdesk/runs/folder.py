@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from newsdesk.data.columns import TextLayout
 from newsdesk.data.duplicates import KNOWN_TEXTS, KnownTexts
@@ -49,8 +49,6 @@ _REPORT = b'<meta name="generator" content="newsdesk'
 _ORIGIN = re.compile(r"^\w+ = .*  # (default|flag|flag --set|recipe .+|imported)$", re.MULTILINE)
 """A line of a recipe from before it had a header."""
 
-_FIX = "copy the run again from an undamaged copy, or train it again"
-
 
 LabelKind = Literal["text", "integer", "number", "boolean"]
 """What a program's labels were before they became names."""
@@ -76,10 +74,32 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """Paths inside one run; nothing is read before it is needed."""
+class ModelFolder:
+    """What the folders of a run and of an exported model share; nothing is read before it is needed."""
 
     path: Path
+    fix: ClassVar[str]
+
+    @property
+    def metrics(self) -> Path:
+        """Evaluation results by split, once there are some."""
+        return self.path / METRICS
+
+    def known_texts(self) -> KnownTexts | None:
+        """Hashes of the texts it learned from; None in a run made without. Raises UserError if damaged."""
+        return KnownTexts.of_folder(self.path)
+
+    @cached_property
+    def labels(self) -> Labels:
+        """Class names in id order, how a row becomes a text, where it is cut."""
+        return Labels.read(self.path, fix=self.fix)
+
+
+@dataclass(frozen=True)
+class RunFolder(ModelFolder):
+    """Paths and facts of one run."""
+
+    fix = "copy the run again from an undamaged copy, or train it again"
 
     @property
     def adapter(self) -> Path:
@@ -107,28 +127,14 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
-    def metrics(self) -> Path:
-        """Evaluation results by split."""
-        return self.path / "metrics.json"
-
-    @property
     def off_topic(self) -> Path:
         """What tells off-topic texts; missing where no rows were held out."""
         return self.path / OFF_TOPIC
 
-    def known_texts(self) -> KnownTexts | None:
-        """Hashes of the texts it learned from; None in a run made without. Raises UserError if damaged."""
-        return KnownTexts.of_folder(self.path)
-
-    @cached_property
-    def labels(self) -> Labels:
-        """The content of labels.json."""
-        return Labels.read(self.path, fix=_FIX)
-
     @cached_property
     def manifest(self) -> Manifest:
         """Versions, seeds, data fingerprints, the base model, and the sha256 of every file."""
-        return read_stored(self.path / MANIFEST, Manifest, fix=_FIX)
+        return read_stored(self.path / MANIFEST, Manifest, fix=RunFolder.fix)
 
     def write_labels(self, labels: Labels) -> None:
         """Write labels.json."""
@@ -161,7 +167,7 @@ class RunFolder:
 
     def reseal(self, *, wrote: Path | None = None) -> None:
         """Write the manifest again after files were added, its facts unchanged; ``wrote`` as for ``seal``."""
-        self.seal(read_stored(self.path / MANIFEST, Manifest, fix=_FIX), wrote=wrote)
+        self.seal(read_stored(self.path / MANIFEST, Manifest, fix=RunFolder.fix), wrote=wrote)
 
     def is_complete(self) -> bool:
         """Whether the run is sealed and its training came to its own end."""
@@ -246,11 +252,11 @@ def remove_file(path: Path, top: Path) -> None:
 def run_state(path: Path) -> Literal["a finished run", "an unfinished run"] | None:
     """What a folder holds, by the content of its files and not by their names; None: no run."""
     with suppress(UserError):
-        read_stored(path / MANIFEST, Manifest, fix=_FIX)
+        read_stored(path / MANIFEST, Manifest, fix=RunFolder.fix)
         return "a finished run"
     try:
         recipe = (path / "recipe.toml").read_text(encoding="utf-8")
-        Labels.read(path, fix=_FIX)
+        Labels.read(path, fix=RunFolder.fix)
     except (OSError, ValueError, UserError):
         return None
     return "an unfinished run" if recipe.startswith(HEADER) or _ORIGIN.search(recipe) else None
