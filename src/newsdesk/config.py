@@ -248,7 +248,9 @@ def _parse_override(override: str) -> tuple[str, Any]:
             found=f"--set {override!r}",
             fix="for example --set lora.rank=16; newsdesk train --dry-run shows all keys",
         )
-    if text.lower() in _NO_VALUE and _may_be_absent(key):
+    section, name = key.split(".")
+    fields = type(getattr(Recipe(), section)).model_fields if section in SECTIONS else {}
+    if text.lower() in _NO_VALUE and name in fields and type(None) in get_args(fields[name].annotation):
         return key, None
     try:
         return key, tomllib.loads(f"value = {text}")["value"]
@@ -259,12 +261,6 @@ def _parse_override(override: str) -> tuple[str, Any]:
 _NO_VALUE = ("none", "null", "")
 _DESCRIBED = ("data.train", "model.base")
 """What a recipe's description is about."""
-
-
-def _may_be_absent(key: str) -> bool:
-    section, name = key.split(".")
-    fields = type(getattr(Recipe(), section)).model_fields if section in SECTIONS else {}
-    return name in fields and type(None) in get_args(fields[name].annotation)
 
 
 def _keep_to_the_epochs_asked_for(

@@ -31,7 +31,9 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        umask = os.umask(0)  # mkstemp ignores it, and a cache shared by a group needs it respected
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     except BaseException as error:
         with suppress(FileNotFoundError):
@@ -150,10 +152,3 @@ def disk_full(path: Path) -> UserError:
         found=f"the disk or quota that holds {path.parent} is full; nothing half-written was left there",
         fix="free some space, or choose another place (--out for runs, NEWSDESK_CACHE for the cache)",
     )
-
-
-def _umask() -> int:
-    """The process's umask: mkstemp ignores it, and a cache shared by a group needs it respected."""
-    current = os.umask(0)
-    os.umask(current)
-    return current

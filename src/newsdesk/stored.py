@@ -138,7 +138,11 @@ def _parsed(kind: Any, content: Any, where: str) -> Any:
         (other,) = (one for one in arguments if one is not NoneType)
         return _parsed(other, content, where)
     if origin is tuple:
-        return _tuple(arguments, content, where)
+        _require(isinstance(content, list), content, "an array", where)
+        kinds = arguments[:1] * len(content) if arguments[1:] == (...,) else arguments
+        _require(len(content) == len(kinds), content, f"an array of {len(kinds)}", where)
+        pairs = enumerate(zip(kinds, content, strict=True))
+        return tuple(_parsed(of, entry, _inside(where, str(number))) for number, (of, entry) in pairs)
     if origin in (dict, Mapping):
         _require(isinstance(content, dict), content, "an object", where)
         return {key: _parsed(arguments[1], value, _inside(where, key)) for key, value in content.items()}
@@ -158,15 +162,6 @@ def _dataclass(kind: type, content: Any, where: str) -> Any:
         elif of.default is MISSING and of.default_factory is MISSING:
             raise WrongContentError(f"no {_inside(where, key)}")
     return kind(**found)
-
-
-def _tuple(arguments: tuple[Any, ...], content: Any, where: str) -> tuple[Any, ...]:
-    _require(isinstance(content, list), content, "an array", where)
-    if arguments[1:] == (...,):
-        arguments = (arguments[0],) * len(content)
-    _require(len(content) == len(arguments), content, f"an array of {len(arguments)}", where)
-    pairs = enumerate(zip(arguments, content, strict=True))
-    return tuple(_parsed(kind, entry, _inside(where, str(number))) for number, (kind, entry) in pairs)
 
 
 _PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {

@@ -134,7 +134,8 @@ class TextTokenizer:
         tokenizer.no_truncation()  # `encode_whole` cuts, and so knows how long a text was
         self._tokenizer = tokenizer
         self._opening, self.closing_ids = _special_tokens_around_text(tokenizer)
-        self._unknown = _ids_that_say_nothing(tokenizer)
+        # The mark that SentencePiece puts before a word says as little as the unknown token.
+        self._unknown = {_unknown_id(tokenizer), tokenizer.token_to_id("\u2581")}
         self.max_length = max_length
 
     @classmethod
@@ -154,7 +155,9 @@ class TextTokenizer:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception for a file it cannot parse
             raise UserError(f"{path} is not a tokenizer file", found=str(error)) from None
-        _lift_word_limit(tokenizer)
+        steps = tokenizer.normalizer
+        if isinstance(steps, normalizers.Sequence) and _WORD_LIMIT in repr(steps):  # see `limit_words`
+            tokenizer.normalizer = normalizers.Sequence([steps[place] for place in range(1, len(steps))])
         return cls(tokenizer, max_length)
 
     def encode(self, texts: Sequence[str]) -> list[TokenIds]:
@@ -237,12 +240,6 @@ def limit_words(tokenizer: Tokenizer, max_length: int) -> None:
     tokenizer.normalizer = normalizers.Sequence([limit, *others])
 
 
-def _lift_word_limit(tokenizer: Tokenizer) -> None:
-    steps = tokenizer.normalizer
-    if isinstance(steps, normalizers.Sequence) and _WORD_LIMIT in repr(steps):
-        tokenizer.normalizer = normalizers.Sequence([steps[place] for place in range(1, len(steps))])
-
-
 def _special_tokens_around_text(tokenizer: Tokenizer) -> tuple[int, list[int]]:
     """How many special tokens begin every text, and the ids of those that end it."""
     for probe in _PROBES:
@@ -253,12 +250,6 @@ def _special_tokens_around_text(tokenizer: Tokenizer) -> tuple[int, list[int]]:
     special = tokenizer.num_special_tokens_to_add(is_pair=False)
     opening = (special + 1) // 2
     return opening, tokenizer.encode("").ids[opening:]
-
-
-def _ids_that_say_nothing(tokenizer: Tokenizer) -> frozenset[int]:
-    """The ids of the unknown token and of the mark that SentencePiece puts before a word."""
-    found = (_unknown_id(tokenizer), tokenizer.token_to_id("\u2581"))
-    return frozenset(token for token in found if token is not None)
 
 
 def _unknown_id(tokenizer: Tokenizer) -> int | None:

@@ -176,7 +176,9 @@ class EventLog:
         self._stream = path.open("a", encoding="utf-8")
         if keep is not None:
             self._stream.truncate(min(keep, path.stat().st_size))
-        self._start = time.monotonic() - _last_seconds(path)
+        lines = path.read_text(encoding="utf-8").splitlines()
+        already = from_content(_Line, json.loads(lines[-1])).seconds if lines else 0.0
+        self._start = time.monotonic() - already
 
     def write(self, event: Event) -> None:
         """Append one event and hand it to the operating system, so that a kill loses nothing before it.
@@ -203,9 +205,3 @@ class EventLog:
     ) -> None:
         """Close the file."""
         self._stream.close()
-
-
-def _last_seconds(path: Path) -> float:
-    """The seconds in the last line of a log, 0 for an empty one."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return from_content(_Line, json.loads(lines[-1])).seconds if lines else 0.0

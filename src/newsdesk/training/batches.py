@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from newsdesk.config import TrainingSection
 
 Rows = NDArray[np.int64]
-Places = NDArray[np.float64]
 
 _BLUR, _BLUR_OF_FEW = 12, 24
 """How far a row's place is blurred, in batches: the more, the better mixed, and the more padding."""
@@ -50,7 +49,10 @@ class Batcher:
         batches = max(1.0, (sample_of or len(lengths)) / batch_size)
         blur = (_BLUR_OF_FEW if batches < _FEW else _BLUR) / batches
         self._blur = blur if group_by_length and batches > _VERY_FEW else None
-        self._from, self._to = _places(lengths)
+        # From where to where a row may be in the order of lengths, 0 to 1: alike for rows of one length.
+        _, group, sizes = np.unique(lengths, return_inverse=True, return_counts=True)
+        ends = np.cumsum(sizes) / len(lengths)
+        self._from, self._to = (ends - sizes / len(lengths))[group], ends[group]
 
     def epoch(self, number: int) -> list[Rows]:
         """All rows in batches of ``batch_size``, one of them maybe smaller; ``number`` is 0-based."""
@@ -70,13 +72,6 @@ def padding_share(lengths: Rows, batches: list[Rows]) -> float:
     """The share of computed tokens that are padding when each batch is padded to its longest row."""
     computed = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
     return 1.0 - int(lengths.sum()) / computed if computed else 0.0
-
-
-def _places(lengths: Rows) -> Places:
-    """From where to where each row may stand in the order of lengths, 0 to 1, (2, rows)."""
-    _, group, sizes = np.unique(lengths, return_inverse=True, return_counts=True)
-    ends = np.cumsum(sizes) / len(lengths)
-    return np.stack([(ends - sizes / len(lengths))[group], ends[group]])
 
 
 @dataclass(frozen=True)

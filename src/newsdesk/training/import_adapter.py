@@ -160,7 +160,8 @@ def _find_base(saved: SavedAdapter, base: str | None, progress: Progress | None)
     reference = saved.config.get("base_model_name_or_path")
     if not isinstance(reference, str) or not reference:
         raise UserError(f"{saved.folder} does not say what its base model is", fix=_NAME_THE_BASE)
-    if _is_relative_path(reference):
+    known = Path(reference).is_absolute() or reference in BASE_MODELS
+    if not known and (reference.startswith(".") or reference.count("/") > 1 or Path(reference).is_dir()):
         raise UserError(
             f"{saved.folder} names its base model by a relative path, which is not valid here",
             found=f"base_model_name_or_path {reference!r}",
@@ -174,12 +175,6 @@ def _find_base(saved: SavedAdapter, base: str | None, progress: Progress | None)
             found=error.found,
             fix=_NAME_THE_BASE,
         ) from error
-
-
-def _is_relative_path(reference: str) -> bool:
-    if Path(reference).is_absolute() or reference in BASE_MODELS:
-        return False
-    return reference.startswith(".") or reference.count("/") > 1 or Path(reference).is_dir()
 
 
 def _names_of_labels(saved: SavedAdapter, base: Path, given: Sequence[str] | None) -> tuple[str, ...]:

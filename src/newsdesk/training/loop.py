@@ -129,7 +129,16 @@ class TrainingLoop:
         Raises UserError when the loss is no longer a number or far worse than guessing, naming the step and
         the batch's rows, and when another process of the team is lost.
         """
-        yield self._started()
+        yield Started(
+            steps=self.steps,
+            epochs=self.schedule.epochs,
+            rows=len(self.rows.token_ids),
+            validation_rows=len(self.validation.token_ids),
+            choosing_rows=len(self.held_out.choosing),
+            device=str(self.network.device),
+            precision=self.network.precision,
+            engine=self.network.engine,
+        )
         reason: FinishReason = "completed"
         for told in self._trained_steps():
             yield from told
@@ -141,7 +150,8 @@ class TrainingLoop:
                     yield validation
             if interrupted:
                 yield Interrupted(self.step, self.epoch)
-            if interrupted or self._has_run_out_of_patience():
+            patience = self.training.patience
+            if interrupted or (patience is not None and self.validations_without_gain >= patience):
                 reason = "interrupted" if interrupted else "early-stopping"
                 break
         restore_state(self.network.model, self.best_state)
@@ -186,18 +196,6 @@ class TrainingLoop:
         """Whether the last step ends an interval of so many steps or epochs; 0: never."""
         interval = self.schedule.interval(every, self.training)
         return interval > 0 and self.step % interval == 0
-
-    def _started(self) -> Started:
-        return Started(
-            steps=self.steps,
-            epochs=self.schedule.epochs,
-            rows=len(self.rows.token_ids),
-            validation_rows=len(self.validation.token_ids),
-            choosing_rows=len(self.held_out.choosing),
-            device=str(self.network.device),
-            precision=self.network.precision,
-            engine=self.network.engine,
-        )
 
     def _trained_steps(self) -> Iterator[list[Step]]:
         """Train, in groups of steps that are told together; after a restore an empty one comes first."""
@@ -341,11 +339,6 @@ class TrainingLoop:
         everyone = torch.zeros(len(self.validation.token_ids), logits.shape[1], device=self.network.device)
         everyone[torch.from_numpy(own)] = torch.from_numpy(logits).to(self.network.device)
         return self.team.sum(everyone).cpu().numpy()
-
-    def _has_run_out_of_patience(self) -> bool:
-        """Whether as many validations in a row as ``training.patience`` brought no gain."""
-        patience = self.training.patience
-        return patience is not None and self.validations_without_gain >= patience
 
 
 _BEST_LOGITS = "best_logits"

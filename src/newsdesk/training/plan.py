@@ -145,7 +145,9 @@ def make_plan(resolved: ResolvedRecipe, *, measure_speed: bool = True) -> Plan:
     Raises UserError for anything that training would refuse as well.
     """
     recipe, training = resolved.recipe, resolved.recipe.training
-    data = _find_data(recipe)
+    known, data = DATA_SETS.get(recipe.data.train), None
+    if known is None or known.is_cached or Path(recipe.data.train).is_file():
+        data = load_training_data(recipe.data, seed=training.seed, offline=True)
     rows = _catalogue_rows(recipe.data) if data is None else RowCounts.of(data)
     model = outline_classifier(resolve_config(recipe.model.base), rows.classes, recipe.model, recipe.lora)
     require_length(model.config, recipe.model.max_length)
@@ -167,14 +169,6 @@ def make_plan(resolved: ResolvedRecipe, *, measure_speed: bool = True) -> Plan:
         time=estimate,
         remarks=remarks,
     )
-
-
-def _find_data(recipe: Recipe) -> TrainingData | None:
-    """The rows themselves, where they are on this disk."""
-    known = DATA_SETS.get(recipe.data.train)
-    if known is None or known.is_cached or Path(recipe.data.train).is_file():
-        return load_training_data(recipe.data, seed=recipe.training.seed, offline=True)
-    return None
 
 
 def _catalogue_rows(data: DataSection) -> RowCounts:
@@ -279,11 +273,12 @@ def estimate_time(
     flops = training_flops_per_token(model)
     slow, fast = _CPU_EFFICIENCY if device.type == "cpu" else _GPU_EFFICIENCY
     threads = f", threads: {torch.get_num_threads()}" if device.type == "cpu" else ""
+    guess = "" if device.type == "cpu" else " (a guess: no GPU was measured)"
     return TimeEstimate(
         f"{device}, {precision}{threads}",
         (tokens * flops / (rate * fast), tokens * flops / (rate * slow)),
         f"{tokens:,} tokens of {flops / 1e6:.0f} MFLOP, at {100 * slow:g} to {100 * fast:g} % of the "
-        f"{rate / 1e9:,.0f} GFLOP/s measured on matrix products",
+        f"{rate / 1e9:,.0f} GFLOP/s measured on matrix products{guess}",
     )
 
 

@@ -347,7 +347,6 @@ def _changed_settings(run: RunFolder, asked: ResolvedRecipe) -> list[str]:
 
 
 def _require_same_recipe(run: RunFolder, asked: ResolvedRecipe) -> None:
-    """Raise UserError when the recipe asked for is not the one that the run was started with."""
     if changed := _changed_settings(run, asked):
         raise UserError(
             f"{run.path} was started with another recipe, and can only be resumed with its own",
