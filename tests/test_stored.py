@@ -192,7 +192,7 @@ def test_a_run_from_before_there_were_formats_predicts_and_is_reported(old, monk
     page = report.path.read_text()
     assert "53.33\N{NO-BREAK SPACE}%" in page
     assert "linear SVM" in page
-    assert newsdesk.compare(old, [old])[0].verdict == "both take all 60 rows for the same classes"
+    assert newsdesk.compare(old, [old])[0].verdict == "both predict the same classes for all 60 rows"
     assert open_run(old).is_complete()
 
 

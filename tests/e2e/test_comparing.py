@@ -36,7 +36,7 @@ def test_the_table_ends_in_a_verdict_and_shows_rows_that_changed(newsdesk, pair,
     assert f"  {texts[0]}" in outcome.lines
     several = newsdesk("compare", pair[0], pair[1], pair[0])
     assert "(Holm)" in several.out
-    assert "both take all 60 rows for the same classes" in several.out
+    assert "both predict the same classes for all 60 rows" in several.out
 
 
 def test_json_is_one_document(newsdesk, pair):
@@ -52,7 +52,7 @@ def test_data_evaluates_what_was_not_evaluated_yet_and_nothing_else(newsdesk, de
     assert (refused.code, "--data" in refused.err) == (1, True)
     outcome = newsdesk("compare", run, other, "--data", desk.test)
     assert outcome.code == 0, outcome.err
-    assert outcome.lines[-1] == "both take all 60 rows for the same classes"
+    assert outcome.lines[-1] == "both predict the same classes for all 60 rows"
     evaluated = (run / "metrics.json").stat().st_mtime_ns
     assert newsdesk("compare", run, other, "--data", desk.test, "--json").code == 0
     assert (run / "metrics.json").stat().st_mtime_ns == evaluated

@@ -225,7 +225,7 @@ def test_unknown_rows_counted_as_errors_are_compared_too(train, newsdesk, tmp_pa
     outcome = newsdesk("compare", first, other, "--data", data, "--unknown-labels", "count-wrong")
     assert outcome.code == 0, outcome.err
     assert any(line.startswith("Weather") for line in outcome.lines)
-    assert newsdesk("compare", first, other).lines[-1] == "both take all 30 rows for the same classes"
+    assert newsdesk("compare", first, other).lines[-1] == "both predict the same classes for all 30 rows"
 
 
 @pytest.mark.parametrize("policy", ["count-wrong", "drop"])
@@ -253,7 +253,7 @@ def test_runs_that_spell_their_classes_otherwise_are_compared_on_the_same_rows(t
     data = write(tmp_path / "test.csv", rows_of(30, seed=2))
     outcome = newsdesk("compare", first, other, "--data", data)
     assert outcome.code == 0, outcome.err
-    assert outcome.lines[-1] == "both take all 30 rows for the same classes"
+    assert outcome.lines[-1] == "both predict the same classes for all 30 rows"
     assert "labels spelled differently from the run's classes" in outcome.err
 
 

@@ -73,7 +73,7 @@ def test_equal_accuracies_and_equal_predictions_are_told_apart(evaluated):
     (swapped,) = newsdesk.compare(first, [evaluated("b", range(10, 20))])
     assert "as many rows were fixed as broken" in swapped.verdict
     (same,) = newsdesk.compare(first, [evaluated("c", range(10))])
-    assert same.verdict == "both take all 300 rows for the same classes"
+    assert same.verdict == "both predict the same classes for all 300 rows"
     assert same.accuracy.difference == 0
     assert not same.accuracy.excludes_zero
 

@@ -116,7 +116,7 @@ class RunComparison:
     def verdict(self) -> str:
         """The outcome in a sentence."""
         if not self.changed:
-            return f"both take all {counted(self.rows, 'row')} for the same classes"
+            return f"both predict the same classes for all {counted(self.rows, 'row')}"
         points = 100 * self.accuracy.difference
         low, high = (100 * end for end in self.accuracy.interval)
         evidence = f"[{low:+.2f}, {high:+.2f}], p = {self.adjusted_p_value:.2g}"

@@ -16,6 +16,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from newsdesk.metrics import confusion_matrix
 from newsdesk.prediction.abstention import binomial_tail
 
 LEVEL = 0.05
@@ -222,17 +223,11 @@ def compare_paired(
     """
     if not labels.shape == model.shape == baseline.shape:
         raise ValueError(f"shapes differ: {labels.shape}, {model.shape}, {baseline.shape}")
-    model_right, baseline_right = model == labels, baseline == labels
-    only_model_wrong = int((~model_right & baseline_right).sum())
-    only_baseline_wrong = int((model_right & ~baseline_right).sum())
+    right = confusion_matrix((model == labels).astype(int), (baseline == labels).astype(int), 2).tolist()
+    (both_wrong, only_model_wrong), (only_baseline_wrong, both_right) = right
     fewer = min(only_model_wrong, only_baseline_wrong)
-    return PairedComparison(
-        both_right=int((model_right & baseline_right).sum()),
-        both_wrong=int((~model_right & ~baseline_right).sum()),
-        only_model_wrong=only_model_wrong,
-        only_baseline_wrong=only_baseline_wrong,
-        p_value=min(1.0, 2 * binomial_tail(fewer, only_model_wrong + only_baseline_wrong, 0.5)),
-    )
+    p_value = min(1.0, 2 * binomial_tail(fewer, only_model_wrong + only_baseline_wrong, 0.5))
+    return PairedComparison(both_right, both_wrong, only_model_wrong, only_baseline_wrong, p_value)
 
 
 def paired_difference_interval(

@@ -339,7 +339,7 @@ def examine(
         accuracy=found.accuracy,
         majority=found.majority,
         noise=found.noise,
-        confusions=tuple(Confusion(names[g], names[t], n) for g, t, n in found.confused_pairs()),
+        confusions=tuple(Confusion(names[g], names[t], round(n, 1)) for g, t, n in found.confused_pairs()),
         judgements=_judgements(rows, found, judged, probabilities[judged]),
         duplicates=(*exact, *nearly),
         conflicting_rows=tuple(sorted(row for group in conflicts for row in group)),

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from newsdesk.errors import missing_package
 from newsdesk.evaluation.baseline import has_words, tfidf_vectorizer
+from newsdesk.metrics import confusion_matrix
 
 _SLACK = 1e-6  # a class whose rows all have the same probability must reach its own mean
 _LEAST_SKILL = 0.5
@@ -92,44 +93,27 @@ def rank_label_errors(probabilities: NDArray[Any], labels: NDArray[np.int64]) ->
     scores = np.asarray(probabilities, dtype=np.float64)
     if scores.ndim != 2 or scores.shape[0] != len(labels) or not len(labels) or scores.shape[1] < 2:
         raise ValueError(f"probabilities of shape {scores.shape} for {len(labels)} labels")
-    confident = _confident_classes(scores, labels)
-    counts = np.bincount(labels, minlength=scores.shape[1])
-    counted = confident >= 0
-    joint = np.zeros((len(counts), len(counts)), dtype=np.int64)
-    np.add.at(joint, (labels[counted], confident[counted]), 1)
+    classes, most_probable = scores.shape[1], scores.argmax(axis=1)
     quality = scores[np.arange(len(labels)), labels]
+    counts = np.bincount(labels, minlength=classes)
+    sums = np.bincount(labels, weights=quality, minlength=classes)
+    qualifies = scores >= np.where(counts > 0, sums / np.maximum(counts, 1), np.inf) - _SLACK
+    counted = qualifies.any(axis=1)
+    # The only class that qualifies need not be the most probable one; of several, the most probable counts.
+    confident = np.where(qualifies.sum(axis=1) > 1, most_probable, qualifies.argmax(axis=1))
+    joint = confusion_matrix(labels[counted], confident[counted], classes)
+    # Every class has at least one right label, or a class without confident rows would vanish.
+    kept = joint + np.diag(np.diag(joint) == 0)
     suspects = np.flatnonzero(counted & (confident != labels))
     return LabelErrors(
-        accuracy=float((scores.argmax(axis=1) == labels).mean()),
+        accuracy=float((most_probable == labels).mean()),
         majority=float(counts.max() / len(labels)),
         quality=quality,
-        suggested=np.where(counted, confident, scores.argmax(axis=1)).astype(np.int64),
+        suggested=np.where(counted, confident, most_probable),
         suspects=suspects[np.argsort(quality[suspects], kind="stable")],
         confident_joint=joint,
-        joint=_calibrated(joint, counts),
+        joint=kept / kept.sum(axis=1, keepdims=True) * counts[:, None],
     )
-
-
-def _confident_classes(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The class that each row counts for with confidence, -1 for none."""
-    own = probabilities[np.arange(len(labels)), labels]
-    classes = probabilities.shape[1]
-    counts = np.bincount(labels, minlength=classes)
-    sums = np.bincount(labels, weights=own, minlength=classes)
-    thresholds = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
-    qualifies = probabilities >= thresholds - _SLACK
-    # The only class that qualifies need not be the most probable one; of several, the most probable counts.
-    best = np.where(qualifies.sum(axis=1) > 1, probabilities.argmax(axis=1), qualifies.argmax(axis=1))
-    return np.where(qualifies.any(axis=1), best, -1)
-
-
-def _calibrated(joint: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The joint scaled so that the rows of each given class are as many as carry that label."""
-    kept = joint.astype(np.float64)
-    # Every class has at least one right label, or a class without confident rows would vanish.
-    np.fill_diagonal(kept, np.maximum(np.diag(kept), 1))
-    scaled: NDArray[np.float64] = kept / kept.sum(axis=1, keepdims=True) * counts[:, None]
-    return scaled
 
 
 Rows = NDArray[np.int64]
