@@ -137,14 +137,14 @@ def evaluate_probabilities(
     correct = predicted == labels
     confusion = confusion_matrix(labels, predicted, len(label_names))
     per_class = class_metrics(confusion, label_names)
-    occurs = (confusion.sum(axis=0) + confusion.sum(axis=1)) > 0
+    named = confusion.sum(axis=0) + confusion.sum(axis=1)
     true_probability = given[np.arange(len(labels)), labels]
     return Metrics(
         rows=len(labels),
         label_names=tuple(label_names),
         accuracy=float(correct.mean()),
         accuracy_interval=wilson_interval(int(correct.sum()), len(labels)),
-        macro_f1=float(np.mean([entry.f1 for entry, kept in zip(per_class, occurs, strict=True) if kept])),
+        macro_f1=float(np.mean([entry.f1 for entry, rows in zip(per_class, named, strict=True) if rows])),
         per_class=per_class,
         confusion=tuple(tuple(row) for row in confusion.tolist()),
         negative_log_likelihood=float(-np.log(np.clip(true_probability, SMALLEST_PROBABILITY, 1.0)).mean()),
@@ -188,10 +188,9 @@ def expected_calibration_error(
     confidence share a bin, so that the figure does not depend on the order of the rows.
     Returns a number in [0, 1]. Raises ValueError without rows.
     """
-    gaps = np.bincount(
-        _bins_of_equal_mass(confidence, bins), weights=np.asarray(correct, dtype=np.float64) - confidence
-    )
-    return float(np.abs(gaps).sum() / len(confidence))
+    found = reliability(confidence, correct, bins)
+    gaps = (each.rows * abs(each.accuracy - each.mean_confidence) for each in found)
+    return sum(gaps) / len(confidence)
 
 
 def reliability(
@@ -201,13 +200,18 @@ def reliability(
 
     Both arguments are (rows,). Raises ValueError without rows.
     """
-    of_rows = _bins_of_equal_mass(confidence, bins)
+    if len(confidence) == 0:
+        raise ValueError("calibration needs at least one row")
+    given = np.asarray(confidence, dtype=np.float64)
+    edges = np.sort(given)[np.arange(1, bins) * len(given) // bins]
+    of_rows = np.searchsorted(edges, given, side="right")  # rows of equal confidence share a bin
     found = []
     for number in np.unique(of_rows):
         members = of_rows == number
         rows, right = int(members.sum()), int(correct[members].sum())
-        mean = float(np.asarray(confidence, dtype=np.float64)[members].mean())
-        found.append(ReliabilityBin(rows, mean, right / rows, wilson_interval(right, rows)))
+        found.append(
+            ReliabilityBin(rows, float(given[members].mean()), right / rows, wilson_interval(right, rows))
+        )
     return tuple(found)
 
 
@@ -236,15 +240,6 @@ def _check(
     if not (distribution := (probabilities >= 0).all(axis=1) & sums_to_one).all():
         row = int(np.argmin(distribution))
         raise ValueError(f"row {row} is not a probability distribution: {probabilities[row].tolist()}")
-
-
-def _bins_of_equal_mass(confidence: NDArray[np.floating], bins: int) -> NDArray[np.int64]:
-    """The bin of each row, (rows,); rows of equal confidence share one."""
-    if len(confidence) == 0:
-        raise ValueError("calibration needs at least one row")
-    first_of_bin = np.arange(1, bins) * len(confidence) // bins
-    edges = np.sort(confidence)[first_of_bin]
-    return np.searchsorted(edges, confidence, side="right")
 
 
 def class_metrics(confusion: NDArray[np.int64], label_names: Sequence[str]) -> tuple[ClassMetrics, ...]:
