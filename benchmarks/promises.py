@@ -315,13 +315,13 @@ def tally(
     right = predictions.class_ids == texts.labels
     if "abstain" in flags and predictions.answered.any():
         kept.broken += float((~right)[predictions.answered].mean()) > flags["abstain"]
-    passing = ~(predictions.filtered | predictions.silent)
+    passing = ~(predictions.is_off_topic | predictions.is_unreadable)
     if "sets" in flags:
-        assert predictions.in_question is not None
-        holds = predictions.in_question[np.arange(len(right)), texts.labels]
+        assert predictions.candidate_mask is not None
+        holds = predictions.candidate_mask[np.arange(len(right)), texts.labels]
         kept.coverages.append(float(holds[passing].mean()))
     elif "abstain" not in flags:
-        kept.coverages.append(float((~predictions.filtered).mean()))
+        kept.coverages.append(float((~predictions.is_off_topic).mean()))
 
 
 def simulate_export(draws: int, seed: int = 0) -> Iterator[dict[str, str]]:

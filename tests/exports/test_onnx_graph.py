@@ -1,4 +1,4 @@
-"""A graph that is written down computes what transformers computes, and holds every weight."""
+"""A built graph computes what transformers computes, and contains every weight."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ def _predict_in_memory(
         say(_document(predictions, None if every else top_k, classifier.max_length))
         return
     say(render_predictions(texts, predictions, len(classifier.label_names) if every else top_k))
-    _note_reading(predictions.truncation, classifier.max_length, int(predictions.silent.sum()))
+    _note_reading(predictions.truncation, classifier.max_length, int(predictions.is_unreadable.sum()))
     _note_promise(rule, int((~predictions.answered).sum()), len(predictions))
 
 

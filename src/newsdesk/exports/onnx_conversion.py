@@ -1,4 +1,4 @@
-"""A merged classifier as an ONNX model: written down where its architecture is known, traced where not."""
+"""A merged classifier as an ONNX model: built where its architecture is known, traced where not."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LARGEST_FILE = 2**31 - 1  # bytes that a protocol buffer can hold
 def to_onnx(model: PreTrainedModel) -> ModelProto:
     """The classifier in float32, with the inputs and outputs that `build_graph` describes.
 
-    Raises UserError when its architecture can be neither written down nor traced.
+    Raises UserError when its architecture can be neither built nor traced.
     """
     config = {**model.config.to_dict(), "num_labels": model.config.num_labels}
     if reason_not_buildable(config) is None:
@@ -87,7 +87,7 @@ def cutting(model: ModelProto, max_length: int, closing_id: int) -> ModelProto:
     """A copy that reads at most ``max_length`` tokens of each row, as the run does, whoever tokenises.
 
     Of a longer row the first ``max_length - 1`` tokens are kept, and ``closing_id``, the special token that
-    ends every text, is put behind them. Many clients do not truncate unless asked, and transformers.js cuts
+    ends every text, is put after them. Many clients do not truncate unless asked, and transformers.js cuts
     the closing token off, too.
     """
     from onnx import helper, numpy_helper

@@ -1,13 +1,11 @@
-"""A BERT-like classifier as an ONNX graph, written down operator by operator.
+"""A BERT-like classifier as an ONNX graph, built operator by operator.
 
     tensors of a merged model  --build_graph-->  onnx.ModelProto
 
-Tracing gives a graph of some hundred small operators, which an engine then has to find its fused ones in.
-Writing it down is shorter, loads faster, and leaves out what a tracer cannot know to be unused: these
+A traced graph has hundreds of small operators. This one is shorter and loads faster, its fused operators are
+ONNX Runtime's own (domain com.microsoft), and it leaves out what a tracer cannot know to be unused: these
 classifiers read the first token alone, so the last layer computes only that. Query, key and value are one
-product. The fused operators are ONNX Runtime's own (domain com.microsoft).
-
-Numpy and onnx alone: no torch. The tensors carry the names that transformers gives them.
+product. Numpy and onnx alone, no torch; the tensors have the names that transformers gives them.
 """
 
 from __future__ import annotations
@@ -46,7 +44,7 @@ _ACTIVATIONS = {"gelu": "BiasGelu", "gelu_new": "FastGelu", "gelu_pytorch_tanh":
 
 
 def reason_not_buildable(config: Mapping[str, Any]) -> str | None:
-    """Why `build_graph` cannot write this configuration down, as half a sentence, or None where it can."""
+    """Why `build_graph` cannot build this configuration, as half a sentence, or None where it can."""
     if config.get("hidden_act") not in _ACTIVATIONS:
         return f"its activation is {config.get('hidden_act')}"
     return reason_not_bert_like(config)
@@ -56,7 +54,7 @@ def build_graph(config: Mapping[str, Any], tensors: Mapping[str, Array]) -> Mode
     """The classifier as an ONNX model in float32.
 
     Inputs ``input_ids`` and ``attention_mask``, int64 (batch, sequence), both dynamic. Outputs, float32:
-    ``logits`` (batch, classes), and ``features`` (batch, hidden), the tokens' states behind `feature_layer`,
+    ``logits`` (batch, classes), and ``features`` (batch, hidden), the tokens' states after `feature_layer`,
     averaged.
 
     Args:
@@ -68,7 +66,7 @@ def build_graph(config: Mapping[str, Any], tensors: Mapping[str, Array]) -> Mode
     """
     reason = reason_not_buildable(config)
     if reason is not None:
-        raise ValueError(f"cannot be written down: {reason}")
+        raise ValueError(f"cannot be built: {reason}")
     writer = _Writer(config, BERT_LIKE[config["model_type"]], tensors)
     writer.classifier()
     if left := sorted(writer.unread()):
@@ -126,7 +124,7 @@ class Graph:
 
 
 class _Writer:
-    """Writes one classifier down; keeps account of the tensors it has read."""
+    """Builds one classifier; keeps account of the tensors it has read."""
 
     def __init__(self, config: Mapping[str, Any], layout: Layout, tensors: Mapping[str, Array]) -> None:
         self.graph = Graph()
@@ -136,7 +134,7 @@ class _Writer:
         self._read: set[str] = set()
 
     def unread(self) -> Iterator[str]:
-        """Names of weights that the graph does not hold, without buffers that only count."""
+        """Names of weights that are not in the graph, without buffers that only count."""
         counting = ("position_ids", "token_type_ids")
         return (name for name in self._tensors if name not in self._read and not name.endswith(counting))
 
@@ -275,7 +273,7 @@ class _Writer:
         )
 
     def _matmul(self, name: str, x: str, *linears: str) -> str:
-        """Linear layers of one input as one product without bias, which the operator behind it adds."""
+        """Linear layers of one input as one product without bias, which the next operator adds."""
         weights = np.concatenate([self._encoder_tensor(f"{linear}.weight") for linear in linears])
         return self.graph.add("MatMul", name, x, self.graph.constant(f"{name}.weight", weights.T))
 
@@ -297,7 +295,7 @@ class _Writer:
 def relative_buckets(distances: NDArray[np.integer], buckets: int) -> NDArray[np.int64]:
     """The bucket of each signed distance in tokens; far ones share theirs (T5: Raffel et al., 2020).
 
-    Half of the ``buckets`` are for keys behind the query (distance > 0). Computed in float32, as torch does,
+    Half of the ``buckets`` are for keys after the query (distance > 0). Computed in float32, as torch does,
     since the edges of the logarithmic buckets depend on the last bit.
     """
     half = buckets // 2

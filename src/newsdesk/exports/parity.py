@@ -31,7 +31,7 @@ FEW_ROWS, FILLED_ROWS = 1000, 2000
 """Below so many validation rows, training rows are taken besides, up to so many in all."""
 
 _Z = NormalDist().inv_cdf(1 - LEVEL / 2)
-_OF_TRAINING_ROWS = "too few rows were held out; the run is surer of training rows than of new texts"
+_OF_TRAINING_ROWS = "too few rows were held out; the run is more confident on training rows than on new texts"
 
 Logits = NDArray[np.float32]
 
@@ -209,7 +209,7 @@ class Quality:
         """Whether what was lost by quantising stays within the gate.
 
         As measured on the validation rows alone it may not lose more than the limit of the upper end, either:
-        training rows, on which the run is surer, could outvote them.
+        training rows, on which the run is more confident, could outvote them.
         """
         if not self.keeps_answers(limits) or self.loss is None or self.loss.interval[1] > limits.loss_upper:
             return False
@@ -259,7 +259,7 @@ def compare(
 ) -> Quality:
     """Compare a candidate's logits with the run's, both (rows, classes); ``labels`` are (rows,).
 
-    The first ``validation_rows`` of them are told apart.
+    The first ``validation_rows`` of them are also compared alone.
     """
     expected, given = reference.argmax(axis=1), logits.argmax(axis=1)
     rows, right = len(labels), int((given == labels).sum())

@@ -144,11 +144,11 @@ def lowest_promise(
     """
     rates = [rate for rate in RATES_SUGGESTED if rate > above]
     # Rounded up to what is printed, for a person to type.
-    surer = ceil(1e4 * (1 - (1 - confidence) / max(1, len(rates))) - 1e-6) / 1e4
-    if not surer < 1:
+    stricter = ceil(1e4 * (1 - (1 - confidence) / max(1, len(rates))) - 1e-6) / 1e4
+    if not stricter < 1:
         return None
     for rate in rates:
-        promise = promised_threshold(score, correct, rate, surer)
+        promise = promised_threshold(score, correct, rate, stricter)
         if promise is not None and promised_threshold(score, correct, rate, confidence) is not None:
             return promise
     return None
@@ -269,7 +269,7 @@ class DecisionRule:
         sure = probabilities.max(axis=1, initial=0.0).astype(np.float64) >= self.promise.threshold
         return np.asarray(sure, dtype=np.bool_)
 
-    def in_question(self, probabilities: NDArray[np.floating]) -> NDArray[np.bool_]:
+    def candidate_mask(self, probabilities: NDArray[np.floating]) -> NDArray[np.bool_]:
         """Which classes are named beside the answer or instead of it, (rows, classes).
 
         With ``coverage`` the set of every row; else of those that are not answered, with two classes or more.
@@ -374,7 +374,7 @@ def _require_reachable(level: float, score: OffTopicScore) -> None:
         raise UserError(
             f"no text can be less typical of the training topics than {100 * (1 - level):g} % of the "
             "calibration rows",
-            found=f"{counted(rows, 'row')} to compare with, which tell shares from {1 / (rows + 1):.2g} on",
+            found=f"{counted(rows, 'row')} to compare with, which show no share below {1 / (rows + 1):.2g}",
             fix=f"ask for --off-topic {max(0.01, 1 / (rows + 1)):.2g}, or {_MORE_ROWS}",
         )
 

@@ -155,7 +155,7 @@ def _share(stream: RowStream, rows: int) -> float | None:
 ROWS_PER_WINDOW = 4096
 """Enough that batches of like length waste little, and little enough to be lost by a kill."""
 
-_FAULTS_KEPT = 1000  # from which the commonest is told
+_FAULTS_KEPT = 1000  # the commonest of which is reported
 
 
 class MostlyRejectedError(UserError):
@@ -357,7 +357,7 @@ def _classify(job: _Job, stream: RowStream, table: OutputTable, output: PartFile
     faults: list[Fault] = []
     for window in ahead(coming):
         faults += [reject.fault for reject in window.rejects][: _FAULTS_KEPT - len(faults)]
-        if window.start == 0:  # before anything is computed: the first rows told how to read the others
+        if window.start == 0:  # before anything is computed: it may be read in the wrong way
             _require_half(stream, len(window.rejects), window.end, faults)
         predictions = job.predictor.classify(
             window.texts,
@@ -406,13 +406,13 @@ def _require_half(stream: RowStream, rejected: int, rows: int, faults: Sequence[
 
 
 def _counts(predictions: Predictions, refused: Refused) -> dict[str, int]:
-    """How many of the rows that the output holds have no label, and how much of the texts was read."""
+    """How many of the rows in the output have no label, and how much of the texts was read."""
     held = np.ones(len(predictions), dtype=np.bool_)
     held[list(refused)] = False
     read = predictions.truncation or Truncation()
     return {
         "unanswered": int((held & ~predictions.answered).sum()),
-        "unreadable": int((held & predictions.silent).sum()),
+        "unreadable": int((held & predictions.is_unreadable).sum()),
         "cut": read.cut,
         "tokens": read.tokens,
         "lost": read.lost,

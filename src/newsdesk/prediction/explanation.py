@@ -80,7 +80,7 @@ def explain(classifier: Classifier, text: str, *, target: str | None = None) -> 
     Each word is deleted in turn; its weight is what the target's log-odds, ln p/(1-p), lose thereby. They
     tell words apart where probabilities have long come close to 1. A text of more than 128 words is first
     taken apart into 128 phrases, of which the weightiest are then taken apart into words: at most 259 texts
-    are classified, whatever the length, and none for words behind the place where the model stops reading.
+    are classified, whatever the length, and none for words that the model does not read.
 
     Args:
         classifier: a run or exported model, as ``newsdesk.load`` gives it.

@@ -155,7 +155,7 @@ class OutputTable(ABC):
             _refuse_twin_columns([*self.columns, *self.names])
 
     def write(self, piece: Piece) -> tuple[bytes, Refused]:
-        """The bytes of a piece; those of the first begin with whatever stands above the rows.
+        """The bytes of a piece; those of the first begin with the header or schema.
 
         Rows that the format cannot hold beside those already written are left out and returned. Raises
         ValueError when rows, columns and predictions do not line up.
@@ -265,7 +265,7 @@ class JsonLinesTable(OutputTable):
 
     def _line(self, row: Row, appended: Cells) -> bytes:
         keys, names = row.keys or self.columns, self.names
-        if not set(keys).isdisjoint(names):  # a key that came up after the columns were told
+        if not set(keys).isdisjoint(names):  # a key that came up after the first rows
             names = output_names(self._wanted, [*self.columns, *keys])
         values = (*(row.cells if row.keys else self._cells(row)), *appended)
         return json_line(dict(zip((*keys, *names), values, strict=True)))

@@ -40,7 +40,7 @@ def delimited_lines(
 
 
 def probability_column(label: str) -> str:
-    """The name of the column that holds a class's probability."""
+    """The name of the column of a class's probability."""
     return f"p({label})"
 
 
@@ -71,7 +71,7 @@ class Prediction:
             the ``reason``.
         probability: the highest probability, 0 to 1, whether or not it was enough.
         probabilities: the probability of every class by name, in id order.
-        candidates: the classes in question, the most probable first; None where nobody asked for any.
+        candidates: classes that may be the true one, the most probable first; None where not asked for.
         reason: why there is no label; None where there is one.
         off_topic: share of the calibration rows that are at least as untypical, 0 to 1; None: not known.
     """
@@ -97,7 +97,7 @@ class Prediction:
 
         Without ``top_k`` these are an object ``probabilities`` of all classes in id order; with it, a list
         ``top_k`` of objects with ``label`` and ``probability``, the most probable first. Where candidates
-        were asked for, ``candidates`` and ``reason`` stand before them; ``off_topic`` where it is known.
+        were asked for, ``candidates`` and ``reason`` come before them; ``off_topic`` where it is known.
         """
         content: dict[str, Any] = {"label": self.label, "probability": rounded(self.probability)}
         if self.candidates is not None:
@@ -181,18 +181,18 @@ class Predictions:
     def answered(self) -> NDArray[np.bool_]:
         """Which rows are given a label, (rows,)."""
         if self.rule is None:
-            return ~self.silent
-        return self.rule.confident(self.probabilities) & ~self.filtered & ~self.silent
+            return ~self.is_unreadable
+        return self.rule.confident(self.probabilities) & ~self.is_off_topic & ~self.is_unreadable
 
     @cached_property
-    def silent(self) -> NDArray[np.bool_]:
+    def is_unreadable(self) -> NDArray[np.bool_]:
         """Which rows are not answered because their text says nothing, (rows,)."""
         if self.unreadable is None:
             return np.zeros(len(self), dtype=np.bool_)
         return np.array([reason is not None for reason in self.unreadable], dtype=np.bool_)
 
     @cached_property
-    def filtered(self) -> NDArray[np.bool_]:
+    def is_off_topic(self) -> NDArray[np.bool_]:
         """Which rows are not answered for being off topic, (rows,)."""
         if self.rule is None or self.rule.off_topic is None or self.off_topic is None:
             return np.zeros(len(self), dtype=np.bool_)
@@ -210,25 +210,27 @@ class Predictions:
         promise = None if self.rule is None else self.rule.promise
         unsure = None if promise is None else f"confidence below {promise.threshold:.4f}"
         unreadable = self.unreadable or (None,) * len(self)
-        rows = zip(self.answered, unreadable, self.filtered, strict=True)
+        rows = zip(self.answered, unreadable, self.is_off_topic, strict=True)
         return tuple(
-            None if answered else silent or (IS_OFF_TOPIC if filtered else unsure)
-            for answered, silent, filtered in rows
+            None if answered else why_unreadable or (IS_OFF_TOPIC if off_topic else unsure)
+            for answered, why_unreadable, off_topic in rows
         )
 
     def candidates_of(self, row: int) -> tuple[str, ...] | None:
-        """The classes in question for a row, the most probable first; None where no rule names any."""
-        if self.in_question is None:
+        """The candidates of a row, the most probable first; None where no rule names any."""
+        if self.candidate_mask is None:
             return None
         ranked = np.argsort(-self.probabilities[row], kind="stable")
-        return tuple(self.label_names[i] for i in ranked if self.in_question[row, i])
+        return tuple(self.label_names[i] for i in ranked if self.candidate_mask[row, i])
 
     @cached_property
-    def in_question(self) -> NDArray[np.bool_] | None:
+    def candidate_mask(self) -> NDArray[np.bool_] | None:
         """Which classes are each row's candidates, (rows, classes); None where no rule names any."""
         if self.rule is None or not self.rule.names_candidates:
             return None
-        return self.rule.in_question(self.probabilities) & ~(self.filtered | self.silent)[:, None]
+        return (
+            self.rule.candidate_mask(self.probabilities) & ~(self.is_off_topic | self.is_unreadable)[:, None]
+        )
 
     def top_k(self, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Class ids and probabilities of each row's ``k`` most probable classes, both (rows, k).

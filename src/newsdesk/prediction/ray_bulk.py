@@ -399,7 +399,7 @@ def _connected(address: str | None) -> Iterator[Any]:
         if ours:
             ray.init(address=address, log_to_driver=False, logging_level="error")
         ray.data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.WARNING)  # Ray Data tells its plans unasked
+        logging.getLogger("ray.data").setLevel(logging.WARNING)  # Ray Data logs its plans unasked
         yield ray
     except (ray.exceptions.RayError, ConnectionError) as error:
         raise UserError(
