@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
+from pathlib import Path
 from statistics import median
 
 from newsdesk.data.dialect import (
@@ -66,56 +67,48 @@ def delimited_rows(
     sampled = list(islice(every, sample))
     rows = [row for row in sampled if isinstance(row, Row)]
     other = _other_delimiter(rows, first, dialect, usual) if rows else ()
-    class_column = None
+    class_column, heading = None, 1
     if orange and _has_orange_header(rows):
-        columns, has_header, faults = named_columns(list(map(_cells, rows)), 1, replace(found, header=True))
+        head, faults = head_of(lines.path, rows, replace(found, header=True))
         roles = enumerate(_cells(rows[2]))
-        class_column = next((columns[place] for place, role in roles if "class" in role.split()), None)
+        class_column = next((head.columns[place] for place, role in roles if "class" in role.split()), None)
         heading = 3
     else:
         rows = [row for row in rows if row.cells]
-        line = rows[0].line if rows else 1
-        columns, has_header, faults = named_columns(list(map(_cells, rows)), line, found)
-        heading = int(has_header)
+        head, faults = head_of(lines.path, rows, found)
+    heading = heading if head.has_header else 0
     begin = rows[heading].line if len(rows) > heading else rows[-1].line + 1 if rows else 0
     kept = (
         row
         for row in chain(sampled, every)
         if isinstance(row, BadRow) or (row.line >= begin and row.cells and (any(row.cells) or not orange))
     )
-    head = Table(
-        lines.path,
-        columns,
-        has_header=has_header,
-        class_column=class_column,
-        dialect=replace(found, header=has_header, encoding=lines.encoding.name, columns=()),
-        notes=() if has_header else (columns_called(columns),),
-    )
-    return RowStream(head, kept, (*other, *faults))
+    read_as = replace(found, header=head.has_header, encoding=lines.encoding.name, columns=())
+    return RowStream(replace(head, class_column=class_column, dialect=read_as), kept, (*other, *faults))
 
 
-def named_columns(
-    rows: Sequence[Sequence[str]], line: int, dialect: Dialect
-) -> tuple[tuple[str, ...], bool, tuple[Fault, ...]]:
-    """What the columns are called, whether the first of the rows, in that line, says so, and its faults.
+def head_of(path: Path, rows: Sequence[Row], dialect: Dialect) -> tuple[Table, tuple[Fault, ...]]:
+    """A table with the columns of these rows, called as the first row says if it is a header, and its faults.
 
     A name given twice is a fault, an empty one (pandas' index) is not.
     """
+    texts = [_cells(row) for row in rows]
     has_header = dialect.header
     if has_header is None:
-        has_header = looks_like_header(rows[:_ROWS_ABOVE], dialect.columns)
+        has_header = looks_like_header(texts[:_ROWS_ABOVE], dialect.columns)
     if not has_header:
-        return headerless_names(rows, dialect.columns), False, ()
+        columns = headerless_names(texts, dialect.columns)
+        return Table(path, columns, has_header=False, notes=(f"columns called {', '.join(columns)}",)), ()
     names: list[str] = []
     faults = []
-    for position, cell in enumerate(rows[0] if rows else (), start=1):
+    for position, cell in enumerate(texts[0] if texts else (), start=1):
         name = cell.strip().lstrip("\ufeff") or f"column_{position}"
         if name in names:
             wrong = f"two columns are named {name!r}"
-            faults.append(Fault(line, wrong, ", ".join(rows[0]), "give each its own name"))
+            faults.append(Fault(rows[0].line, wrong, ", ".join(texts[0]), "give each its own name"))
             name = f"{name} ({position})"
         names.append(name)
-    return tuple(names), True, tuple(faults)
+    return Table(path, tuple(names)), tuple(faults)
 
 
 def looks_like_header(sample: Sequence[Sequence[str]], expected: Collection[str] = ()) -> bool:
@@ -212,11 +205,6 @@ def headerless_names(rows: Sequence[Sequence[str]], expected: Collection[str]) -
     return tuple(plain.get(i, name) for i, name in enumerate(by_position))
 
 
-def columns_called(columns: Sequence[str]) -> str:
-    """For people: what the columns of a file without a header are called."""
-    return f"columns called {', '.join(columns)}"
-
-
 def _is_text(column: Sequence[str]) -> bool:
     """Whether the cells are texts: most of them distinct, and several words each or in a script without."""
     filled = [cell for cell in column if cell]
@@ -251,7 +239,7 @@ def _has_orange_header(rows: Sequence[Row]) -> bool:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    return tuple(str(cell) for cell in row.cells)
+    return tuple("" if cell is None else str(cell) for cell in row.cells)
 
 
 def _parse(lines: LineReader, dialect: Dialect) -> Iterator[Row | BadRow]:

@@ -6,11 +6,12 @@ import datetime
 import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from newsdesk.data.delimited import columns_called, named_columns
+from newsdesk.data.delimited import head_of
 from newsdesk.data.dialect import Dialect
 from newsdesk.data.encoding import refuse_other_format
 from newsdesk.data.table import BadRow, Cell, Fault, Row, RowStream, Table
@@ -83,12 +84,9 @@ def spreadsheet_rows(stream: BinaryIO, path: Path, dialect: Dialect, *, sample: 
         )
     rows = _sheet_rows(sheets[0])
     sampled = list(islice(rows, sample))
-    full = [row for row in sampled if isinstance(row, Row)]
-    texts = [["" if cell is None else str(cell) for cell in row.cells] for row in full]
-    columns, has_header, faults = named_columns(texts, full[0].line, dialect)
-    notes = (f"sheet {sheets[0].title!r}", *(() if has_header else (columns_called(columns),)))
-    head = Table(path, columns, has_header=has_header, notes=notes)
-    return RowStream(head, chain(sampled[has_header:], rows), faults)
+    head, faults = head_of(path, [row for row in sampled if isinstance(row, Row)], dialect)
+    head = replace(head, notes=(f"sheet {sheets[0].title!r}", *head.notes))
+    return RowStream(head, chain(sampled[head.has_header :], rows), faults)
 
 
 def _archive(stream: BinaryIO, path: Path) -> zipfile.ZipFile:
