@@ -287,12 +287,19 @@ def render_predictions(texts: Sequence[str], predictions: Predictions, top_k: in
 
     An unanswered one begins with a question mark and names the classes in question.
     """
+    cells = [_shown(prediction, top_k) for prediction in predictions]
+    widths = list(map(_width, cells))
+    padded = (cell + " " * (max(widths) - width) for cell, width in zip(cells, widths, strict=True))
+    return [f"{cell}  {isolated(text)}" for cell, text in zip(padded, texts, strict=True)]
+
+
+def _width(text: str) -> int:
+    """How many cells of a terminal a text takes; rich, slow to import, is asked where letters may be wide."""
+    if text.isascii():
+        return len(text)
     from rich.cells import cell_len
 
-    cells = [_shown(prediction, top_k) for prediction in predictions]
-    width = max(map(cell_len, cells))
-    padded = (cell + " " * (width - cell_len(cell)) for cell in cells)
-    return [f"{cell}  {isolated(text)}" for cell, text in zip(padded, texts, strict=True)]
+    return cell_len(text)
 
 
 def _shown(prediction: Prediction, top_k: int) -> str:
