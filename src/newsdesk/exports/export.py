@@ -101,7 +101,7 @@ def export_run(
         _write_common(run, kind, model, folder)
         manifest = _unsealed_manifest(run, kind)
         write_stored(folder / MANIFEST, manifest)  # enough to open it; the files' hashes come last
-        candidate = Candidate(run, kind, folder, model, evidence, reference, observe)
+        candidate = Candidate(run, kind, folder, model, evidence, reference, observe, progress)
         tried = candidate.write_int8(limits) if limits is not None else [candidate.write_float32()]
         candidate.fold_temperature()
         quality = ExportQuality(
@@ -133,6 +133,7 @@ class Candidate:
     evidence: Evidence
     reference: Logits
     observe: Callable[[Quality], None]
+    progress: Progress | None
 
     @property
     def weights(self) -> Path:
@@ -167,7 +168,7 @@ class Candidate:
         """Compare the export with the run, by the code that will predict with it, and calibrate it."""
         classifier = self._opened()
         encoded = classifier.encode(self.evidence.examples.texts)
-        logits, distances = classifier.outputs(encoded.ids)
+        logits, distances = classifier.outputs(encoded.ids, progress=self.progress)
         megabytes = self.weights.stat().st_size / 1e6
         rows = self.evidence.validation_rows
         quality = compare(setting, self.reference, logits, self.evidence.labels, megabytes, rows)
