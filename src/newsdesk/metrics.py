@@ -171,11 +171,17 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple
     if not 0 < confidence < 1:
         raise ValueError(f"a confidence level is between 0 and 1, not {confidence}")
     z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share, shrink = correct / total, 1 + z * z / total
-    centre = (share + z * z / (2 * total)) / shrink
-    half = z * sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / shrink
+    low, high = score_interval(correct / total, total, z)
     # The bounds at 0 and 1 are exact in theory; rounding would leave them a last digit outside or inside.
-    return (0.0 if correct == 0 else centre - half, 1.0 if correct == total else centre + half)
+    return (0.0 if correct == 0 else low, 1.0 if correct == total else high)
+
+
+def score_interval(share: float, rows: float, z: float) -> tuple[float, float]:
+    """Wilson's interval for a share of so many rows, from the normal quantile ``z``."""
+    shrink = 1 + z * z / rows
+    centre = (share + z * z / (2 * rows)) / shrink
+    half = z * sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows)) / shrink
+    return centre - half, centre + half
 
 
 def expected_calibration_error(

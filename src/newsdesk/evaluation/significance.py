@@ -16,7 +16,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.metrics import confusion_matrix
+from newsdesk.metrics import confusion_matrix, score_interval
 from newsdesk.prediction.abstention import binomial_tail
 
 LEVEL = 0.05
@@ -68,11 +68,8 @@ def macro_f1_interval(
     figure, left_out = _macro_f1(labels, predicted, classes)
     variance, most = _jackknife_variance(left_out), _rows_worth(labels, predicted, classes)
     rows = min(most, figure * (1 - figure) / variance) if variance > 1e-12 else most
-    z = _student(rows - 1)
-    shrink = 1 + z * z / rows
-    centre = figure + z * z / (2 * rows)
-    half = z * sqrt(figure * (1 - figure) / rows + z * z / (4 * rows * rows))
-    return max(0.0, (centre - half) / shrink), min(1.0, (centre + half) / shrink)
+    low, high = score_interval(figure, rows, _student(rows - 1))
+    return max(0.0, low), min(1.0, high)
 
 
 def mean_interval(
