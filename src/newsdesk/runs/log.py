@@ -191,7 +191,7 @@ class EventLog:
             self._stream.flush()
 
     def secure(self) -> int:
-        """Have all that was written reach the disk; the length in bytes. Raises UserError when it is full."""
+        """Flush everything to the disk; the length in bytes. Raises UserError when it is full."""
         with explaining_full_disk(self._path):
             os.fsync(self._stream.fileno())
         return self._path.stat().st_size

@@ -26,9 +26,8 @@ Positions = NDArray[np.int64]
 class HeldOut:
     """The parts of the validation rows, as ascending positions among them.
 
-    A state that was the best of several on some rows looks better on them than it is. So where there is a
-    choice, half of the rows of each class choose, and the other half is left to fit the temperature on and
-    to promise error rates by.
+    A state chosen as the best of several on some rows looks better on them than it is. So where there is a
+    choice, half of the rows of each class choose, and the other half calibrates: temperature and promises.
 
     Attributes:
         choosing: rows that the best state is chosen by; none: the last state is kept.
@@ -61,7 +60,7 @@ class HeldOut:
         return self.choosing if len(self.choosing) else self.calibrating
 
     def remarks(self, training: TrainingSection) -> list[str]:
-        """What to know of it before the figures are believed, a sentence each."""
+        """What to know of it before trusting the figures, a sentence each."""
         rows = len(self.choosing) + len(self.calibrating)
         if not rows:
             return [

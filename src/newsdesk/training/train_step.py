@@ -81,8 +81,8 @@ class StepArithmetic:
     """Gradients and updates of one network, none of which waits for the device.
 
     Any number of ``add_gradients`` and then one ``update`` make a step. Losses and norms stay on the device
-    until somebody reads them. With a ``capture``, work on a shape met before is replayed as one graph, on
-    widths of which there are few; without, each batch is computed as it is. Both give the same gradients.
+    until they are read. With a ``capture``, batches are padded to few widths, and work on a shape met before
+    is replayed as one graph. Both ways give the same gradients.
 
     Attributes:
         scaler: scales losses in float16; does nothing in other precisions.
@@ -98,7 +98,7 @@ class StepArithmetic:
     ) -> None:
         """Take what a step needs: ``loss`` sums over a batch, ``clip`` is the largest gradient norm (0: any).
 
-        Restore the optimiser's state, if at all, before the first step: a recording keeps to its tensors.
+        The optimiser's state can be restored before the first step only: a recording keeps its tensors.
         """
         self.network, self.loss, self.optimiser, self.clip = network, loss, optimiser, clip or math.inf
         self.scaler = torch.amp.GradScaler(network.device.type, enabled=network.precision == "float16")
@@ -184,12 +184,11 @@ _FINEST = 8
 
 
 def bucket_length(length: int, longest: int) -> int:
-    """The width, in tokens, that rows of ``length`` tokens are padded to; never more than ``longest``.
+    """The width, in tokens, that rows of ``length`` tokens are padded to; at most ``longest``, the positions.
 
     Multiples of 8 up to 64 tokens (a batch of 16 rows then fills whole tiles of 128 in every matrix
-    product), of 16 up to 128, of 32 up to 256 and so on: four widths an octave, 20 in all up to 512, and
-    beyond 32 tokens at most a quarter more than ``length``. ``longest`` is the number of positions that the
-    encoder has. Raises ValueError when ``length`` exceeds it or is not positive.
+    product), of 16 up to 128, of 32 up to 256 and so on: 20 widths up to 512, beyond 32 tokens at most a
+    quarter more than ``length``. Raises ValueError when ``length`` exceeds ``longest`` or is not positive.
     """
     if not 0 < length <= longest:
         raise ValueError(f"{length} tokens do not fit the encoder's {longest} positions")
@@ -249,10 +248,9 @@ class Recorder:
     """Calls a function of tensors, replaying it from the third call of a shape on.
 
     Every call does the work exactly once, whatever it changes besides its result (gradients, an optimiser's
-    state): the first two directly, which is also what CUDA libraries and compilers need to settle; the third
-    takes it down, which computes nothing, and replays. A shape met once or twice is never recorded.
-
-    The function must not wait for the device, nor do on the processor anything that has to happen every time.
+    state): the first two calls directly, which CUDA libraries and compilers need for their set-up; the third
+    records it, which computes nothing, and replays. The function must not wait for the device, nor do on the
+    processor anything that has to happen every time.
     """
 
     def __init__(self, work: Work, capture: CudaCapture) -> None:
@@ -285,11 +283,11 @@ _RECENT = 25
 """Steps over which the loss is averaged before it is called diverging: single batches jump."""
 
 _TOO_HIGH = 5.0
-"""Times the loss of guessing: no training that will still come to something is so wrong for so long."""
+"""Times the loss of guessing: no training that will still learn is so wrong for so long."""
 
 
 class DivergenceWatch:
-    """Tells a training that is going nowhere from one that learns, by its losses alone.
+    """Notices by its losses that a training diverged.
 
     Attributes:
         recent: the losses of the last steps, oldest first; what a checkpoint has to keep.
@@ -302,10 +300,9 @@ class DivergenceWatch:
         self.recent: list[float] = []
 
     def check(self, step: int, loss: float, rows: str) -> None:
-        """Take the loss of one step, computed on ``rows``, as a message names them.
+        """Take the loss of one step; ``rows`` names what it was computed on.
 
-        Raises UserError when it is not a number, or when the mean of the last 25 is five times what
-        guessing costs.
+        Raises UserError when it is not a number, or the mean of the last 25 is five times that of guessing.
         """
         self.recent = [*self.recent[1 - _RECENT :], loss]
         mean = sum(self.recent) / len(self.recent)
