@@ -246,7 +246,7 @@ def _parse_override(override: str) -> tuple[str, Any]:
         raise UserError(
             "--set takes section.key=value",
             found=f"--set {override!r}",
-            fix="for example --set lora.rank=16; newsdesk train --dry-run shows all keys",
+            fix="for example --set lora.rank=16; docs/reference.md lists all keys",
         )
     section, name = key.split(".")
     fields = type(getattr(Recipe(), section)).model_fields if section in SECTIONS else {}
