@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from newsdesk.cli.tables import render_plan
 from newsdesk.config import ResolvedRecipe, load_recipe
 from newsdesk.errors import UserError
 from newsdesk.hub.cache import Slot
@@ -21,7 +22,6 @@ from newsdesk.training.plan import (
     estimate_time,
     make_plan,
     matmul_rate,
-    render_plan,
     training_flops_per_token,
 )
 
@@ -171,7 +171,7 @@ def test_tokens_are_measured_with_the_batches_of_the_real_training(tmp_path: Pat
     assert plan.lengths.mean == pytest.approx(lengths.mean())
     assert plan.lengths.before_cutting == {"median": 20, "90 %": 36, "99 %": 40, "longest": 40}
     lines = render_plan(plan)
-    assert "  before cutting              median 20, 90 % 36, 99 % 40, longest 40" in lines
+    assert "before cutting              median 20, 90 % 36, 99 % 40, longest 40" in lines
     lost = 100 * (1 - lengths.sum() / sum(word_counts))
     cut = f"240 of 1,200 texts (20.0%) cut to 32 tokens; {lost:.1f}% of all tokens not read"
     assert f"training rows: {cut} (model.max_length)" in plan.remarks
@@ -205,13 +205,13 @@ def test_few_rows_are_gone_through_until_200_steps_are_done_unless_epochs_are_as
     plan = make_plan(tiny_recipe(tiny_base, data, "training.batch_size=16"), measure_speed=False)
     assert (plan.steps.per_epoch, plan.steps.total, plan.steps.warmup) == (3, 200, 12)
     assert plan.steps.epochs == pytest.approx(200 / 3)
-    assert any(line.endswith("200  66.67 epochs") for line in render_plan(plan))
+    assert any(line.endswith("200: 66.67 epochs of 3") for line in render_plan(plan))
     assert "3 epochs would be 9 steps; training takes 200 (training.min_steps)" in plan.remarks[1]
     assert plan.curve[-1].learning_rate < 1e-6
     asked = ("training.batch_size=16", "training.epochs=1.0")
     plan = make_plan(tiny_recipe(tiny_base, data, *asked), measure_speed=False)
     assert (plan.steps.total, plan.steps.epochs) == (3, 1)
-    assert any(line.endswith("3  1 epoch") for line in render_plan(plan))
+    assert any(line.endswith(" 3: 1 epoch of 3") for line in render_plan(plan))
 
 
 def test_what_validation_rows_are_worth_is_said_before_training(tmp_path: Path, tiny_base: Path) -> None:
@@ -357,7 +357,7 @@ def test_the_rendered_seed_plan_shows_its_key_figures() -> None:
     text = "\n".join(render_plan(make_plan(load_recipe("seed"), measure_speed=False)))
     for shown in ("741,124", "125,389,832", "0.59 % trained", "35,625", "2.000e-04", "53.0", "recipe seed"):
         assert shown in text
-    assert "as known of ag_news, in RoBERTa's tokens; not measured here" in text
+    assert "from the catalogue, in RoBERTa's tokens" in text
 
 
 @pytest.mark.parametrize(
@@ -381,6 +381,6 @@ def test_a_recipe_of_defaults_says_so_and_the_plan_is_json() -> None:
 def test_the_output_shown_in_the_documentation_is_the_real_one() -> None:
     document = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
     block = document.partition("newsdesk train --recipe seed --dry-run\n")[2].partition("```")[0]
-    shown = [line for line in block.partition("time on this machine")[0].splitlines() if line != "..."]
+    shown = [line for line in block.partition("estimated time")[0].splitlines() if line != "..."]
     assert len(shown) > 10
     assert set(shown) <= set(render_plan(make_plan(load_recipe("seed"), measure_speed=False)))

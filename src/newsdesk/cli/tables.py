@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Mapping, Sequence
 from textwrap import wrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.table import Table
 
 from newsdesk.data.words import isolated
+from newsdesk.errors import counted
 from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.evaluation.evaluate import Evaluation, RowError, TextsRead
 from newsdesk.evaluation.significance import PairedComparison
 from newsdesk.metrics import Metrics
 from newsdesk.reports.facts import confusions
+
+if TYPE_CHECKING:
+    from newsdesk.training.plan import Lengths, Plan
 
 WIDTH = 80
 LARGEST_MATRIX = 12
@@ -227,3 +232,82 @@ def _percent(share: float) -> str:
 
 def _p_value(p: float) -> str:
     return f"= {p:.2g}" if p >= _SMALLEST_P_SHOWN else f"< {_SMALLEST_P_SHOWN}"
+
+
+def render_plan(plan: Plan) -> list[str]:
+    """What a dry run shows: values, parameters, steps, learning rates, lengths, time; at most 80 columns."""
+    rows, steps, training, time = plan.rows, plan.steps, plan.recipe.training, plan.time
+    share = f"{100 * plan.trainable / plan.total:.2f} % trained"
+    groups = [(group.name, group.trainable, group.total) for group in plan.parameters]
+    parameters = [*groups, (f"all, {share}", plan.trainable, plan.total)]
+    counted_from = "" if rows.rows_from == "data" else "  (catalogue; the data is not on this disk)"
+    assumed = "  (assumed until the data is here)" if rows.classes_from == "assumed" else ""
+    points = [
+        (f"after {counted(point.step, 'step')}", f"{point.learning_rate:.3e}", point.name)
+        for point in plan.curve
+    ]
+    step_rows = counted(training.batch_size * training.accumulation, "row")
+    sections = [
+        wrap(plan.recipe.description, WIDTH),
+        _given_values(plan),
+        render_columns(
+            [dict(zip(("parameters", "trainable", "total"), group, strict=True)) for group in parameters]
+        ),
+        [
+            figure("training rows", f"{rows.train:,}{counted_from}"),
+            figure("validation rows", f"{rows.validation:,}"),
+            figure("classes", f"{rows.classes:,}{assumed}"),
+            figure("steps", f"{steps.total:,}: {counted(steps.epochs, 'epoch')} of {steps.per_epoch:,}"),
+            figure("a step", step_rows),
+            figure("warm-up steps", f"{steps.warmup:,}"),
+        ],
+        render_columns(
+            [dict(enumerate(point)) for point in points],
+            header=("learning rate", training.schedule, ""),
+        ),
+        _token_lengths(plan.lengths, plan.recipe.model.max_length),
+        ["time on this machine: not estimated"]
+        if time is None
+        else [
+            figure("estimated time", f"{_duration(time.seconds[0])} to {_duration(time.seconds[1])}"),
+            *wrap(f"on this machine ({time.where}): {time.basis}. Validation comes on top.", WIDTH),
+        ],
+        [line for remark in plan.remarks for line in wrap(f"note: {remark}", WIDTH)],
+    ]
+    return [line for section in sections if section for line in (*section, "")][:-1]
+
+
+def _given_values(plan: Plan) -> list[str]:
+    values, lines = plan.recipe.model_dump(), []
+    for key, origin in plan.origins.items():
+        section, name = key.split(".")
+        value = json.dumps(values[section][name], ensure_ascii=False)
+        text = figure(key, f"{value:<20}  {origin}")
+        lines += wrap(text, WIDTH, subsequent_indent=" " * _FIGURE_AT)
+    return lines or ["values: all default"]
+
+
+def _token_lengths(lengths: Lengths, max_length: int) -> list[str]:
+    """Tokens of a text, as measured or as the catalogue knows them."""
+    basis = {
+        "measured": f"measured on {counted(lengths.rows, 'row')}",
+        "catalogue": "from the catalogue, in RoBERTa's tokens",
+        "unknown": "unknown until data and base are here",
+    }
+    lines = [figure("tokens a text", basis[lengths.basis])]
+    if lengths.before_cutting:
+        shown = ", ".join(f"{name} {length:,}" for name, length in lengths.before_cutting.items())
+        lines.append(figure("before cutting", shown))
+    if lengths.mean is not None:
+        lines.append(figure(f"mean, cut to {max_length}", f"{lengths.mean:.1f}"))
+    if lengths.padding is not None:
+        lines.append(figure("padding", f"{100 * lengths.padding:.1f} % of what is computed"))
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    """A length of time in its natural unit, to two digits: it is an estimate."""
+    for unit, length, up_to in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):
+        if seconds < up_to * length:
+            return f"{seconds / length:.2g} {unit}"
+    return f"{seconds / 86400:.2g} days"

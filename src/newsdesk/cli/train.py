@@ -78,7 +78,8 @@ def train(
         note(f"nothing to resume at {out}: a new training starts with what was asked for")
     if dry_run:
         with needing_train_extra("a dry run"):
-            from newsdesk.training.plan import make_plan, render_plan
+            from newsdesk.cli.tables import render_plan
+            from newsdesk.training.plan import make_plan
 
             plan = make_plan(resolved)
         say(plan.to_dict() if as_json else render_plan(plan))

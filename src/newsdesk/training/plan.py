@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -17,7 +15,6 @@ from torch import nn
 from newsdesk.config import DataSection, Recipe, ResolvedRecipe, TrainingSection
 from newsdesk.data.examples import validation_size
 from newsdesk.data.load import DATA_SETS, TrainingData, dialect_of, load_split, load_training_data
-from newsdesk.errors import counted
 from newsdesk.hub.cache import Slot
 from newsdesk.model.architectures import ParameterGroup, parameter_table, require_length
 from newsdesk.model.catalog import BASE_MODELS, resolve_config
@@ -33,7 +30,6 @@ if TYPE_CHECKING:
 _ASSUMED_CLASSES = 2
 _SAMPLED_ROWS = 4096  # tokenized in a second or two
 _QUANTILES = {"median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1.0}
-_WIDTH = 80
 
 # Which share of the plain matrix-product rate a training step reaches, with attention, normalisation, dropout
 # and the optimiser in it. On a CPU a few steps reached 0.7 to 1.2 (docs/training-speed.md), as the fused
@@ -328,107 +324,3 @@ def _encoder_linears(model: PeftModel) -> Iterator[nn.Linear]:
         numbered = any(part.isdigit() for part in name.split("."))
         if isinstance(module, nn.Linear) and numbered and "lora_" not in name:
             yield module
-
-
-def render_plan(plan: Plan) -> list[str]:
-    """The plan as lines of plain text of at most 80 columns."""
-    sections = (
-        _wrapped(plan.recipe.description, ""),
-        _render_given(plan),
-        _render_parameters(plan),
-        _render_rows(plan),
-        _render_curve(plan),
-        _render_lengths(plan),
-        _render_time(plan.time),
-        [line for remark in plan.remarks for line in _wrapped(f"note: {remark}", "")],
-    )
-    lines = [line for section in sections if section for line in (*section, "")]
-    return lines[:-1]
-
-
-def _render_given(plan: Plan) -> list[str]:
-    if not plan.origins:
-        return ["values: all default"]
-    values, lines = plan.recipe.model_dump(), ["values that are not left to their defaults"]
-    for key, origin in plan.origins.items():
-        section, name = key.split(".")
-        value = json.dumps(values[section][name], ensure_ascii=False)
-        lines += _wrapped(f"{key:<28}{value:<20}  {origin}", "  ", deeper=28)
-    return lines
-
-
-def _render_parameters(plan: Plan) -> list[str]:
-    rows = [(group.name, group.trainable, group.total) for group in plan.parameters]
-    rows.append(("all", plan.trainable, plan.total))
-    lines = [f"{'parameters':<30}{'trainable':>14}{'total':>16}"]
-    lines += [f"  {name:<28}{trainable:>14,}{total:>16,}" for name, trainable, total in rows]
-    return [*lines[:-1], f"{lines[-1]}  {100 * plan.trainable / plan.total:.2f} % trained"]
-
-
-def _render_rows(plan: Plan) -> list[str]:
-    rows, steps, training = plan.rows, plan.steps, plan.recipe.training
-    source = "counted" if rows.rows_from == "data" else "from the catalogue; the data is not on this disk"
-    assumed = "assumed until the data is here" if rows.classes_from == "assumed" else ""
-    step_rows = counted(training.batch_size * training.accumulation, "row")
-    return [
-        f"rows and steps ({source})",
-        _figure("training rows", rows.train),
-        _figure("validation rows", rows.validation),
-        _figure("classes", rows.classes, assumed),
-        _figure("steps an epoch", steps.per_epoch, f"of {step_rows}"),
-        _figure("all steps", steps.total, counted(steps.epochs, "epoch")),
-        _figure("warm-up steps", steps.warmup),
-    ]
-
-
-def _render_curve(plan: Plan) -> list[str]:
-    lines = [f"learning rate ({plan.recipe.training.schedule})"]
-    for point in plan.curve:
-        place = f"after {counted(point.step, 'step')}"
-        lines.append(f"  {place:<28}{point.learning_rate:>14.3e}  {point.name}")
-    return lines
-
-
-def _render_lengths(plan: Plan) -> list[str]:
-    lengths, max_length = plan.lengths, plan.recipe.model.max_length
-    basis = {
-        "measured": f"measured on {counted(lengths.rows, 'row')}",
-        "catalogue": f"as known of {plan.recipe.data.train}, in RoBERTa's tokens; not measured here",
-        "unknown": "unknown until data and base are here",
-    }
-    lines = [f"tokens a text ({basis[lengths.basis]})"]
-    if lengths.before_cutting:
-        shown = ", ".join(f"{name} {length:,}" for name, length in lengths.before_cutting.items())
-        lines.append(f"  {'before cutting':<28}{shown}")
-    if lengths.mean is not None:
-        lines.append(f"  {f'mean, cut to {max_length}':<28}{lengths.mean:>14.1f}")
-    if lengths.padding is not None:
-        lines.append(f"  {'padding':<28}{f'{100 * lengths.padding:.1f} %':>14}  of what is computed")
-    return lines
-
-
-def _render_time(time: TimeEstimate | None) -> list[str]:
-    if time is None:
-        return ["time on this machine: not estimated"]
-    low, high = map(_duration, time.seconds)
-    return [
-        f"time on this machine ({time.where})",
-        f"  {'estimate, all epochs':<28}{low} to {high}",
-        *_wrapped(f"{time.basis}. Validation comes on top.", "  "),
-    ]
-
-
-def _figure(name: str, number: int, note: str = "") -> str:
-    return f"  {name:<28}{number:>14,}{'  ' + note if note else ''}"
-
-
-def _duration(seconds: float) -> str:
-    """A length of time in its natural unit, to two digits: it is an estimate."""
-    for unit, length, up_to in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):
-        if seconds < up_to * length:
-            return f"{seconds / length:.2g} {unit}"
-    return f"{seconds / 86400:.2g} days"
-
-
-def _wrapped(text: str, indent: str, deeper: int = 0) -> list[str]:
-    return textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent=indent + " " * deeper)
