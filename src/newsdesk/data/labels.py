@@ -386,17 +386,10 @@ class LabelFault:
 
     @classmethod
     def of(
-        cls,
-        counts: Mapping[str, int],
-        labels: Iterable[str],
-        wrong: str,
-        fix: str,
-        *,
-        first_is_right: bool = False,
+        cls, counts: Mapping[str, int], labels: Sequence[str], wrong: str, fix: str, right: int = 0
     ) -> Self:
-        """The fault of these labels, which occur so many times."""
-        concerned = {label: counts[label] for label in labels}
-        return cls(wrong, concerned, fix, tuple(concerned)[int(first_is_right) :])
+        """The fault of these labels, which occur so many times; the first ``right`` of them are not odd."""
+        return cls(wrong, {label: counts[label] for label in labels}, fix, tuple(labels[right:]))
 
     def at(self, lines: Sequence[int], labels: Sequence[str]) -> Self:
         """The fault with the lines of its rows; both arguments have one entry a row."""
@@ -416,37 +409,30 @@ def label_faults(counts: Mapping[str, int], column: str) -> list[LabelFault]:
     if rows >= _FREE_TEXT_ROWS and len(counts) > _FREE_TEXT_SHARE * rows:
         wrong = f"{len(counts):,} classes in {rows:,} rows: {column!r} looks like free text or row numbers"
         return [LabelFault(wrong, {}, "name the column that holds the class with --label")]
+    several = "write it in one way, or train with --set data.merge_case=true, which reads them as one class"
     spellings = [
-        LabelFault.of(
-            counts,
-            group,
-            "one class in several spellings",
-            "write it in one way, or train with --set data.merge_case=true, which reads them as one class",
-            first_is_right=True,
-        )
+        LabelFault.of(counts, list(group), "one class in several spellings", several, right=1)
         for group in spellings_of_one_class(counts)
     ]
     others = (
-        LabelFault.of(
-            counts,
+        (
             [label for label in counts if label.strip().casefold() in _MISSING],
             "a class that looks like a missing label",
             "leave these rows out or label them; if it is a class, give it another name",
         ),
-        LabelFault.of(
-            counts,
+        (
             [label for label in counts if canonical(label) == canonical(column)],
             "the header repeated as a row, which makes the column's name a class",
             "delete these lines",
         ),
-        LabelFault.of(
-            counts,
-            _joined(counts),
+        (
+            list(_joined(counts)),
             "labels that look like several in one",
             "keep one label in each row: a classifier learns one class a text, several are not supported yet",
         ),
     )
-    return [*spellings, *(fault for fault in others if fault.labels)]
+    found = (LabelFault.of(counts, labels, wrong, fix) for labels, wrong, fix in others if labels)
+    return [*spellings, *found]
 
 
 def _joined(counts: Mapping[str, int]) -> Iterator[str]:
