@@ -6,10 +6,12 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -101,13 +103,53 @@ def json_bytes(content: Any) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def read_json(path: Path, *, fix: str) -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError with ``fix`` when it is missing or no JSON."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError) as error:
-        raise damaged(path, str(error), fix=fix) from None
+LARGEST_JSON = 64 << 20
+"""Bytes of a JSON file, at most; none that newsdesk or PEFT write comes near, tokenizers' may."""
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """A file opened for reading. Raises OSError for pipes, devices and folders, and waits for none."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def read_regular(path: Path, limit: int = LARGEST_JSON) -> bytes:
+    """The bytes of a file. Raises OSError for what is no regular file, or larger than ``limit`` bytes."""
+    with open_regular(path) as stream:
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"larger than {limit:,} bytes", str(path))
     return content
+
+
+def parsed_json(content: bytes | str) -> Any:
+    """JSON as Python's types. Raises ValueError for anything else, NaN and endless nesting included."""
+
+    def refuse(name: str) -> Any:
+        raise ValueError(f"{name} is no JSON")
+
+    try:
+        return json.loads(content, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_json(path: Path, *, fix: str) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError with ``fix`` when it is missing, or holds no object."""
+    try:
+        content = parsed_json(read_regular(path))
+    except (OSError, ValueError) as error:
+        raise damaged(path, _reason(error), fix=fix) from None
+    if not isinstance(content, dict):
+        raise damaged(path, "no object in it", fix=fix)
+    return content
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
 
 
 def damaged(path: Path, found: str, *, fix: str) -> UserError:
@@ -141,7 +183,7 @@ def _identity(path: Path) -> tuple[str, int, int, int, int, int]:
 
 
 def _read_sha256(path: Path) -> str:
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

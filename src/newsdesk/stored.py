@@ -16,7 +16,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from newsdesk.errors import UserError
-from newsdesk.files import damaged, json_bytes, write_bytes
+from newsdesk.files import damaged, json_bytes, read_json, write_bytes
 
 FORMAT = "format"
 CURRENT = 1
@@ -97,12 +97,7 @@ def read_stored_by_name(path: Path, kind: type[T], *, fix: str) -> dict[str, T]:
 
 def read_content(path: Path, *, fix: str) -> dict[str, Any]:
     """The object in a JSON file without its format. Raises UserError as :func:`read_stored`."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise damaged(path, str(error), fix=fix) from None
-    if not isinstance(content, dict):
-        raise damaged(path, f"{_shown(content)}, not an object", fix=fix)
+    content = read_json(path, fix=fix)
     found = content.pop(FORMAT, CURRENT)
     if isinstance(found, bool) or not isinstance(found, int) or found < 1:
         raise damaged(path, f"{FORMAT} is {_shown(found)}, not a version number", fix=fix)
@@ -178,7 +173,14 @@ def _plain(kind: Any, content: Any, where: str) -> Any:
     accepted, name = _PLAIN[kind]
     fits = isinstance(content, accepted) and (kind is bool or not isinstance(content, bool))
     _require(fits, content, name, where)
-    return float(content) if kind is float else content
+    if kind is str:
+        _require(not any("\ud800" <= letter <= "\udfff" for letter in content), content, "whole text", where)
+    if kind is not float:
+        return content
+    try:
+        return float(content)
+    except OverflowError:
+        raise WrongContentError(f"{where or 'the file'} is too large a number") from None
 
 
 def _require(fits: bool, content: Any, wanted: str, where: str) -> None:

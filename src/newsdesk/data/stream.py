@@ -171,6 +171,12 @@ def format_of(path: Path) -> tuple[str, bool]:
 def _open(path: Path) -> BinaryIO:
     """The file, opened for reading bytes. Raises UserError with a helpful word if that cannot be done."""
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(
+                f"{path} is no file that can be read twice",
+                found="a pipe or a device",
+                fix="write it to a file first; predict reads texts from standard input with --input -",
+            )
         return path.open("rb")
     except FileNotFoundError:
         folder = path.parent

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -243,7 +242,7 @@ def _write_common(run: RunFolder, kind: Kind, model: PreTrainedModel, folder: Pa
     tokenizer.save(str(folder / "tokenizer.json"))  # where programs without transformers cut texts
     settings = folder / "tokenizer_config.json"
     if settings.is_file():
-        content = json.loads(settings.read_text(encoding="utf-8"))
+        content = read_json(settings, fix="train the run again")
         content["model_max_length"] = run.labels.max_length  # where transformers does when it is asked
         if kind == "merged":  # other classes would not take tokenizer.json as it is
             content["tokenizer_class"] = "PreTrainedTokenizerFast"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
@@ -14,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from newsdesk.errors import UserError
-from newsdesk.files import sha256_of
+from newsdesk.files import parsed_json, read_regular, sha256_of
 from newsdesk.hub.cache import Slot, resolve
 from newsdesk.hub.source import HubSource, PypiSource, Source
 from newsdesk.progress import Progress
@@ -174,7 +173,7 @@ def _local(name: str, folder: Path) -> ResolvedBase:
 def _read_config(name: str, folder: Path) -> dict[str, Any]:
     """The folder's config.json. Raises UserError when it is missing or not a JSON object."""
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = parsed_json(read_regular(folder / CONFIG))
     except (OSError, ValueError) as error:
         found = f"no {CONFIG} in it" if isinstance(error, OSError) else f"{CONFIG}: {error}"
         raise _not_a_model(name, found) from error

@@ -18,6 +18,7 @@ import torch
 from newsdesk.config import LoraSection, ModelSection
 from newsdesk.errors import UserError
 from newsdesk.files import write_bytes, write_json
+from newsdesk.model.adapter_config import AdapterConfig
 from newsdesk.model.architectures import head_modules, target_modules
 
 if TYPE_CHECKING:
@@ -84,10 +85,11 @@ def load_classifier(base: Path, adapter: Path, label_names: Sequence[str]) -> Pe
     from safetensors import SafetensorError
 
     require_adapter_files(adapter)
+    settings = AdapterConfig.read(adapter).for_peft()
     classifier = _pretrained(base, label_names, dropout=None)
     with quiet_transformers():
         try:
-            loaded = PeftModel.from_pretrained(classifier, str(adapter))
+            loaded = PeftModel.from_pretrained(classifier, str(adapter), config=settings)
             _require_same_tensors(loaded, adapter / ADAPTER_FILES[1])
         except KeyError as error:  # peft looks every tensor of modules_to_save up without asking
             raise UserError(

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 
 from newsdesk.errors import UserError
-from newsdesk.files import atomic_writer, make_folder, remove_empty, remove_leftovers, write_json
+from newsdesk.files import atomic_writer, make_folder, read_json, remove_empty, remove_leftovers, write_json
 from newsdesk.model.tokenizer import Truncation
 
 _HEAD = 1 << 16  # bytes by which an input is recognised, besides its size and time of change
@@ -174,9 +174,9 @@ class PartFile:
     def _journal_content(self) -> dict[str, Any] | None:
         if not self._journal.is_file():
             return None
-        with suppress(ValueError):
-            content = json.loads(self._journal.read_text(encoding="utf-8"))
-            if isinstance(content, dict) and "job" in content:
+        with suppress(UserError):
+            content = read_json(self._journal, fix="")
+            if "job" in content:
                 return content
         return {"job": None}
 

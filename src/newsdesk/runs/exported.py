@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
+from newsdesk.errors import UserError
 from newsdesk.files import damaged, read_json, sha256_of
 from newsdesk.runs.calibration import CALIBRATION, CALIBRATION_ROWS
 from newsdesk.runs.folder import MANIFEST, ModelFolder
@@ -121,10 +121,10 @@ class ExportedModel(ModelFolder):
 def find_exported(path: Path) -> ExportedModel | None:
     """The finished export at ``path``; None for anything else, such as a run, whose manifest has no kind."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        manifest = read_json(path / MANIFEST, fix=_FIX)
+    except UserError:
         return None
-    return ExportedModel(path) if isinstance(manifest, dict) and "kind" in manifest else None
+    return ExportedModel(path) if "kind" in manifest else None
 
 
 def preferred_export(run: Path) -> ExportedModel | None:

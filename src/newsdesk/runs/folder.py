@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 from newsdesk.data.columns import TextLayout
 from newsdesk.data.duplicates import KNOWN_TEXTS, KnownTexts
 from newsdesk.errors import UserError
-from newsdesk.files import make_folder, remove_empty, sha256_of, write_text
+from newsdesk.files import make_folder, read_regular, remove_empty, sha256_of, write_text
 from newsdesk.runs.calibration import CALIBRATION, CALIBRATION_ROWS
 from newsdesk.runs.manifest import Manifest
 from newsdesk.runs.off_topic import OFF_TOPIC
@@ -255,7 +255,7 @@ def run_state(path: Path) -> Literal["a finished run", "an unfinished run"] | No
         read_stored(path / MANIFEST, Manifest, fix=RunFolder.fix)
         return "a finished run"
     try:
-        recipe = (path / "recipe.toml").read_text(encoding="utf-8")
+        recipe = read_regular(path / "recipe.toml").decode()
         Labels.read(path, fix=RunFolder.fix)
     except (OSError, ValueError, UserError):
         return None

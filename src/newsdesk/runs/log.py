@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
-from newsdesk.files import damaged, explaining_full_disk
+from newsdesk.files import damaged, explaining_full_disk, parsed_json, read_regular
 from newsdesk.stored import WrongContentError, from_content, to_content
 
 FinishReason = Literal["completed", "early-stopping", "interrupted"]
@@ -126,6 +126,7 @@ def from_record(kind: type[Event], record: Mapping[str, Any]) -> Event:
     return from_content(kind, {**record, **lost})
 
 
+_LARGEST_LOG = 1 << 30
 _FIX = "copy the run again from an undamaged copy, or train it again"
 
 
@@ -152,12 +153,12 @@ def read_log(path: Path, *kinds: type[Event]) -> Iterator[Logged]:
     """
     wanted = {kind.__name__.lower(): kind for kind in kinds or get_args(Event)}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(path, _LARGEST_LOG).decode().splitlines()
     except (OSError, ValueError) as error:
         raise damaged(path, str(error), fix=_FIX) from None
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
+            record = parsed_json(line)
             head = from_content(_Line, record)
             if head.event in wanted:
                 yield Logged(from_record(wanted[head.event], record), head.seconds)

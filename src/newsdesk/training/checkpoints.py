@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from newsdesk.errors import UserError
-from newsdesk.files import write_bytes
+from newsdesk.files import read_regular, write_bytes
 from newsdesk.model.classifier import restore_state, trainable_state
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 
+_LARGEST = 8 << 30
 _HASH_DIGITS = 16
 _NAMES = "step-*.safetensors"
 
@@ -79,7 +80,7 @@ class Checkpoints:
         """
         passed_over: list[str] = []
         for path in sorted(self._folder.glob(_NAMES), reverse=True):
-            content = path.read_bytes()
+            content = read_regular(path, _LARGEST)
             if path.stem.endswith(f"-{_hash(content)}"):
                 self._newest = path
                 return content, tuple(passed_over)

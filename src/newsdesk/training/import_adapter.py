@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,8 @@ from newsdesk import __version__
 from newsdesk.config import LoraSection, Recipe, ResolvedRecipe
 from newsdesk.data.columns import TextLayout
 from newsdesk.errors import UserError
-from newsdesk.files import write_bytes
+from newsdesk.files import parsed_json, read_regular, write_bytes
+from newsdesk.model.adapter_config import AdapterConfig
 from newsdesk.model.architectures import require_length
 from newsdesk.model.catalog import BASE_MODELS, ResolvedBase, resolve_base
 from newsdesk.model.classifier import ADAPTER_FILES, copy_tokenizer, load_classifier, require_adapter_files
@@ -47,7 +47,7 @@ class SavedAdapter:
     """
 
     folder: Path
-    config: Mapping[str, Any]
+    config: AdapterConfig
     shapes: Mapping[str, tuple[int, ...]]
 
     @classmethod
@@ -56,23 +56,7 @@ class SavedAdapter:
         from safetensors import SafetensorError, safe_open
 
         require_adapter_files(folder)
-        config_file, weights_file = (folder / name for name in ADAPTER_FILES)
-        config = _json_object(config_file)
-        if config is None:
-            raise UserError(f"{config_file} is damaged", found="no JSON object", fix="copy the folder again")
-        kind, task = config.get("peft_type"), config.get("task_type")
-        if kind != "LORA":
-            raise UserError(
-                f"{folder} holds no LoRA adapter",
-                found=f"peft_type {kind}",
-                fix="train it as LoRA or a variant of it (rsLoRA, DoRA, PiSSA ...): newsdesk imports these",
-            )
-        if task not in (None, "SEQ_CLS"):
-            raise UserError(
-                f"{folder} is not the adapter of a text classifier",
-                found=f"task_type {task}",
-                fix="give one that was trained on AutoModelForSequenceClassification (task_type SEQ_CLS)",
-            )
+        config, weights_file = AdapterConfig.read(folder), folder / ADAPTER_FILES[1]
         try:
             with safe_open(weights_file, framework="numpy") as file:
                 shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -135,12 +119,11 @@ def import_adapter(
     _require_nothing_random(saved, found, names, max_length)
     # Trainers save a tokenizer beside the adapter.
     beside = all((adapter / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
-    peft = saved.config.get("peft_version")
     manifest = Manifest(
         newsdesk=__version__,
         versions=installed_versions(),
         base=base_facts(found),
-        imported=ImportFacts(str(adapter.absolute()), None if peft is None else str(peft)),
+        imported=ImportFacts(str(adapter.absolute()), saved.config.peft_version),
     )
     with staged(out) as prepared:
         for name in ADAPTER_FILES:
@@ -157,8 +140,8 @@ def _find_base(saved: SavedAdapter, base: str | None, progress: Progress | None)
     """The base model: as named by the user, else by the adapter, whose paths are those of another machine."""
     if base is not None:
         return resolve_base(base, progress=progress)
-    reference = saved.config.get("base_model_name_or_path")
-    if not isinstance(reference, str) or not reference:
+    reference = saved.config.base_model_name_or_path
+    if not reference:
         raise UserError(f"{saved.folder} does not say what its base model is", fix=_NAME_THE_BASE)
     known = Path(reference).is_absolute() or reference in BASE_MODELS
     if not known and (reference.startswith(".") or reference.count("/") > 1 or Path(reference).is_dir()):
@@ -238,19 +221,18 @@ def _known_recipe(
     return ResolvedRecipe(recipe, origins | {"data.train": "an adapter folder does not tell"})
 
 
-def _lora_section(config: Mapping[str, Any]) -> dict[str, Any]:
+def _lora_section(config: AdapterConfig) -> dict[str, Any]:
     """PEFT's settings under newsdesk's names; rank and alpha patterns stay in adapter_config.json."""
-    targets = config.get("target_modules") or ()
+    targets, initialisation = config.target_modules or (), config.init_lora_weights
     initialisations = get_args(LoraSection.model_fields["init"].annotation)
-    initialisation = config.get("init_lora_weights")
     return {
-        "rank": config.get("r"),
-        "alpha": config.get("lora_alpha"),
-        "dropout": config.get("lora_dropout", 0.0),
+        "rank": config.r,
+        "alpha": config.lora_alpha,
+        "dropout": config.lora_dropout,
         "targets": (targets,) if isinstance(targets, str) else tuple(sorted(targets)),
-        "bias": config.get("bias", "none"),
-        "rslora": config.get("use_rslora", False),
-        "dora": config.get("use_dora", False),
+        "bias": config.bias,
+        "rslora": config.use_rslora,
+        "dora": config.use_dora,
         "init": initialisation if initialisation in initialisations else "default",
     }
 
@@ -289,7 +271,7 @@ def _require_nothing_random(
 def _json_object(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file, or None where there is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parsed_json(read_regular(path))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
