@@ -121,7 +121,7 @@ class ExportedModel(ModelFolder):
 def find_exported(path: Path) -> ExportedModel | None:
     """The finished export at ``path``; None for anything else, such as a run, whose manifest has no kind."""
     try:
-        manifest = read_json(path / MANIFEST, fix=_FIX)
+        manifest = read_json(path / MANIFEST, fix=ExportedModel.fix)
     except UserError:
         return None
     return ExportedModel(path) if "kind" in manifest else None

@@ -177,8 +177,8 @@ class EventLog:
         self._stream = path.open("a", encoding="utf-8")
         if keep is not None:
             self._stream.truncate(min(keep, path.stat().st_size))
-        lines = path.read_text(encoding="utf-8").splitlines()
-        already = from_content(_Line, json.loads(lines[-1])).seconds if lines else 0.0
+        lines = read_regular(path, _LARGEST_LOG).decode().splitlines()
+        already = from_content(_Line, parsed_json(lines[-1])).seconds if lines else 0.0
         self._start = time.monotonic() - already
 
     def write(self, event: Event) -> None:
