@@ -1,4 +1,4 @@
-"""An evaluation: a model's probabilities against labelled examples, as figures and as files."""
+"""A model measured on labelled examples: figures for metrics.json, and its calibration."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ class TextsRead(Truncation):
     """How much of the evaluated texts the model read: how many were cut, and how many tokens that lost.
 
     Attributes:
-        unreadable: rows whose text says nothing, being empty or without a known token: ``predict`` gives them
-            no label. So that figures of several models compare, they count by the best guess,
-        unreadable_right: and so many of these guesses are right.
+        unreadable: rows whose text is empty or has no known token: ``predict`` gives them no label. So that
+            figures of several models compare, they count by the most probable class.
+        unreadable_right: how many of these are right by it.
         unknown_tokens: share of the tokens read that the base model does not know, 0 to 1.
     """
 
