@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from newsdesk.data.dialect import Dialect
-from newsdesk.data.stream import read_stream, read_table, read_with_faults
+from newsdesk.data.stream import open_rows, read_stream, read_table, read_with_faults
 from newsdesk.data.table import Table
 from newsdesk.errors import UserError
 
@@ -337,6 +337,11 @@ def test_parquet_without_pyarrow_names_the_extra(write, monkeypatch):
 def test_an_empty_file_says_so(write, name, content):
     packed = gzip.compress(content) if name.endswith(".gz") else content
     assert "is empty" in error_of(write(name, packed)).wrong
+
+
+def test_an_empty_file_is_refused_before_a_row_is_asked_for(write):
+    with pytest.raises(UserError, match="is empty"), open_rows(write("a.csv", "")):
+        pass
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_column(write):

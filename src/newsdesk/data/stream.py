@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -215,17 +216,18 @@ def _text_rows(lines: LineReader) -> RowStream:
 
 
 def _to_the_end(rows: RowStream, lines: LineReader) -> Iterator[Row | BadRow]:
-    """All rows, and what broke the file off. Raises UserError if there is nothing at all."""
-    first = next(rows.rows, None)
-    if first is not None:
-        yield first
-        yield from rows.rows
-    elif not (lines.broken_off or rows.faults or (rows.head.has_header and rows.head.columns)):
+    """All rows, and what broke the file off. Raises UserError at once if there is nothing at all."""
+    first = list(islice(rows.rows, 1))
+    if not (first or rows.faults or lines.broken_off or (rows.head.has_header and rows.head.columns)):
         raise UserError(
             f"{lines.path.name} is empty", found="no row and no header", fix="check how the file was made"
         )
-    if lines.broken_off is not None:
-        yield BadRow(lines.broken_off, b"", ends_file=True)
+
+    def end() -> Iterator[BadRow]:
+        if lines.broken_off is not None:
+            yield BadRow(lines.broken_off, b"", ends_file=True)
+
+    return chain(first, rows.rows, end())
 
 
 def read_table(path: Path, dialect: Dialect = DETECTED) -> Table:
