@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from newsdesk.prediction.abstention import DecisionRule
     from newsdesk.prediction.classifier import Classifier
     from newsdesk.progress import Progress
-    from newsdesk.reports.content import Texts
     from newsdesk.reports.page import Report
     from newsdesk.runs.calibration import Calibration
     from newsdesk.runs.exported import Kind
@@ -335,8 +334,7 @@ def report(
         UserError: when run and rows do not belong together, or a package is missing.
     """
     from newsdesk.evaluation.evaluate import read_metrics
-    from newsdesk.evaluation.rows import evaluation_rows
-    from newsdesk.reports.content import Missing, texts_of
+    from newsdesk.reports.content import Missing, evaluated_texts
     from newsdesk.reports.page import report_path, write_report
 
     run = open_run(Path(run_path))
@@ -345,19 +343,12 @@ def report(
     evaluated = read_metrics(run.metrics).get(split)
     if evaluated is not None and evaluated.labels is not None and reading.get("unknown_labels") is None:
         reading["unknown_labels"] = evaluated.labels.policy
-
-    texts: Texts = Missing("this run was not evaluated yet")
-    if evaluated is not None:
-        texts = texts_of(
-            lambda: evaluation_rows(run, data or evaluated.source, split, progress=progress, **reading),
-            evaluated.fingerprint,
-            split=split,
-            given=data is not None,
-        )
     return write_report(
         run,
         split,
-        texts=texts,
+        texts=Missing("this run was not evaluated yet")
+        if evaluated is None
+        else evaluated_texts(run, evaluated, data, progress=progress, **reading),
         classifier=lambda: open_model(run, engine="torch", progress=progress),
         out=report_path(run.path, split) if out is None else Path(out),
         plots=None if plots is None else Path(plots),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -10,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from newsdesk.data.examples import Examples
 from newsdesk.errors import UserError
-from newsdesk.evaluation.evaluate import evaluate_examples, write_metrics
+from newsdesk.evaluation.evaluate import evaluate_examples, read_metrics, write_metrics
 from newsdesk.evaluation.predicted_rows import write_evaluated_rows
 from newsdesk.metrics import evaluate_probabilities, expected_calibration_error
 from newsdesk.reports.content import (
@@ -21,8 +22,8 @@ from newsdesk.reports.content import (
     Lengths,
     Missing,
     ReportContent,
+    evaluated_texts,
     gather,
-    texts_of,
     without_temperature,
 )
 from report_runs import EvaluatedRun, build_run, softmax
@@ -192,18 +193,30 @@ def test_a_run_without_a_temperature_says_how_to_fit_one(made, told):
     assert told.uncalibrated.command == f"newsdesk calibrate {made.run.path}"
 
 
-@pytest.mark.parametrize("given", [True, False])
-def test_rows_that_are_not_the_evaluated_ones_are_never_quoted(given):
-    others = Examples(("a", "b"), np.array([0, 1]), ("x", "y"), "others.csv")
-    assert texts_of(lambda: others, others.fingerprint(), split="test", given=given) == ("a", "b")
-    if given:
-        with pytest.raises(UserError, match="not the rows") as caught:
-            texts_of(lambda: others, "0" * 64, split="test", given=True)
-        assert "--data" in str(caught.value.fix)
-    else:
-        found = texts_of(lambda: others, "0" * 64, split="test", given=False)
-        assert isinstance(found, Missing)
-        assert "not the rows" in found.reason
+def test_rows_that_are_not_the_evaluated_ones_are_never_quoted(tmp_path):
+    made = build_run(tmp_path / "wire")
+    path = tmp_path / "rows.csv"
+    texts, names = list(made.rows.texts), made.rows.label_names
+    measured = replace(read_metrics(made.run.metrics)["test"], source=str(path))
+    for text, is_evaluated in ((texts[0], True), ("another", False)):
+        labels = [names[label] for label in made.rows.labels]
+        write_rows(path, [("text", "label"), *zip([text, *texts[1:]], labels, strict=True)])
+        for data in (None, str(path)):
+            if is_evaluated:
+                assert evaluated_texts(made.run, measured, data) == made.rows.texts
+            elif data is None:
+                found = evaluated_texts(made.run, measured, data)
+                assert isinstance(found, Missing)
+                assert "not the rows" in found.reason
+            else:
+                with pytest.raises(UserError, match="not the rows") as caught:
+                    evaluated_texts(made.run, measured, data)
+                assert "--data" in str(caught.value.fix)
+
+
+def write_rows(path: Path, rows: Iterable[Sequence[str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows(rows)
 
 
 def test_texts_kept_by_the_evaluation_serve_where_its_rows_are_gone(tmp_path):

@@ -6,15 +6,16 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.data.examples import Examples
 from newsdesk.errors import UserError, counted
 from newsdesk.evaluation.audit.label_issues import least_accuracy, rank_label_errors
 from newsdesk.evaluation.evaluate import Evaluation
 from newsdesk.evaluation.predicted_rows import predictions_path, read_predicted_rows
+from newsdesk.evaluation.rows import Reading, evaluation_rows
 from newsdesk.evaluation.significance import macro_f1_interval, mean_interval
 from newsdesk.files import damaged
 from newsdesk.metrics import (
@@ -27,6 +28,7 @@ from newsdesk.model.tokenizer import TextTokenizer
 from newsdesk.prediction.abstention import RiskCoverage, risk_coverage
 from newsdesk.prediction.classifier import Classifier
 from newsdesk.prediction.explanation import WordWeight, explain
+from newsdesk.progress import Progress
 from newsdesk.reports.facts import RunFacts, Source
 from newsdesk.runs.folder import RunFolder
 from newsdesk.runs.log import Started, Step, Validation, read_log
@@ -267,22 +269,29 @@ def _commands(
     return tuple(shlex.join(line) for line in lines)
 
 
-def texts_of(find: Callable[[], Examples], fingerprint: str, *, split: str, given: bool) -> Texts:
-    """The texts of the rows that ``find`` reads, if they are those that were evaluated; else why not.
+def evaluated_texts(
+    run: RunFolder,
+    measured: Evaluation,
+    data: str | None,
+    *,
+    progress: Progress | None = None,
+    **reading: Unpack[Reading],
+) -> Texts:
+    """The texts of the evaluated rows, from ``data``; None: from where the evaluation read them.
 
-    ``given`` says whether the user named these rows: then a problem with them is a UserError.
+    Raises UserError where ``data`` cannot be read or are other rows; without it, texts are missing then.
     """
     try:
-        rows = find()
-        if rows.fingerprint() == fingerprint:
+        rows = evaluation_rows(run, data or measured.source, measured.split, progress=progress, **reading)
+        if rows.fingerprint() == measured.fingerprint:
             return rows.texts
         raise UserError(
-            f"these are not the rows that the run was evaluated on as {split}",
+            f"these are not the rows that the run was evaluated on as {measured.split}",
             found=f"{counted(len(rows), 'row')} in {rows.source} with another sha256 than metrics.json's",
             fix="name the evaluated rows with --data, or evaluate these under another --split",
         )
     except UserError as error:
-        if given:
+        if data is not None:
             raise
         return Missing(f"the evaluated texts are not available: {error.wrong}")
 
