@@ -193,6 +193,21 @@ def interrupt(predictor, source, output, monkeypatch, **named):
         predict_file(predictor, source, output, observe=stop, **named)
 
 
+@pytest.mark.parametrize("ending", ["csv.gz", "jsonl", "parquet", "parquet.gz"])
+def test_what_is_resumed_is_byte_for_byte_what_was_never_interrupted(
+    predictor, tmp_path, monkeypatch, ending
+):
+    if "parquet" in ending:
+        pytest.importorskip("pyarrow")
+    source, output = write_csv(tmp_path / "in.csv"), tmp_path / f"out.{ending}"
+    interrupt(predictor, source, output, monkeypatch)
+    events = []
+    predict_file(predictor, source, output, observe=events.append)
+    assert events[0].rows_before == 4
+    predict_file(predictor, source, tmp_path / f"whole.{ending}")
+    assert output.read_bytes() == (tmp_path / f"whole.{ending}").read_bytes()
+
+
 @pytest.mark.parametrize("change", ["input", "settings", "journal", "part"])
 def test_work_is_taken_up_only_where_nothing_has_changed(predictor, tmp_path, monkeypatch, change):
     source, output = write_csv(tmp_path / "in.csv"), tmp_path / "out.csv"

@@ -254,6 +254,12 @@ def test_another_file_than_the_input_may_be_written(tmp_path):
     assert check_destination(tmp_path / "out.tsv", source=tmp_path / "gone.csv", format="csv") == "csv"
 
 
+def test_an_empty_file_may_be_written_over(tmp_path, predict):
+    (tmp_path / "out.csv").touch()
+    predict(tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_bytes().startswith(PREDICTED)
+
+
 def test_a_folder_cannot_be_the_output(tmp_path):
     with pytest.raises(UserError, match="a folder"):
         check_destination(tmp_path)

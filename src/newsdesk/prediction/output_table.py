@@ -173,7 +173,7 @@ class OutputTable(ABC):
         self._begun = bool(written.read(1))
 
     def convert(self, written: BinaryIO, sink: BinaryIO) -> None:
-        """Write the file whose pieces ``written`` holds one after the other."""
+        """Write the file whose pieces ``written`` contains one after the other."""
         shutil.copyfileobj(written, sink)
 
     @abstractmethod
