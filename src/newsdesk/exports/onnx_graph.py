@@ -45,9 +45,10 @@ _ACTIVATIONS = {"gelu": "BiasGelu", "gelu_new": "FastGelu", "gelu_pytorch_tanh":
 
 def reason_not_buildable(config: Mapping[str, Any]) -> str | None:
     """Why `build_graph` cannot build this configuration, as half a sentence, or None where it can."""
-    if config.get("hidden_act") not in _ACTIVATIONS:
-        return f"its activation is {config.get('hidden_act')}"
-    return reason_not_bert_like(config)
+    reason = reason_not_bert_like(config)
+    if reason is None and config.get("hidden_act") not in _ACTIVATIONS:
+        reason = f"its activation is {config.get('hidden_act')}"
+    return reason
 
 
 def build_graph(config: Mapping[str, Any], tensors: Mapping[str, Array]) -> ModelProto:
