@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
-Rows = NDArray[np.int64]
 Values = NDArray[np.float32]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -162,7 +161,7 @@ def _fill(
     batch_size: int,
     progress: Progress | None,
 ) -> None:
-    """Write what ``compute`` gives for batches of like length into the arrays, one row for each sequence."""
+    """Write what ``compute`` gives for batches of similar length into the arrays, a row for each sequence."""
     was_training = network.training
     network.eval()
     count = counting(progress, len(sequences), "classifying")
@@ -253,33 +252,24 @@ class TextEmbedder:
     def embed(self, texts: Sequence[str]) -> Values:
         """A vector of length 1 for each text, float32 (rows, dimensions), in the texts' order.
 
-        Computed in batches of like length.
+        Computed in batches of similar length; on a CPU every core computes batches of its own.
         """
         sequences = self._tokenizer.encode(texts)
         vectors = np.zeros((len(texts), self.dimensions), dtype=np.float32)
         batches = batches_by_tokens(lengths_of(sequences), _BATCH_TOKENS)
-        for rows, means in self._computed(sequences, batches):
-            vectors[rows] = means
-        return vectors
 
-    def _computed(
-        self, sequences: Sequence[TokenIds], batches: Sequence[Rows]
-    ) -> Iterator[tuple[Rows, Values]]:
-        """Each batch's rows and vectors; on a CPU every core computes batches of its own."""
+        def compute(rows: NDArray[np.int64]) -> None:
+            vectors[rows] = self._vectors([sequences[row] for row in rows])
 
-        def vectors_of(rows: Rows) -> tuple[Rows, Values]:
-            return rows, self._vectors([sequences[row] for row in rows])
-
-        if self._device.type != "cpu":
-            yield from map(vectors_of, batches)
-            return
-        cores = torch.get_num_threads()
+        threads = torch.get_num_threads()
+        workers = threads if self._device.type == "cpu" else 1
         torch.set_num_threads(1)  # cores that share a small batch's products wait for each other
         try:
-            with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                yield from pool.map(vectors_of, batches)
+            with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                list(pool.map(compute, batches))
         finally:
-            torch.set_num_threads(cores)
+            torch.set_num_threads(threads)
+        return vectors
 
     @torch.inference_mode()
     def _vectors(self, sequences: Sequence[TokenIds]) -> Values:
