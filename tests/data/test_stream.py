@@ -186,15 +186,23 @@ def test_an_open_stream_is_read_in_the_format_stated(form, content):
     assert table.rows == (("Oil", "1"),)
 
 
+def read_from_pipe(content: bytes, form: str) -> Table:
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as sink:
+        sink.write(content)
+    with os.fdopen(reading, "rb") as source:
+        return read_stream(source, form)
+
+
 def test_a_parquet_stream_that_cannot_seek_is_read():
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     buffer = io.BytesIO()
     parquet.write_table(pyarrow.table({"text": ["a"]}), buffer)
-    reading, writing = os.pipe()
-    with os.fdopen(writing, "wb") as sink:
-        sink.write(buffer.getvalue())
-    with os.fdopen(reading, "rb") as source:
-        assert read_stream(source, "parquet").rows == (("a",),)
+    assert read_from_pipe(buffer.getvalue(), "parquet").rows == (("a",),)
+
+
+def test_a_compressed_stream_that_cannot_seek_is_read():
+    assert read_from_pipe(gzip.compress(b"text,label\nOil,1\n"), "csv.gz").rows == (("Oil", "1"),)
 
 
 @pytest.mark.parametrize(

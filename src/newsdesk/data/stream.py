@@ -88,7 +88,7 @@ def rows_of(
     """
     stated = form is not None
     form, compressed = format_of(path if form is None else Path(f"stream.{form}"))
-    if form in _COMPRESSED_THEMSELVES and not stream.seekable():
+    if (compressed or form in _COMPRESSED_THEMSELVES) and not stream.seekable():
         stream = io.BytesIO(stream.read())
     if form == "zip":
         member, name = zip_member(stream, path, is_data=_is_data)
