@@ -295,18 +295,12 @@ def rows_needed(comparison: PairedComparison, level: float = LEVEL) -> int | Non
     difference = discordant * (2 * share - 1)
     root = z_level * sqrt(discordant) + z_power * sqrt(max(0.0, discordant - difference**2))
     about = (root / difference) ** 2
-    enough, too_few = ceil(2 * about + 4 / difference + 20), 0
+    enough = ceil(2 * about + 4 / difference + 20)
     if about * discordant * (1 - discordant) < _SMOOTHING_VARIANCE:
         powers = list(_conditional_powers(range(enough + 1), share, level))
         saw = (_mean_power(rows, discordant, powers.__getitem__) for rows in range(enough, -1, -1))
         return enough + 1 - next(steps for steps, power in enumerate(saw) if power < POWER)
-    while enough - too_few > 1:
-        middle = (too_few + enough) // 2
-        if mcnemar_power(middle, discordant, share, level) >= POWER:
-            enough = middle
-        else:
-            too_few = middle
-    return enough
+    return bisect_left(range(enough), POWER, key=lambda rows: mcnemar_power(rows, discordant, share, level))
 
 
 _SMOOTHING_VARIANCE = 6
@@ -332,7 +326,7 @@ def mcnemar_power(rows: int, discordant: float, share: float, level: float = LEV
 
 def _mean_power(rows: int, discordant: float, given: Callable[[int], float]) -> float:
     """The mean of the power given a number of discordant rows, over what that number may be."""
-    share = np.array(discordant)
+    share = np.array(discordant).clip(_NEVER, 1 - _NEVER)
     counts = _likely_counts(rows, discordant)
     return float(sum(_binomial_mass(count, rows, share) * given(count) for count in counts))
 
@@ -363,10 +357,9 @@ def _conditional_powers(counts: range, share: float, level: float) -> Iterator[f
 
 
 def _binomial_mass(successes: int, trials: int, shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The probability of just so many successes, for each of several shares."""
+    """The probability of just so many successes, for each of several shares, none of them 0 or 1."""
     if not 0 <= successes <= trials:
         return np.zeros_like(shares)
     ways = lgamma(trials + 1) - lgamma(successes + 1) - lgamma(trials - successes + 1)
-    likely = shares.clip(_NEVER, 1 - _NEVER)
-    logs = ways + successes * np.log(likely) + (trials - successes) * np.log1p(-likely)
+    logs = ways + successes * np.log(shares) + (trials - successes) * np.log1p(-shares)
     return np.asarray(np.exp(logs), dtype=np.float64)
