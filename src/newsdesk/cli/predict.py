@@ -49,9 +49,9 @@ _FAINTEST = 0.15  # of the strongest weight: weaker words are not coloured
     "--input", "source", help="A file of rows, or - for one text a line on standard input.", metavar="FILE|-"
 )
 @flag("--output", help="The file to write, or - for standard output.", metavar="FILE|-")
-@flag("--format", "form", type=click.Choice(FORMATS), help="Output format; default: by the file's ending.")
+@flag("--format", type=click.Choice(FORMATS), help="Output format; default: by the file's ending.")
 @flag("--top-k", type=click.IntRange(min=1), default=1, show_default=True, help="How many classes to name.")
-@flag("--probabilities", is_flag=True, help="Write every class's probability.")
+@flag("--probabilities", "all_probabilities", is_flag=True, help="Write every class's probability.")
 @flag(
     "--engine",
     type=click.Choice(ENGINES),
@@ -65,15 +65,19 @@ _FAINTEST = 0.15  # of the strongest weight: weaker words are not coloured
 @promise_flags
 @flag(
     "--ray-address",
+    "address",
     help="With --engine ray: the cluster; default: RAY_ADDRESS, else this machine.",
     metavar="HOST:PORT|ray://...",
 )
 @flag(
     "--ray-workers",
+    "workers",
     type=click.IntRange(min=1),
     help="With --engine ray: how many; default: as many as the cluster has free cores for.",
 )
-@flag("--ray-cores", type=click.IntRange(min=1), help="With --engine ray: of each worker; default: 1.")
+@flag(
+    "--ray-cores", "cores", type=click.IntRange(min=1), help="With --engine ray: of each worker; default: 1."
+)
 @reading_flags("text", "template", "dialect")
 @JSON_FLAG
 def predict(
@@ -81,41 +85,30 @@ def predict(
     texts: tuple[str, ...],
     source: str | None,
     output: str | None,
-    form: Any,
-    top_k: int,
-    probabilities: bool,
     engine: Any,
     rejects: str | None,
-    strict: bool,
-    answer_empty: bool,
-    ray_address: str | None,
-    ray_workers: int | None,
-    ray_cores: int | None,
     as_json: bool,
     promise: Mapping[str, Any],
-    **reading: Any,
+    **settings: Any,
 ) -> None:
     """Classify texts given as arguments, on standard input, or in a file of any size.
 
     RUN is a run or an export of one. A file is read and written in pieces: the same command resumes where it
     was killed, and rows that cannot be classified are set aside with the reason.
     """
+    form, cluster = settings["format"], {name: settings.pop(name) for name in ("address", "workers", "cores")}
     if as_json and (output or form):
         raise click.UsageError("--json writes to standard output: give it, or --output and --format.")
     if texts and source:
         raise click.UsageError("Give texts or --input, not both.")
-    cluster: dict[str, Any] = {"address": ray_address, "workers": ray_workers, "cores": ray_cores}
-    settings = {"top_k": top_k, "all_probabilities": probabilities, "format": form, "strict": strict}
-    settings |= {"answer_empty": answer_empty, **reading}
     if engine == "ray":
         if texts or as_json or rejects or source in (None, "-") or output in (None, "-"):
             raise click.UsageError(
                 "--engine ray takes --input FILE|FOLDER|URI and --output FOLDER|URI; texts, pipes, --json "
                 "and --rejects are for one machine (bad rows go to _rejects in the output folder)."
             )
-        _predict_on_ray(
-            run, str(source), str(output), settings, promise, **cluster | {"cores": ray_cores or 1}
-        )
+        cluster["cores"] = cluster["cores"] or 1
+        _predict_on_ray(run, str(source), str(output), settings, promise, **cluster)
         return
     if wrong := [f"--ray-{name}" for name, value in cluster.items() if value is not None]:
         raise click.UsageError(f"{wrong[0]} needs --engine ray.")
