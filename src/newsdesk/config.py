@@ -21,7 +21,7 @@ Positive = Annotated[float, Field(gt=0)]
 
 # A share of all steps when written with a point (0.06), a number of steps when not (500).
 StepsOrShare = Annotated[int, Field(ge=0, strict=True)] | Share
-# Likewise, but of an epoch, of which it may be several: 1.0 is every epoch and 1 every step.
+# Likewise in epochs, possibly several: 1.0 is every epoch and 1 every step.
 StepsOrEpochs = Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0)]
 
 # One name needs no brackets: --set lora.targets=all-linear
@@ -127,7 +127,7 @@ class TrainingSection(Section):
     compile: Annotated[Literal["off", "on"], BeforeValidator(lambda v: "off" if v == "auto" else v)] = Field(
         "off", description="on a GPU: record steps as CUDA graphs and generate kernels; not yet measured"
     )
-    group_by_length: bool = Field(True, description="batches of like length: little padding")
+    group_by_length: bool = Field(True, description="batches of similar length: little padding")
     pad_to_max_length: bool = Field(False, description="pad every row to max_length, as some notebooks do")
     seed: Annotated[int, Field(ge=0)] = Field(42, description="of everything random")
 
@@ -330,5 +330,5 @@ def _suggestion(key: str) -> str:
 
 
 def _toml_value(value: object) -> str:
-    """A TOML literal: what JSON writes for strings, numbers, booleans and arrays, but for DEL."""
+    """A TOML literal: what JSON writes for strings, numbers, booleans and arrays, except DEL."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -160,7 +160,7 @@ def damaged(path: Path, found: str, *, fix: str) -> UserError:
 def sha256_of(path: Path) -> str:
     """The hexadecimal sha256 of a file's bytes; a process reads a file once for it while it stays the same.
 
-    A file is taken for the same by its path, inode, size and times of change. One that changed in the last
+    A file counts as the same by its path, inode, size and times of change. One that changed in the last
     two seconds is read each time: a second edit within the clock's granularity would not show in these.
     """
     identity = _identity(path)

@@ -61,7 +61,7 @@ class Architecture:
     layout: Layout | None = None
 
     def targets(self, name: TargetSet) -> tuple[str, ...]:
-        """The suffixes that a named set of targets stands for."""
+        """The suffixes of a named set of targets."""
         if name == "query-value":
             return self.query_value
         return self.attention if name == "attention" else self.attention + self.feed_forward

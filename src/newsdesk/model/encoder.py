@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class Projection(nn.Module):
     """Linear layers of one input as one: (tokens, in) -> (tokens, sum of outs).
 
-    Frozen but for their adapters. The layers' own weights become views of the fused matrix.
+    Frozen, except for their adapters. The layers' own weights become views of the fused matrix.
     """
 
     weight: Tensor

@@ -276,13 +276,13 @@ class TextEmbedder:
         """One batch, (rows, dimensions)."""
         input_ids, mask = (torch.from_numpy(array).to(self._device) for array in pad(sequences, self._pad_id))
         hidden = self._model(input_ids=input_ids, attention_mask=mask).last_hidden_state
-        total = (mask.unsqueeze(1).float() @ hidden).squeeze(1)  # the mean but for its length
+        total = (mask.unsqueeze(1).float() @ hidden).squeeze(1)  # the mean times the number of tokens
         vectors: Values = F.normalize(total, dim=1).cpu().numpy()
         return vectors
 
 
-# Two shapes of which no two sizes are alike, and unlike the heads and hidden sizes in use: equal sizes would
-# be taken for one symbol, and other batches would be compiled again.
+# Two shapes whose sizes all differ, also from the heads and hidden sizes in use: equal sizes would become one
+# symbol, and other batches would be compiled again.
 _TRIAL_SHAPES = ((5, 40), (7, 24))
 
 

@@ -280,13 +280,13 @@ def pad(
 
 
 def length_sorted_batches(lengths: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
-    """Row positions in batches of like length, longest first so that too large a batch fails at once."""
+    """Row positions in batches of similar length, longest first so that too large a batch fails at once."""
     order = np.argsort(-lengths, kind="stable")
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def batches_by_tokens(lengths: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:
-    """Row positions in batches of like length, longest first, each of about ``budget`` padded tokens.
+    """Row positions in batches of similar length, longest first, each of about ``budget`` padded tokens.
 
     A batch holds as many rows as fit when all are padded to its longest, and at least one.
     """

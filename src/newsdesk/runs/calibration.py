@@ -32,7 +32,7 @@ class HeldOutRows:
         distances: float32 of shape (rows,), how far each is from the training topics (`OffTopicScore`); None
             where there is no such score, or an earlier version kept none.
         readable: bool of shape (rows,), whether the text can be classified: others get no answer and no
-            promise. None: not known, as in an earlier version, and all are taken for readable.
+            promise. None: not known, as in an earlier version, and all count as readable.
 
     Raises ValueError when logits, labels and the others do not line up, or a logit is no finite number.
     """

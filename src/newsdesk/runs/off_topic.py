@@ -212,7 +212,7 @@ def _by_length(
 
 
 def stratified_rows(labels: NDArray[np.integer], most: int, *, seed: int = 0) -> NDArray[np.int64]:
-    """At most so many row numbers, ascending, each class in its share of all rows."""
+    """At most ``most`` row numbers, ascending, each class in its share of all rows."""
     shuffled = np.random.Generator(np.random.PCG64(seed)).permutation(len(labels))
     by_class = shuffled[np.argsort(np.asarray(labels)[shuffled], kind="stable")]
     places = np.linspace(0, len(labels) - 1, min(most, len(labels))).round().astype(np.int64)

@@ -36,14 +36,12 @@ class Batcher:
         group_by_length: bool = True,
         sample_of: int | None = None,
     ) -> None:
-        """Prepare for rows of so many tokens ``lengths``, (rows,).
+        """Prepare for rows of these ``lengths`` in tokens, (rows,).
 
         Args:
-            lengths: tokens of each row.
-            batch_size: rows a batch.
-            seed: with the epoch it decides the order.
-            group_by_length: False: random batches, as also where there are 128 or fewer.
-            sample_of: the rows are a random sample of so many, and their batches shall be as like in length.
+            lengths: tokens of each row. batch_size: rows a batch. seed: with the epoch it decides the order.
+            group_by_length: False: random batches, as also where there are 128 or fewer. sample_of: the rows
+            are a random sample of so many; their batches get as similar in length as theirs.
         """
         self._lengths, self._batch_size, self._seed = lengths, batch_size, seed
         batches = max(1.0, (sample_of or len(lengths)) / batch_size)
@@ -96,7 +94,7 @@ class Schedule:
 
     @classmethod
     def of(cls, rows: int, training: TrainingSection) -> Schedule:
-        """The steps of a training on so many rows."""
+        """The steps of a training on ``rows`` rows."""
         per_epoch = math.ceil(math.ceil(rows / training.batch_size) / training.accumulation)
         of_epochs = max(1, round(per_epoch * training.epochs))
         total = max(training.min_steps, of_epochs)

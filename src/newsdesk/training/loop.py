@@ -30,9 +30,8 @@ from newsdesk.training.train_step import (
     row_weights,
 )
 
-# Reading a loss makes the processor wait for an accelerator; read in groups, its queue hardly runs dry.
-_STEPS_TOLD_AT_ONCE = {"cpu": 1}
-_ON_ACCELERATORS = 64
+# Reading a loss makes the processor wait for an accelerator; read in groups, its queue rarely runs empty.
+_STEPS_READ_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -140,8 +139,8 @@ class TrainingLoop:
             engine=self.network.engine,
         )
         reason: FinishReason = "completed"
-        for told in self._trained_steps():
-            yield from told
+        for steps in self._trained_steps():
+            yield from steps
             interrupted = self.team.any(stopped())
             if self._validation_is_due() and not interrupted:
                 validation = self._validate(stopped)
@@ -198,10 +197,10 @@ class TrainingLoop:
         return interval > 0 and self.step % interval == 0
 
     def _trained_steps(self) -> Iterator[list[Step]]:
-        """Train, in groups of steps that are told together; after a restore an empty one comes first."""
+        """Train, in groups of steps whose losses are read together; after a restore the first is empty."""
         if self.step:
             yield []
-        together = _STEPS_TOLD_AT_ONCE.get(self.network.device.type, _ON_ACCELERATORS)
+        together = 1 if self.network.device.type == "cpu" else _STEPS_READ_AT_ONCE
         waiting: list[tuple[Step, str, Tensor, Tensor]] = []
         for batches in self._batch_groups():
             waiting.append(self._take_step(batches))

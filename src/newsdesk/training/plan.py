@@ -50,7 +50,7 @@ class RowCounts:
 
     @classmethod
     def of(cls, data: TrainingData) -> RowCounts:
-        """Those of rows at hand."""
+        """The counts of loaded rows."""
         return cls(len(data.train), len(data.validation), len(data.train.label_names), "data", "data")
 
 
@@ -102,7 +102,7 @@ class Plan:
     Attributes:
         origins: what set the values that are not left to their defaults, by dotted key: a recipe or a flag.
         time: None where it cannot be estimated.
-        remarks: sentences on the rows; none where these are not on this disk.
+        remarks: sentences on the rows; none where these are not on this machine.
     """
 
     recipe: Recipe
@@ -134,8 +134,8 @@ class Plan:
 def make_plan(resolved: ResolvedRecipe, *, measure_speed: bool = True) -> Plan:
     """What training by this recipe would do.
 
-    Rows and tokenizer are used where they are on this disk; what they cannot tell is taken from the
-    catalogue, or left out. Only a base that is known by its Hub id alone and is not in the cache has its
+    Rows and tokenizer are used where they are on this machine; the rest is taken from the catalogue, or left
+    out. Only a base that is known by its Hub id alone and is not in the cache has its
     configuration fetched. ``measure_speed`` multiplies matrices for a third of a second.
 
     Raises UserError for anything that training would refuse as well.
@@ -199,7 +199,7 @@ def _rate_curve(steps: Schedule, training: TrainingSection) -> tuple[RatePoint, 
 def _measure_lengths(
     recipe: Recipe, steps: Schedule, data: TrainingData | None
 ) -> tuple[Lengths, tuple[str, ...]]:
-    """Lengths measured where rows and tokenizer are at hand, else as far as they are known; and remarks."""
+    """Lengths, measured where rows and tokenizer are available, else as far as known; and remarks."""
     training, max_length = recipe.training, recipe.model.max_length
     if data is None:
         known = DATA_SETS[recipe.data.train].mean_tokens
@@ -242,7 +242,7 @@ def _padding(
 
 
 def _tokenizer_folder(base: str) -> Path | None:
-    """The folder of a base that is on this disk with a fast tokenizer; its weights need not be."""
+    """The folder of a base that is on this machine with a fast tokenizer; weights are not needed."""
     known = next((model for model in BASE_MODELS.values() if base in (model.name, model.hub)), None)
     folder = Path(base).expanduser()
     if known is not None or not folder.is_dir():

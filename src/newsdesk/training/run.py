@@ -229,10 +229,10 @@ class _Training:
                     # Who interrupts will not wait for the score.
                     self._keep_what_is_fitted(with_score=event.reason != "interrupted")
                 if isinstance(event, Started):
-                    told = [replace(event, read_as=self.data.read_as), *before]
+                    events = [replace(event, read_as=self.data.read_as), *before]
                 else:
-                    told = [event]
-                for each in told:
+                    events = [event]
+                for each in events:
                     log.write(each)
                     observe(each)
                 if _checkpoint_is_due(event, loop, time.monotonic() - last_checkpoint):
