@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,7 +39,6 @@ from newsdesk.runs.calibration import read_calibration, store_calibration, write
 from newsdesk.runs.exported import (
     MODEL_FILES,
     QUALITY,
-    ExportedModel,
     ExportManifest,
     Kind,
     find_exported,
@@ -282,24 +281,18 @@ def require_free_for_export(target: Path, *, overwrite: bool) -> None:
     require_not_around_us(target)
     if target.is_dir() and not any(target.iterdir()):
         return
-    exported = _whole_export(target)
-    if exported is None or not overwrite:
+    files: Mapping[str, str] = {}
+    with suppress(UserError):  # a manifest that cannot be read is nobody's to replace
+        exported = find_exported(target)
+        files = {} if exported is None else exported.manifest.files
+    if not (files and overwrite):
         raise UserError(
             f"there is something at {target} already",
-            found="an exported model" if exported else "no exported model of newsdesk",
-            fix="replace it with --overwrite" if exported else "choose another folder with --out",
+            found="an exported model" if files else "no exported model of newsdesk",
+            fix="replace it with --overwrite" if files else "choose another folder with --out",
         )
-    named = [target / name for name in (MANIFEST, *exported.manifest.files)]
+    named = [target / name for name in (MANIFEST, *files)]
     require_nothing_else(target, {*named, *figures_in(target)})
-
-
-def _whole_export(target: Path) -> ExportedModel | None:
-    """The exported model in a folder, by the content of its manifest; None for anything else."""
-    exported = find_exported(target)
-    try:
-        return exported if exported is not None and exported.manifest.files else None
-    except UserError:
-        return None
 
 
 @contextmanager

@@ -208,12 +208,8 @@ class Storage:
         if self.local:
             return Path(path)
         copy = folder / PurePosixPath(path).name
-        with (
-            self._explained("read"),
-            self._filesystem.open_input_stream(path) as stream,
-            copy.open("wb") as sink,
-        ):
-            shutil.copyfileobj(stream, sink, _STREAM_CHUNK)
+        with self._explained("read"):
+            self._fs.copy_files(path, str(copy), source_filesystem=self._filesystem)
         return copy
 
     def publish(self, content: Path | bytes, name: str) -> None:
