@@ -189,10 +189,13 @@ def test_another_number_of_labels_is_refused(tiny_base, saved):
     assert "--labels" in (raised.value.fix or "")
 
 
-@pytest.mark.parametrize("name", ADAPTER_FILES)
-def test_damaged_adapter_files_are_refused(name, tiny_base, saved):
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    zip(ADAPTER_FILES, ("adapter_config.json is missing or damaged", "does not fit"), strict=True),
+)
+def test_damaged_adapter_files_are_refused(name, wrong, tiny_base, saved):
     (saved / name).write_bytes(b"{")
-    with pytest.raises(UserError, match="does not fit"):
+    with pytest.raises(UserError, match=wrong):
         load_classifier(tiny_base(), saved, NAMES)
 
 
