@@ -20,10 +20,10 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 import newsdesk
-from conftest import topical_rows
 from newsdesk import TextClassifier
 from newsdesk.errors import UserError
 from newsdesk.runs.folder import open_run
+from topics import topical_rows
 
 ROWS = topical_rows(240, seed=3)
 TEXTS, LABELS = ([text for _, text in ROWS], [label for label, _ in ROWS])
