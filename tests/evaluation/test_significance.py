@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 
 import numpy as np
@@ -141,3 +142,12 @@ def test_the_interval_holds_the_true_difference_in_19_draws_of_20(lost, gained):
     intervals = {pair: paired_difference_interval(*pair, rows) for pair in {tuple(d) for d in draws.tolist()}}
     held = [intervals[pair][0] <= lost - gained <= intervals[pair][1] for pair in map(tuple, draws.tolist())]
     assert 0.935 <= np.mean(held) <= 0.985
+
+
+def test_nearly_equal_runs_are_told_at_once_how_many_rows_it_would_take():
+    comparison = pair(3000, 299, 251, 250)
+    begun = time.perf_counter()
+    rows = rows_needed(comparison)
+    assert time.perf_counter() - begun < 1
+    assert rows is not None
+    assert 0.8 <= mcnemar_power(rows, 501 / 3800, 251 / 501) < 0.81
