@@ -281,8 +281,8 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
 def rows_needed(comparison: PairedComparison, level: float = LEVEL) -> int | None:
     """From how many rows on McNemar's exact test finds the difference in four cases of five, as measured.
 
-    The power is computed exactly (`mcnemar_power`); on this many rows and on more it is 0.8 or higher. Beyond
-    a million rows it is Connor's approximation and a hundredth.
+    The power is computed exactly (`mcnemar_power`); on this many rows and on more it is 0.8 or higher. Where
+    that takes hundreds of thousands of discordant rows, it is Connor's approximation and a hundredth.
     Two-sided at ``level``; None where both err equally often.
     """
     first, second = comparison.only_model_wrong, comparison.only_baseline_wrong
@@ -296,7 +296,7 @@ def rows_needed(comparison: PairedComparison, level: float = LEVEL) -> int | Non
     difference = discordant * (2 * share - 1)
     root = z_level * sqrt(discordant) + z_power * sqrt(max(0.0, discordant - difference**2))
     about = (root / difference) ** 2
-    if about > _MILLION:  # the approximation is 0.001 short there, and the exact sum takes a minute
+    if about * discordant > _MANY_DISCORDANT:  # 0.001 short there; exactly takes a minute
         return ceil(1.01 * about)
     enough = ceil(2 * about + 4 / difference + 20)
     if about * discordant * (1 - discordant) < _SMOOTHING_VARIANCE:
@@ -306,7 +306,7 @@ def rows_needed(comparison: PairedComparison, level: float = LEVEL) -> int | Non
     return bisect_left(range(enough), POWER, key=lambda rows: mcnemar_power(rows, discordant, share, level))
 
 
-_MILLION = 1_000_000
+_MANY_DISCORDANT = 200_000
 _SMOOTHING_VARIANCE = 6
 """Of the number of discordant rows: from here on the power rises evenly with the rows.
 
