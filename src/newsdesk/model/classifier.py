@@ -20,6 +20,7 @@ from newsdesk.errors import UserError
 from newsdesk.files import write_bytes, write_json
 from newsdesk.model.adapter_config import AdapterConfig
 from newsdesk.model.architectures import head_modules, target_modules
+from newsdesk.model.base_files import require_plain_base, require_plain_config
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -60,7 +61,8 @@ def outline_classifier(
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    model_type = str(config.get("model_type"))
+    require_plain_config(config, "the configuration")
+    model_type = str(config["model_type"])
     # A base may carry the classes it was trained on before; ours are others.
     own = ("model_type", "num_labels", "id2label", "label2id")
     settings = {key: value for key, value in config.items() if key not in own}
@@ -68,7 +70,7 @@ def outline_classifier(
         resolved = AutoConfig.for_model(model_type, **settings, num_labels=label_count)
         with torch.device("meta"), quiet_transformers():
             classifier = AutoModelForSequenceClassification.from_config(resolved)
-    except ValueError as error:
+    except Exception as error:  # whatever transformers makes of settings that it was never given
         raise _unusable_base(f"a model of type {model_type}", error) from error
     # PiSSA and similar factor the weights; on the meta device there are none, and shapes are the same.
     plain = lora.model_copy(update={"init": "default"})
@@ -180,9 +182,9 @@ def _pretrained(base: Path, label_names: Sequence[str], *, dropout: float | None
 
     ``dropout`` replaces what the base uses inside its encoder; the head keeps its own.
     """
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
+    require_plain_base(base)
     labels = dict(enumerate(label_names))
     ids = {name: label for label, name in labels.items()}
     try:
@@ -197,7 +199,7 @@ def _pretrained(base: Path, label_names: Sequence[str], *, dropout: float | None
             classifier, loading = AutoModelForSequenceClassification.from_pretrained(
                 str(base), config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
-    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # whatever transformers makes of settings that it was never given
         raise _unusable_base(base, error) from error
     _require_whole_encoder(base, classifier.base_model_prefix, loading["missing_keys"])
     for name, probability in head_dropouts.items():

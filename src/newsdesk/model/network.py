@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from newsdesk.errors import UserError
 from newsdesk.model.architectures import feature_layer, longest_text
+from newsdesk.model.base_files import require_plain_base
 from newsdesk.model.classifier import quiet_transformers
 from newsdesk.model.encoder import FusedClassifier, fuse, mean_over_tokens, reason_not_fusable
 from newsdesk.model.tokenizer import (
@@ -240,6 +241,8 @@ class TextEmbedder:
         Raises UserError when the folder has no fast tokenizer, or the device is not there.
         """
         from transformers import AutoModel
+
+        require_plain_base(base)
 
         self._device = choose_device(device)
         with quiet_transformers():
