@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo dev test lint pins clean
+.PHONY: help demo dev test lint fuzz pins clean
 
 help: ## list these targets
 	@echo "usage: make TARGET [PYTHON=python3.12] [VENV=.venv] [RUN=runs/demo]"
@@ -53,6 +53,11 @@ lint: $(VENV)/.test ## style and types alone
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
+
+TRIALS ?= 10000
+SEED   ?= 0
+fuzz: $(VENV)/.test ## give TRIALS mutated files to every verb, beginning with SEED
+	TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(BIN)/python tests/hostile/fuzz.py --trials $(TRIALS) --seed $(SEED)
 
 pins: ## resolve constraints.txt anew; torch stays at the version it names
 	rm -rf build/pins && mkdir -p build/pins && $(PYTHON) -m venv build/pins/venv

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from newsdesk.data.columns import TextLayout
 from newsdesk.data.words import normalise
 from newsdesk.errors import UserError
+from newsdesk.files import damaged
 from newsdesk.model.tokenizer import Encoded, TextTokenizer, TokenIds
 from newsdesk.prediction.abstention import DecisionRule, Promises, decision_rule
 from newsdesk.prediction.predictions import Predictions
@@ -109,6 +110,9 @@ class Classifier(ABC):
                     fix=f"newsdesk calibrate {self.path}, with labelled rows by --data if its own are not "
                     "known",
                 )
+            if rows.logits.shape[1] != len(self.label_names):
+                found = f"logits of {rows.logits.shape[1]} classes, not {len(self.label_names)}"
+                raise damaged(self.path / CALIBRATION_ROWS, found, fix=f"newsdesk calibrate {self.path}")
         return decision_rule(rows, self.temperature, self.off_topic, **asked)
 
     def predict(

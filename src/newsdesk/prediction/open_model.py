@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.errors import UserError, missing_package
+from newsdesk.files import damaged
 from newsdesk.model.tokenizer import TextTokenizer, TokenIds, batches_by_tokens, lengths_of, pad
 from newsdesk.prediction.classifier import Classifier
 from newsdesk.progress import Progress, counting
@@ -123,11 +124,23 @@ class ExportedClassifier(Classifier):
         count = counting(progress, len(sequences), "classifying")
         inputs = [pad([sequences[row] for row in rows], self.exported.pad_id) for rows in batches]
         for rows, outputs in zip(batches, self._compute_all(inputs), strict=True):
+            self._require_shapes(outputs, len(rows))
             logits[rows] = outputs[0]
             if self.off_topic is not None and distances is not None:
                 distances[rows] = self.off_topic.distances(outputs[1], lengths[rows])
             count(len(rows))
         return logits * np.float32(self.folded), distances
+
+    def _require_shapes(self, outputs: Outputs, rows: int) -> None:
+        """Raise UserError where the model was made for other classes or features than its folder says."""
+        wanted = [(rows, len(self.label_names))]
+        if self.off_topic is not None:
+            wanted.append((rows, len(self.off_topic.projection)))
+        found = [output.shape for output in outputs]
+        if found != wanted:
+            raise damaged(
+                self.exported.model, f"it computes {found} where {wanted} is expected", fix=self.exported.fix
+            )
 
     def _compute_all(self, batches: Sequence[tuple[TokenIds, TokenIds]]) -> Iterable[Outputs]:
         """Outputs of each batch in turn; an engine that computes several at once may override this."""
@@ -164,11 +177,7 @@ class OnnxClassifier(ExportedClassifier):
                 self._session = _open_session(exported.model, self._threads)
             except Exception as error:  # onnxruntime's own classes derive from Exception alone
                 verified.result()  # a damaged file is the better explanation
-                raise UserError(
-                    f"onnxruntime cannot run {exported.model}",
-                    found=(str(error).splitlines() or ["no reason given"])[0],
-                    fix="export it again with newsdesk export, and with the versions installed here",
-                ) from error
+                raise _cannot_run(exported.model, error) from error
             verified.result()
         super().__init__(exported, tokenizer, "onnxruntime")
 
@@ -176,7 +185,10 @@ class OnnxClassifier(ExportedClassifier):
         self, input_ids: TokenIds, attention_mask: TokenIds, session: InferenceSession | None = None
     ) -> Outputs:
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        outputs: Outputs = (session or self._session).run(self._wanted, inputs)
+        try:
+            outputs: Outputs = (session or self._session).run(self._wanted, inputs)
+        except Exception as error:  # onnxruntime's own classes derive from Exception alone
+            raise _cannot_run(self.exported.model, error) from error
         return outputs
 
     def _compute_all(self, batches: Sequence[tuple[TokenIds, TokenIds]]) -> Iterable[Outputs]:
@@ -195,6 +207,14 @@ class OnnxClassifier(ExportedClassifier):
     @cached_property
     def _bulk_session(self) -> InferenceSession:
         return _open_session(self.exported.model, 1)
+
+
+def _cannot_run(model: Path, error: Exception) -> UserError:
+    return UserError(
+        f"onnxruntime cannot run {model}",
+        found=(str(error).splitlines() or ["no reason given"])[0],
+        fix="export it again with newsdesk export, and with the versions installed here",
+    )
 
 
 def default_threads() -> int:
@@ -231,9 +251,11 @@ class MergedClassifier(ExportedClassifier):
             import torch
             import transformers
 
+            from newsdesk.model.base_files import require_plain_base
             from newsdesk.model.network import choose_device
 
         _check(exported, checks)
+        require_plain_base(exported.path)
         self._device = choose_device(device)
         model = transformers.AutoModelForSequenceClassification.from_pretrained(
             exported.path, dtype=torch.float32, local_files_only=True, use_safetensors=True

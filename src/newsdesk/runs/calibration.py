@@ -49,6 +49,8 @@ class HeldOutRows:
             raise ValueError(f"logits of shape {self.logits.shape} for labels of shape {self.labels.shape}")
         if not np.isfinite(self.logits).all():
             raise ValueError("logits that are not finite numbers")
+        if not np.isin(self.labels, np.arange(self.logits.shape[1])).all():
+            raise ValueError(f"labels that are none of {self.logits.shape[1]} classes")
         for name, column in (("distances", self.distances), ("readable", self.readable)):
             if column is not None and column.shape != self.labels.shape:
                 raise ValueError(f"{name} of shape {column.shape} for {len(self.labels)} rows")
@@ -209,7 +211,7 @@ def read_held_out_rows(folder: Path) -> HeldOutRows | None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             optional = (tensors.get(name) for name in ("distances", "readable"))
             return HeldOutRows(tensors["logits"], tensors["labels"], sha256, *optional)
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, ValueError, OSError, TypeError) as error:
         raise damaged(path, str(error), fix=_FIX) from None
 
 

@@ -123,6 +123,13 @@ class OffTopicScore:
             if facts.pop("format", None) != _FORMAT:
                 raise ValueError(f"a format other than {_FORMAT}")
             usual = float(tensors.pop("usual_inverse_length")[0])
+            features = len(tensors["by_length"])
+            shapes = {"projection": (features, features), "by_length": (features,)}
+            shapes["centres"] = (len(tensors["centres"]), features)
+            shapes["reference"] = (tensors["reference"].size,)
+            for name, shape in shapes.items():
+                if tensors[name].shape != shape or not np.isfinite(tensors[name]).all():
+                    raise ValueError(f"{name} is {tensors[name].shape}, not {shape} numbers")
             return cls(**tensors, usual_inverse_length=usual, facts=facts)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise damaged(file, str(error), fix=_FIX) from None
