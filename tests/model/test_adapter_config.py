@@ -86,6 +86,12 @@ def test_what_is_not_supported_is_refused_by_name(saved, entries, named):
         AdapterConfig.read(saved(**entries))
 
 
+def test_settings_that_do_not_go_together_are_said_in_a_sentence(saved):
+    found = AdapterConfig.read(saved(layers_pattern="layer"))
+    with pytest.raises(UserError, match="layers_to_transform"):
+        found.for_peft()
+
+
 @pytest.mark.parametrize(
     "pattern",
     [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -16,6 +15,7 @@ from newsdesk.data.dialect import Dialect
 from newsdesk.data.encoding import refuse_other_format
 from newsdesk.data.table import BadRow, Cell, Fault, Row, RowStream, Table
 from newsdesk.errors import UserError, missing_package
+from newsdesk.files import parsed_json
 
 _LARGEST = 1 << 30  # bytes of a member that is packed more tightly than any text
 _TIGHTEST = 200  # bytes made of one; texts of news shrink to a third, whatever is repeated to a fiftieth
@@ -172,7 +172,7 @@ def parquet_rows(stream: BinaryIO, path: Path) -> RowStream:
         refuse_other_format(first, path)
     try:
         file = pyarrow.parquet.ParquetFile(stream, buffer_size=_BYTES_READ_AHEAD, pre_buffer=False)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise UserError(
             f"{path.name} is not a whole parquet file",
             found=str(error).splitlines()[0],
@@ -192,7 +192,7 @@ def _parquet_rows(file: Any) -> Iterator[Row | BadRow]:
             for cells in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                 line += 1
                 yield Row(line, cells)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # texts, dates and lengths
         reason = next(iter(str(error).splitlines()), None)
         fault = Fault(line + 1, "the file breaks off or is damaged here", reason, "fetch or write it again")
         yield BadRow(fault, b"", ends_file=True)
@@ -201,11 +201,11 @@ def _parquet_rows(file: Any) -> Iterator[Row | BadRow]:
 def _hub_class_names(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ...]]:
     """Class names by column from the schema metadata of `datasets` (its ClassLabel features)."""
     try:
-        features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    except (ValueError, AttributeError):
+        features = parsed_json(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+        return {
+            column: tuple(map(str, feature["names"]))
+            for column, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and "names" in feature
+        }
+    except (ValueError, AttributeError, TypeError):
         return {}
-    return {
-        column: tuple(feature["names"])
-        for column, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and "names" in feature
-    }

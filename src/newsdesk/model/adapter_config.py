@@ -82,8 +82,13 @@ class AdapterConfig(BaseModel):
         """The same as PEFT's own type, from these settings alone."""
         from peft import LoraConfig
 
-        values = self.model_dump(exclude={"peft_type", "peft_version"})
-        return LoraConfig(**{name: value for name, value in values.items() if value is not None})
+        values = self.model_dump(exclude={"peft_type", "peft_version"}, exclude_none=True)
+        try:
+            return LoraConfig(**values)
+        except (ValueError, TypeError) as error:  # settings that do not go together
+            raise UserError(
+                f"{CONFIG} holds settings that peft does not take together", found=str(error), fix=_FIX
+            ) from None
 
     def _require_supported(self, folder: Path) -> None:
         if self.peft_type != "LORA":

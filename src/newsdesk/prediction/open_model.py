@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.errors import UserError, missing_package
-from newsdesk.files import damaged
+from newsdesk.files import damaged, open_regular
 from newsdesk.model.tokenizer import TextTokenizer, TokenIds, batches_by_tokens, lengths_of, pad
 from newsdesk.prediction.classifier import Classifier
 from newsdesk.progress import Progress, counting
@@ -170,6 +170,10 @@ class OnnxClassifier(ExportedClassifier):
     ) -> None:
         """Load tokenizer and graph, and check the files' sha256 meanwhile. Raises as `open_model` does."""
         self._threads = threads or default_threads()
+        try:
+            open_regular(exported.model).close()  # onnxruntime would wait for what a pipe may bring
+        except OSError as error:
+            raise damaged(exported.model, str(error), fix=exported.fix) from None
         with ThreadPoolExecutor(1) as helper:  # hashing lets the other threads run
             verified = helper.submit(_check, exported, checks)
             tokenizer = TextTokenizer.from_folder(exported.path, exported.labels.max_length)
