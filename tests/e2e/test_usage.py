@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 from textwrap import dedent
 
 import pytest
@@ -263,3 +264,14 @@ def test_the_cache_variable_is_no_flag(newsdesk, monkeypatch, tmp_path):
     outcome = newsdesk("models", "list", "--json")
     assert outcome.code == 0
     assert not any(row["cached"] for row in outcome.json)
+
+
+def test_the_installed_command_imports_nothing_from_the_current_folder(tmp_path):
+    for name in ("json.py", "click.py", "newsdesk.py", "torch.py", "sitecustomize.py"):
+        (tmp_path / name).write_text("open('witness', 'w').close()\n")
+    command = Path(sys.executable).with_name("newsdesk")
+    asked = [command, "models", "list"]
+    done = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "all-MiniLM-L6-v2" in done.stdout
+    assert not (tmp_path / "witness").exists()
