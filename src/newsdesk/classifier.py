@@ -306,10 +306,9 @@ class TextClassifier:
 
     def _use(self, path: Path, finalizer: Callable[[], object] | None = None) -> None:
         """Predict with the run or exported model at ``path`` from now on; a folder of an earlier fit goes."""
-        from newsdesk.runs.exported import find_exported
-        from newsdesk.runs.folder import open_run
+        from newsdesk.prediction.open_model import find_model
 
-        labels = (find_exported(path) or open_run(path)).labels
+        labels = find_model(path).labels
         values = np.array([_READ[labels.kind](name) for name in labels.names])
         self._columns = np.argsort(values, kind="stable")
         self.classes_, self.path_, self._loaded = values[self._columns], path, None
