@@ -300,11 +300,12 @@ def _seal(folder: Path, name: str) -> None:
     for manifest in folder.rglob("manifest.json"):
         try:
             content = json.loads(manifest.read_bytes())
-        except ValueError:  # mutated itself
+            files = content["files"]
+        except (ValueError, TypeError, KeyError):  # mutated itself
             continue
         key = os.path.relpath(folder / name, manifest.parent)
-        if key in content.get("files", {}):
-            content["files"][key] = sha256_of(folder / name)
+        if isinstance(files, dict) and key in files:
+            files[key] = sha256_of(folder / name)
             manifest.write_text(json.dumps(content))
 
 
