@@ -126,3 +126,8 @@ def tiny_recipe(tiny_base: Callable[..., Path], topical_csv: Path) -> Callable[.
         return load_recipe(None, flags, overrides)
 
     return recipe
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the file that takes longest, so that no process is left alone with it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_documented_commands.py")
