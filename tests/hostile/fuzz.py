@@ -301,7 +301,7 @@ def _seal(folder: Path, name: str) -> None:
         try:
             content = json.loads(manifest.read_bytes())
             files = content["files"]
-        except (ValueError, TypeError, KeyError):  # mutated itself
+        except (ValueError, TypeError, KeyError, RecursionError):  # mutated itself
             continue
         key = os.path.relpath(folder / name, manifest.parent)
         if isinstance(files, dict) and key in files:

@@ -123,6 +123,15 @@ def test_json_rows_keep_their_own_keys_and_those_without_text_are_set_aside(pred
     ]
 
 
+def test_an_object_without_keys_is_set_aside_like_any_other_without_text(predictor, tmp_path):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"text": "goal coach"}\n{}\n{"text": "orbit"}\n')
+    done = predict_file(predictor, source, output)
+    assert (done.rows_read, done.rejected) == (3, 1)
+    assert [reject["line"] for reject in rejects_of(output)] == [2]
+    assert len(output.read_text().splitlines()) == 2
+
+
 def test_a_key_that_the_first_rows_did_not_have_is_lost_in_no_column(predictor, tmp_path, monkeypatch):
     from newsdesk.data import stream
 

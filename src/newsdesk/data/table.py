@@ -83,7 +83,7 @@ class Row:
 
     def record(self, columns: Sequence[str]) -> dict[str, Cell]:
         """The values by key, or by the file's columns where the row has no keys of its own."""
-        return dict(zip(self.keys or columns, self.cells, strict=True))
+        return dict(zip(columns if self.keys is None else self.keys, self.cells, strict=True))
 
     def cells_under(self, columns: Sequence[str]) -> tuple[Cell, ...]:
         """The values under these columns; None for a key that the row does not have."""

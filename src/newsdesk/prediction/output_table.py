@@ -264,7 +264,7 @@ class JsonLinesTable(OutputTable):
         return b"".join(map(self._line, piece.rows, self._appended(piece.predictions))), {}
 
     def _line(self, row: Row, appended: Cells) -> bytes:
-        keys, names = row.keys or self.columns, self.names
+        keys, names = self.columns if row.keys is None else row.keys, self.names
         if not set(keys).isdisjoint(names):  # a key that came up after the first rows
             names = output_names(self._wanted, [*self.columns, *keys])
         values = (*(row.cells if row.keys else self._cells(row)), *appended)
