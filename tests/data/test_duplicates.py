@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from newsdesk.data import duplicates
 from newsdesk.data.duplicates import (
     conflicting_groups,
     duplicate_groups,
@@ -153,3 +154,14 @@ def test_the_same_letters_encoded_otherwise_are_a_copy():
 
 def test_texts_of_one_subject_in_chinese_are_no_near_copies():
     assert near_copies(["国安球员庆幸只输0比3", "国安球员庆祝2比1取胜", "国安主场输球"]) == ()
+
+
+def test_pairs_grow_with_the_rows_where_thousands_are_near_copies_of_one_text(monkeypatch):
+    words = [f"word{number}" for number in range(40)]
+    texts = [" ".join([*words, f"edition{number}"]) for number in range(3000)]
+    compared = []
+    original = duplicates._jaccard
+    monkeypatch.setattr(duplicates, "_jaccard", lambda *sets: compared.append(1) or original(*sets))
+    found = near_copies(texts)
+    assert [one.row for one in found] == list(range(1, 3000))  # each resembles an earlier one
+    assert len(compared) < 50 * len(texts)  # of 4.5 million pairs

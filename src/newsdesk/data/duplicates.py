@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from newsdesk.errors import counted
 from newsdesk.files import damaged, write_bytes
 
 _BANDS, _ROWS_PER_BAND = 25, 5  # a pair of similarity 0.8 is missed with probability (1 - 0.8**5)**25 = 5e-5
+_AT_EACH_END = 8  # rows of a band that a row is paired with, from the first on and back from itself
 _SEED = 1997
 
 Hashes = NDArray[np.uint64]
@@ -110,7 +112,7 @@ def _most_similar(
     """For each row of ``right`` the row of ``left`` before it that is most similar; ties go to the first."""
     best: dict[int, tuple[float, int]] = {}
     for match, row in _candidates(shingles, left, right):
-        similarity = _jaccard(shingles[match], shingles[row]) if match < row else 0.0
+        similarity = _jaccard(shingles[match], shingles[row])
         if similarity >= threshold and (similarity, -match) > best.get(row, (0.0, 0)):
             best[row] = (similarity, -match)
     return tuple(
@@ -148,7 +150,11 @@ def _mix(values: Hashes) -> Hashes:
 def _candidates(
     shingles: Sequence[Hashes], left: Sequence[int], right: Sequence[int]
 ) -> Iterator[tuple[int, int]]:
-    """The pairs (row of ``left``, row of ``right``) that agree in at least one band, each pair once."""
+    """The pairs (row of ``left``, later row of ``right``) that agree in at least one band, each pair once.
+
+    Of many rows that agree in a band a row is paired with the first and with the last before it alone: else
+    thousands of near copies of one text would make millions of pairs.
+    """
     left, right = ([row for row in rows if len(shingles[row])] for rows in (left, right))
     if not left or not right:
         return
@@ -168,7 +174,11 @@ def _candidates(
         for place, key in zip(shared.tolist(), keys[shared].tolist(), strict=True):
             buckets[key].append(left[place])
         for key, row in zip(keys[many:].tolist(), right, strict=True):
-            fresh = {(match, row) for match in buckets.get(key, ())} - seen
+            bucket = buckets.get(key, [])
+            before = bisect_left(bucket, row)
+            first = max(0, before - _AT_EACH_END)
+            matches = bucket[: min(_AT_EACH_END, first)] + bucket[first:before]
+            fresh = {(match, row) for match in matches} - seen
             seen |= fresh
             yield from fresh
 
