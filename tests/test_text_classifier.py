@@ -114,6 +114,7 @@ def test_every_kind_of_column_gives_the_same_classifier(quick, briefly_fitted, c
         ([True, False, True], "boolean"),
         ([0.5, 2.0, -1.5], "number"),
         (["01", "2", "x"], "text"),
+        (["True", "7", "x"], "text"),
     ],
 )
 def test_labels_come_back_as_they_were_given_even_from_disk(quick, tmp_path, values, kind):
@@ -129,6 +130,21 @@ def test_labels_come_back_as_they_were_given_even_from_disk(quick, tmp_path, val
     assert np.array_equal(loaded.predict_proba(NEW), classifier.predict_proba(NEW))
     if kind != "text":  # there the run has the number's one name
         assert loaded.predict(NEW).tolist() == values
+
+
+def test_true_beside_numbers_is_a_name(quick, tmp_path):
+    values = [True, 7, 8]
+    classifier = TextClassifier(**{**quick, "epochs": 1}).fit(TEXTS, [values[n] for n in NUMBERS])
+    run = classifier.save(tmp_path / "run")
+    assert set(TextClassifier.load(run).classes_) == {"True", "7", "8"}
+
+
+def test_labels_that_are_not_of_their_kind_are_a_damaged_file(fitted, tmp_path):
+    run = fitted.save(tmp_path / "run")
+    labels = json.loads((run / "labels.json").read_text())
+    (run / "labels.json").write_text(json.dumps(labels | {"kind": "integer"}))
+    with pytest.raises(UserError, match="labels of the kind integer"):
+        TextClassifier.load(run)
 
 
 def test_given_validation_rows_choose_and_calibrate(quick):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from newsdesk.data.labels import LabelMatcher
 from newsdesk.data.table import IN_MEMORY, Table
+from newsdesk.files import damaged
 
 if TYPE_CHECKING:
     from newsdesk.evaluation.evaluate import Evaluation
@@ -307,9 +308,14 @@ class TextClassifier:
     def _use(self, path: Path, finalizer: Callable[[], object] | None = None) -> None:
         """Predict with the run or exported model at ``path`` from now on; a folder of an earlier fit goes."""
         from newsdesk.prediction.open_model import find_model
+        from newsdesk.runs.folder import LABELS
 
         labels = find_model(path).labels
-        values = np.array([_READ[labels.kind](name) for name in labels.names])
+        try:
+            values = np.array([_READ[labels.kind](name) for name in labels.names])
+        except ValueError as error:
+            fix = "copy the run again from an undamaged copy"
+            raise damaged(path / LABELS, f"labels of the kind {labels.kind}: {error}", fix=fix) from None
         self._columns = np.argsort(values, kind="stable")
         self.classes_, self.path_, self._loaded = values[self._columns], path, None
         earlier, self._finalizer = getattr(self, "_finalizer", None), finalizer
@@ -376,10 +382,12 @@ def _uneven(texts: int, labels: int) -> ValueError:
 
 def _kind_of(labels: Sequence[Any]) -> LabelKind:
     """What the labels were before they became names."""
-    for kind, types in (("boolean", bool), ("integer", int), ("number", int | float)):
-        if all(isinstance(label, types) for label in labels):
-            return kind  # type: ignore[return-value]
-    return "text"
+    kinds = {type(label) for label in labels}  # True is an int, too, but none to be read from its name
+    if kinds == {bool}:
+        return "boolean"
+    if kinds == {int}:
+        return "integer"
+    return "number" if kinds <= {int, float} else "text"
 
 
 _READ: Mapping[str, Callable[[str], Any]] = {
@@ -408,6 +416,7 @@ def _shown(progress: bool | None) -> Iterator[Callable[[Event], None]]:
     bar = tqdm(desc="training", unit="step", disable=quiet if progress is None else not progress)
 
     def observe(event: Event) -> None:
+        """Move the bar on."""
         if isinstance(event, Started):
             bar.reset(event.steps)
         elif isinstance(event, Step):
