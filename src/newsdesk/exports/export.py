@@ -10,8 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import Tokenizer
-
 from newsdesk import __version__
 from newsdesk.data.duplicates import KNOWN_TEXTS
 from newsdesk.errors import UserError, counted, missing_package
@@ -32,6 +30,7 @@ from newsdesk.exports.parity import (
 )
 from newsdesk.files import make_folder, read_json, remove_empty, sha256_of, write_json
 from newsdesk.model.tokenizer import TextTokenizer, limit_words
+from newsdesk.model.tokenizer_file import open_tokenizer
 from newsdesk.prediction.classifier import Classifier
 from newsdesk.prediction.open_model import RunClassifier, open_model
 from newsdesk.progress import Progress
@@ -234,7 +233,7 @@ def _write_common(run: RunFolder, kind: Kind, model: PreTrainedModel, folder: Pa
     """Configuration, tokenizer and labels: what every kind carries."""
     model.config.save_pretrained(folder)
     shutil.copytree(run.tokenizer, folder, dirs_exist_ok=True)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = open_tokenizer(folder)
     tokenizer.enable_truncation(run.labels.max_length)
     if kind == "merged":  # a graph cuts texts itself
         limit_words(tokenizer, run.labels.max_length)

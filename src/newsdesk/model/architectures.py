@@ -130,6 +130,12 @@ def longest_text(config: Any) -> int | None:
     return positions
 
 
+def vocabulary_of(config: Any) -> int | None:
+    """How many tokens an encoder of this transformers config has embeddings for; None: it does not say."""
+    size: int | None = getattr(config, "vocab_size", None)
+    return size
+
+
 def require_length(config: Any, max_length: int) -> None:
     """Raise UserError when the encoder has fewer positions than ``max_length`` tokens need."""
     longest = longest_text(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import shutil
 import tempfile
 import warnings
@@ -17,10 +18,11 @@ import torch
 
 from newsdesk.config import LoraSection, ModelSection
 from newsdesk.errors import UserError
-from newsdesk.files import write_bytes, write_json
+from newsdesk.files import parsed_json, read_regular, write_bytes, write_json
 from newsdesk.model.adapter_config import AdapterConfig
 from newsdesk.model.architectures import head_modules, target_modules
 from newsdesk.model.base_files import require_plain_base, require_plain_config
+from newsdesk.model.tokenizer_file import TOKENIZER, is_panic, open_tokenizer
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -303,7 +305,7 @@ def _unusable_base(base: object, error: Exception) -> UserError:
     )
 
 
-def _first_fact(error: Exception) -> str:
+def _first_fact(error: BaseException) -> str:
     """The first line of a message that says something; torch heads its lists of faults with a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]
@@ -335,13 +337,16 @@ def copy_tokenizer(base: Path, target: Path) -> None:
     from transformers import AutoTokenizer
 
     try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(str(base))
+        with tempfile.TemporaryDirectory(prefix="newsdesk-tokenizer-") as plain, quiet_transformers():
+            _copy_plain(base, Path(plain))
+            tokenizer = AutoTokenizer.from_pretrained(plain, trust_remote_code=False)
         # Where no file holds a vocabulary, transformers makes up one of special tokens alone.
         names = dict.fromkeys(tokenizer.vocab_files_names.values())
         if not any((base / name).is_file() for name in names):
             raise FileNotFoundError(f"none of {', '.join(names)} is there")
-    except Exception as error:  # transformers raises many kinds for a missing or odd tokenizer
+    except BaseException as error:  # transformers raises many kinds for a missing or odd tokenizer
+        if isinstance(error, UserError) or not (isinstance(error, Exception) or is_panic(error)):
+            raise
         raise UserError(
             f"{base} has no tokenizer that transformers can load",
             found=_first_fact(error),
@@ -357,3 +362,31 @@ def copy_tokenizer(base: Path, target: Path) -> None:
             )
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(temporary, target)
+
+
+_TOKENIZER_FILES = (
+    *(TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json"),
+    *("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model"),
+    *("spm.model", "spiece.model", "sentencepiece.bpe.model"),
+)
+_NAMES_A_FILE = re.compile(r".*_files?|auto_map|name_or_path")
+
+
+def _copy_plain(base: Path, target: Path) -> None:
+    """Copy the files that make a tokenizer, without the settings that name code, or files elsewhere.
+
+    Raises UserError for a tokenizer.json that newsdesk does not support, OSError for what is no plain file.
+    """
+    if (base / TOKENIZER).exists():
+        open_tokenizer(base)
+    for name in _TOKENIZER_FILES:
+        if not (base / name).exists():
+            continue
+        content = read_regular(base / name)
+        if name in ("tokenizer_config.json", "config.json"):
+            settings = parsed_json(content)
+            if not isinstance(settings, dict):
+                raise ValueError(f"no object in {name}")
+            plain = {key: value for key, value in settings.items() if not _NAMES_A_FILE.fullmatch(key)}
+            content = json.dumps(plain).encode()
+        (target / name).write_bytes(content)

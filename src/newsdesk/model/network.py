@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from newsdesk.errors import UserError
-from newsdesk.model.architectures import feature_layer, longest_text
+from newsdesk.model.architectures import feature_layer, longest_text, vocabulary_of
 from newsdesk.model.base_files import require_plain_base
 from newsdesk.model.classifier import quiet_transformers
 from newsdesk.model.encoder import FusedClassifier, fuse, mean_over_tokens, reason_not_fusable
@@ -248,7 +248,8 @@ class TextEmbedder:
         with quiet_transformers():
             self._model = AutoModel.from_pretrained(base, dtype=torch.float32).to(self._device).eval()
         config = self._model.config
-        self._tokenizer = TextTokenizer.from_folder(base, min(max_length, longest_text(config) or max_length))
+        length = min(max_length, longest_text(config) or max_length)
+        self._tokenizer = TextTokenizer.from_folder(base, length, vocabulary=vocabulary_of(config))
         self._pad_id = int(config.pad_token_id or 0)
         self.dimensions = int(config.hidden_size)
 

@@ -5,26 +5,30 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Regex, Tokenizer, normalizers
+from tokenizers import Encoding, Regex, Tokenizer, normalizers
 
 from newsdesk.data.words import VocabularyFit, is_syllable
 from newsdesk.errors import UserError
+from newsdesk.model.tokenizer_file import TOKENIZER, WORD_LIMIT, explained_panics, open_tokenizer, word_limit
 
 TokenIds = NDArray[np.int64]
 
+LONGEST_TEXT = 4_000_000
+"""Characters of a text, at most; the tokenizers library takes about 200 bytes of memory for each."""
+
 _TEXTS_MEASURED = 2000
+_CHARACTERS_AT_ONCE = 4_000_000
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # what SentencePiece falls back to for characters that it lacks
 
 EMPTY_TEXT, NO_KNOWN_TOKEN = "empty text", "no known token"
 """Why a text cannot be classified: the reasons that `TextTokenizer.encode_whole` finds."""
 
-_WORD_LIMIT = "(?#word limit)"  # a comment in its pattern, by which it is recognised
 _PROBES = ("a", "0", ".", "\u7684")  # one of them is a token in any vocabulary
 
 
@@ -117,9 +121,17 @@ class TextTokenizer:
         closing_ids: ids of the special tokens that end every text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, max_length: int | None) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        max_length: int | None,
+        *,
+        vocabulary: int | None = None,
+        path: Path = Path(TOKENIZER),
+    ) -> None:
         """Take ``tokenizer`` over; its own truncation and padding settings are replaced.
 
+        ``vocabulary`` is how many tokens the model knows, if that is to be checked, ``path`` for messages.
         Raises UserError when ``max_length`` leaves no room for a token of the text itself.
         """
         special = tokenizer.num_special_tokens_to_add(is_pair=False)
@@ -137,42 +149,77 @@ class TextTokenizer:
         # The mark that SentencePiece puts before a word says as little as the unknown token.
         self._unknown = {_unknown_id(tokenizer), tokenizer.token_to_id("\u2581")}
         self.max_length = max_length
+        self._vocabulary, self._path = vocabulary, path
 
     @classmethod
-    def from_folder(cls, folder: Path, max_length: int | None) -> TextTokenizer:
+    def from_folder(
+        cls, folder: Path, max_length: int | None, *, vocabulary: int | None = None
+    ) -> TextTokenizer:
         """Read ``tokenizer.json`` of a run or base model.
 
+        ``vocabulary`` is how many tokens the model knows, where texts go to one that does not check it.
         Raises UserError when it is missing or broken, or ``max_length`` too small for it.
         """
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise UserError(
-                f"there is no tokenizer.json in {folder}",
-                fix="newsdesk needs a fast tokenizer: load the base with transformers' AutoTokenizer "
-                "and save_pretrained() it into that folder",
-            )
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises bare Exception for a file it cannot parse
-            raise UserError(f"{path} is not a tokenizer file", found=str(error)) from None
-        steps = tokenizer.normalizer
-        if isinstance(steps, normalizers.Sequence) and _WORD_LIMIT in repr(steps):  # see `limit_words`
-            tokenizer.normalizer = normalizers.Sequence([steps[place] for place in range(1, len(steps))])
-        return cls(tokenizer, max_length)
+        tokenizer = open_tokenizer(folder)
+        with explained_panics(folder / TOKENIZER):
+            steps = tokenizer.normalizer
+            if isinstance(steps, normalizers.Sequence) and WORD_LIMIT in repr(steps):  # see `limit_words`
+                tokenizer.normalizer = normalizers.Sequence([steps[place] for place in range(1, len(steps))])
+            return cls(tokenizer, max_length, vocabulary=vocabulary, path=folder / TOKENIZER)
 
     def encode(self, texts: Sequence[str]) -> list[TokenIds]:
         """Token ids of each text, special tokens included: int64 arrays of at most ``max_length``."""
         return self.encode_whole(texts).ids
 
     def encode_whole(self, texts: Sequence[str]) -> Encoded:
-        """Token ids as by ``encode``, the lengths before cutting, and which texts are unreadable."""
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        """Token ids as by ``encode``, the lengths before cutting, and which texts are unreadable.
+
+        Raises UserError for a text of more than `LONGEST_TEXT` characters, and tokens that the model lacks.
+        """
         cleaned = list(map(_encodable, texts))
-        whole = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(cleaned)]
-        ids = [np.array(self._cut(sequence), dtype=np.int64) for sequence in whole]
+        ids, lengths = [], np.empty(len(cleaned), dtype=np.int64)
+        for place, encoding in enumerate(self._encodings(cleaned)):
+            whole = encoding.ids
+            lengths[place] = len(whole)
+            ids.append(np.array(self._cut(whole), dtype=np.int64))
+        self._require_known(ids)
         reasons = tuple(map(self._reason_unreadable, cleaned, ids))
         special = self._opening + len(self.closing_ids)
-        return Encoded(ids, lengths_of(whole), reasons, _unknown_id(self._tokenizer), special)
+        return Encoded(ids, lengths, reasons, _unknown_id(self._tokenizer), special)
+
+    def _encodings(self, texts: Sequence[str], *, with_offsets: bool = False) -> Iterator[Encoding]:
+        """The library's encodings, of so many characters at once that memory does not grow with the texts."""
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        encode = self._tokenizer.encode_batch if with_offsets else self._tokenizer.encode_batch_fast
+        start = 0
+        while start < len(texts):
+            end, characters = start, 0
+            while end < len(texts) and (end == start or characters + len(texts[end]) <= _CHARACTERS_AT_ONCE):
+                characters += len(texts[end])
+                end += 1
+            if characters > LONGEST_TEXT:
+                raise UserError(
+                    "a text is too long to be classified",
+                    found=f"{characters:,} characters; the model reads a few thousand at most",
+                    fix=f"cut it to {LONGEST_TEXT:,} characters or fewer",
+                )
+            with explained_panics(self._path):
+                found = encode(texts[start:end])
+            yield from found
+            start = end
+
+    def _require_known(self, ids: Sequence[TokenIds]) -> None:
+        """Raise UserError for a token that is not in the model's table."""
+        if self._vocabulary is None or not ids:
+            return
+        highest = int(np.concatenate(ids).max(initial=0))
+        if highest >= self._vocabulary:
+            raise UserError(
+                f"{self._path} makes tokens that the model does not have",
+                found=f"token {highest:,} ({self._tokenizer.id_to_token(highest)!r:.40}); "
+                f"the model has {self._vocabulary:,}, from 0",
+                fix="take tokenizer and model from the same base",
+            )
 
     def fit(self, texts: Sequence[str]) -> VocabularyFit:
         """How well the vocabulary covers the texts; of more than 2,000, of 2,000 spread evenly over them."""
@@ -180,7 +227,7 @@ class TextTokenizer:
         sample = [_encodable(text) for text in texts[::every]]
         unknown_id = _unknown_id(self._tokenizer)
         tokens = unknown = with_letters = letters = syllables = 0
-        for text, encoding in zip(sample, self._tokenizer.encode_batch(sample), strict=True):
+        for text, encoding in zip(sample, self._encodings(sample, with_offsets=True), strict=True):
             of_text = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
             tokens += len(of_text)
             unknown += sum(
@@ -229,13 +276,8 @@ def limit_words(tokenizer: Tokenizer, max_length: int) -> None:
     `TextTokenizer` lifts the limit, to count what it cuts off.
     """
     words = max_length - tokenizer.num_special_tokens_to_add(is_pair=False)
-    word = r"\s*\S+"
-    if isinstance(tokenizer.normalizer, normalizers.BertNormalizer):
-        ideograph, unseen = r"\u3400-\u4DBF\u4E00-\u9FFF\uF900-\uFAFF", r"\s\p{C}"
-        letters = rf"[^{unseen}\p{{P}}{ideograph}][^\s\p{{P}}{ideograph}]*"
-        word = rf"[{unseen}]*(?:[{ideograph}]|\p{{P}}|{letters})"
-    # Atomic groups: a word is never taken apart to make up the number. (?m:.) is any character, \K keeps.
-    limit = normalizers.Replace(Regex(rf"{_WORD_LIMIT}\A(?>{word}){{{words}}}\K(?m:.)*"), "")
+    bert = isinstance(tokenizer.normalizer, normalizers.BertNormalizer)
+    limit = normalizers.Replace(Regex(word_limit(words, bert=bert)), "")
     others = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
     tokenizer.normalizer = normalizers.Sequence([limit, *others])
 

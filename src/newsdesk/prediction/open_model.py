@@ -255,6 +255,7 @@ class MergedClassifier(ExportedClassifier):
             import torch
             import transformers
 
+            from newsdesk.model.architectures import vocabulary_of
             from newsdesk.model.base_files import require_plain_base
             from newsdesk.model.network import choose_device
 
@@ -265,7 +266,8 @@ class MergedClassifier(ExportedClassifier):
             exported.path, dtype=torch.float32, local_files_only=True, use_safetensors=True
         )
         self._model = model.to(self._device).eval()
-        tokenizer = TextTokenizer.from_folder(exported.path, exported.labels.max_length)
+        known = vocabulary_of(self._model.config)
+        tokenizer = TextTokenizer.from_folder(exported.path, exported.labels.max_length, vocabulary=known)
         super().__init__(exported, tokenizer, "transformers")
 
     def _compute(self, input_ids: TokenIds, attention_mask: TokenIds) -> Outputs:
@@ -286,13 +288,15 @@ class RunClassifier(Classifier):
         """Load base model, adapter and tokenizer. Raises as `open_model` does."""
         labels = run.labels
         with needing_train_extra("predicting from a run folder"):
+            from newsdesk.model.architectures import vocabulary_of
             from newsdesk.model.classifier import load_classifier
             from newsdesk.model.network import Network, choose_device
 
             model = load_classifier(_base_of(run, progress), run.adapter, labels.names)
             # Evaluation figures must not depend on the machine: float32 everywhere.
             self._network = Network(model, choose_device(device), "float32").eval()
-        tokenizer = TextTokenizer.from_folder(run.tokenizer, labels.max_length)
+        known = vocabulary_of(model.config)
+        tokenizer = TextTokenizer.from_folder(run.tokenizer, labels.max_length, vocabulary=known)
         engine = f"torch, {self._network.engine}"
         super().__init__(run.path, labels, run.manifest.files, tokenizer, engine)
         self.run = run

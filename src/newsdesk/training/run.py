@@ -26,7 +26,7 @@ from newsdesk.data.load import load_training_data
 from newsdesk.data.table import Table
 from newsdesk.data.words import language_of
 from newsdesk.errors import UserError, counted
-from newsdesk.model.architectures import require_length
+from newsdesk.model.architectures import require_length, vocabulary_of
 from newsdesk.model.catalog import resolve_base
 from newsdesk.model.classifier import AdapterStore, build_classifier, copy_tokenizer
 from newsdesk.model.encoder import keep_freed_memory
@@ -166,7 +166,9 @@ class _Training:
         require_length(model.config, recipe.model.max_length)
         self.tokenizer_files = scratch / "tokenizer"
         copy_tokenizer(self.base.path, self.tokenizer_files)
-        tokenizer = TextTokenizer.from_folder(self.tokenizer_files, recipe.model.max_length)
+        tokenizer = TextTokenizer.from_folder(
+            self.tokenizer_files, recipe.model.max_length, vocabulary=vocabulary_of(model.config)
+        )
         self.store = AdapterStore(model, hub_reference(self.base))
         encoded, held_out = tokenizer.encode_whole(train.texts), tokenizer.encode_whole(validation.texts)
         self.readable = held_out.readable
