@@ -70,16 +70,6 @@ def test_a_changed_byte_of_the_graph_is_found_at_loading(exported):
         open_model(exported)
 
 
-def test_a_graph_that_onnxruntime_cannot_run_says_so(exported):
-    from newsdesk.files import sha256_of
-
-    graph = exported / "onnx" / "model_quantized.onnx"
-    graph.write_bytes(b"no graph at all")
-    tampered(exported, files={"onnx/model_quantized.onnx": sha256_of(graph)})
-    with pytest.raises(UserError, match="onnxruntime cannot run"):
-        open_model(exported)
-
-
 def test_all_files_are_verified_by_name(exported):
     folder = find_exported(exported)
     folder.verify()
@@ -89,6 +79,13 @@ def test_all_files_are_verified_by_name(exported):
     (exported / "config.json").unlink()
     with pytest.raises(UserError, match=r"config\.json is missing or damaged"):
         _ = folder.pad_id
+
+
+@pytest.mark.parametrize("pad", ['"0"', "-1", "1e99", "[0]", "true", str(10**30)])
+def test_a_padding_that_is_no_token_is_damage(exported, pad):
+    (exported / "config.json").write_text(f'{{"pad_token_id": {pad}}}')
+    with pytest.raises(UserError, match=r"config\.json is missing or damaged"):
+        _ = find_exported(exported).pad_id
 
 
 def test_the_fingerprint_changes_with_what_decides_predictions_and_not_with_figures(exported):

@@ -6,8 +6,8 @@ import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import cached_property, partial
+from contextlib import contextmanager, suppress
+from functools import cache, cached_property, partial
 from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.errors import UserError, missing_package
-from newsdesk.files import damaged, open_regular
+from newsdesk.files import damaged
 from newsdesk.model.tokenizer import TextTokenizer, TokenIds, batches_by_tokens, lengths_of, pad
 from newsdesk.prediction.classifier import Classifier
+from newsdesk.prediction.onnx_check import GraphRefusedError, require_plain_graph
 from newsdesk.progress import Progress, counting
 from newsdesk.runs.exported import (
     FEATURES,
@@ -42,6 +43,11 @@ Outputs = Sequence[NDArray[np.float32]]
 
 TOKENS_PER_BATCH = 2048
 """Rows of a batch times its longest row: beyond it a processor gains nothing."""
+MOST_MEMORY = 3 << 30
+"""Bytes for what graphs compute, their weights aside: 50 times what a batch of the largest encoders takes."""
+INPUTS = ("input_ids", "attention_mask")
+"""The inputs of every onnx graph."""
+_FOLDED = 1 << 30  # bytes of a constant that onnxruntime may compute from others while it loads
 _BATCHES_PER_THREAD = 2  # with fewer, threads that finish early wait for long
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 
@@ -105,6 +111,7 @@ class ExportedClassifier(Classifier):
     """A classifier from an exported model: length-sorted batches, padded and handed to its engine."""
 
     tokens_per_batch = TOKENS_PER_BATCH
+    _shape_is_known = False
 
     def __init__(self, exported: ExportedModel, tokenizer: TextTokenizer, engine: str) -> None:
         engine = f"{engine}, {exported.kind}"
@@ -123,24 +130,33 @@ class ExportedClassifier(Classifier):
         batches = batches_by_tokens(lengths, self.tokens_per_batch)
         count = counting(progress, len(sequences), "classifying")
         inputs = [pad([sequences[row] for row in rows], self.exported.pad_id) for rows in batches]
+        if batches and not self._shape_is_known and all(len(rows) == logits.shape[1] for rows in batches):
+            self._require_plausible(self._compute(inputs[0][0][:1], inputs[0][1][:1]), 1)
         for rows, outputs in zip(batches, self._compute_all(inputs), strict=True):
-            self._require_shapes(outputs, len(rows))
+            self._require_plausible(outputs, len(rows))
             logits[rows] = outputs[0]
             if self.off_topic is not None and distances is not None:
                 distances[rows] = self.off_topic.distances(outputs[1], lengths[rows])
             count(len(rows))
         return logits * np.float32(self.folded), distances
 
-    def _require_shapes(self, outputs: Outputs, rows: int) -> None:
-        """Raise UserError where the model was made for other classes or features than its folder says."""
+    def _require_plausible(self, outputs: Outputs, rows: int) -> None:
+        """Raise UserError where the model was made for other classes or features than its folder says.
+
+        And where what it computes are no numbers. Rows and classes that are as many could be exchanged.
+        """
         wanted = [(rows, len(self.label_names))]
         if self.off_topic is not None:
             wanted.append((rows, len(self.off_topic.projection)))
-        found = [output.shape for output in outputs]
-        if found != wanted:
-            raise damaged(
-                self.exported.model, f"it computes {found} where {wanted} is expected", fix=self.exported.fix
-            )
+        shapes = [output.shape for output in outputs]
+        if shapes != wanted:
+            fault = f"it computes {shapes} where {wanted} is expected"
+        elif any(output.dtype != np.float32 or not np.isfinite(output).all() for output in outputs):
+            fault = f"it computes {outputs[0].dtype} where finite float32 numbers are expected"
+        else:
+            self._shape_is_known |= rows != len(self.label_names)
+            return
+        raise damaged(self.exported.model, fault, fix=self.exported.fix)
 
     def _compute_all(self, batches: Sequence[tuple[TokenIds, TokenIds]]) -> Iterable[Outputs]:
         """Outputs of each batch in turn; an engine that computes several at once may override this."""
@@ -170,15 +186,14 @@ class OnnxClassifier(ExportedClassifier):
     ) -> None:
         """Load tokenizer and graph, and check the files' sha256 meanwhile. Raises as `open_model` does."""
         self._threads = threads or default_threads()
-        try:
-            open_regular(exported.model).close()  # onnxruntime would wait for what a pipe may bring
-        except OSError as error:
-            raise damaged(exported.model, str(error), fix=exported.fix) from None
         with ThreadPoolExecutor(1) as helper:  # hashing lets the other threads run
             verified = helper.submit(_check, exported, checks)
             tokenizer = TextTokenizer.from_folder(exported.path, exported.labels.max_length)
             try:
+                require_plain_graph(exported.model, INPUTS, {LOGITS: len(exported.labels.names)})
                 self._session = _open_session(exported.model, self._threads)
+            except OSError as error:
+                raise damaged(exported.model, str(error), fix=exported.fix) from None
             except Exception as error:  # onnxruntime's own classes derive from Exception alone
                 verified.result()  # a damaged file is the better explanation
                 raise _cannot_run(exported.model, error) from error
@@ -188,7 +203,7 @@ class OnnxClassifier(ExportedClassifier):
     def _compute(
         self, input_ids: TokenIds, attention_mask: TokenIds, session: InferenceSession | None = None
     ) -> Outputs:
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs = dict(zip(INPUTS, (input_ids, attention_mask), strict=True))
         try:
             outputs: Outputs = (session or self._session).run(self._wanted, inputs)
         except Exception as error:  # onnxruntime's own classes derive from Exception alone
@@ -214,6 +229,12 @@ class OnnxClassifier(ExportedClassifier):
 
 
 def _cannot_run(model: Path, error: Exception) -> UserError:
+    if isinstance(error, GraphRefusedError):
+        return UserError(
+            f"{model} is not a graph that newsdesk runs",
+            found=str(error),
+            fix="export the run again with newsdesk export, or ask whoever made this for the run",
+        )
     return UserError(
         f"onnxruntime cannot run {model}",
         found=(str(error).splitlines() or ["no reason given"])[0],
@@ -235,10 +256,28 @@ def default_threads() -> int:
     return len({path.read_text() if path.is_file() else str(path) for path in siblings})
 
 
+@cache
+def _limit_memory() -> None:
+    """Let all graphs of this process together take `MOST_MEMORY` for what they compute, and no more."""
+    import onnxruntime
+
+    place = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    with suppress(RuntimeError):  # a program around us has set its own
+        onnxruntime.create_and_register_allocator(place, onnxruntime.OrtArenaCfg({"max_mem": MOST_MEMORY}))
+
+
 def _open_session(model: Path, threads: int) -> InferenceSession:
     import onnxruntime
 
+    _limit_memory()
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.use_env_allocators", "1")  # the one with the limit
+    options.add_session_config_entry(
+        "session.use_device_allocator_for_initializers", "1"
+    )  # weights do not count
+    options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(_FOLDED))
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # it serves batches of one shape; ours differ

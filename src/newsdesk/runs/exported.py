@@ -34,6 +34,7 @@ LOGITS, FEATURES = "logits", "features"
 QUALITY = "quality.json"
 """The figures by which the gate let an export pass."""
 
+_MOST_TOKENS = 1 << 23
 _FITTED = (CALIBRATION, CALIBRATION_ROWS, OFF_TOPIC)
 """What is fitted on held-out rows, and may be again after the export."""
 
@@ -86,7 +87,11 @@ class ExportedModel(ModelFolder):
     @cached_property
     def pad_id(self) -> int:
         """The token id that fills rows up to the longest of their batch."""
-        return int(read_json(self.path / "config.json", fix=self.fix).get("pad_token_id") or 0)
+        file = self.path / "config.json"
+        found = read_json(file, fix=self.fix).get("pad_token_id") or 0
+        if type(found) is not int or not 0 <= found < _MOST_TOKENS:
+            raise damaged(file, f"pad_token_id is {found!r:.40}, which is no token's id", fix=self.fix)
+        return found
 
     def verify(self, name: str | None = None) -> None:
         """Check the files, or the one called ``name``, against the manifest's sha256.

@@ -1,0 +1,299 @@
+"""A stranger's ONNX graph, checked before onnxruntime sees it: `require_plain_graph`.
+
+The file is a protocol buffer; the few of its fields that decide what runs are read here, so that the base
+install needs no other package for it, and weights, which are most of the bytes, are skipped. Every field that
+is not known is refused: what this reader passes over, onnxruntime must not find.
+Source of the numbers: onnx.proto of onnx 1.16 (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+
+from newsdesk.files import open_regular
+
+LARGEST_GRAPH = 2**31 - 1
+"""Bytes of a graph: more, and onnxruntime cannot read it."""
+_MOST_NODES = 20_000  # DeBERTa, traced, has 430 a layer
+_MOST_DIMENSIONS = 8
+_OPSETS = range(11, 27)
+
+_OPERATORS = """
+Abs Add And Cast Ceil Clip Concat Constant ConstantOfShape Cos CumSum DequantizeLinear Div Dropout
+DynamicQuantizeLinear Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm Greater
+GreaterOrEqual Identity IsInf IsNaN LayerNormalization Less LessOrEqual Log LogSoftmax MatMul MatMulInteger
+Max Mean Min Mod Mul Neg Not Or Pow QuantizeLinear Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceSum
+Relu Reshape Round Shape Sigmoid Sign Sin Size Slice Softmax Split Sqrt Squeeze Sub Sum Tanh Tile Transpose
+Trilu Unsqueeze Where Xor
+"""
+_FUSED_OPERATORS = """
+Attention BiasGelu DynamicQuantizeMatMul EmbedLayerNormalization FastGelu FusedMatMul Gelu
+MatMulIntegerToFloat MultiHeadAttention QAttention QuickGelu SkipLayerNormalization
+"""
+_KNOWN = {
+    **dict.fromkeys(("", "ai.onnx"), frozenset(_OPERATORS.split())),
+    "com.microsoft": frozenset(_FUSED_OPERATORS.split()),
+}
+"""What exports of encoders consist of: newsdesk's own, traced ones, and optimum's, in float32 and int8."""
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_FLOAT32, _INT64 = 1, 7
+_SIZES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8}
+"""Bytes of an element by TensorProto.DataType: numbers and truth values, no texts."""
+_TYPED = {4: 4, 5: 1, 7: 1, 10: 8, 11: 1}
+"""Bytes of an element at least, by the field of a TensorProto that holds values other than as raw bytes."""
+
+_MODEL = {1, 2, 3, 4, 5, 6, 7, 8, 14}
+_GRAPH = {1, 2, 5, 10, 11, 12, 13, 14, 16}
+_NODE = {1, 2, 3, 4, 5, 6, 7, 9}
+_ATTRIBUTE = {1, 2, 3, 4, 5, 7, 8, 9, 13, 20}
+_TENSOR = {1, 2, 4, 5, 7, 8, 9, 10, 11, 12, 14, 16}
+_NAMES = {
+    ("model", 20): "training_info",
+    ("model", 25): "functions",
+    ("graph", 15): "sparse_initializer",
+    ("attribute", 6): "a graph inside of a node",
+    ("attribute", 11): "graphs inside of a node",
+    ("tensor", 6): "texts for weights",
+    ("tensor", 13): "external_data: weights in another file",
+    ("tensor", 14): "external_data: weights in another file",
+}
+
+
+class GraphRefusedError(ValueError):
+    """Why a graph is not run, as half a sentence."""
+
+
+@dataclass
+class _Graph:
+    """What is found in a model that the checks need."""
+
+    opsets: dict[str, int] = field(default_factory=dict)
+    inputs: dict[str, tuple[int, list[int | None] | None]] = field(default_factory=dict)
+    outputs: dict[str, tuple[int, list[int | None] | None]] = field(default_factory=dict)
+    weights: set[str] = field(default_factory=set)
+    nodes: int = 0
+
+
+def require_plain_graph(
+    path: Path, inputs: Collection[str], outputs: Mapping[str, int | None], *, limit: int = LARGEST_GRAPH
+) -> None:
+    """Refuse a file that is not one graph of known operators with these inputs and outputs.
+
+    Args:
+        path: of the file.
+        inputs: names of the inputs, int64 of two axes; there may be no others.
+        outputs: names of outputs that must be among the graph's, float32 of two axes, with their columns.
+        limit: bytes of the file, at most.
+
+    Raises GraphRefusedError with what was found, and OSError for what is no regular file.
+    """
+    with open_regular(path) as stream:
+        size = stream.seek(0, 2)
+        if not 0 < size <= limit:
+            raise GraphRefusedError(f"{size:,} bytes, where 1 to {limit:,} are expected")
+        content = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+    try:
+        graph = _read_model(content)
+    except (IndexError, UnicodeDecodeError):
+        raise GraphRefusedError("it is cut off, or no ONNX file") from None
+    _require_interface(graph, inputs, outputs)
+
+
+def _require_interface(graph: _Graph, inputs: Collection[str], outputs: Mapping[str, int | None]) -> None:
+    opset = graph.opsets.get("", graph.opsets.get("ai.onnx"))
+    if opset not in _OPSETS:
+        raise GraphRefusedError(f"opset {opset}, where {_OPSETS[0]} to {_OPSETS[-1]} are known")
+    if not graph.nodes:
+        raise GraphRefusedError("no operator in it")
+    given = {name: kind for name, kind in graph.inputs.items() if name not in graph.weights}
+    if set(given) != set(inputs):
+        raise GraphRefusedError(f"inputs {_listed(given)}, where {_listed(inputs)} are expected")
+    for name, (kind, shape) in given.items():
+        if kind != _INT64 or shape is None or len(shape) != 2 or any(size is not None for size in shape):
+            raise GraphRefusedError(f"input {name} is not int64 of two free axes, (batch, sequence)")
+    for name, columns in outputs.items():
+        if name not in graph.outputs:
+            raise GraphRefusedError(f"outputs {_listed(graph.outputs)}, and no {name}")
+        kind, shape = graph.outputs[name]
+        if kind != _FLOAT32 or (shape is not None and len(shape) != 2):
+            raise GraphRefusedError(f"output {name} is not float32 of two axes")
+        if shape is not None and columns is not None and shape[1] not in (None, columns):
+            raise GraphRefusedError(f"output {name} has {shape[1]} columns, where {columns} are expected")
+
+
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(f"{name:.40}" for name in list(names)[:5]) or "none"
+
+
+def _read_model(content: memoryview) -> _Graph:
+    graph = _Graph()
+    for number, value in _fields(content, "model", _MODEL):
+        if number == 7:
+            _read_graph(_message(value), graph)
+        elif number == 8:
+            opset = dict(_fields(_message(value), "opset", {1, 2}))
+            graph.opsets[_text(opset.get(1, b""))] = _integer(opset.get(2, 0))
+    return graph
+
+
+def _read_graph(content: memoryview, graph: _Graph) -> None:
+    for number, value in _fields(content, "graph", _GRAPH):
+        if number == 1:
+            graph.nodes += 1
+            if graph.nodes > _MOST_NODES:
+                raise GraphRefusedError(f"more than {_MOST_NODES:,} operators")
+            _check_node(_message(value))
+        elif number == 5:
+            graph.weights.add(_check_tensor(_message(value)))
+        elif number in (11, 12):
+            name, kind, shape = _value_info(_message(value))
+            (graph.inputs if number == 11 else graph.outputs)[name] = kind, shape
+
+
+def _check_node(content: memoryview) -> None:
+    operator, domain = "", ""
+    for number, value in _fields(content, "node", _NODE):
+        if number == 4:
+            operator = _text(value)
+        elif number == 7:
+            domain = _text(value)
+        elif number == 5:
+            for inner, tensor in _fields(_message(value), "attribute", _ATTRIBUTE):
+                if inner == 5:
+                    _check_tensor(_message(tensor))
+    if operator not in _KNOWN.get(domain, ()):
+        whose = f" of {domain:.40}" if domain else ""
+        raise GraphRefusedError(f"the operator {operator:.40}{whose}, which encoders do not need")
+
+
+def _check_tensor(content: memoryview) -> str:
+    """The tensor's name. Refuses one whose values are elsewhere, or not as many as its axes say."""
+    name, kind, raw, typed = "", 0, 0, 0
+    dims: list[int] = []
+    for number, value in _fields(content, "tensor", _TENSOR):
+        if number == 1:
+            dims += _integers(value)
+        elif number == 2:
+            kind = _integer(value)
+        elif number == 8:
+            name = _text(value)
+        elif number == 9:
+            raw = len(_message(value))
+        elif number in _TYPED:
+            typed += 1 if isinstance(value, int) else len(value) // _TYPED[number]
+        elif number == 14 and value != 0:
+            raise _unknown("tensor", 14)
+    if kind not in _SIZES:
+        raise GraphRefusedError(f"the tensor {name:.40} of a type that encoders do not need ({kind})")
+    elements = prod(dims)
+    if len(dims) > _MOST_DIMENSIONS or any(size < 0 for size in dims):
+        raise GraphRefusedError(f"the tensor {name:.40} of axes {dims[:_MOST_DIMENSIONS]}")
+    if raw != elements * _SIZES[kind] and not (raw == 0 and elements <= typed):
+        raise GraphRefusedError(f"the tensor {name:.40} says {elements:,} elements and does not hold them")
+    return name
+
+
+def _value_info(content: memoryview) -> tuple[str, int, list[int | None] | None]:
+    """Name, type of the elements and sizes of the axes, None where they are free, of an input or output."""
+    name, kind, shape = "", 0, None
+    for number, value in _fields(content, "value", {1, 2, 3, 4}):
+        if number == 1:
+            name = _text(value)
+        elif number == 2:
+            for of, tensor in _fields(_message(value), "type", {1, 6}):
+                for inner, part in _fields(_message(tensor), "type", {1, 2}) if of == 1 else ():
+                    if inner == 1:
+                        kind = _integer(part)
+                    else:
+                        shape = [_axis(_message(axis)) for _, axis in _fields(_message(part), "shape", {1})]
+    return name, kind, shape
+
+
+def _axis(content: memoryview) -> int | None:
+    return next((_integer(v) for n, v in _fields(content, "axis", {1, 2, 3}) if n == 1), None)
+
+
+def _fields(
+    content: memoryview, message: str, known: Collection[int]
+) -> Iterator[tuple[int, int | memoryview]]:
+    """Numbers and values of a message's fields. Raises IndexError where it is cut off."""
+    place, end = 0, len(content)
+    while place < end:
+        tag = content[place]
+        place += 1
+        if tag >= 0x80:
+            tag, place = _varint(content, place - 1)
+        number, wire = tag >> 3, tag & 7
+        if number not in known:
+            raise _unknown(message, number)
+        if wire == _BYTES:
+            size = content[place]
+            place += 1
+            if size >= 0x80:
+                size, place = _varint(content, place - 1)
+            if place + size > end:
+                raise IndexError
+            yield number, content[place : place + size]
+            place += size
+        elif wire == _VARINT:
+            value, place = _varint(content, place)
+            yield number, value
+        elif wire in (_FIXED32, _FIXED64):
+            size = 4 if wire == _FIXED32 else 8
+            if place + size > end:
+                raise IndexError
+            yield number, content[place : place + size]
+            place += size
+        else:
+            raise IndexError
+
+
+def _varint(content: memoryview, place: int) -> tuple[int, int]:
+    """A number of up to 64 bits, and the place behind it; those of 63 bits and a sign stay signed."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = content[place]
+        place += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value - (1 << 64) if value >= 1 << 63 else value, place
+    raise IndexError
+
+
+def _integers(value: int | memoryview) -> list[int]:
+    """Values of a repeated number, packed or not."""
+    if isinstance(value, int):
+        return [value]
+    found, place = [], 0
+    while place < len(value):
+        number, place = _varint(value, place)
+        found.append(number)
+    return found
+
+
+def _message(value: int | memoryview) -> memoryview:
+    if isinstance(value, int):
+        raise IndexError
+    return value
+
+
+def _integer(value: int | memoryview) -> int:
+    if not isinstance(value, int):
+        raise IndexError
+    return value
+
+
+def _text(value: int | memoryview | bytes) -> str:
+    if isinstance(value, int):
+        raise IndexError
+    return str(value, "utf-8")
+
+
+def _unknown(message: str, number: int) -> GraphRefusedError:
+    what = _NAMES.get((message, number), f"field {number} in a {message}: no ONNX file, or a damaged one")
+    return GraphRefusedError(what)

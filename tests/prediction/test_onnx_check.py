@@ -1,0 +1,257 @@
+"""A stranger's graph is checked before it runs, and what it cannot compute is one sentence."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from newsdesk.errors import UserError
+from newsdesk.files import sha256_of
+from newsdesk.prediction.onnx_check import GraphRefusedError, require_plain_graph
+from newsdesk.prediction.open_model import INPUTS, open_model
+from tiny_exports import LABELS, build_exported, tampered
+
+FILE = "onnx/model_quantized.onnx"
+LARGE = 1 << 17  # squared, 64 GB of float32
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    return build_exported(tmp_path_factory.mktemp("built") / "exported")
+
+
+@pytest.fixture
+def exported(built, tmp_path):
+    return shutil.copytree(built, tmp_path / "exported")
+
+
+@pytest.fixture
+def model(built):
+    """The graph of the export, to be changed."""
+    found = ModelProto()
+    found.ParseFromString((built / FILE).read_bytes())
+    return found
+
+
+def put(exported: Path, model: ModelProto) -> Path:
+    """Make it the export's graph, as a stranger would who seals what they made."""
+    (exported / FILE).write_bytes(model.SerializeToString())
+    tampered(exported, files={FILE: sha256_of(exported / FILE)})
+    return exported
+
+
+def constant(model, name, values, dtype=np.int64):
+    model.graph.initializer.append(numpy_helper.from_array(np.array(values, dtype=dtype), name))
+    return name
+
+
+def after_logits(model, operator, *inputs, **attributes):
+    """Let one more operator compute the logits, of ``plain`` ones and of ``inputs``."""
+    model.graph.node[-1].output[0] = "plain"
+    model.graph.node.append(helper.make_node(operator, ["plain", *inputs], ["logits"], **attributes))
+
+
+def an_endless_loop(model):
+    body = helper.make_graph([], "body", [], [])
+    model.graph.node.append(helper.make_node("Loop", ["", ""], ["x"], body=body))
+
+
+def a_branch(model):
+    inner = helper.make_graph([], "inner", [], [])
+    model.graph.node.append(helper.make_node("Identity", ["mask"], ["x"], then_branch=inner))
+
+
+def a_function(model):
+    opsets = [helper.make_opsetid("", 17)]
+    model.functions.append(helper.make_function("mine", "f", ["x"], ["x"], [], opsets))
+
+
+def an_operator_of_others(model):
+    model.graph.node.append(helper.make_node("Run", ["mask"], ["x"], domain="mine"))
+
+
+def weights_elsewhere(model):
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../secret")
+
+
+def more_axes_than_bytes(model):
+    model.graph.initializer[0].dims[0] = 1 << 40
+
+
+def a_constant_without_its_bytes(model):
+    tensor = TensorProto(data_type=TensorProto.FLOAT, dims=[1 << 34])
+    model.graph.node.append(helper.make_node("Constant", [], ["x"], value=tensor))
+
+
+def sparse_weights(model):
+    model.graph.sparse_initializer.add(dims=[1 << 40])
+
+
+def texts(model):
+    model.graph.initializer.append(helper.make_tensor("t", TensorProto.STRING, [1], [b"x"]))
+
+
+def a_third_input(model):
+    model.graph.input.append(helper.make_tensor_value_info("token_type_ids", TensorProto.INT64, ["b", "s"]))
+
+
+def another_name_for_an_input(model):
+    model.graph.input[0].name = "ids"
+
+
+def inputs_of_floats(model):
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
+
+
+def inputs_of_a_fixed_length(model):
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1 << 20
+
+
+def no_logits(model):
+    model.graph.output[0].name = "scores"
+
+
+def logits_of_another_type(model):
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+
+
+def logits_of_another_width(model):
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 7
+
+
+def an_old_opset(model):
+    model.opset_import[0].version = 3
+
+
+def a_newer_opset(model):
+    model.opset_import[0].version = 99
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (an_endless_loop, "a graph inside of a node"),
+        (a_branch, "a graph inside of a node"),
+        (a_function, "functions"),
+        (an_operator_of_others, "the operator Run of mine"),
+        (weights_elsewhere, "external_data"),
+        (more_axes_than_bytes, "does not hold them"),
+        (a_constant_without_its_bytes, "does not hold them"),
+        (sparse_weights, "sparse_initializer"),
+        (texts, "texts for weights"),
+        (a_third_input, "inputs input_ids, attention_mask, token_type_ids, where"),
+        (another_name_for_an_input, "inputs ids, attention_mask, where"),
+        (inputs_of_floats, "input input_ids is not int64"),
+        (inputs_of_a_fixed_length, "input input_ids is not int64 of two free axes"),
+        (no_logits, "outputs scores, and no logits"),
+        (logits_of_another_type, "output logits is not float32"),
+        (logits_of_another_width, "has 7 columns, where 3 are expected"),
+        (an_old_opset, "opset 3"),
+        (a_newer_opset, "opset 99"),
+    ],
+)
+def test_what_no_export_of_an_encoder_has_is_refused_by_name(exported, model, change, found):
+    change(model)
+    with pytest.raises(UserError, match="is not a graph that newsdesk runs") as refused:
+        open_model(put(exported, model))
+    assert found in str(refused.value.found)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no graph at all", b"\x00" * 99, b"\xff" * 99, b"\x3a\xff\xff\x03"]
+)
+def test_what_is_no_graph_is_said_to_be_none(exported, content):
+    (exported / FILE).write_bytes(content)
+    tampered(exported, files={FILE: sha256_of(exported / FILE)})
+    with pytest.raises(UserError, match="is not a graph that newsdesk runs"):
+        open_model(exported)
+
+
+def test_a_graph_cut_off_anywhere_or_with_any_byte_changed_is_refused_or_read(built, tmp_path):
+    content = (built / FILE).read_bytes()
+    file = tmp_path / "model.onnx"
+    for place in range(0, len(content), 7):
+        for changed in (content[:place], content[:place] + b"\xff" + content[place + 1 :]):
+            file.write_bytes(changed)
+            try:
+                require_plain_graph(file, INPUTS, {"logits": 3})
+            except GraphRefusedError:
+                continue
+
+
+def test_a_graph_larger_than_the_limit_is_not_read(built):
+    with pytest.raises(GraphRefusedError, match="bytes, where 1 to 100 are expected"):
+        require_plain_graph(built / FILE, INPUTS, {}, limit=100)
+
+
+def of_constants(model):
+    after_logits(model, "Add", "huge")
+    node = helper.make_node("ConstantOfShape", [constant(model, "shape", [LARGE, LARGE])], ["huge"])
+    model.graph.node.insert(0, node)
+
+
+def repeated(model):
+    after_logits(model, "Tile", constant(model, "times", [LARGE, LARGE]))
+
+
+def spread(model):
+    after_logits(model, "Expand", constant(model, "shape", [LARGE, LARGE, 1, 1]))
+
+
+def counted(model):
+    start, stop, step = (constant(model, name, value) for name, value in (("a", 0), ("b", 1 << 36), ("c", 1)))
+    model.graph.node.insert(0, helper.make_node("Range", [start, stop, step], ["numbers"]))
+    model.graph.node.insert(1, helper.make_node("Cast", ["numbers"], ["huge"], to=1))
+    after_logits(model, "Add", "huge")
+
+
+def multiplied(model):
+    sides = (
+        constant(model, "a", np.ones((LARGE, 1)), np.float32),
+        constant(model, "b", np.ones((1, LARGE)), np.float32),
+    )
+    model.graph.node.insert(0, helper.make_node("MatMul", sides, ["huge"]))
+    after_logits(model, "Add", "huge")
+
+
+@pytest.mark.parametrize("change", [of_constants, repeated, spread, counted, multiplied])
+def test_what_would_take_more_memory_than_any_encoder_is_a_sentence(exported, model, change):
+    change(model)
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    with pytest.raises(UserError, match="onnxruntime cannot run"):
+        open_model(put(exported, model)).predict_logits(["goal coach"])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_logits_the_wrong_way_round_are_found_for_any_number_of_texts(exported, model, rows):
+    after_logits(model, "Transpose", perm=[1, 0])
+    with pytest.raises(UserError, match="missing or damaged") as refused:
+        open_model(put(exported, model)).predict_logits(["goal coach"] * rows)
+    assert "where [(1, 3)] is expected" in str(refused.value) or rows == 2
+    assert len(LABELS) == 3
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_logits_that_are_no_numbers_are_refused(exported, model, bad):
+    after_logits(model, "Add", constant(model, "bad", bad, np.float32))
+    with pytest.raises(UserError, match="missing or damaged") as refused:
+        open_model(put(exported, model)).predict_logits(["goal coach"])
+    assert "finite float32 numbers are expected" in str(refused.value.found)
+
+
+def test_a_table_without_the_tokenizers_words_is_a_sentence(exported, model):
+    weights = model.graph.initializer[0]
+    weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights)[:5], weights.name))
+    with pytest.raises(UserError, match="onnxruntime cannot run") as refused:
+        open_model(put(exported, model)).predict_logits(["goal coach"])
+    assert "out of data bounds" in str(refused.value.found)
