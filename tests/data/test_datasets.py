@@ -10,7 +10,8 @@ import pytest
 
 from newsdesk.data.load import DATA_SETS, folder_splits, load_split, pull
 from newsdesk.errors import UserError
-from newsdesk.hub.source import Fetched, HubSource, PypiSource
+from newsdesk.hub.pypi import PypiSource
+from newsdesk.hub.source import Fetched, HubSource
 
 
 @pytest.fixture

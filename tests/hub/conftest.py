@@ -6,7 +6,8 @@ import hashlib
 import json
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,6 +29,7 @@ class HubStandIn:
     Paths are ``models/ORG/NAME`` and ``datasets/ORG/NAME``; files ending in .safetensors and .parquet lie in
     large file storage. ``altered`` serves other bytes than the listing states, ``cuts`` breaks so many
     transfers of a file off in the middle, ``refusal`` answers everything with (status, error code).
+    ``instead`` answers the requests of a path, or of all files that are called so, in its own way.
     """
 
     endpoint: str = ""
@@ -35,6 +37,7 @@ class HubStandIn:
     altered: dict[str, bytes] = field(default_factory=dict)
     cuts: dict[str, int] = field(default_factory=dict)
     refusal: tuple[int, str] | None = None
+    instead: dict[str, Callable[[BaseHTTPRequestHandler], None]] = field(default_factory=dict)
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
 
     def listing(self, repository: str) -> bytes:
@@ -70,7 +73,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, *, with_body: bool) -> None:
         path = unquote(urlsplit(self.path).path).strip("/")
         self.hub.asked.append((self.command, path, self.headers.get("Authorization")))
-        if self.hub.refusal is not None:
+        own = self.hub.instead.get(path) or self.hub.instead.get(path.rpartition("/")[2])
+        if own is not None:
+            self.close_connection = True
+            with suppress(OSError):  # whoever asked has had enough
+                own(self)
+        elif self.hub.refusal is not None:
             self._refuse(*self.hub.refusal)
         elif path.startswith("api/"):
             repository = path.removeprefix("api/")

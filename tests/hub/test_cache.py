@@ -18,7 +18,7 @@ import pytest
 
 from newsdesk.errors import UserError
 from newsdesk.hub.cache import RECORD, Slot, cache_folder, resolve
-from newsdesk.hub.source import Fetched, SourceUnavailableError, reporting_growth
+from newsdesk.hub.source import Fetched, SourceUnavailableError
 from newsdesk.progress import silent
 
 CONTENT = b"weights"
@@ -209,25 +209,3 @@ def test_other_faults_of_the_system_stay_as_they_are(source):
     source.failure = OSError(errno.EIO, "Input/output error")
     with pytest.raises(OSError, match="Input/output"):
         fill(source)
-
-
-def test_growth_is_reported_while_it_happens_and_never_beyond_the_total(tmp_path, monkeypatch):
-    monkeypatch.setattr("newsdesk.hub.source._REPORT_SECONDS", 0.01)
-    reports = []
-    with reporting_growth(tmp_path, 4, "growing", lambda done, _total, _what: reports.append(done)):
-        for size in (3, 9):
-            (tmp_path / "file").write_bytes(bytes(size))
-            while reports[-1] != min(size, 4):
-                time.sleep(0.005)
-    assert reports[0] == 0
-    assert reports == sorted(reports)
-    assert reports[-1] == 4
-
-
-def test_a_file_that_vanishes_while_it_is_measured_counts_nothing(tmp_path):
-    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
-    (tmp_path / "here").write_bytes(b"1234")
-    reports = []
-    with reporting_growth(tmp_path, None, "growing", lambda *report: reports.append(report)):
-        pass
-    assert reports == [(0, None, "growing"), (4, None, "growing")]

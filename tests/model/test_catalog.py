@@ -9,7 +9,8 @@ import json
 import pytest
 
 from newsdesk.errors import UserError
-from newsdesk.hub.source import Fetched, HubSource, PypiSource, SourceUnavailableError
+from newsdesk.hub.pypi import PypiSource
+from newsdesk.hub.source import Fetched, HubSource, SourceUnavailableError
 from newsdesk.model import catalog
 from newsdesk.model.catalog import BASE_MODELS, resolve_base, resolve_config
 

@@ -25,7 +25,8 @@ from newsdesk.data.table import IN_MEMORY, Table
 from newsdesk.errors import UserError, counted
 from newsdesk.files import write_bytes
 from newsdesk.hub.cache import Slot, resolve
-from newsdesk.hub.source import HubSource, PypiSource, Source
+from newsdesk.hub.pypi import PypiSource
+from newsdesk.hub.source import HubSource, Source
 from newsdesk.progress import Progress
 
 _FLAG = "--data"

@@ -12,10 +12,11 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, Literal
 
-from newsdesk.errors import UserError
+from newsdesk.errors import UserError, listed
 from newsdesk.files import parsed_json, read_regular, sha256_of
 from newsdesk.hub.cache import Slot, resolve
-from newsdesk.hub.source import HubSource, PypiSource, Source
+from newsdesk.hub.pypi import PypiSource
+from newsdesk.hub.source import HubSource, Source
 from newsdesk.progress import Progress
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -193,13 +194,21 @@ SHARDED_WEIGHTS = "model.safetensors.index.json"
 
 # Only what transformers reads for an encoder and its tokenizer, and nothing that can hold a pickle.
 MODEL_FILES = (
-    "*.json",
-    "*.txt",
-    WEIGHTS,
-    "model-*-of-*.safetensors",
+    CONFIG,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "bpe.codes",
     "spm.model",
     "spiece.model",
     "sentencepiece.bpe.model",
+    WEIGHTS,
+    SHARDED_WEIGHTS,
+    "model-*-of-*.safetensors",
 )
 
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
@@ -219,7 +228,7 @@ def check_model_files(where: str, names: Collection[str]) -> None:
     if pickles:
         raise UserError(
             f"{where} has its weights only as a pickle, which newsdesk never loads",
-            found=", ".join(pickles),
+            found=listed(pickles, 5),
             fix='convert them once where you trust them: python -c "from transformers import AutoModel; '
             "AutoModel.from_pretrained('OLD').save_pretrained('NEW', safe_serialization=True)\", save the "
             "tokenizer beside them, and give --base NEW",

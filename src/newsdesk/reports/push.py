@@ -15,7 +15,6 @@ from newsdesk import __version__
 from newsdesk.data.duplicates import KNOWN_TEXTS
 from newsdesk.errors import UserError
 from newsdesk.files import sha256_of
-from newsdesk.hub.source import without_progress_bars
 from newsdesk.reports.facts import RunFacts
 from newsdesk.reports.model_card import card_text, existing_card, require_readable_metadata
 from newsdesk.runs.exported import KINDS, find_exported
@@ -134,7 +133,7 @@ def push(
     from huggingface_hub import CommitOperationDelete, HfApi
 
     api = HfApi(library_name="newsdesk", library_version=__version__)
-    with _explained(repo_id), nullcontext() if progress_bars else without_progress_bars():
+    with _explained(repo_id), nullcontext() if progress_bars else _without_progress_bars():
         there = _repository(api, repo_id, private=private, revision=revision)
         pushed, card = _earlier_push(api, there)
         if card is not None:
@@ -312,6 +311,21 @@ def _earlier_push(api: HfApi, there: ModelInfo) -> tuple[set[str], str | None]:
         pushed = read_stored(manifest, Manifest, fix="choose another name").files
         edited = sha256_of(card) != pushed.get(CARD)
         return set(pushed), card.read_text(encoding="utf-8") if edited else None
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Keep the Hub client's own bars off the terminal: progress is the command line's to show."""
+    from huggingface_hub import utils
+
+    if utils.are_progress_bars_disabled():  # type: ignore[attr-defined]
+        yield
+        return
+    utils.disable_progress_bars()  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        utils.enable_progress_bars()  # type: ignore[attr-defined]
 
 
 @contextmanager
