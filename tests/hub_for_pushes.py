@@ -10,8 +10,8 @@ import base64
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -52,6 +52,7 @@ class PushableHub:
         owner: the only organisation that the token may write to.
         cuts: so many uploads of a large file, by its size, are broken off in the middle.
         refusals: answers to requests whose path contains the key: status and message.
+        instead: answers requests whose path contains the key in its own way.
         meanwhile: called before a commit is taken, as if someone else had pushed.
     """
 
@@ -61,6 +62,7 @@ class PushableHub:
     large: dict[str, bytes] = field(default_factory=dict)
     cuts: dict[int, int] = field(default_factory=dict)
     refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
+    instead: dict[str, Callable[[BaseHTTPRequestHandler], None]] = field(default_factory=dict)
     meanwhile: Any = None
     asked: list[tuple[str, str]] = field(default_factory=list)
 
@@ -94,6 +96,12 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path).strip("/")
         self.hub.asked.append((self.command, path))
         length = int(self.headers.get("Content-Length") or 0)
+        for part, answer in self.hub.instead.items():
+            if part in path:
+                self.close_connection = True
+                with suppress(OSError):  # whoever asked has had enough
+                    answer(self)
+                return
         try:
             for part, (status, message) in self.hub.refusals.items():
                 if part in path:

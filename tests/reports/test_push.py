@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from hub_for_pushes import TOKEN, PushableHub, Repository, serving
 from newsdesk.cli import cli
 from newsdesk.errors import UserError
 from newsdesk.files import sha256_of
+from newsdesk.hub import transfer
+from newsdesk.reports import push as pushing
 from newsdesk.reports.model_card import END
 from newsdesk.reports.push import plan_push
 from newsdesk.runs.folder import RunFolder
@@ -296,3 +300,43 @@ def test_places_on_this_machine_and_a_base_that_others_lack_are_told_before(run,
     rows = RowFacts("ag_news", 1, "0")
     RunFolder(run).seal(replace(known, base=base, data=DataFacts(None, rows, rows)))
     assert plan_push(run, REPO).notes == (recognised,)
+
+
+def silent_server(_handler):
+    threading.Event().wait(1)
+
+
+def large(handler):
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(150):
+        handler.wfile.write(bytes(1 << 20))
+    threading.Event().wait(0.5)
+
+
+def asks_to_wait(handler):
+    handler.send_response(503)
+    handler.send_header("Retry-After", "3600")
+    handler.send_header("Content-Length", "0")
+    handler.end_headers()
+
+
+@pytest.mark.parametrize("answer", [silent_server, asks_to_wait])
+@pytest.mark.parametrize("path", ["api/repos/create", "api/models/desk/wire", "commit/main"])
+def test_a_hub_that_lets_us_wait_is_given_up(hub, run, monkeypatch, path, answer):
+    monkeypatch.setattr(transfer, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(transfer, "LEAST_RATE", 1 << 30)
+    monkeypatch.setattr(pushing, "COMMIT_SECONDS", 0.5)
+    monkeypatch.setattr(_http.time, "sleep", threading.Event().wait)
+    hub.instead[path] = answer
+    began = time.monotonic()
+    refused = refusal_of(run)
+    assert "cannot be reached" in refused.wrong or "did not accept" in refused.wrong
+    assert time.monotonic() - began < 5
+
+
+def test_a_large_answer_does_not_fill_the_memory(hub, run, monkeypatch):
+    monkeypatch.setattr(transfer, "_MOST_MEMORY", 50 << 20)
+    monkeypatch.setattr(transfer, "_REPORT_SECONDS", 0.01)
+    hub.instead["api/models/desk/wire"] = large
+    assert "bytes of memory" in str(refusal_of(run).found)

@@ -8,6 +8,7 @@ with the Hub client's session, so that proxies and certificates are those that w
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -38,6 +39,7 @@ PAUSE_SECONDS = 1.0
 """Before a transfer that broke off is resumed."""
 
 _REPORT_SECONDS = 0.25
+_MOST_MEMORY = 1 << 30  # for an answer that the Hub's client reads whole
 _MOST_WAITS = 2
 _MOST_REDIRECTS = 5
 _MOST_RESUMES = 5  # without a `_WORTHWHILE` part of the file in between
@@ -149,12 +151,14 @@ def _wait(
     most: int | None,
 ) -> None:
     size = counted_size = 0
-    stall = watch.patience
+    stall, before = watch.patience, _memory()
     since = began = time.monotonic()
     while not ended.wait(_REPORT_SECONDS):
         now = time.monotonic()
         if folder is not None:
             size = max(size, _size_of(folder))
+        if folder is None and _memory() - before > _MOST_MEMORY:
+            raise TransferError(f"its answer takes more than {_MOST_MEMORY:,} bytes of memory")
         if most is not None and size > most:
             raise TransferError(f"more than {most:,} bytes arrived")
         if size - counted_size >= LEAST_BYTES:
@@ -169,6 +173,15 @@ def _wait(
         waits = watch.note or ("waiting for the server" if now - since > stall / 2 else "")
         shown = f"{what}: {waits}" if waits else what
         progress(size if total is None else min(size, total), total, shown)
+
+
+def _memory() -> int:
+    """The most bytes of memory that this process has had; 0 where the system does not say."""
+    if sys.platform != "linux":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def _size_of(folder: Path) -> int:

@@ -9,12 +9,15 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from newsdesk import __version__
 from newsdesk.data.duplicates import KNOWN_TEXTS
 from newsdesk.errors import UserError
-from newsdesk.files import sha256_of
+from newsdesk.files import read_regular, sha256_of
+from newsdesk.hub import transfer
+from newsdesk.hub.transfer import watched
+from newsdesk.progress import silent
 from newsdesk.reports.facts import RunFacts
 from newsdesk.reports.model_card import card_text, existing_card, require_readable_metadata
 from newsdesk.runs.exported import KINDS, find_exported
@@ -24,6 +27,11 @@ from newsdesk.stored import read_stored, stored_bytes
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo
+
+T = TypeVar("T")
+
+COMMIT_SECONDS = 30.0
+"""For a commit, besides what its bytes take at the least rate of a transfer."""
 
 _PARTS = (
     *("labels.json", "log.jsonl", "metrics.json", "recipe.toml"),
@@ -139,12 +147,15 @@ def push(
         if card is not None:
             plan = plan_push(run_path, repo_id, with_exports=with_exports, card=card)
         removed = sorted((pushed & _names(there)) - {upload.path_in_repo for upload in plan.uploads})
-        commit = api.create_commit(
+        size = sum(upload.upload_info.size for upload in plan.uploads)
+        commit = _asked(
+            api.create_commit,
             repo_id,
             [*(CommitOperationDelete(name, is_folder=False) for name in removed), *plan.uploads],
             commit_message=message or f"A run of newsdesk {__version__}",
             revision=revision,
             parent_commit=there.sha,
+            seconds=COMMIT_SECONDS + size / transfer.LEAST_RATE,
         )
     url = f"{api.endpoint}/{repo_id}" + (f"/tree/{revision}" if revision else "")
     return Push(plan, url, commit.oid, private, commit.oid != there.sha, tuple(removed))
@@ -274,10 +285,10 @@ def _repository(api: HfApi, repo_id: str, *, private: bool, revision: str | None
 
     Raises UserError when its visibility is not the one asked for, or it contains something other than a run.
     """
-    api.create_repo(repo_id, private=private, exist_ok=True)
+    _asked(api.create_repo, repo_id, private=private, exist_ok=True)
     if revision is not None:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    there = api.model_info(repo_id, revision=revision)
+        _asked(api.create_branch, repo_id, branch=revision, exist_ok=True)
+    there = _asked(api.model_info, repo_id, revision=revision)
     if bool(there.private) != private:
         raise UserError(
             f"{repo_id} is {'public: everybody would see the run' if private else 'private, and stays so'}",
@@ -304,13 +315,18 @@ def _earlier_push(api: HfApi, there: ModelInfo) -> tuple[set[str], str | None]:
     if not _names(there) >= {CARD, MANIFEST}:
         return set(), None
     with tempfile.TemporaryDirectory() as folder:
-        card, manifest = (
-            Path(api.hf_hub_download(there.id, name, revision=there.sha, local_dir=folder))
-            for name in (CARD, MANIFEST)
-        )
+        for name in (CARD, MANIFEST):
+            _asked(api.hf_hub_download, there.id, name, revision=there.sha, local_dir=folder)
+        card, manifest = Path(folder, CARD), Path(folder, MANIFEST)
         pushed = read_stored(manifest, Manifest, fix="choose another name").files
         edited = sha256_of(card) != pushed.get(CARD)
-        return set(pushed), card.read_text(encoding="utf-8") if edited else None
+        return set(pushed), read_regular(card).decode(errors="replace") if edited else None
+
+
+def _asked(ask: Callable[..., T], *arguments: Any, seconds: float | None = None, **named: Any) -> T:
+    """What the Hub's client returns, or TransferError when it takes longer than a server may."""
+    limit = transfer.ANSWER_SECONDS if seconds is None else seconds
+    return watched(lambda _watch: ask(*arguments, **named), "asking the Hub", silent, stall=limit)
 
 
 @contextmanager
