@@ -78,6 +78,9 @@ class LoraSection(Section):
     targets: Names = Field(
         ("query-value",), description="'query-value', 'attention', 'all-linear', or module names"
     )
+    layers: Annotated[str, Field(pattern=r"^(all|top-[1-9][0-9]{0,2})$")] = Field(
+        "all", description="'all', or 'top-3': the last three; those below are computed once and kept"
+    )
     bias: Literal["none", "all", "lora_only"] = Field("none", description="which biases are trained too")
     rslora: bool = Field(False, description="scale by alpha/sqrt(rank) (Kalajdzievski, 2023)")
     dora: bool = Field(False, description="weight-decomposed adapters (Liu et al., 2024)")

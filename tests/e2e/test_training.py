@@ -181,3 +181,28 @@ def test_a_flag_that_differs_from_the_run_s_recipe_is_refused(newsdesk, run, des
     outcome = newsdesk("train", *desk.flags, "--epochs", "11", "--out", run, "--resume")
     assert outcome.code == 1
     assert "training.epochs = 10.0, asked for 11.0" in outcome.err
+
+
+def test_adapters_on_the_top_layers_go_the_whole_way(newsdesk, desk, tmp_path, monkeypatch):
+    monkeypatch.setenv("NEWSDESK_CACHE", str(tmp_path / "cache"))
+    top = ["--set", "lora.layers=top-1"]
+    planned = newsdesk("train", *desk.flags, *top, "--dry-run", "--json").json
+    out = tmp_path / "run"
+    trained = newsdesk("train", *desk.flags, *top, "--out", out)
+    assert trained.code == 0, trained.err
+    assert "the lower 1 of 2 layers computed once" in trained.err
+    assert planned["trainable"] < newsdesk("train", *desk.flags, "--dry-run", "--json").json["trainable"]
+
+    evaluated = newsdesk("evaluate", out, "--data", desk.test, "--json")
+    assert evaluated.json["metrics"]["accuracy"] > 0.75  # a third by chance
+    asked = ["goal coach league", "--json", "--probabilities"]
+    probabilities = newsdesk("predict", out, *asked).json["predictions"][0]["probabilities"]
+    for kind in ("merged", "onnx-fp32"):
+        assert newsdesk("export", out, "--to", kind).code == 0
+        exported = newsdesk("predict", out / "export" / kind, *asked).json["predictions"][0]["probabilities"]
+        assert exported == pytest.approx(probabilities, abs=1e-3)
+    imported = tmp_path / "imported"
+    told = ["--labels", ",".join(probabilities), "--max-length", "32"]
+    outcome = newsdesk("import-adapter", out / "adapter", *told, "--out", imported)
+    assert outcome.code == 0, outcome.err
+    assert newsdesk("predict", imported, "goal coach league").code == 0

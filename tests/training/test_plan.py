@@ -306,6 +306,13 @@ def test_a_token_costs_four_operations_per_weight_of_the_encoders_linear_layers(
     assert training_flops_per_token(roberta) == 4 * 12 * (4 * 768**2 + 2 * 768 * 3072)
 
 
+def test_layers_below_the_adapters_are_computed_in_one_epoch_and_need_no_gradient() -> None:
+    recipe = load_recipe("seed", overrides=["lora.layers=top-3"]).recipe
+    roberta = outline_classifier(resolve_config("roberta-base"), 4, recipe.model, recipe.lora)
+    layer = 4 * 768**2 + 2 * 768 * 3072
+    assert training_flops_per_token(roberta, epochs=5.0) == pytest.approx((4 * 3 + 2 * 9 / 5) * layer)
+
+
 def test_albert_pays_for_its_shared_layers_at_every_pass() -> None:
     recipe = load_recipe("seed").recipe
     config = {

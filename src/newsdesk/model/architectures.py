@@ -187,6 +187,30 @@ def target_modules(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
     return list(targets)
 
 
+def adapted_layers(config: Any, layers: str) -> list[int] | None:
+    """The numbers of the layers that carry adapters, as PEFT's ``layers_to_transform``; None: all of them.
+
+    ``layers`` is "all" or "top-N". Raises UserError where the encoder of this transformers config has fewer,
+    or where all its layers are one and the same.
+    """
+    if layers == "all":
+        return None
+    there, top = int(config.num_hidden_layers), int(layers.removeprefix("top-"))
+    if getattr(config, "num_hidden_groups", None):
+        raise UserError(
+            f"the layers of a {config.model_type} encoder share their weights",
+            found=f"lora.layers = {layers}",
+            fix="use --set lora.layers=all",
+        )
+    if top > there:
+        raise UserError(
+            f"the base model has {there} layers",
+            found=f"lora.layers = {layers}",
+            fix="use --set lora.layers=all",
+        )
+    return list(range(there - top, there))
+
+
 def head_modules(model: PreTrainedModel, *, train_pooler: bool) -> list[str]:
     """Names of the modules trained in full and stored whole beside the adapter (PEFT's ``modules_to_save``).
 

@@ -20,7 +20,7 @@ from newsdesk.config import LoraSection, ModelSection
 from newsdesk.errors import UserError
 from newsdesk.files import parsed_json, read_regular, write_bytes, write_json
 from newsdesk.model.adapter_config import AdapterConfig
-from newsdesk.model.architectures import head_modules, target_modules
+from newsdesk.model.architectures import adapted_layers, head_modules, target_modules
 from newsdesk.model.base_files import require_plain_base, require_plain_config
 from newsdesk.model.tokenizer_file import TOKENIZER, is_panic, open_tokenizer
 
@@ -287,6 +287,7 @@ def _add_adapters(classifier: PreTrainedModel, model: ModelSection, lora: LoraSe
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft divides by rank: a float is as good
         lora_dropout=lora.dropout,
         target_modules=target_modules(classifier, lora.targets),
+        layers_to_transform=adapted_layers(classifier.config, lora.layers),
         modules_to_save=head_modules(classifier, train_pooler=model.train_pooler),
         bias=lora.bias,
         use_rslora=lora.rslora,

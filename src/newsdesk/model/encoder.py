@@ -10,13 +10,16 @@ What is left out of the work that transformers + peft do, and why it may be:
 - The embeddings and all layers below the first adapter build no graph, frozen weights get no gradient.
 - Dropout draws 16 random bits an element, and keeps only these (see fused_ops).
 - A batch without padding carries no mask.
+
+Where adapters are on the last layers alone (``lora.layers = "top-N"``), the layers below are the trunk: it
+has no dropout, so that what it computes for a text never changes, and can be kept (see trunk).
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -130,6 +133,9 @@ class FusedClassifier(nn.Module):
 
     train() and eval() switch every dropout. An optimiser may take its parameters or the peft
     model's: they are the same objects. The head is the model's own modules, in float32.
+
+    Attributes:
+        trunk_layers: how many layers are below the adapters, by the adapter's own settings; 0: no trunk.
     """
 
     def __init__(self, model: PeftModel) -> None:
@@ -145,7 +151,18 @@ class FusedClassifier(nn.Module):
         )
         self.head = nn.Sequential(*_head(classifier))
         self.relative_bias = getattr(backbone.encoder, "compute_position_bias", None)
+        (settings,) = model.peft_config.values()
+        adapted = getattr(settings, "layers_to_transform", None)
+        adapted = [adapted] if isinstance(adapted, int) else adapted
+        self.trunk_layers: int = min(adapted) if adapted else 0
         self.train(model.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch every dropout above the trunk."""
+        super().train(mode)
+        for layer in self.layers[: self.trunk_layers]:
+            layer.train(False)
+        return self
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Token ids int64 and mask of 1 and 0, both (batch, length) -> logits (batch, classes) float32.
@@ -159,6 +176,24 @@ class FusedClassifier(nn.Module):
         """The logits, and the tokens' states after `feature_layer`, averaged: (batch, hidden) float32."""
         logits, states = self._logits_and_states(input_ids, attention_mask)
         return logits, mean_over_tokens(states.view(*input_ids.shape, -1), attention_mask)
+
+    def trunk_states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """What the trunk computes of token ids and mask, (batch, length, hidden) in the compute precision."""
+        batch = len(input_ids)
+        x = self._embed(input_ids)
+        bias = self._attention_bias(input_ids, attention_mask, x.dtype)
+        for layer in self.layers[: self.trunk_layers]:
+            x = layer(x, batch, bias)
+        return x.view(*input_ids.shape, -1)
+
+    def from_trunk(self, states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """`forward` from what `trunk_states` gave: (batch, length, hidden) -> (batch, classes) float32."""
+        bias = self._attention_bias(states[..., 0], attention_mask, states.dtype)
+        x = states.flatten(0, 1)
+        for layer in self.layers[self.trunk_layers :]:
+            x = layer(x, len(states), bias)
+        logits: Tensor = self.head(x.float().unsqueeze(1))
+        return logits
 
     def _logits_and_states(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """(batch, classes) float32, and (batch * length, hidden) after the layer that features come from."""
@@ -185,13 +220,17 @@ class FusedClassifier(nn.Module):
             x += tables.token_type_embeddings.weight[0]
         x += F.embedding(positions, tables.position_embeddings.weight)
         x = tables.LayerNorm(x)
-        return dropout(x, float(tables.dropout.p) if self.training else 0.0).flatten(0, 1)
+        probability = float(tables.dropout.p) if self.training and not self.trunk_layers else 0.0
+        return dropout(x, probability).flatten(0, 1)
 
-    def _attention_bias(self, input_ids: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """What is added to the attention scores: MPNet's relative positions, the mask of padding, or both."""
+    def _attention_bias(self, shaped: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """What is added to the attention scores: MPNet's relative positions, the mask of padding, or both.
+
+        ``shaped`` is any tensor (batch, length).
+        """
         bias = None
         if self.relative_bias is not None:
-            bias = self.relative_bias(input_ids[:1])  # the batch's rows share it, and it is frozen
+            bias = self.relative_bias(shaped[:1])  # the batch's rows share it, and it is frozen
         if mask is None or (mask.device.type == "cpu" and bool(mask.all())):
             return bias
         padding = padding_bias(mask, dtype)

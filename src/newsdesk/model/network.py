@@ -26,6 +26,7 @@ from newsdesk.model.tokenizer import (
     lengths_of,
     pad,
 )
+from newsdesk.model.trunk import TrunkStates
 from newsdesk.progress import Progress, counting
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Network(nn.Module):
         reason = "float16 goes through autocast" if precision == "float16" else reason_not_fusable(model)
         self.engine = "fused encoder" if reason is None else f"transformers + peft ({reason})"
         self._fused = fuse(model, compute_dtype=_DTYPES[precision]) if reason is None else None
+        self._trunk: TrunkStates | None = None
         if self._fused is not None and compiled:
             obstacle = compile_layers(self._fused, device)
             self.engine += ", compiled" if obstacle is None else f" (not compiled: {obstacle})"
@@ -71,9 +73,42 @@ class Network(nn.Module):
         """Whether the fused encoder computes it, which never waits for the device."""
         return self._fused is not None
 
+    @property
+    def trunk_layers(self) -> int:
+        """How many layers below the adapters `keep_trunk` would keep the states of."""
+        return 0 if self._fused is None else self._fused.trunk_layers
+
+    def keep_trunk(
+        self, sequences: Sequence[TokenIds], folder: Path, base: str, progress: Progress | None = None
+    ) -> None:
+        """Compute what the layers below the adapters make of these texts, once, and use it from now on.
+
+        ``folder`` keeps it for all trainings on the same base model, which ``base`` names by a hash. Does
+        nothing without such layers. ``progress`` is called with the texts done.
+        """
+        fused = self._fused
+        if fused is None or not fused.trunk_layers:
+            return
+        identity = {"base": base, "layers": str(fused.trunk_layers), "precision": self.precision}
+        self._trunk = TrunkStates(
+            folder,
+            identity,
+            hidden=int(self.model.config.hidden_size),
+            dtype=_DTYPES[self.precision],
+            compute=lambda texts: fused.trunk_states(*self.batch(texts)),
+        )
+        self._trunk.keep(sequences, progress)
+        self.engine += f", the lower {fused.trunk_layers} of {len(fused.layers)} layers computed once"
+
     def forward(self, sequences: Sequence[TokenIds], to_length: int | None = None) -> Tensor:
         """Logits of a batch, float32 of shape (rows, classes) on ``device``; padded to the longest row."""
-        return self.logits(*self.batch(sequences, to_length))
+        if self._trunk is None or self._fused is None:
+            return self.logits(*self.batch(sequences, to_length))
+        states, mask = self._trunk.batch(sequences, to_length)
+        logits: Tensor = self._fused.from_trunk(
+            states.to(self.device), None if mask is None else mask.to(self.device)
+        )
+        return logits
 
     def batch(
         self, sequences: Sequence[TokenIds], to_length: int | None = None
@@ -135,7 +170,7 @@ def predict_logits(
     ``progress`` is called with the rows done.
     """
     logits = np.zeros((len(sequences), network.model.config.num_labels), dtype=np.float32)
-    _fill((logits,), lambda *batch: (network.logits(*batch),), network, sequences, batch_size, progress)
+    _fill((logits,), lambda batch: (network(batch),), network, sequences, batch_size, progress)
     return logits
 
 
@@ -150,13 +185,17 @@ def predict_with_features(
     config = network.model.config
     logits = np.zeros((len(sequences), config.num_labels), dtype=np.float32)
     features = np.zeros((len(sequences), config.hidden_size), dtype=np.float32)
-    _fill((logits, features), network.with_features, network, sequences, batch_size, progress)
+
+    def compute(batch: Sequence[TokenIds]) -> tuple[Tensor, ...]:
+        return network.with_features(*network.batch(batch))
+
+    _fill((logits, features), compute, network, sequences, batch_size, progress)
     return logits, features
 
 
 def _fill(
     arrays: tuple[Values, ...],
-    compute: Callable[[Tensor, Tensor | None], tuple[Tensor, ...]],
+    compute: Callable[[Sequence[TokenIds]], tuple[Tensor, ...]],
     network: Network,
     sequences: Sequence[TokenIds],
     batch_size: int,
@@ -168,7 +207,7 @@ def _fill(
     count = counting(progress, len(sequences), "classifying")
     with torch.inference_mode():
         for rows in length_sorted_batches(lengths_of(sequences), batch_size):
-            tensors = compute(*network.batch([sequences[row] for row in rows]))
+            tensors = compute([sequences[row] for row in rows])
             for array, tensor in zip(arrays, tensors, strict=True):
                 array[rows] = tensor.cpu().numpy()
             count(len(rows))

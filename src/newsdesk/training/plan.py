@@ -153,7 +153,7 @@ def make_plan(resolved: ResolvedRecipe, *, measure_speed: bool = True) -> Plan:
     if measure_speed and lengths.mean is not None:
         computed = lengths.mean / (1 - (lengths.padding or 0.0))
         tokens = round(computed * rows.train * steps.epochs)
-        estimate = estimate_time(model, training, tokens=tokens, tokens_per_row=computed)
+        estimate = estimate_time(model, training, tokens=tokens, tokens_per_row=computed, epochs=steps.epochs)
     return Plan(
         recipe=recipe,
         origins=resolved.origins,
@@ -254,19 +254,19 @@ def _tokenizer_folder(base: str) -> Path | None:
 
 
 def estimate_time(
-    model: PeftModel, training: TrainingSection, *, tokens: int, tokens_per_row: float
+    model: PeftModel, training: TrainingSection, *, tokens: int, tokens_per_row: float, epochs: float = 1.0
 ) -> TimeEstimate:
-    """Measure this machine for a moment and estimate the time to train on ``tokens`` tokens.
+    """Measure this machine for a moment and estimate the time to train on ``tokens`` tokens in ``epochs``.
 
     ``model`` is the classifier, of which only shapes matter; products of a batch of rows of
     ``tokens_per_row`` are measured. Raises UserError when the device asked for is not there.
     """
     device = choose_device(training.device)
     precision = choose_precision(training.precision, device)
-    widest = max(_encoder_linears(model), key=lambda linear: linear.weight.numel())
+    widest = max((linear for _layer, linear in _encoder_linears(model)), key=lambda one: one.weight.numel())
     batch = max(1, round(tokens_per_row * training.batch_size))
     rate = matmul_rate((batch, widest.in_features, widest.out_features), device, precision)
-    flops = training_flops_per_token(model)
+    flops = training_flops_per_token(model, epochs)
     slow, fast = _CPU_EFFICIENCY if device.type == "cpu" else _GPU_EFFICIENCY
     threads = f", threads: {torch.get_num_threads()}" if device.type == "cpu" else ""
     guess = "" if device.type == "cpu" else " (a guess: no GPU was measured)"
@@ -278,17 +278,22 @@ def estimate_time(
     )
 
 
-def training_flops_per_token(model: PeftModel) -> int:
+def training_flops_per_token(model: PeftModel, epochs: float = 1.0) -> float:
     """Floating-point operations to train on one token: four per weight of the encoder's linear layers.
 
     Two are the forward product and two the gradient of its input; a frozen weight needs no gradient of its
     own, which would be two more (Kaplan et al., 2020). Adapters, head and attention scores are left out.
+    Layers below the adapters need no gradient at all, and are computed in the first of the ``epochs`` alone.
     """
-    weights = sum(linear.weight.numel() for linear in _encoder_linears(model))
     # ALBERT passes through the same few layers again and again.
     distinct = getattr(model.config, "num_hidden_groups", None)
     passes = model.config.num_hidden_layers // distinct if distinct else 1
-    return 4 * weights * passes
+    (settings,) = model.peft_config.values()
+    lowest = min(getattr(settings, "layers_to_transform", None) or [0])
+    trunk = 2 / max(1.0, epochs)
+    return passes * sum(
+        (trunk if layer < lowest else 4) * linear.weight.numel() for layer, linear in _encoder_linears(model)
+    )
 
 
 def matmul_rate(
@@ -318,9 +323,9 @@ def matmul_rate(
     return 2.0 * rows * inner * columns * products / elapsed
 
 
-def _encoder_linears(model: PeftModel) -> Iterator[nn.Linear]:
-    """The frozen linear layers in the encoder's numbered stack, which every token passes."""
+def _encoder_linears(model: PeftModel) -> Iterator[tuple[int, nn.Linear]]:
+    """The frozen linear layers in the encoder's numbered stack, which every token passes, with its number."""
     for name, module in model.named_modules():
-        numbered = any(part.isdigit() for part in name.split("."))
-        if isinstance(module, nn.Linear) and numbered and "lora_" not in name:
-            yield module
+        number = next((int(part) for part in name.split(".") if part.isdigit()), None)
+        if isinstance(module, nn.Linear) and number is not None and "lora_" not in name:
+            yield number, module

@@ -26,6 +26,8 @@ from newsdesk.data.load import load_training_data
 from newsdesk.data.table import Table
 from newsdesk.data.words import language_of
 from newsdesk.errors import UserError, counted
+from newsdesk.files import sha256_of
+from newsdesk.hub.cache import cache_folder
 from newsdesk.model.architectures import require_length, vocabulary_of
 from newsdesk.model.catalog import resolve_base
 from newsdesk.model.classifier import AdapterStore, build_classifier, copy_tokenizer
@@ -180,6 +182,10 @@ class _Training:
             max_length=recipe.model.max_length,
             team=team,
         )
+        if recipe.training.compile == "off" and self.base.sha256 is not None:
+            base = f"{self.base.sha256} {sha256_of(self.base.path / 'config.json')}"
+            texts = [*encoded.ids, *held_out.ids]
+            self.loop.network.keep_trunk(texts, cache_folder() / "trunk", base, progress)
         vocabulary = tokenizer.fit(train.texts)
         self.unknown_tokens = vocabulary.unknown
         self.remarks = tuple(

@@ -142,7 +142,7 @@ class StepArithmetic:
         network = self.network
         facts = network.on_device(labels), network.on_device(np.array(total_weight, dtype=np.float32))
         if self._recorders is None:
-            return self._add_gradients(*facts, *network.batch(sequences, to_length))
+            return self._backward(*facts, network(sequences, to_length))
         width = to_length or self.width(max(len(sequence) for sequence in sequences))
         padded = (network.on_device(array) for array in pad(sequences, network.pad_id, width))
         return self._recorders[0](*facts, *padded)  # always masked: one form for each width
@@ -163,7 +163,9 @@ class StepArithmetic:
     def _add_gradients(
         self, labels: Tensor, total_weight: Tensor, input_ids: Tensor, attention_mask: Tensor | None
     ) -> Tensor:
-        logits = self.network.logits(input_ids, attention_mask)
+        return self._backward(labels, total_weight, self.network.logits(input_ids, attention_mask))
+
+    def _backward(self, labels: Tensor, total_weight: Tensor, logits: Tensor) -> Tensor:
         loss: Tensor = self.loss(logits, labels) / total_weight
         self.scaler.scale(loss).backward()
         return loss.detach()
