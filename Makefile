@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo dev test lint fuzz pins clean
+.PHONY: help demo dev test lint fuzz audit pins clean
 
 help: ## list these targets
 	@echo "usage: make TARGET [PYTHON=python3.12] [VENV=.venv] [RUN=runs/demo]"
@@ -58,6 +58,15 @@ TRIALS ?= 10000
 SEED   ?= 0
 fuzz: $(VENV)/.test ## give TRIALS mutated files to every verb, beginning with SEED
 	TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(BIN)/python tests/hostile/fuzz.py --trials $(TRIALS) --seed $(SEED)
+
+ADVISORIES := build/audit/advisories.json
+audit: ## look up published vulnerabilities of the versions in constraints.txt
+	@rm -rf build/audit && mkdir -p build/audit && $(PYTHON) -m venv build/audit/venv
+	@build/audit/venv/bin/python -m pip install -q pip-audit >build/audit/log 2>&1 \
+	  && build/audit/venv/bin/pip-audit -r constraints.txt --no-deps --disable-pip --progress-spinner off \
+	  --timeout 15 -f json -o $(ADVISORIES) 2>build/audit/log; code=$$?; \
+	if grep -qs '"vulns"' $(ADVISORIES); then cat build/audit/log; exit $$code; fi; \
+	echo "no index of advisories can be reached from here: nothing was audited (build/audit/log)"
 
 pins: ## resolve constraints.txt anew; torch stays at the version it names
 	rm -rf build/pins && mkdir -p build/pins && $(PYTHON) -m venv build/pins/venv
