@@ -16,7 +16,7 @@ def test_a_vector_is_the_mean_over_the_tokens_scaled_to_length_1(tiny_base, fami
     from transformers import AutoModel, AutoTokenizer
 
     base = tiny_base(family)
-    found = TextEmbedder(base, max_length=32).embed(TEXTS)
+    found = TextEmbedder(base, max_length=32, precision="float32").embed(TEXTS)
     model, tokenizer = AutoModel.from_pretrained(base).eval(), AutoTokenizer.from_pretrained(base)
     for text, vector in zip(TEXTS, found, strict=True):
         with torch.inference_mode():

@@ -128,84 +128,38 @@ class LastLayer(Layer):
         return self._after_attention(first, q, k, v, bias if bias is None else bias[:, :, :1])
 
 
-class FusedClassifier(nn.Module):
-    """The peft model's function and its trainable parameters, computed faster; made by `fuse`.
-
-    train() and eval() switch every dropout. An optimiser may take its parameters or the peft
-    model's: they are the same objects. The head is the model's own modules, in float32.
+class FusedEncoder(nn.Module):
+    """A transformers encoder's function, computed faster: token ids to the states of all tokens.
 
     Attributes:
         trunk_layers: how many layers are below the adapters, by the adapter's own settings; 0: no trunk.
     """
 
-    def __init__(self, model: PeftModel) -> None:
-        """Take over a model for which `reason_not_fusable` gives None; `fuse` checks."""
+    def __init__(self, backbone: Any, layers: Sequence[nn.Module]) -> None:
+        """Take over the backbone's embeddings; ``layers`` stand for its own."""
         super().__init__()
-        classifier: Any = model.get_base_model()
-        layout, heads = _layout(classifier), classifier.config.num_attention_heads
-        backbone = getattr(classifier, layout.prefix)
-        *lower, last = backbone.encoder.layer
         self.embeddings = backbone.embeddings
-        self.layers = nn.ModuleList(
-            [*(Layer(layer, layout, heads) for layer in lower), LastLayer(last, layout, heads)]
-        )
-        self.head = nn.Sequential(*_head(classifier))
+        self.layers = nn.ModuleList(layers)
         self.relative_bias = getattr(backbone.encoder, "compute_position_bias", None)
-        (settings,) = model.peft_config.values()
-        adapted = getattr(settings, "layers_to_transform", None)
-        adapted = [adapted] if isinstance(adapted, int) else adapted
-        self.trunk_layers: int = min(adapted) if adapted else 0
-        self.train(model.training)
+        self.trunk_layers = 0
 
-    def train(self, mode: bool = True) -> Self:
-        """Switch every dropout above the trunk."""
-        super().train(mode)
-        for layer in self.layers[: self.trunk_layers]:
-            layer.train(False)
-        return self
+    @classmethod
+    def of(cls, backbone: Any) -> FusedEncoder:
+        """All of a plain transformers encoder that is built like BERT; dropout stays as it is."""
+        layout, heads = BERT_LIKE[backbone.config.model_type], backbone.config.num_attention_heads
+        fused = cls(backbone, [Layer(layer, layout, heads) for layer in backbone.encoder.layer])
+        return fused.train(backbone.training)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Token ids int64 and mask of 1 and 0, both (batch, length) -> logits (batch, classes) float32.
-
-        A mask of None says that nothing is padded. A mask of ones is dropped on a CPU; on a GPU checking it
-        would wait for the device, so the caller has to know.
-        """
-        return self._logits_and_states(input_ids, attention_mask)[0]
-
-    def with_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The logits, and the tokens' states after `feature_layer`, averaged: (batch, hidden) float32."""
-        logits, states = self._logits_and_states(input_ids, attention_mask)
-        return logits, mean_over_tokens(states.view(*input_ids.shape, -1), attention_mask)
-
-    def trunk_states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """What the trunk computes of token ids and mask, (batch, length, hidden) in the compute precision."""
+    def states(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, layers: int | None = None
+    ) -> Tensor:
+        """What the first ``layers``, or all, make of token ids and mask: (batch, length, hidden)."""
         batch = len(input_ids)
         x = self._embed(input_ids)
         bias = self._attention_bias(input_ids, attention_mask, x.dtype)
-        for layer in self.layers[: self.trunk_layers]:
+        for layer in self.layers[:layers]:
             x = layer(x, batch, bias)
         return x.view(*input_ids.shape, -1)
-
-    def from_trunk(self, states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """`forward` from what `trunk_states` gave: (batch, length, hidden) -> (batch, classes) float32."""
-        bias = self._attention_bias(states[..., 0], attention_mask, states.dtype)
-        x = states.flatten(0, 1)
-        for layer in self.layers[self.trunk_layers :]:
-            x = layer(x, len(states), bias)
-        logits: Tensor = self.head(x.float().unsqueeze(1))
-        return logits
-
-    def _logits_and_states(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(batch, classes) float32, and (batch * length, hidden) after the layer that features come from."""
-        batch = len(input_ids)
-        x = self._embed(input_ids)
-        bias = self._attention_bias(input_ids, attention_mask, x.dtype)
-        for number, layer in enumerate(self.layers):
-            if number == feature_layer(len(self.layers)):
-                states = x
-            x = layer(x, batch, bias)
-        logits: Tensor = self.head(x.float().unsqueeze(1))
-        return logits, states
 
     def _embed(self, input_ids: Tensor) -> Tensor:
         """(batch, length) -> (batch * length, hidden), without a graph."""
@@ -235,6 +189,74 @@ class FusedClassifier(nn.Module):
             return bias
         padding = padding_bias(mask, dtype)
         return padding if bias is None else bias + padding
+
+
+class FusedClassifier(FusedEncoder):
+    """The peft model's function and its trainable parameters, computed faster; made by `fuse`.
+
+    train() and eval() switch every dropout. An optimiser may take its parameters or the peft
+    model's: they are the same objects. The head is the model's own modules, in float32.
+    """
+
+    def __init__(self, model: PeftModel) -> None:
+        """Take over a model for which `reason_not_fusable` gives None; `fuse` checks."""
+        classifier: Any = model.get_base_model()
+        layout, heads = _layout(classifier), classifier.config.num_attention_heads
+        backbone = getattr(classifier, layout.prefix)
+        *lower, last = backbone.encoder.layer
+        layers = [*(Layer(layer, layout, heads) for layer in lower), LastLayer(last, layout, heads)]
+        super().__init__(backbone, layers)
+        self.head = nn.Sequential(*_head(classifier))
+        (settings,) = model.peft_config.values()
+        adapted = getattr(settings, "layers_to_transform", None)
+        adapted = [adapted] if isinstance(adapted, int) else adapted
+        self.trunk_layers = min(adapted) if adapted else 0
+        self.train(model.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch every dropout above the trunk."""
+        super().train(mode)
+        for layer in self.layers[: self.trunk_layers]:
+            layer.train(False)
+        return self
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Token ids int64 and mask of 1 and 0, both (batch, length) -> logits (batch, classes) float32.
+
+        A mask of None says that nothing is padded. A mask of ones is dropped on a CPU; on a GPU checking it
+        would wait for the device, so the caller has to know.
+        """
+        return self._logits_and_states(input_ids, attention_mask)[0]
+
+    def with_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The logits, and the tokens' states after `feature_layer`, averaged: (batch, hidden) float32."""
+        logits, states = self._logits_and_states(input_ids, attention_mask)
+        return logits, mean_over_tokens(states.view(*input_ids.shape, -1), attention_mask)
+
+    def trunk_states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """What the trunk computes of token ids and mask, (batch, length, hidden) in the compute precision."""
+        return self.states(input_ids, attention_mask, self.trunk_layers)
+
+    def from_trunk(self, states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """`forward` from what `trunk_states` gave: (batch, length, hidden) -> (batch, classes) float32."""
+        bias = self._attention_bias(states[..., 0], attention_mask, states.dtype)
+        x = states.flatten(0, 1)
+        for layer in self.layers[self.trunk_layers :]:
+            x = layer(x, len(states), bias)
+        logits: Tensor = self.head(x.float().unsqueeze(1))
+        return logits
+
+    def _logits_and_states(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(batch, classes) float32, and (batch * length, hidden) after the layer that features come from."""
+        batch = len(input_ids)
+        x = self._embed(input_ids)
+        bias = self._attention_bias(input_ids, attention_mask, x.dtype)
+        for number, layer in enumerate(self.layers):
+            if number == feature_layer(len(self.layers)):
+                states = x
+            x = layer(x, batch, bias)
+        logits: Tensor = self.head(x.float().unsqueeze(1))
+        return logits, states
 
 
 def mean_over_tokens(x: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from newsdesk.errors import UserError
-from newsdesk.model.architectures import feature_layer, longest_text, vocabulary_of
+from newsdesk.model.architectures import feature_layer, longest_text, reason_not_bert_like, vocabulary_of
 from newsdesk.model.base_files import require_plain_base
 from newsdesk.model.classifier import quiet_transformers
-from newsdesk.model.encoder import FusedClassifier, fuse, mean_over_tokens, reason_not_fusable
+from newsdesk.model.encoder import FusedClassifier, FusedEncoder, fuse, mean_over_tokens, reason_not_fusable
 from newsdesk.model.tokenizer import (
     TextTokenizer,
     TokenIds,
@@ -265,7 +265,7 @@ _BATCH_TOKENS = 512  # fit into a core's cache; more take longer a token
 
 
 class TextEmbedder:
-    """A base model as it is, in float32: a text becomes the mean of its tokens' last hidden states.
+    """A base model as it is: a text becomes the mean of its tokens' last hidden states.
 
     The mean over all tokens, scaled to length 1, is what sentence encoders such as all-MiniLM were trained on
     (Reimers & Gurevych, 2019).
@@ -274,10 +274,12 @@ class TextEmbedder:
         dimensions: length of a text's vector.
     """
 
-    def __init__(self, base: Path, *, max_length: int, device: str = "auto") -> None:
+    def __init__(self, base: Path, *, max_length: int, device: str = "auto", precision: str = "auto") -> None:
         """Load encoder and tokenizer from the folder of a base model; texts are cut to ``max_length`` tokens.
 
-        Raises UserError when the folder has no fast tokenizer, or the device is not there.
+        ``device`` and ``precision`` are chosen as for a training; a model that the fused encoder cannot
+        compute stays in float32. Raises UserError when the folder has no fast tokenizer, or the device is
+        not there.
         """
         from transformers import AutoModel
 
@@ -285,8 +287,12 @@ class TextEmbedder:
 
         self._device = choose_device(device)
         with quiet_transformers():
-            self._model = AutoModel.from_pretrained(base, dtype=torch.float32).to(self._device).eval()
-        config = self._model.config
+            model = AutoModel.from_pretrained(base, dtype=torch.float32).to(self._device).eval()
+        config = model.config
+        if reason_not_bert_like(config.to_dict()) is None:
+            dtype = _DTYPES[choose_precision(precision, self._device)]
+            model = FusedEncoder.of(model.to(dtype))
+        self._model: nn.Module = model
         length = min(max_length, longest_text(config) or max_length)
         self._tokenizer = TextTokenizer.from_folder(base, length, vocabulary=vocabulary_of(config))
         self._pad_id = int(config.pad_token_id or 0)
@@ -318,9 +324,13 @@ class TextEmbedder:
     def _vectors(self, sequences: Sequence[TokenIds]) -> Values:
         """One batch, (rows, dimensions)."""
         input_ids, mask = (torch.from_numpy(array).to(self._device) for array in pad(sequences, self._pad_id))
-        hidden = self._model(input_ids=input_ids, attention_mask=mask).last_hidden_state
-        total = (mask.unsqueeze(1).float() @ hidden).squeeze(1)  # the mean times the number of tokens
-        vectors: Values = F.normalize(total, dim=1).cpu().numpy()
+        states = (
+            self._model.states(input_ids, mask)
+            if isinstance(self._model, FusedEncoder)
+            else self._model(input_ids=input_ids, attention_mask=mask).last_hidden_state
+        )
+        mean = mean_over_tokens(states, mask)
+        vectors: Values = F.normalize(mean, dim=1).cpu().numpy()
         return vectors
 
 
