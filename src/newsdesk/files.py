@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import stat
 import tempfile
@@ -119,20 +120,23 @@ def open_regular(path: Path) -> BufferedReader:
 def read_regular(path: Path, limit: int = LARGEST_JSON) -> bytes:
     """The bytes of a file. Raises OSError for what is no regular file, or larger than ``limit`` bytes."""
     with open_regular(path) as stream:
-        content = stream.read(limit + 1)
-    if len(content) > limit:
-        raise OSError(errno.EFBIG, f"larger than {limit:,} bytes", str(path))
-    return content
+        size = os.fstat(stream.fileno()).st_size
+        if size > limit:
+            raise OSError(errno.EFBIG, f"larger than {limit:,} bytes", str(path))
+        return stream.read(size)  # all of this is allocated at once
 
 
 def parsed_json(content: bytes | str) -> Any:
-    """JSON as Python's types. Raises ValueError for anything else, NaN and endless nesting included."""
+    """JSON as Python's types. Raises ValueError for anything else: NaN, 1e999 and endless nesting."""
 
     def refuse(name: str) -> Any:
         raise ValueError(f"{name} is no JSON")
 
+    def finite(number: str) -> float:
+        return found if math.isfinite(found := float(number)) else refuse(number[:40])
+
     try:
-        return json.loads(content, parse_constant=refuse)
+        return json.loads(content, parse_constant=refuse, parse_float=finite)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -150,6 +154,13 @@ def read_json(path: Path, *, fix: str) -> dict[str, Any]:
 
 def _reason(error: OSError | ValueError) -> str:
     return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+
+
+def leads_out(path: Path, folder: Path) -> bool:
+    """Whether a path in a folder is, by links, one outside of it; the Hub's cache counts as one folder."""
+    top, found = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
+    cached = top.parent.name == "snapshots" and found.parent == top.parents[1] / "blobs"
+    return not (found.is_relative_to(top) or cached)
 
 
 def damaged(path: Path, found: str, *, fix: str) -> UserError:

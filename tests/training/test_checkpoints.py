@@ -12,6 +12,7 @@ pytest.importorskip("peft")
 from newsdesk.errors import UserError  # noqa: E402
 from newsdesk.training.checkpoints import (  # noqa: E402
     Checkpoints,
+    Counters,
     Snapshot,
     decode,
 )
@@ -24,7 +25,7 @@ def snapshot(step: int) -> Snapshot:
         "trained/a": torch.arange(6.0).view(2, 3) + step,
         "optimiser/0/step": torch.tensor(float(step)),
     }
-    return Snapshot(tensors, {"step": step, "best_score": 0.1 + 0.2, "recent_losses": [1.5, 2.5]})
+    return Snapshot(tensors, Counters(step, best_score=0.1 + 0.2, recent_losses=(1.5, 2.5)))
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_what_was_saved_is_found_exactly(checkpoints):
 def test_the_two_newest_are_kept(checkpoints):
     paths = [checkpoints.save(snapshot(step), 0) for step in (9, 10, 100)]
     assert [path.is_file() for path in paths] == [False, True, True]
-    assert decode(checkpoints.find()[0]).snapshot.counters["step"] == 100
+    assert decode(checkpoints.find()[0]).snapshot.counters.step == 100
 
 
 def test_after_a_damaged_one_was_passed_over_the_whole_one_is_the_one_kept(checkpoints, tmp_path):

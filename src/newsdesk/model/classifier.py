@@ -18,7 +18,7 @@ import torch
 
 from newsdesk.config import LoraSection, ModelSection
 from newsdesk.errors import UserError
-from newsdesk.files import parsed_json, read_regular, write_bytes, write_json
+from newsdesk.files import leads_out, parsed_json, read_regular, write_bytes, write_json
 from newsdesk.model.adapter_config import AdapterConfig
 from newsdesk.model.architectures import adapted_layers, head_modules, target_modules
 from newsdesk.model.base_files import require_plain_base, require_plain_config
@@ -113,6 +113,13 @@ def load_classifier(base: Path, adapter: Path, label_names: Sequence[str]) -> Pe
 def require_adapter_files(adapter: Path) -> None:
     """Raise UserError unless ``adapter`` holds PEFT's two files, with the weights as safetensors."""
     missing = [name for name in ADAPTER_FILES if not (adapter / name).is_file()]
+    elsewhere = [name for name in ADAPTER_FILES if leads_out(adapter / name, adapter)]
+    if elsewhere and not missing:
+        raise UserError(
+            f"{adapter} holds a link to a place outside of it",
+            found=f"{elsewhere[0]} -> {(adapter / elsewhere[0]).readlink()}",
+            fix="put the file itself in its place",
+        )
     if not missing:
         return
     if (adapter / "adapter_model.bin").is_file():

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from newsdesk.errors import UserError
 from newsdesk.files import damaged, read_json, sha256_of
 from newsdesk.runs.calibration import CALIBRATION, CALIBRATION_ROWS
-from newsdesk.runs.folder import MANIFEST, ModelFolder
+from newsdesk.runs.folder import MANIFEST, ModelFolder, require_no_way_out
 from newsdesk.runs.manifest import ExportedRun
 from newsdesk.runs.off_topic import OFF_TOPIC
 from newsdesk.stored import read_stored, write_stored
@@ -124,12 +124,18 @@ class ExportedModel(ModelFolder):
 
 
 def find_exported(path: Path) -> ExportedModel | None:
-    """The finished export at ``path``; None for anything else, such as a run, whose manifest has no kind."""
+    """The finished export at ``path``; None for anything else, such as a run, whose manifest has no kind.
+
+    Raises UserError where links lead out of it.
+    """
     try:
         manifest = read_json(path / MANIFEST, fix=ExportedModel.fix)
     except UserError:
         return None
-    return ExportedModel(path) if "kind" in manifest else None
+    if "kind" not in manifest:
+        return None
+    require_no_way_out(path)
+    return ExportedModel(path)
 
 
 def preferred_export(run: Path) -> ExportedModel | None:

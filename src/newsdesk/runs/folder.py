@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 from newsdesk.data.columns import TextLayout
 from newsdesk.data.duplicates import KNOWN_TEXTS, KnownTexts
 from newsdesk.errors import UserError
-from newsdesk.files import make_folder, read_regular, remove_empty, sha256_of, write_text
+from newsdesk.files import leads_out, make_folder, read_regular, remove_empty, sha256_of, write_text
 from newsdesk.runs.calibration import CALIBRATION, CALIBRATION_ROWS
 from newsdesk.runs.manifest import Manifest
 from newsdesk.runs.off_topic import OFF_TOPIC
@@ -288,6 +288,24 @@ def open_run(path: Path) -> RunFolder:
     return run
 
 
+def require_no_way_out(folder: Path) -> None:
+    """Raise UserError for a link out of a run or export under one of newsdesk's names.
+
+    Through it, files of others would be read, written, or moved. Links under other names are not looked at.
+    """
+    for inside, folders, names in os.walk(folder):
+        top = Path(inside) == folder
+        folders[:] = [name for name in folders if not top or name in _TOP_NAMES]
+        for name in (*folders, *names):
+            path = Path(inside, name)
+            if path.is_symlink() and (not top or name in _TOP_NAMES) and leads_out(path, folder):
+                raise UserError(
+                    f"{folder} holds a link to a place outside of it",
+                    found=f"{path.relative_to(folder)} -> {path.readlink()}",
+                    fix="put the file or folder itself in its place",
+                )
+
+
 READY, MOVING = ".ready", ".moving"
 """Folders in a run's: a finished one that is to take its place, and the same while its files are moved."""
 
@@ -296,8 +314,9 @@ def settle(out: Path) -> None:
     """Let a run that waits in ``out`` take the place of the one there: what a kill may have left undone.
 
     The old run's own files go, its card stays, and so does what newsdesk did not write. Raises UserError
-    where nothing can be written.
+    where nothing can be written, or links lead elsewhere.
     """
+    require_no_way_out(out)
     ready, moving = out / READY, out / MOVING
     if not (ready.is_dir() or moving.is_dir()):
         return
@@ -334,6 +353,11 @@ def unwritable(out: Path, error: OSError) -> UserError:
 NEXT = ".next"
 _STAGING, _LOCK = ".staging", ".lock"
 _WORKING = (NEXT, _STAGING, _LOCK, f".settling{_LOCK}")
+_OF_EXPORTS = ("onnx", "config.json", "model.safetensors", "quality.json", "tokenizer_config.json")
+_TOP_NAMES = {
+    *(name.partition("/")[0] for name in (*_OF_TRAINING, *_OF_THE_END, MANIFEST, "checkpoints/", "export/")),
+    *(*_WORKING, READY, MOVING, *_OF_EXPORTS, "tokenizer.json"),
+}
 _NAMED = 6
 
 

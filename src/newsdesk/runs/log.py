@@ -174,11 +174,17 @@ class EventLog:
     def __init__(self, path: Path, *, keep: int | None = None) -> None:
         """Open ``path`` for appending; what follows its first ``keep`` bytes, if given, is removed."""
         self._path = path
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise damaged(path, "a link or a folder, a pipe, a device in its place", fix=_FIX)
         self._stream = path.open("a", encoding="utf-8")
         if keep is not None:
-            self._stream.truncate(min(keep, path.stat().st_size))
-        lines = read_regular(path, _LARGEST_LOG).decode().splitlines()
-        already = from_content(_Line, parsed_json(lines[-1])).seconds if lines else 0.0
+            self._stream.truncate(min(max(keep, 0), path.stat().st_size))
+        try:
+            lines = read_regular(path, _LARGEST_LOG).decode().splitlines()
+            already = from_content(_Line, parsed_json(lines[-1])).seconds if lines else 0.0
+        except (OSError, ValueError) as error:
+            self._stream.close()
+            raise damaged(path, f"its last line: {error}", fix=_FIX) from None
         self._start = time.monotonic() - already
 
     def write(self, event: Event) -> None:

@@ -18,7 +18,7 @@ from newsdesk.model.network import Network, predict_logits
 from newsdesk.model.tokenizer import TokenIds, lengths_of
 from newsdesk.runs.log import Event, Finished, FinishReason, Interrupted, Started, Step, Validation
 from newsdesk.training.batches import Batcher, Schedule, rate_factor
-from newsdesk.training.checkpoints import Snapshot, gather_state, hand_out_state
+from newsdesk.training.checkpoints import Counters, Snapshot, gather_state, hand_out_state
 from newsdesk.training.distributed import Team
 from newsdesk.training.held_out import HeldOut
 from newsdesk.training.train_step import (
@@ -164,27 +164,37 @@ class TrainingLoop:
 
     def snapshot(self) -> Snapshot:
         """All that the rest of the training depends on, as it is between two events."""
-        counters = {name: getattr(self, name) for name in _COUNTERS}
-        counters["recent_losses"] = self.watch.recent
-        counters["scaler"] = self.arithmetic.scaler.state_dict()
+        counters = Counters(
+            recent_losses=tuple(self.watch.recent),
+            scaler=self.arithmetic.scaler.state_dict(),
+            **{name: getattr(self, name) for name in _COUNTERS},
+        )
         tensors = gather_state(self.network.model, self.optimiser, self.best_state)
         if self.best_logits is not None:
             tensors[_BEST_LOGITS] = torch.from_numpy(self.best_logits)
         return Snapshot(tensors, counters)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Take up where ``snapshot`` was taken. Raises ValueError when it is of another model."""
+        """Take up where ``snapshot`` was taken. Raises ValueError when it is of another training."""
+        counters, scaler = snapshot.counters, self.arithmetic.scaler
+        counters.require_within(self.steps)
+        if {name: type(value) for name, value in counters.scaler.items()} != {
+            name: type(value) for name, value in scaler.state_dict().items()
+        }:
+            raise ValueError("it was taken in another precision")
         tensors = dict(snapshot.tensors)
         logits = tensors.pop(_BEST_LOGITS, None)  # missing in checkpoints of earlier versions
-        self.best_logits = None if logits is None else logits.numpy()
+        shape = (len(self.validation.token_ids), self.network.model.config.num_labels)
+        if logits is not None and (tuple(logits.shape) != shape or not logits.isfinite().all()):
+            raise ValueError(f"{_BEST_LOGITS} are not {shape} finite numbers")
+        self.best_logits = None if logits is None else logits.float().numpy()
         self.best_state = hand_out_state(
             replace(snapshot, tensors=tensors), self.network.model, self.optimiser
         )
         for name in _COUNTERS:
-            if name in snapshot.counters:  # checkpoints of earlier versions lack some
-                setattr(self, name, snapshot.counters[name])
-        self.watch.recent = list(snapshot.counters["recent_losses"])
-        self.arithmetic.scaler.load_state_dict(snapshot.counters["scaler"])
+            setattr(self, name, getattr(counters, name))
+        self.watch.recent = list(counters.recent_losses)
+        scaler.load_state_dict(dict(counters.scaler))
 
     @property
     def epoch(self) -> float:

@@ -13,20 +13,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from newsdesk import __version__
-from newsdesk.config import SECTIONS, ResolvedRecipe, load_recipe
+from newsdesk.config import SECTIONS, Recipe, ResolvedRecipe, load_recipe
 from newsdesk.data.duplicates import KnownTexts
 from newsdesk.data.examples import Examples
 from newsdesk.data.load import load_training_data
 from newsdesk.data.table import Table
 from newsdesk.data.words import language_of
 from newsdesk.errors import UserError, counted
-from newsdesk.files import sha256_of
+from newsdesk.files import sha256_of, write_bytes
 from newsdesk.hub.cache import cache_folder
 from newsdesk.model.architectures import require_length, vocabulary_of
 from newsdesk.model.catalog import resolve_base
@@ -195,8 +196,12 @@ class _Training:
             "training rows": train.fingerprint(),
             "validation rows": validation.fingerprint(),
             "base model": str(self.base.sha256),
+            "base model's config.json": sha256_of(self.base.path / "config.json"),
+            "tokenizer": sha256_of(self.tokenizer_files / "tokenizer.json"),
         }
-        self.checkpoints = Checkpoints(run.checkpoints, identity)
+        values = _recipe_values(recipe)
+        trained_bytes = sum(parameter.nbytes for parameter in self.loop.trained)
+        self.checkpoints = Checkpoints(run.checkpoints, identity, values, trained_bytes=trained_bytes)
         self.log_bytes = 0
 
     def restore_or_begin(self, *, resume: bool) -> Resumed | None:
@@ -206,19 +211,26 @@ class _Training:
         if self.team.leads and resume:
             content, passed_over = self.checkpoints.find()
         content = self.team.bytes_from_lead(content)
+        labels = Labels(self.data.train.label_names, self.data.layout, self.resolved.recipe.model.max_length)
         if content:
-            checkpoint = decode(content)
-            self.checkpoints.require_same_ground(checkpoint)
-            loop.restore(checkpoint.snapshot)
+            try:
+                checkpoint = decode(content)
+                self.checkpoints.require_same_ground(checkpoint)
+                loop.restore(checkpoint.snapshot)
+            except ValueError as error:
+                raise self.checkpoints.unusable(str(error)) from None
             self.log_bytes = checkpoint.log_bytes
             if self.team.leads:
                 run.reopen()
+                # Whatever was made of them meanwhile: the run is of these.
+                run.write_labels(labels)
+                for file in self.tokenizer_files.iterdir():
+                    write_bytes(run.tokenizer / file.name, file.read_bytes())
             return Resumed(loop.step, loop.epoch, passed_over)
         if self.team.leads:
-            max_length = self.resolved.recipe.model.max_length
             with staged(run.path) as new:
                 new.write_recipe(self.resolved.to_toml())
-                new.write_labels(Labels(self.data.train.label_names, self.data.layout, max_length))
+                new.write_labels(labels)
                 shutil.copytree(self.tokenizer_files, new.tokenizer)
         return Resumed(0, 0.0, passed_over) if passed_over else None
 
@@ -320,6 +332,17 @@ def _checkpoint_is_due(event: Event, loop: TrainingLoop, seconds: float) -> bool
     return loop.falls_on(every)
 
 
+_PLACES = ("data.train", "data.validation", "model.base")
+"""What may be named otherwise when a training is resumed: the same bytes are still required."""
+
+
+def _recipe_values(recipe: Recipe) -> dict[str, Any]:
+    """What a training goes by, dotted keys and JSON values, without the places of data and base."""
+    sections = {section: getattr(recipe, section).model_dump(mode="json") for section in SECTIONS}
+    dotted = {f"{section}.{key}": value for section, of in sections.items() for key, value in of.items()}
+    return {key: value for key, value in dotted.items() if key not in _PLACES}
+
+
 def _came_to_its_end(run: RunFolder) -> bool:
     """Whether nothing is left to train. Raises UserError for a run that was never trained here."""
     if run.is_complete() and run.manifest.training is None:
@@ -350,7 +373,7 @@ def _changed_settings(run: RunFolder, asked: ResolvedRecipe) -> list[str]:
         f"{section}.{key} = {value!r}, asked for {wanted!r}"
         for section in SECTIONS
         for (key, value), (_, wanted) in zip(getattr(began, section), getattr(now, section), strict=True)
-        if value != wanted
+        if repr(value) != repr(wanted)  # 1 is a step, 1.0 an epoch
     ]
 
 
