@@ -10,7 +10,7 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -161,6 +161,24 @@ def leads_out(path: Path, folder: Path) -> bool:
     top, found = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
     cached = top.parent.name == "snapshots" and found.parent == top.parents[1] / "blobs"
     return not (found.is_relative_to(top) or cached)
+
+
+def require_no_way_out(folder: Path, ours: Collection[str]) -> None:
+    """Raise UserError for a link out of a folder at, or below, one of the names in it that are ours.
+
+    Through it, files of others would be read, written, or moved. Links under other names are not looked at.
+    """
+    for inside, folders, names in os.walk(folder):
+        top = Path(inside) == folder
+        folders[:] = [name for name in folders if not top or name in ours]
+        for name in (*folders, *names):
+            path = Path(inside, name)
+            if path.is_symlink() and (not top or name in ours) and leads_out(path, folder):
+                raise UserError(
+                    f"{folder} holds a link to a place outside of it",
+                    found=f"{path.relative_to(folder)} -> {path.readlink()}",
+                    fix="put the file or folder itself in its place",
+                )
 
 
 def damaged(path: Path, found: str, *, fix: str) -> UserError:

@@ -88,7 +88,21 @@ class Metrics:
     units: Mapping[str, str] = field(default_factory=lambda: dict(UNITS), repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Count the classes that macro F1 rests on; files of earlier versions do not say."""
+        """Count the classes that macro F1 rests on; files of earlier versions do not say.
+
+        Raises ValueError where classes, counts and rows do not agree.
+        """
+        classes = len(self.label_names)
+        lengths = {len(self.confusion), len(self.per_class), *map(len, self.confusion)}
+        if lengths != {classes} or tuple(one.label for one in self.per_class) != self.label_names:
+            raise ValueError(f"confusion or per_class is not of the {classes:,} classes of label_names")
+        if not 0 < self.rows == sum(map(sum, self.confusion)) < 1 << 62:
+            raise ValueError(f"rows is {self.rows}, and not the sum of confusion")
+        shares = (self.accuracy, self.macro_f1, *self.accuracy_interval, self.expected_calibration_error)
+        if not all(0 <= share <= 1 for share in shares):
+            raise ValueError("accuracy, its interval, macro_f1 or the calibration error is not from 0 to 1")
+        if not all(row < self.rows for row in self.most_confident_errors):
+            raise ValueError("most_confident_errors has a row beyond the last")
         counts = np.array(self.confusion)
         occurs = (counts.sum(axis=0) + counts.sum(axis=1)) > 0
         object.__setattr__(self, "macro_f1_classes", int(occurs.sum()))

@@ -156,7 +156,11 @@ def _dataclass(kind: type, content: Any, where: str) -> Any:
             found[of.name] = _parsed(hint, content[key], _inside(where, key))
         elif of.default is MISSING and of.default_factory is MISSING:
             raise WrongContentError(f"no {_inside(where, key)}")
-    return kind(**found)
+    try:
+        return kind(**found)
+    except (ValueError, UserError) as error:  # what each value may be, but not all of them together
+        found_wrong = error.wrong if isinstance(error, UserError) else str(error)
+        raise WrongContentError(f"{where}: {found_wrong}" if where else found_wrong) from None
 
 
 _PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {
@@ -175,6 +179,8 @@ def _plain(kind: Any, content: Any, where: str) -> Any:
     _require(fits, content, name, where)
     if kind is str:
         _require(not any("\ud800" <= letter <= "\udfff" for letter in content), content, "whole text", where)
+    if kind is int:
+        _require(0 <= content < 1 << 64, content, "a whole number from 0 on", where)
     if kind is not float:
         return content
     try:
@@ -196,4 +202,8 @@ def _shown(content: Any) -> str:
     """A value short enough for an error."""
     if isinstance(content, dict | list):
         return "an object" if isinstance(content, dict) else f"an array of {len(content)}"
-    return json.dumps(content, ensure_ascii=False)[:80]
+    shown = json.dumps(content, ensure_ascii=False)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+
+
+_SHOWN = 80  # characters of a value in an error, at most

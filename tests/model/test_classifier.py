@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -183,15 +184,15 @@ def test_another_base_than_its_own_is_refused(family, settings, reason, tiny_bas
 
 
 def test_another_number_of_labels_is_refused(tiny_base, saved):
-    with pytest.raises(UserError, match="with 2 labels") as raised:
+    with pytest.raises(UserError, match="does not fit 2 labels") as raised:
         load_classifier(tiny_base(), saved, NAMES[:2])
-    assert "size mismatch for base_model.model.classifier" in (raised.value.found or "")
+    assert raised.value.found == f"a head of {len(NAMES)} classes"
     assert "--labels" in (raised.value.fix or "")
 
 
 @pytest.mark.parametrize(
     ("name", "wrong"),
-    zip(ADAPTER_FILES, ("adapter_config.json is missing or damaged", "does not fit"), strict=True),
+    [(name, f"{name} is missing or damaged") for name in ADAPTER_FILES],
 )
 def test_damaged_adapter_files_are_refused(name, wrong, tiny_base, saved):
     (saved / name).write_bytes(b"{")
@@ -226,7 +227,6 @@ def broken_base(base: Path, folder: Path, **config: Any) -> Path:
     [
         ({"model_type": "nonesuch"}, "model type `nonesuch`"),
         ({"model_type": "vit"}, "ViTConfig"),
-        ({"hidden_size": 64}, "mismatched"),
         ({"hidden_size": 30}, "multiple of the number of attention heads"),
     ],
     ids=str,
@@ -244,8 +244,36 @@ def test_a_base_that_is_no_classifier_is_refused_in_transformers_words(
 def test_damaged_weights_are_refused(tiny_base, tmp_path):
     base = broken_base(tiny_base(), tmp_path / "base")
     (base / "model.safetensors").write_bytes(b"half")
-    with pytest.raises(UserError, match="cannot make a text classifier of"):
+    with pytest.raises(UserError, match="safetensors is missing or damaged"):
         build(base)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"hidden_size": 64}, r"weight is \(640, 32\) in the weights, \(640, 64\) by config.json"),
+        ({"num_hidden_layers": 512, "intermediate_size": 1 << 18}, "in the weights"),
+    ],
+    ids=str,
+)
+def test_weights_of_other_shapes_than_configured_are_refused_before_any_is_allocated(
+    config, words, tiny_base, tmp_path
+):
+    with pytest.raises(UserError, match="not a base model") as raised:
+        build(broken_base(tiny_base(), tmp_path / "base", **config))
+    assert re.search(words, raised.value.found or "")
+
+
+@pytest.mark.parametrize("dtype", ["int64", "float8_e4m3fn"])
+def test_weights_that_are_no_floating_point_numbers_are_refused(dtype, tiny_base, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    base = broken_base(tiny_base(), tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    save_file({k: v.to(getattr(torch, dtype)) for k, v in tensors.items()}, base / "model.safetensors")
+    with pytest.raises(UserError, match="safetensors is missing or damaged") as raised:
+        build(base)
+    assert "not one of F64, F32, F16, BF16" in (raised.value.found or "")
 
 
 def test_weights_that_lack_layers_are_refused_rather_than_made_up(tiny_base, tmp_path):

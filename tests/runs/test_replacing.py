@@ -182,10 +182,21 @@ def test_predictions_and_reports_of_someone_elses_making_are_not_ours(run):
 def test_folders_behind_links_are_left_alone(run, recipe, tmp_path):
     elsewhere = shutil.move(run / "adapter", tmp_path / "elsewhere")
     (run / "adapter").symlink_to(elsewhere)
-    with pytest.raises(UserError, match="did not write") as stopped:
-        run_training(recipe, run, overwrite=True)
-    assert stopped.value.found == "adapter"
+    for asked in ({"overwrite": True}, {"resume": True}):
+        with pytest.raises(UserError, match="a link to a place outside of it") as stopped:
+            run_training(recipe, run, **asked)
+        assert stopped.value.found == f"adapter -> {elsewhere}"
     assert len(list(Path(elsewhere).iterdir())) == 2
+
+
+def test_a_link_in_place_of_a_run_that_waits_moves_nothing(run, tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "thesis.tex").write_text("years of work")
+    (run / folder.MOVING).symlink_to(theirs)
+    with pytest.raises(UserError, match="a link to a place outside of it"):
+        folder.open_run(run)
+    assert (theirs / "thesis.tex").is_file()
 
 
 def test_a_project_with_files_of_usual_names_is_no_run(tmp_path, recipe, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ from newsdesk.errors import UserError  # noqa: E402
 from newsdesk.runs.calibration import CALIBRATION_ROWS  # noqa: E402
 from newsdesk.runs.folder import RunFolder, open_run  # noqa: E402
 from newsdesk.runs.log import Event, Resumed, Step, Validation  # noqa: E402
+from newsdesk.training.checkpoints import Snapshot, decode, encode  # noqa: E402
 from newsdesk.training.run import run_training  # noqa: E402
 
 ADAPTER = "adapter/adapter_model.safetensors"
@@ -344,3 +346,79 @@ def test_a_disk_that_fills_up_ends_with_a_sentence_and_the_checkpoint_before_it_
     run = run_training(recipe, out, resume=True, observe=events.append)
     assert events[1] == Resumed(step=6, epoch=0.5, passed_over=())
     assert adapter_bytes(run) == adapter_bytes(uninterrupted)
+
+
+def forged(run: RunFolder, change: Callable[[Snapshot], Snapshot]) -> Path:
+    """The newest checkpoint of a run with another state in it, under the name of its own hash."""
+    newest = max(run.checkpoints.glob("step-*"))
+    before = decode(newest.read_bytes())
+    content = encode(replace(before, snapshot=change(before.snapshot)))
+    path = newest.with_name(f"{newest.name[:14]}{hashlib.sha256(content).hexdigest()[:16]}.safetensors")
+    newest.unlink()
+    path.write_bytes(content)
+    return path
+
+
+def with_counters(**counters: Any) -> Callable[[Snapshot], Snapshot]:
+    return lambda state: replace(state, counters=replace(state.counters, **counters))
+
+
+def with_tensors(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Snapshot], Snapshot]:
+    def changed(state: Snapshot) -> Snapshot:
+        trained = {name: change(t) for name, t in state.tensors.items() if name.startswith("trained/")}
+        return replace(state, tensors={**state.tensors, **trained})
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (with_counters(step=25), "step 25 of a training of 24 steps"),
+        (with_counters(best_step=9), "step 8 of a training"),
+        (with_counters(tokens=1 << 63), "tokens is"),
+        (with_counters(recent_losses=(float("nan"),)), "recent_losses"),
+        (with_tensors(lambda tensor: tensor.to(torch.int64)), "of another model"),
+        (with_tensors(lambda tensor: tensor[..., None]), "of another model"),
+        (with_tensors(lambda tensor: tensor * float("nan")), "not finite"),
+        (lambda state: replace(state, tensors={}), "it lacks trained/"),
+    ],
+)
+def test_a_checkpoint_of_what_this_training_cannot_have_come_to_is_refused(change, found, recipe, tmp_path):
+    run = interrupted_at(8, recipe, tmp_path / "run")
+    path = forged(run, change)
+    with pytest.raises(UserError, match="is missing or damaged") as raised:
+        run_training(recipe, run.path, resume=True)
+    assert path.name in raised.value.wrong
+    assert found in (raised.value.found or "")
+
+
+def test_a_recipe_changed_by_hand_is_refused_by_its_keys(recipe, tmp_path):
+    run = interrupted_at(8, recipe, tmp_path / "run")
+    toml = run.recipe.read_text()
+    run.recipe.write_text(toml.replace("validate_every = 4 ", "validate_every = 4.0 "))
+    with pytest.raises(UserError, match=r"its recipe.toml has changed") as raised:
+        newsdesk.train(out=run.path, resume=True)
+    assert raised.value.found == "training.validate_every = 4.0, trained with 4"
+    run.recipe.write_text(toml)
+    assert newsdesk.train(out=run.path, resume=True).is_complete()
+
+
+def test_labels_and_tokenizer_are_those_that_were_trained_on_whatever_became_of_the_files(
+    recipe, uninterrupted, tmp_path
+):
+    run = interrupted_at(8, recipe, tmp_path / "run")
+    names = run.labels.names
+    run.write_labels(replace(run.labels, names=names[::-1]))
+    (run.tokenizer / "tokenizer.json").write_text("{}")
+    run = run_training(recipe, run.path, resume=True)
+    assert run.labels.names == names
+    tokens = (run.tokenizer / "tokenizer.json").read_bytes()
+    assert tokens == (uninterrupted.tokenizer / "tokenizer.json").read_bytes()
+
+
+def test_a_log_with_a_line_that_is_none_is_refused_by_its_name(recipe, tmp_path):
+    run = interrupted_at(8, recipe, tmp_path / "run")
+    run.log.write_bytes(b"[" * run.log.stat().st_size)
+    with pytest.raises(UserError, match=r"log.jsonl is missing or damaged"):
+        run_training(recipe, run.path, resume=True)

@@ -18,15 +18,20 @@ import torch
 
 from newsdesk.config import LoraSection, ModelSection
 from newsdesk.errors import UserError
-from newsdesk.files import leads_out, parsed_json, read_regular, write_bytes, write_json
+from newsdesk.files import damaged, leads_out, parsed_json, read_regular, write_bytes, write_json
 from newsdesk.model.adapter_config import AdapterConfig
 from newsdesk.model.architectures import adapted_layers, head_modules, target_modules
-from newsdesk.model.base_files import require_plain_base, require_plain_config
+from newsdesk.model.base_files import (
+    require_outlined,
+    require_plain_base,
+    require_plain_config,
+    tensor_shapes,
+)
 from newsdesk.model.tokenizer_file import TOKENIZER, is_panic, open_tokenizer
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -90,6 +95,7 @@ def load_classifier(base: Path, adapter: Path, label_names: Sequence[str]) -> Pe
 
     require_adapter_files(adapter)
     settings = AdapterConfig.read(adapter).for_peft()
+    require_head_of(tensor_shapes(adapter / ADAPTER_FILES[1], fix=_FIX_ADAPTER), adapter, len(label_names))
     classifier = _pretrained(base, label_names, dropout=None)
     with quiet_transformers():
         try:
@@ -107,7 +113,66 @@ def load_classifier(base: Path, adapter: Path, label_names: Sequence[str]) -> Pe
                 found=_first_fact(error),
                 fix="name the base it was trained on with --base, and all its labels with --labels",
             ) from error
+    adapted = (parameter for name, parameter in loaded.named_parameters() if "lora_" in name)
+    if not all(parameter.isfinite().all() for parameter in adapted):
+        raise damaged(adapter / ADAPTER_FILES[1], "numbers that are not finite", fix=_FIX_ADAPTER)
     return loaded.eval()
+
+
+PEFT_PREFIX = "base_model.model."
+OUTPUT_LAYERS = ("classifier.out_proj", "classifier", "score")
+"""The layer that gives the logits, under the names that transformers' sequence classifiers give it."""
+_FIX_ADAPTER = "copy it again from its source"
+
+
+def head_rows(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """The classes of an adapter's head, from its tensors' shapes; None where the head is not among them."""
+    rows = (shapes.get(f"{PEFT_PREFIX}{layer}.weight", ()) for layer in OUTPUT_LAYERS)
+    return next((shape[0] for shape in rows if len(shape) == 2), None)
+
+
+def require_head_of(shapes: Mapping[str, tuple[int, ...]], adapter: Path, labels: int) -> None:
+    """Raise UserError where the head has other classes than there are labels: before any is allocated."""
+    rows = head_rows(shapes)
+    if rows is not None and rows != labels:
+        raise UserError(
+            f"the adapter {adapter} does not fit {labels:,} labels",
+            found=f"a head of {rows:,} classes",
+            fix="name all its labels with --labels, or copy the run again from an undamaged copy",
+        )
+
+
+def load_merged(folder: Path, label_count: int) -> PreTrainedModel:
+    """A merged export's model in float32 and evaluation mode.
+
+    Raises UserError where its files do not fit each other, or so many labels.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    shapes = require_plain_base(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if config.num_labels != label_count:
+            raise ValueError(f"config.json has {config.num_labels:,} labels, labels.json {label_count:,}")
+        with quiet_transformers():
+            with torch.device("meta"):
+                outline = AutoModelForSequenceClassification.from_config(copy.deepcopy(config))
+            require_outlined(folder, shapes, outline)
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.float32,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        if loading["missing_keys"]:
+            raise ValueError(f"no tensor {min(loading['missing_keys'])}")
+    except UserError:
+        raise
+    except Exception as error:  # whatever transformers makes of settings that it was never given
+        raise damaged(folder, _first_fact(error), fix="export it again with newsdesk export") from error
+    return model.eval()  # type: ignore[no-any-return]
 
 
 def require_adapter_files(adapter: Path) -> None:
@@ -193,7 +258,7 @@ def _pretrained(base: Path, label_names: Sequence[str], *, dropout: float | None
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    require_plain_base(base)
+    shapes = require_plain_base(base)
     labels = dict(enumerate(label_names))
     ids = {name: label for label, name in labels.items()}
     try:
@@ -201,13 +266,18 @@ def _pretrained(base: Path, label_names: Sequence[str], *, dropout: float | None
             config = AutoConfig.from_pretrained(
                 str(base), num_labels=len(labels), id2label=labels, label2id=ids
             )
-            head_dropouts = {} if dropout is None else _head_dropouts(config)
+            with torch.device("meta"):
+                outline = AutoModelForSequenceClassification.from_config(copy.deepcopy(config))
+            require_outlined(base, shapes, outline)
+            head_dropouts = {} if dropout is None else _head_dropouts(outline)
             for name in _ENCODER_DROPOUTS if dropout is not None else ():
                 if hasattr(config, name):
                     setattr(config, name, dropout)
             classifier, loading = AutoModelForSequenceClassification.from_pretrained(
                 str(base), config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
+    except UserError:
+        raise
     except Exception as error:  # whatever transformers makes of settings that it was never given
         raise _unusable_base(base, error) from error
     _require_whole_encoder(base, classifier.base_model_prefix, loading["missing_keys"])
@@ -216,12 +286,8 @@ def _pretrained(base: Path, label_names: Sequence[str], *, dropout: float | None
     return classifier  # type: ignore[no-any-return]
 
 
-def _head_dropouts(config: PretrainedConfig) -> dict[str, float]:
+def _head_dropouts(outline: PreTrainedModel) -> dict[str, float]:
     """The head's dropout modules by name; many heads fall back to the encoder's settings for them."""
-    from transformers import AutoModelForSequenceClassification
-
-    with torch.device("meta"):
-        outline = AutoModelForSequenceClassification.from_config(copy.deepcopy(config))
     return {
         name: module.p
         for name, module in outline.named_modules()

@@ -72,6 +72,12 @@ class Classifier(ABC):
         The distances are None where ``off_topic`` is.
         """
 
+    def require_numbers(self, logits: NDArray[np.float32]) -> None:
+        """Raise UserError where the classifier computes what is no finite number: its weights are damaged."""
+        if not np.isfinite(logits).all():
+            found = "it computes logits that are no finite numbers"
+            raise damaged(self.path, found, fix="copy it again from an undamaged copy, or train it again")
+
     @property
     def fingerprint(self) -> str:
         """sha256 of the engine and of all files that decide what it predicts."""

@@ -30,6 +30,7 @@ from newsdesk.runs.exported import (
     preferred_export,
 )
 from newsdesk.runs.folder import RunFolder, open_run
+from newsdesk.runs.off_topic import OFF_TOPIC
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -138,6 +139,7 @@ class ExportedClassifier(Classifier):
             if self.off_topic is not None and distances is not None:
                 distances[rows] = self.off_topic.distances(outputs[1], lengths[rows])
             count(len(rows))
+        self.require_numbers(logits)
         return logits * np.float32(self.folded), distances
 
     def _require_plausible(self, outputs: Outputs, rows: int) -> None:
@@ -291,20 +293,14 @@ class MergedClassifier(ExportedClassifier):
     def __init__(self, exported: ExportedModel, *, device: str = "auto", checks: Checks = "read") -> None:
         """Load model and tokenizer in float32 after checking the files. Raises as `open_model` does."""
         with needing_train_extra("a merged model"):
-            import torch
-            import transformers
-
             from newsdesk.model.architectures import vocabulary_of
-            from newsdesk.model.base_files import require_plain_base
+            from newsdesk.model.classifier import load_merged
             from newsdesk.model.network import choose_device
 
         _check(exported, checks)
-        require_plain_base(exported.path)
         self._device = choose_device(device)
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(
-            exported.path, dtype=torch.float32, local_files_only=True, use_safetensors=True
-        )
-        self._model = model.to(self._device).eval()
+        merged: Any = load_merged(exported.path, len(exported.labels.names))
+        self._model = merged.to(self._device)
         known = vocabulary_of(self._model.config)
         tokenizer = TextTokenizer.from_folder(exported.path, exported.labels.max_length, vocabulary=known)
         super().__init__(exported, tokenizer, "transformers")
@@ -347,8 +343,14 @@ class RunClassifier(Classifier):
         from newsdesk.model.network import predict_logits, predict_with_features
 
         if self.off_topic is None:
-            return predict_logits(self._network, sequences, progress=progress), None
+            logits = predict_logits(self._network, sequences, progress=progress)
+            self.require_numbers(logits)
+            return logits, None
         logits, features = predict_with_features(self._network, sequences, progress=progress)
+        self.require_numbers(logits)
+        if features.shape[1] != len(self.off_topic.projection):
+            found = f"it is of {len(self.off_topic.projection)} features, the model of {features.shape[1]}"
+            raise damaged(self.path / OFF_TOPIC, found, fix=self.run.fix)
         return logits, self.off_topic.distances(features, lengths_of(sequences))
 
     def features(self, sequences: Sequence[TokenIds]) -> NDArray[np.float32]:

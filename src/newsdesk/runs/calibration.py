@@ -193,8 +193,9 @@ def read_calibration(folder: Path) -> Calibration | None:
     if not path.is_file():
         return None
     found = read_stored(path, Calibration, fix=_FIX)
-    if not LOWEST_TEMPERATURE <= found.temperature <= HIGHEST_TEMPERATURE:
-        raise damaged(path, f"a temperature of {found.temperature}", fix=_FIX)
+    for divisor in (found.temperature, found.folded):
+        if not LOWEST_TEMPERATURE <= divisor <= HIGHEST_TEMPERATURE:
+            raise damaged(path, f"a temperature of {divisor}", fix=_FIX)
     return found
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from newsdesk.errors import UserError
-from newsdesk.files import damaged, read_json, sha256_of
+from newsdesk.files import damaged, read_json, require_no_way_out, sha256_of
 from newsdesk.runs.calibration import CALIBRATION, CALIBRATION_ROWS
-from newsdesk.runs.folder import MANIFEST, ModelFolder, require_no_way_out
+from newsdesk.runs.folder import MANIFEST, TOP_NAMES, ModelFolder
 from newsdesk.runs.manifest import ExportedRun
 from newsdesk.runs.off_topic import OFF_TOPIC
 from newsdesk.stored import read_stored, write_stored
@@ -134,7 +134,7 @@ def find_exported(path: Path) -> ExportedModel | None:
         return None
     if "kind" not in manifest:
         return None
-    require_no_way_out(path)
+    require_no_way_out(path, TOP_NAMES)
     return ExportedModel(path)
 
 

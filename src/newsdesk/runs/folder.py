@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,14 @@ from typing import ClassVar, Literal
 from newsdesk.data.columns import TextLayout
 from newsdesk.data.duplicates import KNOWN_TEXTS, KnownTexts
 from newsdesk.errors import UserError
-from newsdesk.files import leads_out, make_folder, read_regular, remove_empty, sha256_of, write_text
+from newsdesk.files import (
+    make_folder,
+    read_regular,
+    remove_empty,
+    require_no_way_out,
+    sha256_of,
+    write_text,
+)
 from newsdesk.runs.calibration import CALIBRATION, CALIBRATION_ROWS
 from newsdesk.runs.manifest import Manifest
 from newsdesk.runs.off_topic import OFF_TOPIC
@@ -50,6 +58,8 @@ _ORIGIN = re.compile(r"^\w+ = .*  # (default|flag|flag --set|recipe .+|imported)
 """A line of a recipe from before it had a header."""
 
 
+_MOST_TOKENS = 1 << 20
+
 LabelKind = Literal["text", "integer", "number", "boolean"]
 """What a program's labels were before they became names."""
 
@@ -62,6 +72,14 @@ class Labels:
     layout: TextLayout = field(metadata={KEY: "text"})
     max_length: int
     kind: LabelKind = field(default="text", metadata=OPTIONAL)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for names that do not tell classes apart, and texts without a token."""
+        if not self.names or len(set(self.names)) != len(self.names):
+            twice = Counter(self.names).most_common(1)
+            raise ValueError(f"labels has {twice[0][0]!r:.80} twice" if twice else "labels is empty")
+        if not 1 <= self.max_length <= _MOST_TOKENS:
+            raise ValueError(f"max_length is {self.max_length}, not from 1 to {_MOST_TOKENS:,}")
 
     def write(self, folder: Path) -> None:
         """Write them as labels.json."""
@@ -288,24 +306,6 @@ def open_run(path: Path) -> RunFolder:
     return run
 
 
-def require_no_way_out(folder: Path) -> None:
-    """Raise UserError for a link out of a run or export under one of newsdesk's names.
-
-    Through it, files of others would be read, written, or moved. Links under other names are not looked at.
-    """
-    for inside, folders, names in os.walk(folder):
-        top = Path(inside) == folder
-        folders[:] = [name for name in folders if not top or name in _TOP_NAMES]
-        for name in (*folders, *names):
-            path = Path(inside, name)
-            if path.is_symlink() and (not top or name in _TOP_NAMES) and leads_out(path, folder):
-                raise UserError(
-                    f"{folder} holds a link to a place outside of it",
-                    found=f"{path.relative_to(folder)} -> {path.readlink()}",
-                    fix="put the file or folder itself in its place",
-                )
-
-
 READY, MOVING = ".ready", ".moving"
 """Folders in a run's: a finished one that is to take its place, and the same while its files are moved."""
 
@@ -316,7 +316,7 @@ def settle(out: Path) -> None:
     The old run's own files go, its card stays, and so does what newsdesk did not write. Raises UserError
     where nothing can be written, or links lead elsewhere.
     """
-    require_no_way_out(out)
+    require_no_way_out(out, TOP_NAMES)
     ready, moving = out / READY, out / MOVING
     if not (ready.is_dir() or moving.is_dir()):
         return
@@ -354,7 +354,7 @@ NEXT = ".next"
 _STAGING, _LOCK = ".staging", ".lock"
 _WORKING = (NEXT, _STAGING, _LOCK, f".settling{_LOCK}")
 _OF_EXPORTS = ("onnx", "config.json", "model.safetensors", "quality.json", "tokenizer_config.json")
-_TOP_NAMES = {
+TOP_NAMES = {
     *(name.partition("/")[0] for name in (*_OF_TRAINING, *_OF_THE_END, MANIFEST, "checkpoints/", "export/")),
     *(*_WORKING, READY, MOVING, *_OF_EXPORTS, "tokenizer.json"),
 }

@@ -130,6 +130,8 @@ class OffTopicScore:
             for name, shape in shapes.items():
                 if tensors[name].shape != shape or not np.isfinite(tensors[name]).all():
                     raise ValueError(f"{name} is {tensors[name].shape}, not {shape} numbers")
+            if not (0 <= usual <= 1 and (tensors["by_length"] >= 0).all()):
+                raise ValueError("by_length or usual_inverse_length is out of its range")
             return cls(**tensors, usual_inverse_length=usual, facts=facts)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise damaged(file, str(error), fix=_FIX) from None

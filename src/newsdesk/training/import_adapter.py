@@ -20,8 +20,17 @@ from newsdesk.errors import UserError
 from newsdesk.files import parsed_json, read_regular, write_bytes
 from newsdesk.model.adapter_config import AdapterConfig
 from newsdesk.model.architectures import require_length
+from newsdesk.model.base_files import tensor_shapes
 from newsdesk.model.catalog import BASE_MODELS, ResolvedBase, resolve_base
-from newsdesk.model.classifier import ADAPTER_FILES, copy_tokenizer, load_classifier, require_adapter_files
+from newsdesk.model.classifier import (
+    ADAPTER_FILES,
+    OUTPUT_LAYERS,
+    PEFT_PREFIX,
+    copy_tokenizer,
+    head_rows,
+    load_classifier,
+    require_adapter_files,
+)
 from newsdesk.model.tokenizer import TextTokenizer
 from newsdesk.progress import Progress
 from newsdesk.runs.folder import Labels, RunFolder, require_free, staged
@@ -29,9 +38,6 @@ from newsdesk.runs.manifest import ImportFacts, Manifest, base_facts, base_name,
 
 TEXT_COLUMN = TextLayout(("text",))
 
-_PREFIX = "base_model.model."
-# The layer that gives the logits, under the names that transformers' sequence classifiers give it.
-_OUTPUT_LAYERS = ("classifier.out_proj", "classifier", "score")
 _GENERIC_NAME = re.compile(r"LABEL_\d+")
 _NAME_THE_BASE = "name the base it was trained on with --base: a catalogue name, Hub id or folder"
 
@@ -53,31 +59,19 @@ class SavedAdapter:
     @classmethod
     def read(cls, folder: Path) -> SavedAdapter:
         """Read the folder. Raises UserError unless it holds a LoRA of a sequence classifier, whole files."""
-        from safetensors import SafetensorError, safe_open
-
         require_adapter_files(folder)
-        config, weights_file = AdapterConfig.read(folder), folder / ADAPTER_FILES[1]
-        try:
-            with safe_open(weights_file, framework="numpy") as file:
-                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{weights_file} is no whole safetensors file",
-                found=str(error),
-                fix="copy it again from its source",
-            ) from error
-        return cls(folder, config, shapes)
+        shapes = tensor_shapes(folder / ADAPTER_FILES[1], fix="copy it again from its source")
+        return cls(folder, AdapterConfig.read(folder), shapes)
 
     @cached_property
     def label_count(self) -> int:
         """Classes of its head. Raises UserError when the head was not saved with it."""
-        for layer in _OUTPUT_LAYERS:
-            shape = self.shapes.get(f"{_PREFIX}{layer}.weight", ())
-            if len(shape) == 2:
-                return shape[0]
+        rows = head_rows(self.shapes)
+        if rows is not None:
+            return rows
         raise UserError(
             f"{self.folder} holds no classification head: predictions would come from a random one",
-            found=f"{len(self.shapes)} tensors, none of them {' or '.join(_OUTPUT_LAYERS)}",
+            found=f"{len(self.shapes)} tensors, none of them {' or '.join(OUTPUT_LAYERS)}",
             fix='train it with task_type="SEQ_CLS", or with the head in modules_to_save, and save it again',
         )
 
@@ -256,7 +250,7 @@ def _require_nothing_random(
     except UserError as error:
         raise UserError(error.wrong, found=f"--max-length {max_length}", fix="give a smaller one") from error
     undecided = [
-        name.removeprefix(_PREFIX)
+        name.removeprefix(PEFT_PREFIX)
         for (name, left), right in zip(one.named_parameters(), other.parameters(), strict=True)
         if ".original_module." not in name and not torch.equal(left, right)
     ]
