@@ -262,6 +262,16 @@ def test_what_is_waited_for_is_said(hub, model):
     assert "downloading desk/tiny from the Hub: waiting for the server" in told
 
 
+def test_the_sessions_of_clients_before_1_0_serve_as_well(hub, model, monkeypatch):
+    requests = pytest.importorskip("requests")
+    monkeypatch.setattr("huggingface_hub.utils.get_session", requests.Session)
+    hub.cuts[FILE] = 1
+    assert resolve(Slot("models", "desk/tiny"), [model], pins={}, flag="--base")[1] == "hub"
+    hub.instead[FILE] = packed
+    Slot("models", "desk/tiny").discard()
+    assert "the encoding gzip, which was not asked for" in refused(model)
+
+
 def test_a_token_does_not_follow_to_another_host(hub, model, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     elsewhere = []
@@ -336,6 +346,20 @@ def test_growth_is_reported_while_it_happens_and_never_beyond_the_total(tmp_path
     assert reports[0] == 0
     assert reports == sorted(reports)
     assert reports[-1] == 4
+
+
+def test_what_shrinks_and_small_files_that_are_whole_count_as_going_on(tmp_path):
+    def shrink_and_finish(watch):
+        (tmp_path / "file").write_bytes(bytes(1 << 20))
+        for size in range(9, 0, -1):
+            time.sleep(0.1)
+            (tmp_path / "file").write_bytes(bytes(size << 16))
+        for _ in range(4):
+            time.sleep(0.1)
+            watch.parts += 1
+        return "done"
+
+    assert watched(shrink_and_finish, "working", silent, stall=0.3, folder=tmp_path) == "done"
 
 
 def test_a_file_that_vanishes_while_it_is_measured_counts_nothing(tmp_path):

@@ -27,7 +27,7 @@ _DISK_FULL_SIGNS = ("No space left on device", "Disk quota exceeded", "File too 
 LARGEST_MEMBER = 2 << 30
 """Bytes of a file inside a package."""
 _PIP_BYTES = 1 << 30
-_PIP_MEMORY = 3 << 30
+_PIP_MEMORY = 2 << 30
 _PIP_POLL_SECONDS = 0.2
 _DAMAGED_ZIP = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError),
@@ -185,9 +185,10 @@ def _pip_failure(requirement: str, stderr: str) -> Exception:
     """What pip's error output means."""
     if _tells_of_full_disk(stderr):
         return OSError(errno.ENOSPC, "pip: no space left on device")
-    complaints = [line.removeprefix("ERROR: ") for line in stderr.splitlines() if line.startswith("ERROR: ")]
+    lines = [line for line in stderr.splitlines() if line.strip() and line != "ERROR: Exception:"] or [""]
+    complaints = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")] or lines[-1:]
     wrong = f"pip could not download {requirement}"
-    found = f"pip says: {complaints[0][:300] if complaints else stderr.strip()[-300:]}"
+    found = f"pip says: {complaints[0][:300]}"
     fix = "check pip's index (pip config list, PIP_INDEX_URL)"
     if "No module named pip" in stderr:
         wrong = f"{requirement} cannot be taken from PyPI without pip"

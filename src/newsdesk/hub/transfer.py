@@ -24,23 +24,23 @@ from newsdesk.progress import Progress
 
 T = TypeVar("T")
 
-ANSWER_SECONDS = 8.0
+ANSWER_SECONDS = 6.0
 """For a server's whole answer to a question, such as what a repository holds."""
-STALL_SECONDS = 8.0
+STALL_SECONDS = 6.0
 """In these at least `LEAST_BYTES` of a file have to arrive."""
-PIP_SECONDS = 15.0
+PIP_SECONDS = 10.0
 """As these, for pip, which first reads what an index has."""
 LEAST_BYTES = 8 << 10
 LEAST_RATE = 32 << 10
 """Bytes a second over a whole transfer, at least, after the first minute."""
-LONGEST_WAIT = 5
+LONGEST_WAIT = 3
 """Seconds that a server may ask us to wait (Retry-After)."""
 PAUSE_SECONDS = 1.0
 """Before a transfer that broke off is resumed."""
 
 _REPORT_SECONDS = 0.25
 _MOST_MEMORY = 1 << 30  # for an answer that the Hub's client reads whole
-_MOST_WAITS = 2
+_MOST_WAITS = 1
 _MOST_REDIRECTS = 5
 _MOST_RESUMES = 5  # without a `_WORTHWHILE` part of the file in between
 _WORTHWHILE = 1 << 20
@@ -78,11 +78,13 @@ class Watch:
     Attributes:
         patience: seconds in which something has to arrive.
         stop: set when nobody waits for the work any more.
+        parts: how many files are whole, which may be too small to count.
         note: what the work itself waits for, in words.
     """
 
     patience: float
     stop: threading.Event = field(default_factory=threading.Event)
+    parts: int = 0
     note: str = ""
 
     def require_wanted(self) -> None:
@@ -150,29 +152,30 @@ def _wait(
     total: int | None,
     most: int | None,
 ) -> None:
-    size = counted_size = 0
+    size = largest = counted_size = counted_parts = 0
     stall, before = watch.patience, _memory()
     since = began = time.monotonic()
     while not ended.wait(_REPORT_SECONDS):
         now = time.monotonic()
         if folder is not None:
-            size = max(size, _size_of(folder))
+            size = _size_of(folder)
+            largest = max(largest, size)
         if folder is None and _memory() - before > _MOST_MEMORY:
             raise TransferError(f"its answer takes more than {_MOST_MEMORY:,} bytes of memory")
         if most is not None and size > most:
             raise TransferError(f"more than {most:,} bytes arrived")
-        if size - counted_size >= LEAST_BYTES:
-            counted_size, since = size, now
+        if abs(size - counted_size) >= LEAST_BYTES or watch.parts > counted_parts:
+            counted_size, counted_parts, since = size, watch.parts, now
         if now - since > stall:
             little = (
                 f"fewer than {LEAST_BYTES:,} bytes arrived" if folder is not None else "no whole answer came"
             )
             raise TransferError(f"{little} in {counted(round(stall, 1), 'second')}")
-        if now - began > 60 + (most or total or size) / LEAST_RATE:
-            raise TransferError(f"only {size:,} bytes arrived in {now - began:,.0f} seconds")
+        if folder is not None and now - began > 60 + (total or most or largest) / LEAST_RATE:
+            raise TransferError(f"only {largest:,} bytes arrived in {now - began:,.0f} seconds")
         waits = watch.note or ("waiting for the server" if now - since > stall / 2 else "")
         shown = f"{what}: {waits}" if waits else what
-        progress(size if total is None else min(size, total), total, shown)
+        progress(largest if total is None else min(largest, total), total, shown)
 
 
 def _memory() -> int:
@@ -241,6 +244,7 @@ def download(url: str, headers: Mapping[str, str], target: Path, size: int | Non
                 watch.require_wanted()
         if size is not None and sink.tell() != size:
             raise WrongSizeError(f"{sink.tell():,} bytes, stated are {size:,}")
+    watch.parts += 1
 
 
 def _continues(answer: Any, start: int) -> bool:
