@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from newsdesk.errors import UserError
 from newsdesk.files import sha256_of
+from newsdesk.prediction import open_model as opening
 from newsdesk.prediction.onnx_check import GraphRefusedError, require_plain_graph
 from newsdesk.prediction.open_model import INPUTS, open_model
 from tiny_exports import LABELS, build_exported, tampered
@@ -255,3 +257,19 @@ def test_a_table_without_the_tokenizers_words_is_a_sentence(exported, model):
     with pytest.raises(UserError, match="onnxruntime cannot run") as refused:
         open_model(put(exported, model)).predict_logits(["goal coach"])
     assert "out of data bounds" in str(refused.value.found)
+
+
+def test_a_graph_that_does_not_come_to_an_end_is_stopped(exported, model, monkeypatch):
+    monkeypatch.setattr(opening, "SLOWEST_SECONDS", 0.2)
+    monkeypatch.setattr(opening, "_LOOK_SECONDS", 0.1)
+    side = constant(model, "side", np.eye(1200), np.float32)
+    for number in range(300):  # half a minute of products
+        product = [side if number == 0 else f"product{number - 1}", side]
+        model.graph.node.insert(number, helper.make_node("MatMul", product, [f"product{number}"]))
+    model.graph.node.insert(300, helper.make_node("ReduceMax", ["product299"], ["end"], keepdims=0))
+    after_logits(model, "Mul", "end")
+    began = time.monotonic()
+    with pytest.raises(UserError, match="is not a graph that newsdesk runs") as refused:
+        open_model(put(exported, model)).predict_logits(["goal coach"])
+    assert "take it more than 0 seconds" in str(refused.value.found)
+    assert time.monotonic() - began < 8

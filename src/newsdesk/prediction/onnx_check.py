@@ -40,6 +40,24 @@ _KNOWN = {
 }
 """What exports of encoders consist of: newsdesk's own, traced ones, and optimum's, in float32 and int8."""
 
+_COSTLY = {
+    "products": [
+        "MatMul",
+        "Gemm",
+        "MatMulInteger",
+        "FusedMatMul",
+        "MatMulIntegerToFloat",
+        "DynamicQuantizeMatMul",
+    ],
+    "growing": ["ConstantOfShape", "Expand", "Tile", "Range"],
+}
+_MOST_FOLDED = {"products": 128, "growing": 16, "others": 2_000}
+_LARGEST_FACTOR = 4 << 20
+"""Of constants: operators that onnxruntime may compute as it loads, and elements of a factor.
+
+DeBERTa-v2, traced, has two products a layer; 8-bit weights are restored by four operators a matrix.
+"""
+
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FLOAT32, _INT64 = 1, 7
 _SIZES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8}
@@ -69,19 +87,30 @@ class GraphRefusedError(ValueError):
 
 
 @dataclass
+class _Node:
+    """An operator, the names it reads and makes, and the elements of its value where it is a constant."""
+
+    operator: str = ""
+    domain: str = ""
+    inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    value: int = 0
+
+
+@dataclass
 class _Graph:
     """What is found in a model that the checks need."""
 
     opsets: dict[str, int] = field(default_factory=dict)
     inputs: dict[str, tuple[int, list[int | None] | None]] = field(default_factory=dict)
     outputs: dict[str, tuple[int, list[int | None] | None]] = field(default_factory=dict)
-    weights: set[str] = field(default_factory=set)
-    nodes: int = 0
+    constants: dict[str, int] = field(default_factory=dict)  # elements by name
+    nodes: list[_Node] = field(default_factory=list)
 
 
 def require_plain_graph(
     path: Path, inputs: Collection[str], outputs: Mapping[str, int | None], *, limit: int = LARGEST_GRAPH
-) -> None:
+) -> bool:
     """Refuse a file that is not one graph of known operators with these inputs and outputs.
 
     Args:
@@ -90,7 +119,9 @@ def require_plain_graph(
         outputs: names of outputs that must be among the graph's, float32 of two axes, with their columns.
         limit: bytes of the file, at most.
 
-    Raises GraphRefusedError with what was found, and OSError for what is no regular file.
+    Returns whether what it computes of constants alone is little, so that onnxruntime may do it as it loads,
+    where nothing could stop it. Raises GraphRefusedError with what was found, and OSError for what is no
+    regular file.
     """
     with open_regular(path) as stream:
         size = stream.seek(0, 2)
@@ -102,6 +133,26 @@ def require_plain_graph(
     except (IndexError, UnicodeDecodeError):
         raise GraphRefusedError("it is cut off, or no ONNX file") from None
     _require_interface(graph, inputs, outputs)
+    return _foldable(graph)
+
+
+def _foldable(graph: _Graph) -> bool:
+    counts = dict.fromkeys(_MOST_FOLDED, 0)
+    for node in graph.nodes:
+        sizes = [graph.constants.get(name) for name in node.inputs if name]
+        known = [size for size in sizes if size is not None]
+        if node.operator == "Constant":
+            known, kind = [node.value], ""
+        elif not known or len(known) < len(sizes):
+            continue
+        else:
+            kind = next((kind for kind, names in _COSTLY.items() if node.operator in names), "others")
+            counts[kind] += node.operator != "Identity"
+        if kind == "products" and max(known) > _LARGEST_FACTOR:
+            return False
+        made = {"products": prod(known), "growing": _LARGEST_FACTOR + 1}.get(kind, max(known))
+        graph.constants.update(dict.fromkeys(node.outputs, made))
+    return all(counts[kind] <= most for kind, most in _MOST_FOLDED.items())
 
 
 def _require_interface(graph: _Graph, inputs: Collection[str], outputs: Mapping[str, int | None]) -> None:
@@ -110,7 +161,7 @@ def _require_interface(graph: _Graph, inputs: Collection[str], outputs: Mapping[
         raise GraphRefusedError(f"opset {opset}, where {_OPSETS[0]} to {_OPSETS[-1]} are known")
     if not graph.nodes:
         raise GraphRefusedError("no operator in it")
-    given = {name: kind for name, kind in graph.inputs.items() if name not in graph.weights}
+    given = {name: kind for name, kind in graph.inputs.items() if name not in graph.constants}
     if set(given) != set(inputs):
         raise GraphRefusedError(f"inputs {_listed(given)}, where {_listed(inputs)} are expected")
     for name, (kind, shape) in given.items():
@@ -144,35 +195,40 @@ def _read_model(content: memoryview) -> _Graph:
 def _read_graph(content: memoryview, graph: _Graph) -> None:
     for number, value in _fields(content, "graph", _GRAPH):
         if number == 1:
-            graph.nodes += 1
-            if graph.nodes > _MOST_NODES:
+            if len(graph.nodes) == _MOST_NODES:
                 raise GraphRefusedError(f"more than {_MOST_NODES:,} operators")
-            _check_node(_message(value))
+            graph.nodes.append(_read_node(_message(value)))
         elif number == 5:
-            graph.weights.add(_check_tensor(_message(value)))
+            name, elements = _read_tensor(_message(value))
+            graph.constants[name] = elements
         elif number in (11, 12):
             name, kind, shape = _value_info(_message(value))
             (graph.inputs if number == 11 else graph.outputs)[name] = kind, shape
 
 
-def _check_node(content: memoryview) -> None:
-    operator, domain = "", ""
+def _read_node(content: memoryview) -> _Node:
+    node = _Node()
     for number, value in _fields(content, "node", _NODE):
-        if number == 4:
-            operator = _text(value)
+        if number == 1:
+            node.inputs.append(_text(value))
+        elif number == 2:
+            node.outputs.append(_text(value))
+        elif number == 4:
+            node.operator = _text(value)
         elif number == 7:
-            domain = _text(value)
+            node.domain = _text(value)
         elif number == 5:
             for inner, tensor in _fields(_message(value), "attribute", _ATTRIBUTE):
                 if inner == 5:
-                    _check_tensor(_message(tensor))
-    if operator not in _KNOWN.get(domain, ()):
-        whose = f" of {domain:.40}" if domain else ""
-        raise GraphRefusedError(f"the operator {operator:.40}{whose}, which encoders do not need")
+                    node.value = _read_tensor(_message(tensor))[1]
+    if node.operator not in _KNOWN.get(node.domain, ()):
+        whose = f" of {node.domain:.40}" if node.domain else ""
+        raise GraphRefusedError(f"the operator {node.operator:.40}{whose}, which encoders do not need")
+    return node
 
 
-def _check_tensor(content: memoryview) -> str:
-    """The tensor's name. Refuses one whose values are elsewhere, or not as many as its axes say."""
+def _read_tensor(content: memoryview) -> tuple[str, int]:
+    """The tensor's name and number of elements. Refuses one that does not hold its values."""
     name, kind, raw, typed = "", 0, 0, 0
     dims: list[int] = []
     for number, value in _fields(content, "tensor", _TENSOR):
@@ -195,7 +251,7 @@ def _check_tensor(content: memoryview) -> str:
         raise GraphRefusedError(f"the tensor {name:.40} of axes {dims[:_MOST_DIMENSIONS]}")
     if raw != elements * _SIZES[kind] and not (raw == 0 and elements <= typed):
         raise GraphRefusedError(f"the tensor {name:.40} says {elements:,} elements and does not hold them")
-    return name
+    return name, elements
 
 
 def _value_info(content: memoryview) -> tuple[str, int, list[int | None] | None]:

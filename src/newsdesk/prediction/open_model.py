@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from itertools import starmap
 from pathlib import Path
@@ -33,7 +36,7 @@ from newsdesk.runs.folder import RunFolder, open_run
 from newsdesk.runs.off_topic import OFF_TOPIC
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+    from onnxruntime import InferenceSession, RunOptions
     from transformers import PreTrainedModel
 
 
@@ -48,7 +51,11 @@ MOST_MEMORY = 3 << 30
 """Bytes for what graphs compute, their weights aside: 50 times what a batch of the largest encoders takes."""
 INPUTS = ("input_ids", "attention_mask")
 """The inputs of every onnx graph."""
-_FOLDED = 1 << 30  # bytes of a constant that onnxruntime may compute from others while it loads
+SLOWEST_SECONDS = 5.0
+SLOWEST = 1e9
+"""Bytes of a graph times tokens of a batch that take a second more: a hundredth of what one core computes."""
+_LOOK_SECONDS = 0.5
+_FOLDED = 1 << 28  # bytes of a constant that onnxruntime may compute from others while it loads
 _BATCHES_PER_THREAD = 2  # with fewer, threads that finish early wait for long
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 
@@ -192,24 +199,36 @@ class OnnxClassifier(ExportedClassifier):
             verified = helper.submit(_check, exported, checks)
             tokenizer = TextTokenizer.from_folder(exported.path, exported.labels.max_length)
             try:
-                require_plain_graph(exported.model, INPUTS, {LOGITS: len(exported.labels.names)})
-                self._session = _open_session(exported.model, self._threads)
+                columns = {LOGITS: len(exported.labels.names)}
+                self._folds = require_plain_graph(exported.model, INPUTS, columns)
+                self._session = _open_session(exported.model, self._threads, self._folds)
             except OSError as error:
                 raise damaged(exported.model, str(error), fix=exported.fix) from None
             except Exception as error:  # onnxruntime's own classes derive from Exception alone
                 verified.result()  # a damaged file is the better explanation
                 raise _cannot_run(exported.model, error) from error
             verified.result()
+        self._bytes = exported.model.stat().st_size
         super().__init__(exported, tokenizer, "onnxruntime")
 
     def _compute(
         self, input_ids: TokenIds, attention_mask: TokenIds, session: InferenceSession | None = None
     ) -> Outputs:
+        from onnxruntime import RunOptions
+
         inputs = dict(zip(INPUTS, (input_ids, attention_mask), strict=True))
+        options, seconds = RunOptions(), SLOWEST_SECONDS + self._bytes * input_ids.size / SLOWEST
+        run = _Run(options, time.monotonic() + seconds)
+        _end_overdue_runs()
+        _running.add(run)
         try:
-            outputs: Outputs = (session or self._session).run(self._wanted, inputs)
+            outputs: Outputs = (session or self._session).run(self._wanted, inputs, options)
         except Exception as error:  # onnxruntime's own classes derive from Exception alone
-            raise _cannot_run(self.exported.model, error) from error
+            late = f"{input_ids.size:,} tokens take it more than {seconds:,.0f} seconds"
+            why = GraphRefusedError(late) if options.terminate else error
+            raise _cannot_run(self.exported.model, why) from error
+        finally:
+            _running.discard(run)
         return outputs
 
     def _compute_all(self, batches: Sequence[tuple[TokenIds, TokenIds]]) -> Iterable[Outputs]:
@@ -227,7 +246,32 @@ class OnnxClassifier(ExportedClassifier):
 
     @cached_property
     def _bulk_session(self) -> InferenceSession:
-        return _open_session(self.exported.model, 1)
+        return _open_session(self.exported.model, 1, self._folds)
+
+
+@dataclass(eq=False)
+class _Run:
+    """A batch that onnxruntime computes, and when it has to be through."""
+
+    options: RunOptions
+    due: float
+
+
+_running: set[_Run] = set()
+
+
+@cache
+def _end_overdue_runs() -> None:
+    """Let one thread of this process stop, after the operator at work, what takes too long."""
+
+    def look() -> None:
+        while True:
+            time.sleep(_LOOK_SECONDS)
+            for run in _running.copy():
+                if time.monotonic() > run.due:
+                    run.options.terminate = True
+
+    threading.Thread(target=look, daemon=True).start()
 
 
 def _cannot_run(model: Path, error: Exception) -> UserError:
@@ -239,7 +283,7 @@ def _cannot_run(model: Path, error: Exception) -> UserError:
         )
     return UserError(
         f"onnxruntime cannot run {model}",
-        found=(str(error).splitlines() or ["no reason given"])[0],
+        found=(str(error).splitlines() or ["no reason given"])[0][:400],
         fix="export it again with newsdesk export, and with the versions installed here",
     )
 
@@ -270,7 +314,7 @@ def _limit_memory() -> None:
         onnxruntime.create_and_register_allocator(place, onnxruntime.OrtArenaCfg({"max_mem": MOST_MEMORY}))
 
 
-def _open_session(model: Path, threads: int) -> InferenceSession:
+def _open_session(model: Path, threads: int, folds: bool) -> InferenceSession:
     import onnxruntime
 
     _limit_memory()
@@ -284,7 +328,10 @@ def _open_session(model: Path, threads: int) -> InferenceSession:
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # it serves batches of one shape; ours differ
     options.log_severity_level = 3  # errors only
-    return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    skipped = [] if folds else ["ConstantFolding"]
+    return onnxruntime.InferenceSession(
+        str(model), options, providers=["CPUExecutionProvider"], disabled_optimizers=skipped
+    )
 
 
 class MergedClassifier(ExportedClassifier):
