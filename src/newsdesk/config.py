@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from newsdesk.errors import UserError
+from newsdesk.files import read_regular
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -226,7 +227,10 @@ def _read_toml(name_or_path: str) -> dict[str, Any]:
     if path.suffix == ".toml" or path.is_file():
         if not path.is_file():
             raise UserError(f"there is no recipe file {path}", fix="check the path given to --recipe")
-        content, shown = path.read_bytes(), str(path)
+        try:
+            content, shown = read_regular(path, _LARGEST), str(path)
+        except OSError as error:
+            raise UserError(f"the recipe {path} cannot be read", found=error.strerror) from None
     elif name_or_path in recipe_names():
         content = (resources.files("newsdesk") / "recipes" / f"{name_or_path}.toml").read_bytes()
         shown = name_or_path
@@ -238,8 +242,11 @@ def _read_toml(name_or_path: str) -> dict[str, Any]:
         )
     try:
         return tomllib.loads(content.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"the recipe {shown} is not valid TOML", found=str(error)) from None
+
+
+_LARGEST = 1 << 20  # bytes of a recipe
 
 
 def _parse_override(override: str) -> tuple[str, Any]:
@@ -257,7 +264,7 @@ def _parse_override(override: str) -> tuple[str, Any]:
         return key, None
     try:
         return key, tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return key, text
 
 

@@ -17,7 +17,7 @@ from newsdesk.data.load import TrainingData
 from newsdesk.errors import UserError, counted
 from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.evaluation.significance import PairedComparison, compare_paired
-from newsdesk.files import write_json
+from newsdesk.files import damaged, write_json
 from newsdesk.metrics import Metrics, ReliabilityBin, confusion_matrix, evaluate_probabilities, reliability
 from newsdesk.model.tokenizer import Encoded, Truncation
 from newsdesk.prediction.abstention import RiskCoverage, risk_coverage
@@ -276,7 +276,12 @@ def read_metrics(path: Path) -> dict[str, Evaluation]:
     """The evaluations in a metrics.json by split, empty where there is none. Raises UserError if damaged."""
     if not path.exists():
         return {}
-    return read_stored_by_name(path, Evaluation, fix="move it away and evaluate again")
+    fix = "move it away and evaluate again"
+    found = read_stored_by_name(path, Evaluation, fix=fix)
+    for split, evaluation in found.items():
+        if evaluation.split != split:
+            raise damaged(path, f"{split:.80}.split is {evaluation.split!r:.80}", fix=fix)
+    return found
 
 
 def calibrate_on(

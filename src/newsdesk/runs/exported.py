@@ -12,7 +12,7 @@ from newsdesk.errors import UserError
 from newsdesk.files import damaged, read_json, require_no_way_out, sha256_of
 from newsdesk.runs.calibration import CALIBRATION, CALIBRATION_ROWS
 from newsdesk.runs.folder import MANIFEST, TOP_NAMES, ModelFolder
-from newsdesk.runs.manifest import ExportedRun
+from newsdesk.runs.manifest import ExportedRun, require_paths_inside
 from newsdesk.runs.off_topic import OFF_TOPIC
 from newsdesk.stored import read_stored, write_stored
 
@@ -56,6 +56,10 @@ class ExportManifest:
     run: ExportedRun
     max_length: int
     files: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for files that are not in the export."""
+        require_paths_inside(self.files)
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from newsdesk.model.catalog import BASE_MODELS, ResolvedBase
 from newsdesk.runs.log import FinishReason
 from newsdesk.stored import KEY, OPTIONAL
+
+
+def require_paths_inside(files: Iterable[str]) -> None:
+    """Raise ValueError for a path that leads out of the folder whose manifest names it."""
+    for name in files:
+        parts = PurePosixPath(name).parts
+        if not parts or parts[0] == "/" or ".." in parts or "\\" in name or "\0" in name:
+            raise ValueError(f"files names {name!r:.80}, which is no path in the folder")
+
 
 SPLIT_OFF = "split off "
 """How the source of validation rows begins that were a part of the training rows."""
@@ -145,6 +154,10 @@ class Manifest(Provenance):
 
     training: TrainingFacts | None = field(default=None, metadata=OPTIONAL)
     files: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for files that are not in the run."""
+        require_paths_inside(self.files)
 
     @property
     def is_interrupted(self) -> bool:

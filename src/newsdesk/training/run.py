@@ -120,12 +120,12 @@ def run_training(
         begun = _begun(out, resolved, overwrite=overwrite) if team.leads and resume else None
         if team.leads and begun is None:
             require_free(out, overwrite=overwrite)
+        if begun is not None and team.leads:
+            _require_same_recipe(begun, resolved)
         if team.any(begun is not None and _came_to_its_end(begun)):
             return RunFolder(out) if begun is None else put_in_place(begun, out)
         run = RunFolder(out)
         if team.leads:
-            if begun is not None:
-                _require_same_recipe(begun, resolved)
             run = begun or working_folder(out, overwrite=overwrite)
             stack.enter_context(in_use(out))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -378,6 +378,12 @@ def _changed_settings(run: RunFolder, asked: ResolvedRecipe) -> list[str]:
 
 
 def _require_same_recipe(run: RunFolder, asked: ResolvedRecipe) -> None:
+    if run.is_complete() and run.manifest.files.get(run.recipe.name) != sha256_of(run.recipe):
+        raise UserError(
+            f"{run.recipe} was changed after the training had come to its end",
+            found="another sha256 than in manifest.json",
+            fix="put the original back; to train by the changed one, give it to --recipe with another --out",
+        )
     if changed := _changed_settings(run, asked):
         raise UserError(
             f"{run.path} was started with another recipe, and can only be resumed with its own",
