@@ -122,6 +122,7 @@ def tiny_recipe(tiny_base: Callable[..., Path], topical_csv: Path) -> Callable[.
             "training.learning_rate": 2e-2,
             "training.precision": "float32",
             "training.device": "cpu",
+            "training.baseline": False,
         }
         return load_recipe(None, flags, overrides)
 

@@ -147,10 +147,9 @@ def evaluate(
     Raises:
         UserError: when run, base model or rows cannot be used together.
     """
-    from newsdesk.evaluation.baseline import baseline_of
     from newsdesk.evaluation.evaluate import evaluate_examples, write_metrics
     from newsdesk.evaluation.predicted_rows import predictions_path, write_evaluated_rows
-    from newsdesk.evaluation.rows import evaluation_rows, known_texts_of
+    from newsdesk.evaluation.rows import baseline_of, evaluation_rows, known_texts_of
     from newsdesk.reports.model_card import refresh_card
 
     run = find_model(run_path)

@@ -133,6 +133,9 @@ class TrainingSection(Section):
     )
     group_by_length: bool = Field(True, description="batches of similar length: little padding")
     pad_to_max_length: bool = Field(False, description="pad every row to max_length, as some notebooks do")
+    baseline: bool = Field(
+        True, description="first measure a linear model on the validation rows, which takes seconds"
+    )
     seed: Annotated[int, Field(ge=0)] = Field(42, description="of everything random")
 
     @model_validator(mode="after")

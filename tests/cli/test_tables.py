@@ -7,12 +7,12 @@ import pytest
 from rich.cells import cell_len
 
 from newsdesk.cli.tables import WIDTH, render_columns, render_errors, render_evaluation
-from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.evaluation.evaluate import Evaluation, RowError, Trust
 from newsdesk.evaluation.significance import PairedComparison
 from newsdesk.metrics import evaluate_probabilities, wilson_interval
 from newsdesk.prediction.abstention import CoverageAt, RiskCoverage
 from newsdesk.runs.calibration import Change
+from newsdesk.training.linear_baseline import BaselineResult
 
 R8 = ("acq", "crude", "earn", "grain", "interest", "money-fx", "ship", "trade")
 BASELINE = BaselineResult(

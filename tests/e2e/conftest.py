@@ -24,6 +24,7 @@ TINY_TRAINING = {
     "training.precision": "float32",
     "training.device": "cpu",
     "training.metric": "loss",
+    "training.baseline": "false",
     "model.dropout": "0.0",
     "model.max_length": "32",
     "lora.targets": '["all-linear"]',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 import tomllib
@@ -53,6 +54,23 @@ def test_progress_is_plain_lines_on_standard_error(newsdesk, desk, tmp_path):
     assert "validation: accuracy" in err
     assert "finished after" in err
     assert all(letter.isprintable() or letter == "\n" for letter in err)
+
+
+def test_a_linear_model_is_measured_on_the_validation_rows_before_training(newsdesk, desk, tmp_path):
+    flags = [flag for flag in desk.flags if "baseline" not in flag]
+    trained = newsdesk("train", *flags, "--out", tmp_path / "run")
+    said = " ".join(trained.err.split())
+    sentence = re.search(
+        r"note: a linear model \(TF-IDF of words 1-2, SVM\) reaches (\d+\.\d+)% \[.*?\] on the (\d+) rows "
+        r"that validations measure on: what the encoder has to beat",
+        said,
+    )
+    assert sentence, trained.err
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert {event["rows"] for event in log if event["event"] == "validation"} == {int(sentence[2])}
+    assert float(sentence[1]) > 60  # the words tell the class
+    assert said.index("linear model") < said.index("validation: accuracy")
+    assert "linear model" not in newsdesk("train", *flags, "--no-baseline", "--out", tmp_path / "2").err
 
 
 def test_json_is_one_document(newsdesk, desk, tmp_path):

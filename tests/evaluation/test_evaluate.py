@@ -9,7 +9,6 @@ import pytest
 
 from newsdesk.data.examples import Examples
 from newsdesk.errors import UserError
-from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.evaluation.evaluate import (
     evaluate_examples,
     read_metrics,
@@ -17,6 +16,7 @@ from newsdesk.evaluation.evaluate import (
 )
 from newsdesk.evaluation.predicted_rows import predictions_path, write_evaluated_rows
 from newsdesk.metrics import evaluate_probabilities
+from newsdesk.training.linear_baseline import BaselineResult
 
 NAMES = ("Sports", 'Sci,"Tech"')
 ROWS = Examples(("one, two", 'three\n"four"', "five"), np.array([0, 1, 0]), NAMES, "wire.csv")

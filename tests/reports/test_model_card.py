@@ -13,7 +13,6 @@ from markdown_it import MarkdownIt
 
 import newsdesk
 from newsdesk.errors import UserError
-from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.evaluation.evaluate import read_metrics, write_metrics
 from newsdesk.files import sha256_of
 from newsdesk.hub.cache import Slot
@@ -25,6 +24,7 @@ from newsdesk.runs.calibration import Calibration, Change
 from newsdesk.runs.folder import RunFolder, open_run
 from newsdesk.runs.manifest import SPLIT_OFF, DataFacts
 from newsdesk.stored import write_stored
+from newsdesk.training.linear_baseline import BaselineResult
 
 HOSTILE = (
     "Sci|Tech",

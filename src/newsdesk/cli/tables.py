@@ -15,11 +15,11 @@ from rich.table import Table
 
 from newsdesk.data.words import isolated
 from newsdesk.errors import counted
-from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.evaluation.evaluate import Evaluation, RowError, TextsRead
 from newsdesk.evaluation.significance import PairedComparison
 from newsdesk.metrics import Metrics
 from newsdesk.reports.facts import confusions
+from newsdesk.training.linear_baseline import BaselineResult
 
 if TYPE_CHECKING:
     from newsdesk.training.plan import Lengths, Plan

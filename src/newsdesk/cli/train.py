@@ -41,6 +41,11 @@ if TYPE_CHECKING:
 @flag(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any recipe value, such as lora.rank=16."
 )
+@flag(
+    "--baseline/--no-baseline",
+    default=None,
+    help="Measure a linear model on the validation rows first.  [default: --baseline]",
+)
 @flag("--overwrite", is_flag=True, help="Replace the run at --out, once the new one is finished.")
 @flag("--resume", is_flag=True, help="Continue the training at --out, with its own recipe.")
 @flag(
@@ -55,6 +60,7 @@ def train(
     out: Path | None,
     epochs: float | None,
     overrides: tuple[str, ...],
+    baseline: bool | None,
     overwrite: bool,
     resume: bool,
     dry_run: bool,
@@ -72,7 +78,7 @@ def train(
         raise click.UsageError("--overwrite starts again and --resume continues: give one of them.")
     flags = {f"data.{name}": value for name, value in {**columns, **dialect.to_dict()}.items()}
     flags |= {"data.train": train_data, "data.validation": valid}
-    flags |= {"model.base": base, "training.epochs": epochs}
+    flags |= {"model.base": base, "training.epochs": epochs, "training.baseline": baseline}
     resolved = recipe_for(out, recipe, flags, overrides, resume=resume)
     if resume and not dry_run and out is not None and rank() == 0 and resumable(out) is None:
         note(f"nothing to resume at {out}: a new training starts with what was asked for")

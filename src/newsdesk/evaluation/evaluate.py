@@ -15,7 +15,6 @@ from newsdesk.data.examples import Examples, aligned_labels
 from newsdesk.data.labels import LabelMatching
 from newsdesk.data.load import TrainingData
 from newsdesk.errors import UserError, counted
-from newsdesk.evaluation.baseline import BaselineResult
 from newsdesk.evaluation.significance import PairedComparison, compare_paired
 from newsdesk.files import damaged, write_json
 from newsdesk.metrics import Metrics, ReliabilityBin, confusion_matrix, evaluate_probabilities, reliability
@@ -28,6 +27,7 @@ from newsdesk.runs.exported import KINDS, ExportedModel, find_exported
 from newsdesk.runs.folder import RunFolder
 from newsdesk.runs.off_topic import OFF_TOPIC, off_topic_score
 from newsdesk.stored import OPTIONAL, UNSTORED, read_stored_by_name, to_content, with_format
+from newsdesk.training.linear_baseline import BaselineResult
 
 _ERRORS_NAMED = 5
 _CLEARLY_MORE = 0.2  # share of the rows that agree beyond the accuracy

@@ -19,6 +19,7 @@ from newsdesk.progress import Progress
 from newsdesk.runs.exported import ExportedModel
 from newsdesk.runs.folder import RunFolder
 from newsdesk.training.held_out import HeldOut
+from newsdesk.training.linear_baseline import BaselineResult, linear_baseline
 
 
 def known_rows(
@@ -195,3 +196,15 @@ def known_texts_of(found: RunFolder | ExportedModel, progress: Progress | None =
     except UserError:
         return None
     return KnownTexts.of(data.train.texts, data.validation.texts)
+
+
+def baseline_of(
+    run: RunFolder | ExportedModel, test: Examples, progress: Progress | None = None
+) -> BaselineResult:
+    """The baseline from a run's own rows: since it is not validated, it may learn from all of them.
+
+    Raises UserError as `known_rows` and `linear_baseline` do.
+    """
+    purpose, otherwise = "a baseline needs", "evaluate without --baseline"
+    own = known_rows(run, purpose=purpose, otherwise=otherwise, progress=progress)
+    return linear_baseline(joined([own.train, own.validation]), test, seed=0, progress=progress)

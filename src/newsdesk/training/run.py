@@ -25,7 +25,7 @@ from newsdesk.data.duplicates import KnownTexts
 from newsdesk.data.examples import Examples
 from newsdesk.data.load import load_training_data
 from newsdesk.data.table import Table
-from newsdesk.data.words import language_of
+from newsdesk.data.words import VocabularyFit, language_of
 from newsdesk.errors import UserError, counted
 from newsdesk.files import sha256_of, write_bytes
 from newsdesk.hub.cache import cache_folder
@@ -34,7 +34,7 @@ from newsdesk.model.catalog import resolve_base
 from newsdesk.model.classifier import AdapterStore, build_classifier, copy_tokenizer
 from newsdesk.model.encoder import keep_freed_memory
 from newsdesk.model.network import Network, choose_precision, predict_with_features
-from newsdesk.model.tokenizer import TextTokenizer, TokenIds
+from newsdesk.model.tokenizer import Encoded, TextTokenizer, TokenIds
 from newsdesk.progress import Progress
 from newsdesk.runs.calibration import HeldOutRows, store_calibration
 from newsdesk.runs.folder import (
@@ -73,6 +73,7 @@ from newsdesk.training import restarted
 from newsdesk.training.checkpoints import Checkpoints, decode
 from newsdesk.training.distributed import Team, gathered
 from newsdesk.training.held_out import remarks_on_rows
+from newsdesk.training.linear_baseline import remark_on_baseline
 from newsdesk.training.loop import EncodedRows, TrainingLoop
 from newsdesk.training.train_step import explaining_memory
 
@@ -189,9 +190,7 @@ class _Training:
             self.loop.network.keep_trunk(texts, cache_folder() / "trunk", base, progress)
         vocabulary = tokenizer.fit(train.texts)
         self.unknown_tokens = vocabulary.unknown
-        self.remarks = tuple(
-            remarks_on_rows(self.data, encoded, vocabulary, self.loop.schedule, recipe.training, recipe.model)
-        )
+        self.remarks = self._remarks(encoded, vocabulary, progress)
         identity = {
             "training rows": train.fingerprint(),
             "validation rows": validation.fingerprint(),
@@ -203,6 +202,19 @@ class _Training:
         trained_bytes = sum(parameter.nbytes for parameter in self.loop.trained)
         self.checkpoints = Checkpoints(run.checkpoints, identity, values, trained_bytes=trained_bytes)
         self.log_bytes = 0
+
+    def _remarks(
+        self, encoded: Encoded, vocabulary: VocabularyFit, progress: Progress | None
+    ) -> tuple[str, ...]:
+        """What to know before the first step: of the rows, and what a linear model makes of them."""
+        recipe, data, held_out = self.resolved.recipe, self.data, self.loop.held_out
+        schedule, training = self.loop.schedule, recipe.training
+        remarks = remarks_on_rows(data, encoded, vocabulary, schedule, training, recipe.model)
+        if training.baseline and self.team.leads:
+            measured = data.validation.select(held_out.measured)
+            baseline = remark_on_baseline(data.train, measured, seed=training.seed, progress=progress)
+            remarks += [] if baseline is None else [baseline]
+        return tuple(remarks)
 
     def restore_or_begin(self, *, resume: bool) -> Resumed | None:
         """Restore the loop from the newest whole checkpoint, or lay out a new run; the event to log."""

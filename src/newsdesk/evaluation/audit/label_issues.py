@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.errors import missing_package
-from newsdesk.evaluation.baseline import has_words, tfidf_vectorizer
 from newsdesk.metrics import confusion_matrix
+from newsdesk.training.linear_baseline import has_words, tfidf_vectorizer
 
 _SLACK = 1e-6  # a class whose rows all have the same probability must reach its own mean
 _LEAST_SKILL = 0.5

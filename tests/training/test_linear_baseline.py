@@ -11,9 +11,9 @@ import pytest
 
 from newsdesk.data.examples import Examples
 from newsdesk.errors import UserError
-from newsdesk.evaluation.baseline import BaselineResult, linear_baseline
 from newsdesk.metrics import wilson_interval
 from newsdesk.stored import from_content, to_content
+from newsdesk.training.linear_baseline import BaselineResult, linear_baseline
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 AG_NEWS, CASES = SHARED / "ag_news", SHARED / "cases"
