@@ -35,6 +35,7 @@ QUICKLY = {
     "training.batch_size": 16,
     "training.learning_rate": 3e-3,
     "training.epochs": 1,
+    "training.baseline": "false",
 }
 """What NEWSDESK_TRAIN_SET adds to every training: 50 steps at a rate that suits so few."""
 

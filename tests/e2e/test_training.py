@@ -73,6 +73,12 @@ def test_a_linear_model_is_measured_on_the_validation_rows_before_training(newsd
     assert "linear model" not in newsdesk("train", *flags, "--no-baseline", "--out", tmp_path / "2").err
 
 
+def test_validation_rows_cannot_be_counted_wrong(newsdesk, desk, tmp_path):
+    asked = newsdesk("train", *desk.flags, "--unknown-labels", "count-wrong", "--out", tmp_path / "run")
+    assert asked.code == 2
+    assert "'error', 'drop'" in asked.err
+
+
 def test_json_is_one_document(newsdesk, desk, tmp_path):
     outcome = newsdesk("train", *desk.flags, "--out", tmp_path / "run", "--json")
     assert outcome.json["run"] == str(tmp_path / "run")

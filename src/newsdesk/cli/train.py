@@ -32,7 +32,12 @@ if TYPE_CHECKING:
 @flag("--valid", help="A file of validation rows; default: split off the training rows.", metavar="PATH")
 @flag("--base", help="A named base model, a Hub id or a local folder.", metavar="NAME|PATH")
 @flag("--out", type=PATH, help="The run folder to write.", metavar="RUN")
-@reading_flags("text", "label", "template", "normaliser", "unknown_labels", "dialect")
+@reading_flags("text", "label", "template", "normaliser", "dialect")
+@flag(
+    "--unknown-labels",
+    type=click.Choice(("error", "drop")),
+    help="Validation rows of classes that the training rows do not have: refuse (the default), leave out.",
+)
 @flag(
     "--epochs",
     type=float,
