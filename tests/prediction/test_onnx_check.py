@@ -195,6 +195,18 @@ def test_a_graph_larger_than_the_limit_is_not_read(built):
         require_plain_graph(built / FILE, INPUTS, {}, limit=100)
 
 
+def test_a_graph_that_onnxruntime_refuses_is_a_sentence_and_no_more(exported, model, capfd):
+    cast = model.graph.node[1]
+    cast.name = "a name in no encoding"
+    del cast.attribute[:]
+    content = model.SerializeToString()
+    (exported / FILE).write_bytes(content.replace(cast.name.encode(), b"\x9a" * len(cast.name)))
+    tampered(exported, files={FILE: sha256_of(exported / FILE)})
+    with pytest.raises(UserError, match="onnxruntime cannot run"):
+        open_model(exported)
+    assert capfd.readouterr() == ("", "")
+
+
 def of_constants(model):
     after_logits(model, "Add", "huge")
     node = helper.make_node("ConstantOfShape", [constant(model, "shape", [LARGE, LARGE])], ["huge"])

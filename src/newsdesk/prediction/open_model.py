@@ -330,7 +330,11 @@ def _open_session(model: Path, threads: int, folds: bool) -> InferenceSession:
     options.log_severity_level = 3  # errors only
     skipped = [] if folds else ["ConstantFolding"]
     return onnxruntime.InferenceSession(
-        str(model), options, providers=["CPUExecutionProvider"], disabled_optimizers=skipped
+        str(model),
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=skipped,
+        enable_fallback=0,  # it would print, and try the same again
     )
 
 
