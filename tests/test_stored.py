@@ -87,6 +87,8 @@ def test_fields_that_came_later_or_are_not_known_do_not_matter(tmp_path):
         ({"count": "gone"}, "no count"),
         ({"count": "3"}, 'count is "3", not a whole number'),
         ({"count": 3.0}, "count is 3.0, not a whole number"),
+        ({"count": -5}, "count is -5, not a whole number from 0 on"),
+        ({"count": 1 << 64}, "count is 18446744073709551616, not a whole number from 0 on"),
         ({"count": True}, "count is true, not a whole number"),
         ({"from": 5}, "from is 5, not a text"),
         ({"kind": "c"}, 'kind is "c", not one of a, b'),
@@ -200,11 +202,21 @@ def test_a_run_from_before_there_were_formats_predicts_and_is_reported(old, monk
     ("name", "change", "found"),
     [
         ("manifest.json", {"base": "roberta-base"}, 'base is "roberta-base", not an object'),
+        (
+            "manifest.json",
+            {"files": {"../id_rsa": "0"}},
+            "files names '../id_rsa', which is no path in the folder",
+        ),
         ("labels.json", {"labels": [1, 2]}, "labels.0 is 1, not a text"),
+        ("labels.json", {"labels": ["a", "b", "a"]}, "labels has 'a' twice"),
+        ("labels.json", {"labels": []}, "labels is empty"),
+        ("labels.json", {"max_length": 1 << 40}, "max_length is 1099511627776, not from 1 to 1,048,576"),
+        ("calibration.json", {"folded": 1e30}, "a temperature of 1e+30"),
         ("metrics.json", {"test": {"split": "test"}}, "no test.source"),
         ("metrics.json", {"other": 3}, "other is 3, not an object"),
         ("calibration.json", {"temperature": "high"}, 'temperature is "high", not a number'),
     ],
+    ids=str,
 )
 def test_each_file_of_a_run_is_refused_by_name_and_field(old, name, change, found):
     write_json = json.dumps(json.loads((old / name).read_text()) | change)
@@ -216,3 +228,21 @@ def test_each_file_of_a_run_is_refused_by_name_and_field(old, name, change, foun
     (old / name).write_text(json.dumps({"format": 7}))
     with pytest.raises(UserError, match=rf"{name} was written by a newer version of newsdesk"):
         contents_of(old)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"confusion": [[1]]}, "confusion or per_class is not of the 3 classes"),
+        ({"rows": 1}, "rows is 1, and not the sum of confusion"),
+        ({"accuracy": 7.5}, "is not from 0 to 1"),
+        ({"most_confident_errors": [1000]}, "a row beyond the last"),
+    ],
+)
+def test_figures_that_do_not_go_together_are_refused(old, change, found):
+    content = json.loads((old / "metrics.json").read_text())
+    content["test"]["metrics"] |= change
+    (old / "metrics.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"metrics.json is missing or damaged") as caught:
+        read_metrics(old / "metrics.json")
+    assert found in (caught.value.found or "")

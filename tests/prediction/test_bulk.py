@@ -217,7 +217,7 @@ def test_what_is_resumed_is_byte_for_byte_what_was_never_interrupted(
     assert output.read_bytes() == (tmp_path / f"whole.{ending}").read_bytes()
 
 
-@pytest.mark.parametrize("change", ["input", "settings", "journal", "part"])
+@pytest.mark.parametrize("change", ["input", "settings", "journal", "counts", "part"])
 def test_work_is_taken_up_only_where_nothing_has_changed(predictor, tmp_path, monkeypatch, change):
     source, output = write_csv(tmp_path / "in.csv"), tmp_path / "out.csv"
     interrupt(predictor, source, output, monkeypatch)
@@ -228,12 +228,26 @@ def test_work_is_taken_up_only_where_nothing_has_changed(predictor, tmp_path, mo
         named = {"top_k": 2}
     elif change == "journal":
         (tmp_path / "out.csv.part.json").write_text("{torn")
+    elif change == "counts":
+        journal = tmp_path / "out.csv.part.json"
+        content = json.loads(journal.read_text())
+        journal.write_text(json.dumps({**content, "checkpoint": {**content["checkpoint"], "rows_read": -5}}))
     else:
         (tmp_path / "out.csv.part").write_text("")
     events = []
     predict_file(predictor, source, output, observe=events.append, **named)
     assert events[0] == Begun(rows_before=0, left_over=True)
     assert len(rows_of(output)) == (11 if change == "input" else 10)
+
+
+@pytest.mark.parametrize("name", ["out.csv.part", "out.csv.part.json", "out.csv.rejects.jsonl.part"])
+def test_a_link_where_unfinished_output_goes_is_not_followed(predictor, tmp_path, name):
+    theirs = tmp_path / "theirs"
+    theirs.write_text("years of work")
+    (tmp_path / name).symlink_to(theirs)
+    with pytest.raises(UserError, match="is in the way"):
+        predict_file(predictor, write_csv(tmp_path / "in.csv"), tmp_path / "out.csv")
+    assert (theirs.read_text(), (tmp_path / name).is_symlink()) == ("years of work", True)
 
 
 def test_a_kill_while_files_are_put_in_place_is_made_good(predictor, tmp_path, monkeypatch):

@@ -127,6 +127,10 @@ def test_a_finished_shard_is_known_by_its_note(tmp_path, kind, object_store):
     finish_shard(output, SHARD, written, rejects, Counts(9, 2, 4))
     assert done_before(output, [SHARD]) == {"a.csv": Counts(9, 2, 4)}
     assert (output.read("a.csv"), output.read("_rejects/a.csv.jsonl")) == (b"rows", b"bad")
+    note = output.read(SHARD.note)
+    for damaged in (b"{torn", b"[]", note.replace(b": 9", b": -9")):
+        output.publish(damaged, SHARD.note)
+        assert done_before(output, [SHARD]) == {}
     rejects.unlink()
     finish_shard(output, SHARD, written, rejects, Counts(9, 0))
     assert output.read("_rejects/a.csv.jsonl") is None

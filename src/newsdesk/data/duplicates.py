@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from bisect import bisect_left
 from collections import defaultdict
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from newsdesk.data.words import is_ideograph, words_of
 from newsdesk.errors import counted
-from newsdesk.files import damaged, write_bytes
+from newsdesk.files import damaged, open_regular, write_bytes
 
 _BANDS, _ROWS_PER_BAND = 25, 5  # a pair of similarity 0.8 is missed with probability (1 - 0.8**5)**25 = 5e-5
 _AT_EACH_END = 8  # rows of a band that a row is paired with, from the first on and back from itself
@@ -272,13 +273,17 @@ class KnownTexts:
         from safetensors import SafetensorError, safe_open
 
         file = folder / KNOWN_TEXTS
-        if not file.is_file():
+        if not os.path.lexists(file):
             return None
         try:
+            open_regular(file).close()  # a pipe would be waited for
             with safe_open(file, framework="numpy") as content:
                 if (content.metadata() or {}).get("format") != _FORMAT:
                     raise ValueError(f"a format other than {_FORMAT}")
-                return cls(content.get_tensor("training"), content.get_tensor("validation"))
+                hashes = [content.get_tensor(name) for name in ("training", "validation")]
+            if any(one.dtype != np.uint64 or one.ndim != 1 for one in hashes):
+                raise ValueError("hashes that are no list of 64-bit numbers")
+            return cls(*hashes)
         except (OSError, SafetensorError, ValueError) as error:
             raise damaged(file, str(error), fix=_FIX) from None
 

@@ -23,7 +23,7 @@ from newsdesk import __version__
 from newsdesk.data.dialect import Dialect
 from newsdesk.data.stream import format_of
 from newsdesk.errors import UserError, counted, missing_package
-from newsdesk.files import atomic_writer, json_bytes
+from newsdesk.files import atomic_writer, json_bytes, parsed_json
 from newsdesk.prediction.abstention import PROMISES
 from newsdesk.prediction.bulk import predict_file
 from newsdesk.prediction.classifier import Classifier
@@ -31,6 +31,7 @@ from newsdesk.prediction.open_model import OnnxClassifier, open_model
 from newsdesk.prediction.output_table import Format
 from newsdesk.prediction.resumable_output import Counts
 from newsdesk.runs.folder import MANIFEST
+from newsdesk.stored import WrongContentError, from_content
 
 JOB, DONE, REJECTS = "_job.json", "_done", "_rejects"
 """Parts of an output folder that are not data: whoever reads a folder of data skips names that begin so."""
@@ -303,12 +304,20 @@ def begin_job(source: Storage, output: Storage, job: Mapping[str, Any], shards: 
         )
     if noted is None:
         output.publish(json_bytes(identity), JOB)
-    elif (before := json.loads(noted)) != identity:
+    elif (before := _noted_object(noted)) != identity:
         raise UserError(
             f"{output.location} contains the output of another job",
             found=f"it differs in {', '.join(key for key in identity if before.get(key) != identity[key])}",
             fix=fix,
         )
+
+
+def _noted_object(content: bytes | None) -> dict[str, Any]:
+    """The object in a note; an empty one where there is none, or the note is damaged."""
+    with suppress(ValueError):
+        found = parsed_json(content or b"")
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def done_before(output: Storage, shards: list[Shard]) -> dict[str, Counts]:
@@ -320,11 +329,13 @@ def done_before(output: Storage, shards: list[Shard]) -> dict[str, Counts]:
 
 def noted_counts(output: Storage, shard: Shard) -> Counts | None:
     """The counts of a shard that is finished; None if it is not, or if its input has changed since."""
-    noted = output.read(shard.note)
-    note = {} if noted is None else json.loads(noted)
+    note = _noted_object(output.read(shard.note))
     if (note.get("size"), note.get("changed")) != (shard.size, shard.changed) or "rows_read" not in note:
         return None
-    return Counts(*(note[entry.name] for entry in fields(Counts)))
+    try:
+        return from_content(Counts, note)
+    except WrongContentError:
+        return None
 
 
 def finish_shard(output: Storage, shard: Shard, written: Path, rejects: Path, counts: Counts) -> None:

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from newsdesk.errors import UserError
 from newsdesk.files import atomic_writer, make_folder, read_json, remove_empty, remove_leftovers, write_json
 from newsdesk.model.tokenizer import Truncation
+from newsdesk.stored import WrongContentError, from_content
 
 _HEAD = 1 << 16  # bytes by which an input is recognised, besides its size and time of change
 
@@ -92,10 +93,15 @@ class PartFile:
 
     @contextmanager
     def opened(self) -> Iterator[PartFile]:
-        """Resume where the journal says, or begin. Raises UserError if another process is writing it.
+        """Resume where the journal says, or begin.
+
+        Raises UserError if another process is writing it, or what is no file is in the way.
 
         If the block fails before anything was appended, it leaves nothing behind, not even new folders.
         """
+        for path in (self._journal, self.part, self._rejects_part):
+            if path.is_symlink() or (path.exists() and not path.is_file()):
+                raise _in_the_way(path)
         with _explained(self.destination, "choose another place with --output"):
             made = [*make_folder(self.part.parent), *make_folder(self.rejects.parent)]
         lock = FileLock(_beside(self.destination, ".part.lock"))
@@ -156,15 +162,19 @@ class PartFile:
             remove_leftovers(path)
         found = self._journal_content()
         if found is not None and found["job"] == self._job:
-            checkpoint = Checkpoint(**found["checkpoint"])
-            if checkpoint.complete or (
-                _cut(self.part, checkpoint.output_bytes)
-                and _cut(self._rejects_part, checkpoint.rejects_bytes)
-            ):
-                self.checkpoint = checkpoint
-                return
+            with suppress(WrongContentError):  # of no use then
+                checkpoint = from_content(Checkpoint, found.get("checkpoint"))
+                if self._is_restored(checkpoint):
+                    self.checkpoint = checkpoint
+                    return
         self.left_over = found is not None
         self.discard()
+
+    def _is_restored(self, checkpoint: Checkpoint) -> bool:
+        """Whether the files are at least as long as it says; what they have beyond is cut off."""
+        if checkpoint.complete:
+            return self.part.is_file() or self.destination.exists()
+        return _cut(self.part, checkpoint.output_bytes) and _cut(self._rejects_part, checkpoint.rejects_bytes)
 
     def discard(self) -> None:
         """Remove all that was written so far."""
@@ -191,6 +201,14 @@ def fingerprint(path: Path) -> dict[str, Any]:
     with path.open("rb") as stream:
         head = hashlib.sha256(stream.read(_HEAD)).hexdigest()
     return {"path": str(path.resolve()), "size": status.st_size, "changed": status.st_mtime_ns, "head": head}
+
+
+def _in_the_way(path: Path) -> UserError:
+    return UserError(
+        f"{path} is in the way: newsdesk writes a file there until the output is done",
+        found="a link, a folder, a pipe or a device",
+        fix="move it elsewhere, or give --output another name",
+    )
 
 
 def _beside(path: Path, ending: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.files import damaged, write_bytes
+from newsdesk.files import damaged, open_regular, write_bytes
 from newsdesk.metrics import expected_calibration_error
 from newsdesk.stored import read_stored, write_stored
 
@@ -190,7 +191,7 @@ def _write_rows(folder: Path, rows: HeldOutRows) -> None:
 def read_calibration(folder: Path) -> Calibration | None:
     """The calibration of a run or exported model; None in one made without. Raises UserError if damaged."""
     path = folder / CALIBRATION
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     found = read_stored(path, Calibration, fix=_FIX)
     for divisor in (found.temperature, found.folded):
@@ -204,9 +205,10 @@ def read_held_out_rows(folder: Path) -> HeldOutRows | None:
     from safetensors import SafetensorError, safe_open
 
     path = folder / CALIBRATION_ROWS
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     try:
+        open_regular(path).close()  # a pipe would be waited for
         with safe_open(path, framework="np") as file:
             sha256 = (file.metadata() or {})["sha256"]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

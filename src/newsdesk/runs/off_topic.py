@@ -8,6 +8,7 @@ depends on the length of the text: an average of few tokens is far from everythi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.files import damaged, write_bytes
+from newsdesk.files import damaged, open_regular, write_bytes
 from newsdesk.model.tokenizer import TokenIds, lengths_of
 
 OFF_TOPIC = "off_topic.safetensors"
@@ -109,7 +110,7 @@ class OffTopicScore:
     def of_folder(cls, folder: Path) -> Self | None:
         """The score that a run or an exported model carries; None where it has none. Raises as ``load``."""
         file = folder / OFF_TOPIC
-        return cls.load(file) if file.is_file() else None
+        return cls.load(file) if os.path.lexists(file) else None
 
     @classmethod
     def load(cls, file: Path) -> Self:
@@ -117,6 +118,7 @@ class OffTopicScore:
         from safetensors import SafetensorError, safe_open
 
         try:
+            open_regular(file).close()  # a pipe would be waited for
             with safe_open(file, framework="numpy") as content:
                 facts = dict(content.metadata() or {})
                 tensors: dict[str, Any] = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118

@@ -49,7 +49,7 @@ from newsdesk.evaluation.audit.label_issues import (
     out_of_sample_probabilities,
     rank_label_errors,
 )
-from newsdesk.files import write_bytes
+from newsdesk.files import read_regular, write_bytes
 from newsdesk.model.catalog import ResolvedBase, resolve_base
 from newsdesk.model.tokenizer import TextTokenizer
 from newsdesk.progress import Progress, counting
@@ -274,9 +274,9 @@ def embed_stored(
             encoded = text.encode("utf-8", "surrogatepass")
             digest.update(len(encoded).to_bytes(8, "little") + encoded)
         path, piece = folder / f"{digest.hexdigest()[:32]}.safetensors", None
-        with suppress(FileNotFoundError, SafetensorError, KeyError):
-            piece = load(path.read_bytes())[EMBEDDINGS]
-        if piece is None or piece.shape[:-1] != (len(part),):
+        with suppress(OSError, SafetensorError, KeyError, TypeError):
+            piece = load(read_regular(path))[EMBEDDINGS]
+        if piece is None or piece.shape[:-1] != (len(part),) or not np.isfinite(piece).all():
             compute = compute or embedder()
             piece = compute(part)
             write_bytes(path, save({EMBEDDINGS: np.ascontiguousarray(piece)}))
