@@ -55,6 +55,15 @@ class DataSection(Section):
     delimiter: str | None = Field(None, description="between two cells, such as ';' or tab; absent: detected")
     quote: str | None = Field(None, description="around cells, or none; absent: detected")
     encoding: str | None = Field(None, description="of text files, such as cp1252; absent: detected")
+    max_characters: Annotated[int, Field(ge=1, le=4_000_000)] | None = Field(
+        None, description="of a cell; rows beyond are refused; absent: 1,000,000"
+    )
+    max_columns: PositiveInt | None = Field(
+        None, description="of a file, and keys of a JSON object; absent: 1,000"
+    )
+    max_unpacked: PositiveInt | None = Field(
+        None, description="bytes that a compressed file may grow to; absent: a hundredfold, or 16 MiB"
+    )
     merge_case: bool = Field(False, description="read labels that differ only in case as one class")
     unknown_labels: Literal["error", "drop"] = Field(
         "error", description="validation rows of classes that the training rows do not have: refuse, or drop"

@@ -126,6 +126,22 @@ def read_regular(path: Path, limit: int = LARGEST_JSON) -> bytes:
         return stream.read(size)  # all of this is allocated at once
 
 
+def memory_left() -> int:
+    """Bytes of memory that this process may still take; very many where the system does not say."""
+    found = [1 << 62]
+    with suppress(OSError, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            found.append(limit - used)
+    return max(0, min(found))
+
+
 def parsed_json(content: bytes | str) -> Any:
     """JSON as Python's types. Raises ValueError for anything else: NaN, 1e999 and endless nesting."""
 

@@ -58,6 +58,7 @@ def test_reading_flags_keep_their_order_and_number():
 
     assert [parameter.name for parameter in verb.params] == [
         *("text", "header", "delimiter", "quote", "encoding"),
+        *("max_characters", "max_columns", "max_unpacked"),
     ]
     assert all(isinstance(parameter, Flag) for parameter in verb.params)
 

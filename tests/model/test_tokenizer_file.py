@@ -12,9 +12,10 @@ import pytest
 import transformers
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
+from newsdesk.data.table import LONGEST_TEXT
 from newsdesk.errors import UserError
 from newsdesk.model.classifier import copy_tokenizer
-from newsdesk.model.tokenizer import LONGEST_TEXT, TextTokenizer, limit_words
+from newsdesk.model.tokenizer import TextTokenizer, limit_words
 from newsdesk.model.tokenizer_file import open_tokenizer
 
 BERT = {token: number for number, token in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"))}

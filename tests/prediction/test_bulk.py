@@ -49,6 +49,28 @@ def rows_of(path):
     return list(csv.DictReader(io.StringIO(path.read_text())))
 
 
+def test_rows_of_many_characters_are_classified_in_smaller_windows(predictor, tmp_path, monkeypatch):
+    source, whole, output = write_csv(tmp_path / "in.csv"), tmp_path / "whole.csv", tmp_path / "out.csv"
+    predict_file(predictor, source, whole)
+    monkeypatch.setattr(bulk, "CHARACTERS_PER_WINDOW", 20)
+    events = []
+    predict_file(predictor, source, output, observe=events.append)
+    assert output.read_bytes() == whole.read_bytes()
+    assert sum(isinstance(event, WindowWritten) for event in events) == 4
+
+
+def test_a_row_beyond_a_limit_is_set_aside_with_its_beginning(predictor, tmp_path):
+    source, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text(f"text\ngoal\n{'x' * 1_000_001}\nbank\n")
+    predict_file(predictor, source, output)
+    (reject,) = rejects_of(output)
+    assert (reject["line"], reject["reason"], reject["cut_from"]) == (3, "a cell is too long", 1_000_002)
+    assert "1,000,001 characters" in reject["found"]
+    assert len(rows_of(output)) == 2
+    predict_file(predictor, source, tmp_path / "all.csv", dialect=Dialect(max_characters=2_000_000))
+    assert len(rows_of(tmp_path / "all.csv")) == 3
+
+
 def test_another_threshold_is_another_job(tmp_path):
     folder = build_exported(tmp_path / "exported")
     logits = (

@@ -58,7 +58,7 @@ def main() -> NoReturn:
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except (UserError, OSError) as error:
+    except (UserError, OSError, MemoryError) as error:
         explained = error if isinstance(error, UserError) else _refusal_of_the_system(error)
         if asked.get("debug") or explained is None:
             raise
@@ -71,8 +71,14 @@ def main() -> NoReturn:
     raise SystemExit(code)
 
 
-def _refusal_of_the_system(error: OSError) -> UserError | None:
+def _refusal_of_the_system(error: OSError | MemoryError) -> UserError | None:
     """What the operating system did not allow, in our form; None for a library's own kind of OSError."""
+    if isinstance(error, MemoryError):
+        return UserError(
+            "there is not enough memory for this",
+            found=str(error) or "the system gives no more",
+            fix="give smaller files, or free some memory",
+        )
     if error.errno is None:
         return None
     return UserError(

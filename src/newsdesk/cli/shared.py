@@ -113,6 +113,22 @@ _DIALECT_FLAGS = {
     ),
     "quote": flag("--quote", help="Around cells: \", ' or none; default: detected.", metavar="CHARACTER"),
     "encoding": flag("--encoding", help="Of text files, such as cp1252; default: detected.", metavar="NAME"),
+    "max_characters": flag(
+        "--max-characters",
+        type=click.IntRange(1, 4_000_000),
+        help="Of a cell; rows beyond are bad rows; default: 1,000,000.",
+    ),
+    "max_columns": flag(
+        "--max-columns",
+        type=click.IntRange(min=1),
+        help="Of a file, and keys of a JSON object; rows beyond are bad rows; default: 1,000.",
+    ),
+    "max_unpacked": flag(
+        "--max-unpacked",
+        type=click.IntRange(min=1),
+        help="What a compressed file may grow to; default: a hundredfold, or 16 MiB.",
+        metavar="BYTES",
+    ),
 }
 _PROMISE_FLAGS = {
     "abstain": "Leave texts unanswered, so that at most this share of the answered ones is wrong.",

@@ -23,9 +23,20 @@ from newsdesk.data.labels import (
     match_labels,
     number_of,
 )
-from newsdesk.data.table import AG_NEWS_COLUMNS, LABEL_COLUMNS, TEXT_COLUMNS, Cell, Fault, Table, canonical
+from newsdesk.data.table import (
+    AG_NEWS_COLUMNS,
+    LABEL_COLUMNS,
+    LONGEST_TEXT,
+    TEXT_COLUMNS,
+    Cell,
+    Fault,
+    Table,
+    canonical,
+)
 from newsdesk.data.words import normalise
 from newsdesk.errors import UserError, listed
+
+_MOST_CLASSES = 10_000
 
 AG_NEWS_LABELS = ("World", "Sports", "Business", "Sci/Tech")
 """The classes of AG News (Zhang et al., 2015) in id order; its files count them from 1."""
@@ -70,9 +81,14 @@ class TextLayout:
                 return Fault(line, f"column {column!r} holds no text", found, fix)
             cells[column] = normalise(str(cell), self.normaliser).strip()
         if self.template is None:
-            return " ".join(filter(None, cells.values()))
-        parts = _template_parts(self.template, self.text_columns)
-        return "".join(literal + (cells[column] if column else "") for literal, column in parts).strip()
+            text = " ".join(filter(None, cells.values()))
+        else:
+            parts = _template_parts(self.template, self.text_columns)
+            text = "".join(literal + (cells[column] if column else "") for literal, column in parts).strip()
+        if len(text) > LONGEST_TEXT:
+            found = f"{len(text):,} characters, where at most {LONGEST_TEXT:,} are read"
+            return Fault(line, "the text is too long", found, "cut its cells")
+        return text
 
     def texts(self, table: Table) -> tuple[str, ...]:
         """The text of every row. Raises UserError, by line, for a cell that holds no text."""
@@ -126,7 +142,7 @@ def text_layout(
     if not columns:
         raise UserError(
             f"which column of {table.path.name} holds the text?",
-            found=", ".join(table.columns) or "no columns",
+            found=listed(table.columns) or "no columns",
             fix=f"name the text columns, for example {_flags_for(table)}{_by_position(table)}",
         )
     return TextLayout(columns, template, normaliser)
@@ -230,6 +246,16 @@ def to_examples(
     return examples.select(np.flatnonzero(matched.ids >= 0))
 
 
+def _require_few_classes(table: Table, column: str, labels: Sequence[str]) -> None:
+    if (distinct := len(set(labels))) > _MOST_CLASSES:
+        raise UserError(
+            f"there are too many classes in {table.path.name}",
+            found=f"{distinct:,} labels in {len(labels):,} rows of the column {column!r:.80}, where at most "
+            f"{_MOST_CLASSES:,} can be learned",
+            fix="name the column that holds the class with --label, or merge classes",
+        )
+
+
 def _as_learned(
     table: Table, column: str, labels: Sequence[str], label_names: Sequence[str], rows: Sequence[int]
 ) -> list[str]:
@@ -245,11 +271,12 @@ def labels_of(table: Table, column: str) -> tuple[str, ...]:
     """The label of every row by name, as the file itself names it; empty for rows without one.
 
     Numbers that the file says are ids (official AG News, the Hub's parquet) come out as the names they
-    stand for. Raises UserError, by line, for a number beyond them.
+    stand for. Raises UserError, by line, for a number beyond them, and for too many classes.
     """
     labels, faults = labels_with_faults(table, column)
     if faults:
         raise faults[0].error(table.path, others=len(faults) - 1)
+    _require_few_classes(table, column, labels)
     return labels
 
 
@@ -361,7 +388,7 @@ def _no_such_column(column: str, columns: Sequence[str], flag: str, more: str = 
     example = "--label category" if flag == "--label" else "--text title,description"
     return UserError(
         f"there is no column {column!r}",
-        found=", ".join(columns),
+        found=listed(columns),
         fix=f"name one of these, for example {example}{more}",
     )
 

@@ -10,6 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from statistics import median
 
+from newsdesk.data.bounds import hopeful
 from newsdesk.data.dialect import (
     Dialect,
     detect,
@@ -25,6 +26,7 @@ from newsdesk.data.table import (
     TEXT_COLUMNS,
     BadRow,
     Fault,
+    Limits,
     Row,
     RowStream,
     Table,
@@ -39,6 +41,7 @@ SAMPLED_LINES, SAMPLED_CHARACTERS = 500, 1 << 20
 _ROWS_ABOVE = 51  # rows that tell a header, with the header itself
 _ENOUGH_ROWS = 8  # from which a class that is only in the first row is likely none
 _LONGEST_ROW = 1 << 21  # characters over several lines: a quote that never closes must not swallow the file
+_MOST_LINES = 1 << 16  # of a row, likewise
 _SHORTEST_TEXT = 8  # characters of a column's median cell, from which it may be the text
 _INTEGER = re.compile(r"[+-]?\d+")
 _SEPARATOR_LINE = re.compile(r'"?sep=([^\w\s"]|\t)"?', re.IGNORECASE)  # which Excel writes above the header
@@ -63,7 +66,7 @@ def delimited_rows(
         del first[0]
         dialect = replace(dialect, delimiter=dialect.delimiter or stated[1])
     found = detect([line.text for line in first], dialect, usual)
-    every = _parse(lines, found)
+    every = hopeful(_parse(lines, found), lines.path)
     sampled = list(islice(every, sample))
     rows = [row for row in sampled if isinstance(row, Row)]
     other = _other_delimiter(rows, first, dialect, usual) if rows else ()
@@ -99,7 +102,7 @@ def head_of(path: Path, rows: Sequence[Row], dialect: Dialect) -> tuple[Table, t
     if not has_header:
         columns = headerless_names(texts, dialect.columns)
         return Table(path, columns, has_header=False, notes=(f"columns called {', '.join(columns)}",)), ()
-    names: list[str] = []
+    names: dict[str, None] = {}
     faults = []
     for position, cell in enumerate(texts[0] if texts else (), start=1):
         name = cell.strip().lstrip("\ufeff") or f"column_{position}"
@@ -107,7 +110,7 @@ def head_of(path: Path, rows: Sequence[Row], dialect: Dialect) -> tuple[Table, t
             wrong = f"two columns are named {name!r}"
             faults.append(Fault(rows[0].line, wrong, ", ".join(texts[0]), "give each its own name"))
             name = f"{name} ({position})"
-        names.append(name)
+        names[name] = None
     return Table(path, tuple(names)), tuple(faults)
 
 
@@ -250,19 +253,23 @@ def _parse(lines: LineReader, dialect: Dialect) -> Iterator[Row | BadRow]:
     records = _records(lines, dialect)
     first = list(islice(records, SAMPLED_LINES))
     rows = [cells for cells, _ in first if isinstance(cells, list) and any(map(str.strip, cells))]
+    rows = [cells for cells in rows if len(cells) <= lines.limits.columns]
     if _numbers_rows(rows):
         rows[0].insert(0, "")
     width = width_of(rows)
     for cells, source in chain(first, records):
-        fitted = cells if isinstance(cells, Fault) else _fitted(source[0].number, cells, width)
+        number = source[0].number
+        fitted = cells if isinstance(cells, Fault) else _fitted(number, cells, width, lines.limits)
         if isinstance(fitted, Fault):
             yield BadRow(fitted, b"".join(line.raw for line in source))
         else:
-            yield Row(source[0].number, fitted)
+            yield Row(number, fitted)
 
 
-def _fitted(line: int, cells: Sequence[str], width: int) -> tuple[str, ...] | Fault:
+def _fitted(line: int, cells: Sequence[str], width: int, limits: Limits) -> tuple[str, ...] | Fault:
     """The cells, none for a blank line, without empty ones beyond the width; else what is wrong with them."""
+    if beyond := limits.fault(line, cells):
+        return beyond
     if width > 1 and len(cells) == 1 and not cells[0].strip():
         return ()
     if len(cells) > width and not any(map(str.strip, cells[width:])):
@@ -300,7 +307,7 @@ def _records(lines: LineReader, dialect: Dialect) -> Iterator[tuple[list[str] | 
             row.append(line)
             length += len(line.text)
             yield line.text
-            if length > _LONGEST_ROW:
+            if length > max(_LONGEST_ROW, lines.limits.characters) or len(row) > _MOST_LINES:
                 raise csv.Error("a row without end")
 
     reader = dialect.reader(feed())

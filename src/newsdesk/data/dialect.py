@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from newsdesk.data.table import LABEL_COLUMNS, TEXT_COLUMNS, canonical
+from newsdesk.data.table import LABEL_COLUMNS, TEXT_COLUMNS, Limits, canonical
 from newsdesk.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Dialect:
         quote: the character around cells that hold a delimiter or a line break; ``none``: there is none.
         encoding: the name of the character encoding, as Python knows it.
         columns: names that the caller will ask for: a first line that holds one of them is a header.
+        max_characters, max_columns, max_unpacked: limits of files of every kind, see `Limits`; None: its own.
     """
 
     header: bool | None = None
@@ -47,6 +48,9 @@ class Dialect:
     quote: str | None = None
     encoding: str | None = None
     columns: tuple[str, ...] = ()
+    max_characters: int | None = None
+    max_columns: int | None = None
+    max_unpacked: int | None = None
 
     def __post_init__(self) -> None:
         """Take names for characters (``tab``). Raises UserError for what cannot separate, quote or encode."""
@@ -65,6 +69,14 @@ class Dialect:
         if self.encoding is not None:
             object.__setattr__(self, "encoding", _known_encoding(self.encoding))
 
+    @property
+    def limits(self) -> Limits:
+        """How large the rows may be."""
+        usual = Limits()
+        return Limits(
+            self.max_characters or usual.characters, self.max_columns or usual.columns, self.max_unpacked
+        )
+
     def asking(
         self, text: Iterable[str] | None = None, label: str | None = None, template: str | None = None
     ) -> Dialect:
@@ -77,7 +89,7 @@ class Dialect:
         return replace(self, columns=tuple(dict.fromkeys(names)))
 
     def to_dict(self) -> dict[str, Any]:
-        """What a flag or a recipe says, by name: ``header``, ``delimiter``, ``quote`` and ``encoding``."""
+        """What flags or a recipe say, by name: ``header``, ``delimiter``, ``max_columns`` and so on."""
         return {name: value for name, value in asdict(self).items() if name != "columns"}
 
     def describe(self) -> str:

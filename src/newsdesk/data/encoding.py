@@ -13,16 +13,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from newsdesk.data.table import Fault
+from newsdesk.data.bounds import ROWS_BETWEEN_LOOKS, MemoryWatch, PackedTooTightlyError, packed_too_tightly
+from newsdesk.data.table import Fault, Limits
 from newsdesk.errors import UserError
 
 UTF8 = "utf-8"
-LONGEST_LINE = 1 << 26
+LONGEST_LINE = 1 << 24
 """Bytes of a line; what is longer is not text, and is not held in memory."""
 
+_MOST_BLANK_LINES = 1 << 20
+_LINE_WITHOUT_END = 1 << 30  # bytes after which the next line is not looked for
+_BYTES_A_CHARACTER = 16  # of a line for each of its longest cell: other cells, escapes
 _CHUNK = 1 << 16
 _BLOCK = 1 << 20
 _SCANNED_BYTES = 1 << 26  # in which lines that are not ASCII are looked for
+_SCANNED_LINES = 2_000_000
 _LINES_THAT_DECIDE = 1000
 _LEAST_SHARE = 0.001  # of all lines; fewer that are not UTF-8 are faults, not another encoding
 _SO_FEW_LINES = 2
@@ -64,6 +69,7 @@ _MAGIC = {
 _PICKLE_PROTOCOLS = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 
 
+USUAL = Limits()
 MARK = "\udcff"
 """Stands for bytes that the encoding does not have, under the error handler ``newsdesk-mark``."""
 
@@ -106,7 +112,7 @@ def detect_encoding(stream: BinaryIO, given: str | None = None) -> Encoding:
             return Encoding(name, "" if stated else "by its first bytes", macintosh)
         lines = as_utf8(stream, Encoding(carriage_returns=True)) if macintosh else stream
         return replace(encoding_of(_lines_within(lines, _SCANNED_BYTES)), carriage_returns=macintosh)
-    except (EOFError, zlib.error, OSError, zipfile.BadZipFile):  # reading the rows reports the damage
+    except (EOFError, zlib.error, OSError, zipfile.BadZipFile):  # reading the rows reports it
         return Encoding(given or UTF8)
     finally:
         stream.seek(start)
@@ -142,7 +148,8 @@ def _is_utf8(text: bytes) -> bool:
 
 
 def _lines_within(stream: BinaryIO, size: int) -> Iterator[bytes]:
-    while size > 0 and (line := stream.readline(LONGEST_LINE)):
+    lines = _SCANNED_LINES
+    while size > 0 and (lines := lines - 1) and (line := stream.readline(LONGEST_LINE)):
         size -= len(line)
         yield line
 
@@ -284,13 +291,17 @@ class LineReader(Iterator[Line]):
     in ``broken_off``.
     """
 
-    def __init__(self, stream: BinaryIO, path: Path, encoding: Encoding | None = None) -> None:
+    def __init__(
+        self, stream: BinaryIO, path: Path, encoding: Encoding | None = None, *, limits: Limits = USUAL
+    ) -> None:
         """Read from ``stream``; ``path`` is for messages; None: UTF-8."""
-        self.path = path
+        self.path, self.limits, self._memory = path, limits, MemoryWatch(path)
+        more = max(0, limits.characters - USUAL.characters)
+        self.longest = LONGEST_LINE + _BYTES_A_CHARACTER * more
         self.broken_off: Fault | None = None
         self.encoding = encoding or Encoding()
         self._stream = as_utf8(stream, self.encoding)
-        self._number = 0
+        self._number = self._blank = 0
         self._ahead: deque[Line] = deque()
 
     def __next__(self) -> Line:
@@ -316,6 +327,7 @@ class LineReader(Iterator[Line]):
         """The bytes of the file in UTF-8, block by block, instead of its lines."""
         while block := self._guarded(lambda: self._stream.read(_BLOCK)):
             block = self._beginning(block)
+            self._memory.look()
             self._number += block.count(b"\n") or 1
             yield block
 
@@ -324,15 +336,24 @@ class LineReader(Iterator[Line]):
         if not raw:
             raise StopIteration
         self._number += 1
+        self._memory.look(every=ROWS_BETWEEN_LOOKS)
+        self._blank = self._blank + 1 if raw.isspace() else 0
+        if self._blank > _MOST_BLANK_LINES:
+            raise UserError(
+                f"{self.path.name} is not a file of rows",
+                found=f"more than {_MOST_BLANK_LINES:,} blank lines in a row, to line {self._number:,}",
+                fix="remove them",
+            )
         number, fault = self._number, None
         try:
             text, invalid = raw.decode(), None
         except UnicodeDecodeError as error:
             text, invalid = raw.decode(errors="replace"), error.start
-        if len(raw) > LONGEST_LINE:
-            text, raw = "", raw[:LONGEST_LINE]
-            found = f"more than {LONGEST_LINE:,} bytes without a line end"
-            fault = Fault(number, "the line is too long to be a row of text", found, "end each row with \\n")
+        if len(raw) > self.longest:
+            text, raw = "", raw[: self.longest]
+            found = f"more than {self.longest:,} bytes without a line end"
+            fix = "end each row with \\n, or raise the limit: --max-characters"
+            fault = Fault(number, "the line is too long to be a row of text", found, fix)
         elif invalid is not None:
             found = f"byte 0x{raw[invalid]:02x} as byte {invalid + 1} of the line"
             if self.encoding.name != UTF8:  # whose bytes are not those of the file
@@ -362,16 +383,24 @@ class LineReader(Iterator[Line]):
         return first.removeprefix(codecs.BOM_UTF8)
 
     def _next_raw(self) -> bytes:
-        raw = self._stream.readline(LONGEST_LINE + 1)
-        rest = raw
-        while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
-            rest = self._stream.readline(LONGEST_LINE + 1)
+        raw = self._stream.readline(self.longest + 1)
+        rest, size = raw, 0
+        while len(rest) > self.longest and not rest.endswith(b"\n"):
+            rest = self._stream.readline(self.longest + 1)
+            if (size := size + len(rest)) > _LINE_WITHOUT_END:
+                raise UserError(
+                    f"{self.path.name} is not text",
+                    found=f"more than {_LINE_WITHOUT_END:,} bytes without a line end",
+                    fix="check how the file was made",
+                )
         return raw
 
     def _guarded(self, read: Callable[[], bytes]) -> bytes:
         """What ``read`` gives; nothing where the compressed data are damaged, which is noted."""
         try:
             return read()
+        except PackedTooTightlyError as error:
+            raise packed_too_tightly(self.path, str(error)) from None
         except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
             if self._number == 0 and isinstance(error, gzip.BadGzipFile):
                 raise UserError(

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import Any, NoReturn
 
+from newsdesk.data.bounds import hopeful
 from newsdesk.data.encoding import MARK, UTF8, LineReader, not_decoded
-from newsdesk.data.table import BadRow, Cell, Fault, Row, RowStream, Table
+from newsdesk.data.table import BadRow, Cell, Fault, Limits, Row, RowStream, Table
 from newsdesk.errors import UserError
 
 HEAD = 1 << 16
 """Bytes from a file's beginning that tell its shape."""
 
 _SPACE = " \t\r\n"
+_SPACES = re.compile(f"[{_SPACE}]+")
 _BLOCK = 1 << 20
 
 
@@ -27,13 +30,31 @@ def json_rows(lines: LineReader, head: bytes, *, sample: int | None) -> RowStrea
     keys of the first ``sample`` rows (None: of all), in the order in which they first appear. Raises
     UserError for a single object that holds the rows, or columns, within.
     """
-    rows = _lines(lines) if _is_lines(head) else _values(lines)
+    found = hopeful(_lines(lines) if _is_lines(head) else _values(lines), lines.path)
+    rows = _within(found, lines.limits, sample)
     sampled = list(islice(rows, sample))
     records = [row.record(()) for row in sampled if isinstance(row, Row)]
     if len(records) == len(sampled) == 1:
         _refuse_wrapped(records[0], lines)
     columns = tuple(dict.fromkeys(key for record in records for key in record))
     return RowStream(Table(lines.path, columns), chain(sampled, rows))
+
+
+def _within(rows: Iterator[Row | BadRow], limits: Limits, sample: int | None) -> Iterator[Row | BadRow]:
+    """The rows; of those that columns are read off, one that would bring too many new keys is a bad one."""
+    known: set[str] = set()
+    keys: tuple[str, ...] = ()
+    for row in islice(rows, sample):
+        if isinstance(row, Row) and row.keys != keys:
+            keys = row.keys or ()
+            if len(known.union(keys)) > limits.columns:
+                fault = limits.too_wide(row.line, len(known.union(keys)))
+                yield BadRow(fault, json.dumps(row.record(()), default=str).encode())
+                keys = ()
+                continue
+            known.update(keys)
+        yield row
+    yield from rows
 
 
 def _is_lines(head: bytes) -> bool:
@@ -62,7 +83,7 @@ def _lines(lines: LineReader) -> Iterator[Row | BadRow]:
             yield BadRow(line.fault, line.raw)
         elif line.text.strip():
             try:
-                yield _row(line.number, _DECODER.decode(line.text), line.text)
+                yield _row(line.number, _DECODER.decode(line.text), line.text, lines.limits)
             except json.JSONDecodeError as error:
                 found = f"{error.msg} at character {error.pos + 1}"
                 fix = "write one whole JSON object a line; jq -c . FILE rewrites objects that span lines"
@@ -71,13 +92,17 @@ def _lines(lines: LineReader) -> Iterator[Row | BadRow]:
                 yield BadRow(_unusable(line.number, error), line.raw)
 
 
+class _TooLongError(Exception):
+    """A value is longer than any row."""
+
+
 class _Text:
     """The text of a file from block to block: no more of it in memory than a value takes."""
 
     def __init__(self, lines: LineReader) -> None:
         self.text = ""
         self.at = 0
-        self._blocks = lines.blocks()
+        self._blocks, self._longest = lines.blocks(), lines.longest
         self._decoder = codecs.getincrementaldecoder("utf-8")("newsdesk-mark")
         self._line, self._counted = 1, 0
 
@@ -99,8 +124,8 @@ class _Text:
     def character(self) -> str:
         """The next character that is not space, which the position is put on; empty at the end."""
         while True:
-            while self.at < len(self.text) and self.text[self.at] in _SPACE:
-                self.at += 1
+            if spaces := _SPACES.match(self.text, self.at):
+                self.at = spaces.end()
             if self.at < len(self.text) or not self.more():
                 return self.text[self.at : self.at + 1]
 
@@ -111,6 +136,8 @@ class _Text:
                 value, end = decoder.raw_decode(self.text, self.at)
             except json.JSONDecodeError as error:
                 at_the_end = error.msg.startswith("Unterminated") or error.pos + 1000 > len(self.text)
+                if at_the_end and len(self.text) - self.at > self._longest:
+                    raise _TooLongError from None
                 if not at_the_end or not self.more():
                     raise
                 continue
@@ -136,6 +163,10 @@ def _values(lines: LineReader) -> Iterator[Row | BadRow]:
                 fault = Fault(line, "broken JSON", found, "fix it there, or write one object a line")
                 yield BadRow(fault, b"", ends_file=True)
             return
+        except _TooLongError:
+            found = f"more than {lines.longest:,} bytes in a row"
+            yield BadRow(lines.limits.too_long(line, found), b"", ends_file=True)
+            return
         except ValueError as error:
             _, text = source.value(json.JSONDecoder())
             yield BadRow(_unusable(line, error), text.encode(errors="replace"))
@@ -143,7 +174,7 @@ def _values(lines: LineReader) -> Iterator[Row | BadRow]:
             yield BadRow(_unusable(line, error), b"", ends_file=True)
             return
         else:
-            yield _row(line, value, text)
+            yield _row(line, value, text, lines.limits)
     if array and not lines.broken_off:
         source.at += 1
         if not character or source.character():
@@ -173,8 +204,11 @@ def _refuse_wrapped(record: Mapping[str, Cell], lines: LineReader) -> None:
     )
 
 
-def _row(line: int, value: object, text: str) -> Row | BadRow:
+def _row(line: int, value: object, text: str, limits: Limits) -> Row | BadRow:
     """The row of a value that was decoded from this text, or why it cannot be one."""
+    beyond = limits.fault(line, tuple(value.values())) if isinstance(value, dict) else None
+    if beyond is not None:
+        return BadRow(beyond, text.encode(errors="replace"))
     if isinstance(value, dict) and MARK not in text and ("\\u" not in text or _encodable(value)):
         return Row(line, tuple(value.values()), tuple(value))
     if not isinstance(value, dict):

@@ -34,6 +34,7 @@ _MOST_COUNTED = 20  # unknown labels that are counted under their own names
 _LINES_SHOWN, _LINES_KEPT, _FAULTY_SHOWN = 5, 100, 10
 _NUMBER = re.compile(r"([+-]?)([0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
 _INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")
+_LONGEST_SHOWN = 100  # characters of a label in a message
 _MOST_DIGITS = 9  # of the number of a class
 _LISTS = (list, tuple, set, frozenset)
 # fmt: off
@@ -62,6 +63,8 @@ def labels_in(cell: Cell) -> tuple[str, ...]:
         listed = _listed(text)
         return tuple(filter(None, (text,))) if listed is None else labels_in(listed)
     if isinstance(cell, _LISTS):
+        if any(isinstance(entry, _LISTS) for entry in cell):
+            raise ValueError("a list of lists")
         return tuple(label for entry in cell for label in labels_in(entry))
     if isinstance(cell, Mapping):
         raise ValueError(f"an object with the keys {', '.join(map(str, cell))}")
@@ -106,7 +109,9 @@ def folded(label: str) -> str:
 
 
 def visible(label: str) -> str:
-    """A label in quotes; one with decomposed letters, which look like composed ones, in escapes."""
+    """A label in quotes, cut if it is long; one with decomposed letters, which look alike, in escapes."""
+    if len(label) > _LONGEST_SHOWN:
+        label = label[:_LONGEST_SHOWN] + "..."
     return repr(label) if unicodedata.is_normalized("NFC", label) else ascii(label)
 
 

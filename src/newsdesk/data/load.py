@@ -299,7 +299,8 @@ def dialect_of(data: DataSection) -> Dialect:
 
     Raises UserError for characters and encodings that cannot be used.
     """
-    dialect = Dialect(data.header, data.delimiter, data.quote, data.encoding)
+    stated = {name: getattr(data, name) for name in DETECTED.to_dict()}
+    dialect = Dialect(**stated)
     return dialect.asking(data.text, data.label, data.template)
 
 

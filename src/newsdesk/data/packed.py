@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import io
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -10,21 +11,25 @@ from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
+from newsdesk.data.bounds import ROWS_BETWEEN_LOOKS, MemoryWatch, hopeful, require_unpackable
 from newsdesk.data.delimited import head_of
 from newsdesk.data.dialect import Dialect
 from newsdesk.data.encoding import refuse_other_format
-from newsdesk.data.table import BadRow, Cell, Fault, Row, RowStream, Table
+from newsdesk.data.table import BadRow, Cell, Fault, Limits, Row, RowStream, Table
 from newsdesk.errors import UserError, missing_package
 from newsdesk.files import parsed_json
 
-_LARGEST = 1 << 30  # bytes of a member that is packed more tightly than any text
-_TIGHTEST = 200  # bytes made of one; texts of news shrink to a third, whatever is repeated to a fiftieth
 _ABOUT_DATA = {"readme", "license", "licence", "notice", "changelog"}
 _ROWS_PER_BATCH = 4096
+_BYTES_PER_BATCH = 1 << 28  # where each row has the largest value that its column may hold
+_BYTES_A_CHARACTER = 4  # in UTF-8, at most
+_LEAST_BYTES_A_CELL = 4  # in memory, however tightly it is packed
 _BYTES_READ_AHEAD = 1 << 20  # of each column; without a limit, a whole row group is held
 
 
-def zip_member(stream: BinaryIO, path: Path, is_data: Callable[[Path], bool]) -> tuple[BinaryIO, Path]:
+def zip_member(
+    stream: BinaryIO, path: Path, limits: Limits, is_data: Callable[[Path], bool]
+) -> tuple[BinaryIO, Path]:
     """The one data file in an archive, as a stream, and its name. Nothing is written to the disk.
 
     Raises UserError for a file that is not a zip archive, holds no data file or several, or one that is
@@ -44,7 +49,7 @@ def zip_member(stream: BinaryIO, path: Path, is_data: Callable[[Path], bool]) ->
     (member,) = data
     if member.flag_bits & 1:
         raise UserError(f"{path.name} is encrypted", fix="unpack it, and give the file that it holds")
-    _refuse_bomb([member], path)
+    _refuse_bomb([member], path, limits)
     try:
         content = cast(BinaryIO, archive.open(member))
     except (NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
@@ -66,7 +71,7 @@ def spreadsheet_rows(stream: BinaryIO, path: Path, dialect: Dialect, *, sample: 
         import openpyxl
     except ImportError:
         raise missing_package("openpyxl", "xlsx", f"reading {path.name}") from None
-    _refuse_bomb(_archive(stream, path).infolist(), path)
+    _refuse_bomb(_archive(stream, path).infolist(), path, dialect.limits)
     try:
         book = openpyxl.load_workbook(stream, read_only=True, data_only=True)
         sheets = [sheet for sheet in book.worksheets if any(_numbered_rows(sheet))]
@@ -82,7 +87,7 @@ def spreadsheet_rows(stream: BinaryIO, path: Path, dialect: Dialect, *, sample: 
             found=", ".join(sheet.title for sheet in sheets) or "no sheet with a row",
             fix="keep the sheet that you mean, or save it as csv" if sheets else "check how it was made",
         )
-    rows = _sheet_rows(sheets[0])
+    rows = hopeful(_sheet_rows(sheets[0], path, dialect.limits), path)
     sampled = list(islice(rows, sample))
     head, faults = head_of(path, [row for row in sampled if isinstance(row, Row)], dialect)
     head = replace(head, notes=(f"sheet {sheets[0].title!r}", *head.notes))
@@ -105,16 +110,10 @@ def _archive(stream: BinaryIO, path: Path) -> zipfile.ZipFile:
         ) from None
 
 
-def _refuse_bomb(members: Iterable[zipfile.ZipInfo], path: Path) -> None:
-    """Raise UserError if a member would grow to more than a gigabyte from next to nothing."""
+def _refuse_bomb(members: Iterable[zipfile.ZipInfo], path: Path, limits: Limits) -> None:
+    """Raise UserError if a member would grow beyond the limit."""
     for member in members:
-        if member.file_size > max(_LARGEST, _TIGHTEST * member.compress_size):
-            raise UserError(
-                f"{path.name} is packed too tightly to be data",
-                found=f"{_shown(member.filename)} would grow from {member.compress_size:,} bytes to"
-                f" {member.file_size:,}",
-                fix="unpack it yourself if you trust it, and give the file that it holds",
-            )
+        require_unpackable(member.file_size, member.compress_size, _shown(member.filename), path, limits)
 
 
 def _is_hidden(name: str) -> bool:
@@ -137,9 +136,13 @@ def _numbered_rows(sheet: Any) -> Iterator[tuple[int, tuple[Cell, ...]]]:
             yield number, tuple(cells[:width])
 
 
-def _sheet_rows(sheet: Any) -> Iterator[Row | BadRow]:
-    width = 0
+def _sheet_rows(sheet: Any, path: Path, limits: Limits) -> Iterator[Row | BadRow]:
+    width, memory = 0, MemoryWatch(path)
     for number, cells in _numbered_rows(sheet):
+        memory.look(every=ROWS_BETWEEN_LOOKS)
+        if beyond := limits.fault(number, cells):
+            yield BadRow(beyond, repr(cells).encode(errors="replace"))
+            continue
         width = width or len(cells)
         if len(cells) > width:
             fault = Fault(
@@ -156,10 +159,11 @@ def _plain(cell: Cell) -> Cell:
     return cell.isoformat() if isinstance(cell, datetime.date | datetime.time) else cell
 
 
-def parquet_rows(stream: BinaryIO, path: Path) -> RowStream:
+def parquet_rows(stream: BinaryIO, path: Path, limits: Limits) -> RowStream:
     """The rows of a parquet file; class names in the metadata that the Hub's datasets write are kept.
 
-    Raises UserError without pyarrow, or for a file that is not parquet.
+    Raises UserError without pyarrow, for a file that is not parquet, names a column twice, or is beyond the
+    limits as a whole.
     """
     try:
         import pyarrow
@@ -172,30 +176,115 @@ def parquet_rows(stream: BinaryIO, path: Path) -> RowStream:
         refuse_other_format(first, path)
     try:
         file = pyarrow.parquet.ParquetFile(stream, buffer_size=_BYTES_READ_AHEAD, pre_buffer=False)
+        schema = file.schema_arrow
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise UserError(
             f"{path.name} is not a whole parquet file",
             found=str(error).splitlines()[0],
             fix="fetch or write the file again",
         ) from None
-    schema = file.schema_arrow
-    head = Table(path, tuple(schema.names), class_names=_hub_class_names(schema.metadata or {}))
-    return RowStream(head, _parquet_rows(file), count=file.metadata.num_rows, arrow_schema=schema)
+    names = schema.names
+    if len(names) > limits.columns:
+        raise limits.too_wide(1, len(names)).error(path)
+    if len(set(names)) < len(names):
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise UserError(f"two columns of {path.name} are named {twice!r:.80}", fix="give each its own name")
+    head = Table(path, tuple(names), class_names=_hub_class_names(schema.metadata or {}))
+    _require_no_parquet_bomb(file.metadata, stream.seek(0, io.SEEK_END), path, limits)
+    rows = hopeful(_parquet_rows(file, path, stream, limits), path)
+    return RowStream(head, rows, count=file.metadata.num_rows, arrow_schema=schema)
 
 
-def _parquet_rows(file: Any) -> Iterator[Row | BadRow]:
+def _require_no_parquet_bomb(metadata: Any, packed: int, path: Path, limits: Limits) -> None:
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+    size = sum(group.total_byte_size for group in groups)
+    least = metadata.num_rows * metadata.num_columns * _LEAST_BYTES_A_CELL
+    require_unpackable(max(size, least), packed, "it", path, limits)
+
+
+def _parquet_rows(file: Any, path: Path, stream: BinaryIO, limits: Limits) -> Iterator[Row | BadRow]:
     import pyarrow
 
-    line = 0
+    line, memory = 0, MemoryWatch(path)
     try:
-        for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH):
-            for cells in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                line += 1
-                yield Row(line, cells)
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # texts, dates and lengths
+        for group in range(file.metadata.num_row_groups):
+            rows = _rows_per_batch(file.schema_arrow, stream, group)
+            for batch in file.iter_batches(batch_size=rows, row_groups=[group]):
+                memory.look()
+                faults: dict[int, Fault] = {}
+                columns = [_values(column, line + 1, limits, faults) for column in batch.columns]
+                for place, cells in enumerate(zip(*columns, strict=True)):
+                    line += 1
+                    fault = faults.get(place) or limits.fault(line, cells)
+                    if fault is None:
+                        yield Row(line, cells)
+                    else:
+                        yield BadRow(fault, repr(cells).encode(errors="replace"))
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, RecursionError) as error:
         reason = next(iter(str(error).splitlines()), None)
         fault = Fault(line + 1, "the file breaks off or is damaged here", reason, "fetch or write it again")
         yield BadRow(fault, b"", ends_file=True)
+
+
+def _rows_per_batch(schema: Any, stream: BinaryIO, group: int) -> int:
+    """So few rows that a batch fits into memory even if all have the group's longest text: it is stored once.
+
+    The first row, read as an index into the group's dictionary, brings that dictionary along.
+    """
+    import pyarrow
+    import pyarrow.compute
+    import pyarrow.parquet
+
+    texts = [field.name for field in schema if pyarrow.types.is_string(field.type)]
+    if not texts:
+        return _ROWS_PER_BATCH
+    file = pyarrow.parquet.ParquetFile(stream, read_dictionary=texts, pre_buffer=False)
+    size = 1
+    for batch in islice(file.iter_batches(1, row_groups=[group], columns=texts), 1):
+        for column in batch.columns:
+            values = column.dictionary if pyarrow.types.is_dictionary(column.type) else column
+            size += pyarrow.compute.max(pyarrow.compute.binary_length(values)).as_py() or 0
+    return min(max(_BYTES_PER_BATCH // size, 1), _ROWS_PER_BATCH)
+
+
+def _values(column: Any, first: int, limits: Limits, faults: dict[int, Fault]) -> list[Cell]:
+    """The cells of a batch's column; None, and a fault by place, for those that Python cannot hold.
+
+    ``first`` is the line of the first one.
+    """
+    import pyarrow
+    import pyarrow.compute
+
+    if pyarrow.types.is_dictionary(column.type):  # a value that many rows have is one object in all of them
+        wrong: dict[int, Fault] = {}
+        values = _values(column.dictionary, 0, limits, wrong)
+        indices = column.indices.to_pylist()
+        for place, index in enumerate(indices):
+            if index in wrong:
+                faults[place] = replace(wrong[index], line=first + place)
+        return [None if index is None else values[index] for index in indices]
+    if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
+        most = _BYTES_A_CHARACTER * limits.characters
+        beyond = pyarrow.compute.greater(pyarrow.compute.binary_length(column), most)
+        if pyarrow.compute.any(beyond).as_py():
+            for place in pyarrow.compute.indices_nonzero(beyond).to_pylist():
+                size = len(column[place].as_buffer())
+                faults[place] = limits.too_long(first + place, f"{size:,} bytes in one")
+            column = pyarrow.compute.if_else(beyond, None, column)
+    try:
+        found: list[Cell] = column.to_pylist()
+        return found
+    except (pyarrow.ArrowException, ValueError, OverflowError):  # dates beyond Python's, texts not UTF-8
+        pass
+    cells: list[Cell] = []
+    for place, value in enumerate(column):
+        try:
+            cells.append(value.as_py())
+        except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+            cells.append(None)
+            what = f"a {column.type} that cannot be read"
+            faults[place] = Fault(first + place, what, str(error), "correct the value, or leave the row out")
+    return cells
 
 
 def _hub_class_names(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ...]]:

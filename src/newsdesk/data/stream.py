@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import difflib
-import gzip
 import io
 import os
 import unicodedata
@@ -15,8 +14,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
+from newsdesk.data.bounds import unpacked
 from newsdesk.data.delimited import SAMPLED_CHARACTERS, SAMPLED_LINES, delimited_rows, holds_a_name
 from newsdesk.data.dialect import DETECTED, Dialect, detect
 from newsdesk.data.encoding import (
@@ -34,6 +34,7 @@ from newsdesk.data.json_lines import HEAD, json_rows
 from newsdesk.data.packed import parquet_rows, spreadsheet_rows, zip_member
 from newsdesk.data.table import BadRow, Fault, Row, RowStream, Table
 from newsdesk.errors import UserError
+from newsdesk.files import read_regular
 
 FORMATS = ("csv", "tsv", "tab", "jsonl", "ndjson", "json", "txt", "parquet", "xlsx", "zip")
 """The name endings that tell a file's format; those of text may be followed by .gz."""
@@ -41,6 +42,7 @@ FORMATS = ("csv", "tsv", "tab", "jsonl", "ndjson", "json", "txt", "parquet", "xl
 SAMPLED_ROWS = 4096
 """Rows by which columns are named where a file is not read whole."""
 
+_LARGEST_TEXT = 1 << 28  # bytes of a file that is one row
 _COMPRESSED_THEMSELVES = ("parquet", "xlsx", "zip")
 _SAVE_SHEET = "open it in the spreadsheet program and save it as .xlsx or .csv"
 _SAVE_TEXT = "put the texts into a csv file, one row each, or into .txt files in one folder for each class"
@@ -91,7 +93,7 @@ def rows_of(
     if (compressed or form in _COMPRESSED_THEMSELVES) and not stream.seekable():
         stream = io.BytesIO(stream.read())
     if form == "zip":
-        member, name = zip_member(stream, path, is_data=_is_data)
+        member, name = zip_member(stream, path, dialect.limits, is_data=_is_data)
         inner, compressed = format_of(name)
         if inner in _COMPRESSED_THEMSELVES:  # which are read here and there
             member = io.BytesIO(member.read())
@@ -100,11 +102,11 @@ def rows_of(
     if form == "xlsx":
         return spreadsheet_rows(stream, path, dialect, sample=sample)
     if form == "parquet":
-        return parquet_rows(stream, path)
-    packed = cast(BinaryIO, gzip.GzipFile(fileobj=stream)) if compressed else stream
+        return parquet_rows(stream, path, dialect.limits)
+    packed = unpacked(stream, path, dialect.limits) if compressed else stream
     head = _head(packed, path)
     encoding = detect_encoding(packed, dialect.encoding)
-    lines = LineReader(packed, path, encoding)
+    lines = LineReader(packed, path, encoding, limits=dialect.limits)
     if form in ("json", "jsonl", "ndjson"):
         rows = json_rows(lines, as_utf8(io.BytesIO(head), encoding).read(), sample=sample)
     elif form == "txt" and dialect.delimiter is None and (stated or not _is_table(lines, dialect)):
@@ -209,7 +211,9 @@ def _is_data(name: Path) -> bool:
 
 def _text_rows(lines: LineReader) -> RowStream:
     rows = (
-        Row(line.number, (line.text.rstrip("\r\n"),)) if line.fault is None else BadRow(line.fault, line.raw)
+        BadRow(fault, line.raw)
+        if (fault := line.fault or lines.limits.fault(line.number, (line.text,)))
+        else Row(line.number, (line.text.rstrip("\r\n"),))
         for line in lines
     )
     return RowStream(Table(lines.path, ("text",), has_header=False), rows)
@@ -285,7 +289,7 @@ def _rows_by_class(folder: Path, dialect: Dialect) -> RowStream:
     """
     classes = class_folders(folder)
     paths = [(path, each.name) for each in classes for path in _texts_below(each)]
-    contents = [path.read_bytes() for path, _ in paths]
+    contents = [read_regular(path, _LARGEST_TEXT) for path, _ in paths]
     encoding = Encoding(dialect.encoding) if dialect.encoding else encoding_of(contents, "files")
     rows: list[Row | BadRow] = []
     for line, ((path, label), content) in enumerate(zip(paths, contents, strict=True), start=1):
@@ -296,7 +300,9 @@ def _rows_by_class(folder: Path, dialect: Dialect) -> RowStream:
         except UnicodeDecodeError:
             rows.append(BadRow(not_decoded(line, encoding.name, what=f"{name} is"), content))
         else:
-            rows.append(Row(line, (cell, unicodedata.normalize("NFC", label), name)))
+            row = (cell, unicodedata.normalize("NFC", label), name)
+            fault = dialect.limits.fault(line, row)
+            rows.append(Row(line, row) if fault is None else BadRow(fault, content))
     notes = (*filter(None, [encoding.evidence]), f"a class for each of {len(classes)} folders")
     read_as = Dialect(encoding=encoding.name)
     columns = ("text", "label", "file")

@@ -67,6 +67,44 @@ class Fault:
         )
 
 
+LONGEST_TEXT = 4_000_000
+"""Characters of a text, at most; the tokenizers library takes about 200 bytes of memory for each."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How large the rows of a file may be; those beyond are bad rows.
+
+    Attributes:
+        characters: of a cell.
+        columns: of a file, and keys of an object.
+        unpacked: bytes that a compressed file may grow to; None: what text that is packed may be.
+    """
+
+    characters: int = 1_000_000
+    columns: int = 1000
+    unpacked: int | None = None
+
+    def fault(self, line: int, cells: Sequence[Cell]) -> Fault | None:
+        """What is wrong with a row of these cells; None where it is within the limits."""
+        if len(cells) > self.columns:
+            return self.too_wide(line, len(cells))
+        for cell in cells:
+            if isinstance(cell, str) and len(cell) > self.characters:
+                return self.too_long(line, f"{len(cell):,} characters in one")
+        return None
+
+    def too_wide(self, line: int, columns: int) -> Fault:
+        """The fault of a row of so many columns or keys."""
+        found = f"{columns:,} where at most {self.columns:,} are read"
+        return Fault(line, "too many columns", found, "leave out some, or raise the limit: --max-columns")
+
+    def too_long(self, line: int, found: str) -> Fault:
+        """The fault of a row with a cell beyond the limit."""
+        found += f", where at most {self.characters:,} are read"
+        return Fault(line, "a cell is too long", found, "cut it, or raise the limit: --max-characters")
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One row of a file.

@@ -13,14 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Regex, Tokenizer, normalizers
 
+from newsdesk.data.table import LONGEST_TEXT
 from newsdesk.data.words import VocabularyFit, is_syllable
 from newsdesk.errors import UserError
 from newsdesk.model.tokenizer_file import TOKENIZER, WORD_LIMIT, explained_panics, open_tokenizer, word_limit
 
 TokenIds = NDArray[np.int64]
-
-LONGEST_TEXT = 4_000_000
-"""Characters of a text, at most; the tokenizers library takes about 200 bytes of memory for each."""
 
 _TEXTS_MEASURED = 2000
 _CHARACTERS_AT_ONCE = 4_000_000

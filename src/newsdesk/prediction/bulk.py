@@ -58,8 +58,10 @@ class Reject:
         content: dict[str, object] = {"line": self.fault.line, "reason": self.fault.wrong}
         if self.fault.found:
             content["found"] = self.fault.found
-        raw = isinstance(self.row, bytes)
-        return json_line(content | ({"raw": repr(self.row)} if raw else {"row": self.row}))
+        if isinstance(self.row, bytes):
+            cut = {"cut_from": len(self.row)} if len(self.row) > _LONGEST_RAW else {}
+            return json_line(content | {"raw": repr(self.row[:_LONGEST_RAW])} | cut)
+        return json_line(content | {"row": self.row})
 
 
 @dataclass
@@ -71,6 +73,7 @@ class Window:
         rows, numbers, texts: those that can be classified, their 0-based positions, what the model reads.
         rejects: the others.
         share: how much of the file is read with it, 0 to 1; None where that is not known.
+        size: characters in its rows, and bytes in its rejects.
     """
 
     start: int
@@ -79,6 +82,7 @@ class Window:
     texts: list[str] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     share: float | None = None
+    size: int = 0
 
     @property
     def end(self) -> int:
@@ -101,6 +105,8 @@ def windows(
         window = Window(start)
         for number, row in enumerate(islice(rows, size), start):
             _take(window, number, row, stream, layout, strict)
+            if window.size >= CHARACTERS_PER_WINDOW:
+                break
         if window.end == start and start > 0:
             return
         window.share = _share(stream, window.end)
@@ -125,10 +131,12 @@ def _take(
     """Put a row where it belongs in its window. Raises UserError as ``windows`` does."""
     if isinstance(row, BadRow):
         reject = Reject(row.fault, row.raw)
+        window.size += len(row.raw)
         if row.ends_file:
             raise row.fault.error(stream.head.path)
     else:
         record = row.record(stream.head.columns)
+        window.size += sum(len(cell) for cell in row.cells if isinstance(cell, str))
         text: str | Fault
         if all(record.get(column) is None for column in layout.text_columns):
             named = ", ".join(map(repr, layout.text_columns))
@@ -155,6 +163,10 @@ def _share(stream: RowStream, rows: int) -> float | None:
 ROWS_PER_WINDOW = 4096
 """Enough that batches of like length waste little, and little enough to be lost by a kill."""
 
+CHARACTERS_PER_WINDOW = 1 << 25
+"""Characters after which a window ends before it has so many rows, so that it fits into memory."""
+
+_LONGEST_RAW = 1 << 16  # bytes of a row that cannot be read, in the file of rejects
 _FAULTS_KEPT = 1000  # the commonest of which is reported
 
 
@@ -241,6 +253,7 @@ def predict_file(
         given = source if isinstance(source, Path) else None
         format = check_destination(destination, source=given, format=format)
     settings = {
+        "limits": asdict(dialect.limits),
         "format": format or "csv",
         "text": text,
         "template": template,
@@ -283,6 +296,7 @@ class _Job:
             "newsdesk": __version__,
             "model": self.predictor.fingerprint,
             "rows_per_window": ROWS_PER_WINDOW,
+            "characters_per_window": CHARACTERS_PER_WINDOW,
             "rule": None if self.rule is None else asdict(self.rule),
             **self.settings,
         }
