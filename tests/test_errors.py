@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from newsdesk.errors import UserError, counted, missing_package
+from newsdesk.errors import UserError, counted, first_line, missing_package
 
 
 def test_the_three_parts_stand_on_lines_of_their_own_and_line_up():
@@ -25,6 +25,11 @@ def test_the_three_parts_stand_on_lines_of_their_own_and_line_up():
 def test_a_part_without_content_has_no_line():
     assert str(UserError("no")) == "error: no"
     assert str(UserError("no", fix="yes")) == "error: no\nfix:   yes"
+
+
+def test_of_somebody_elses_message_one_printable_line_is_shown():
+    assert first_line("\n so\x1b[31m it\u202eis \nmore") == "so?[31m it?is "
+    assert len(first_line(ValueError("x" * 10_000))) == 300
 
 
 def test_a_missing_package_names_the_extra_that_installs_it():

@@ -39,6 +39,12 @@ def listed(entries: Collection[object], most: int = 20) -> str:
     return ", ".join(map(str, islice(entries, most))) + more
 
 
+def first_line(message: object, most: int = 300) -> str:
+    """The first line of somebody else's message, without what a terminal would take for a command."""
+    line = str(message).strip().partition("\n")[0][:most]
+    return "".join(letter if letter.isprintable() else "?" for letter in line)
+
+
 def missing_package(package: str, extra: str, purpose: str) -> UserError:
     """The error for a dependency that only an optional extra installs."""
     return UserError(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
-from newsdesk.errors import UserError
+from newsdesk.errors import UserError, first_line
 from newsdesk.hub import transfer
 from newsdesk.hub.source import Fetched, Origin, SourceUnavailableError, checked
 from newsdesk.hub.transfer import TransferError, Watch, watched
@@ -188,7 +188,7 @@ def _pip_failure(requirement: str, stderr: str) -> Exception:
     lines = [line for line in stderr.splitlines() if line.strip() and line != "ERROR: Exception:"] or [""]
     complaints = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")] or lines[-1:]
     wrong = f"pip could not download {requirement}"
-    found = f"pip says: {complaints[0][:300]}"
+    found = f"pip says: {first_line(complaints[0])}"
     fix = "check pip's index (pip config list, PIP_INDEX_URL)"
     if "No module named pip" in stderr:
         wrong = f"{requirement} cannot be taken from PyPI without pip"

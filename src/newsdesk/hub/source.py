@@ -22,7 +22,7 @@ from typing import ClassVar, Literal, Protocol
 from urllib.parse import quote
 
 from newsdesk import __version__
-from newsdesk.errors import UserError, listed
+from newsdesk.errors import UserError, first_line, listed
 from newsdesk.files import LARGEST_JSON, is_disk_full, parsed_json, sha256_of
 from newsdesk.hub import transfer
 from newsdesk.hub.transfer import (
@@ -294,7 +294,7 @@ def _hub_failure(repo_id: str, kind: str, error: Exception) -> SourceUnavailable
 
     refused = error if isinstance(error, RefusedError) else None
     status, code = (refused.status, refused.code) if refused else (None, None)
-    found = f"{constants.ENDPOINT}: {error}"
+    found = f"{constants.ENDPOINT}: {first_line(error)}"
     if constants.HF_HUB_OFFLINE:
         wrong, found = f"the Hub was not asked for {repo_id}", "HF_HUB_OFFLINE is set"
         fix = "unset HF_HUB_OFFLINE"
@@ -317,7 +317,7 @@ def _hub_failure(repo_id: str, kind: str, error: Exception) -> SourceUnavailable
         wrong = f"the Hub failed to give {repo_id}"
         fix = "try again later, or point HF_ENDPOINT to a mirror (HF_HUB_OFFLINE=1 skips the Hub)"
     else:
-        reason = str(error.__cause__ or error).strip().partition("\n")[0] or type(error).__name__
+        reason = first_line(error.__cause__ or error) or type(error).__name__
         wrong = f"the Hub could not be reached for {repo_id}, or the download broke off"
         found = f"{constants.ENDPOINT}: {reason}"
         fix = "check the network, or point HF_ENDPOINT to a mirror (HF_HUB_OFFLINE=1 skips the Hub)"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.errors import UserError, missing_package
+from newsdesk.errors import UserError, first_line, missing_package
 from newsdesk.files import damaged
 from newsdesk.model.tokenizer import TextTokenizer, TokenIds, batches_by_tokens, lengths_of, pad
 from newsdesk.prediction.classifier import Classifier
@@ -283,7 +283,7 @@ def _cannot_run(model: Path, error: Exception) -> UserError:
         )
     return UserError(
         f"onnxruntime cannot run {model}",
-        found=(str(error).splitlines() or ["no reason given"])[0][:400],
+        found=first_line(error) or "no reason given",
         fix="export it again with newsdesk export, and with the versions installed here",
     )
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from newsdesk import __version__
 from newsdesk.data.duplicates import KNOWN_TEXTS
-from newsdesk.errors import UserError
+from newsdesk.errors import UserError, first_line
 from newsdesk.files import read_regular, sha256_of
 from newsdesk.hub import transfer
 from newsdesk.hub.transfer import watched
@@ -363,7 +363,7 @@ def _refusal(repo_id: str, error: Exception) -> UserError:
     while getattr(answered, "response", None) is None and answered.__cause__ is not None:
         answered = answered.__cause__
     status = getattr(getattr(answered, "response", None), "status_code", None)
-    said = getattr(answered, "server_message", None) or str(error).strip().rpartition("\n")[2]
+    said = first_line(getattr(answered, "server_message", None) or str(error).strip().rpartition("\n")[2])
     found = f"{constants.ENDPOINT} answered {status}: {said}"
     if status == 401:
         wrong, fix = "the Hub does not know the token", "hf auth login again, or set HF_TOKEN to a valid one"
@@ -378,7 +378,7 @@ def _refusal(repo_id: str, error: Exception) -> UserError:
         wrong = f"the Hub did not accept the run for {repo_id}"
         fix = "fix what it says, or try again later; what has arrived is not sent again"
     else:
-        reason = str(error.__cause__ or error).strip().partition("\n")[0] or type(error).__name__
+        reason = first_line(error.__cause__ or error) or type(error).__name__
         wrong, found = "the Hub cannot be reached, or the upload broke off", f"{constants.ENDPOINT}: {reason}"
         fix = "check the network and push again: what has arrived is not sent again"
     return UserError(wrong, found=found, fix=fix)
