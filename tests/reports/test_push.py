@@ -179,6 +179,13 @@ def test_a_token_that_the_hub_does_not_know_is_told_from_one_that_may_not_write(
     assert "does not know the token" in refusal_of(run).wrong
 
 
+def test_a_hub_that_answers_no_more_is_asked_again_later(hub, run):
+    hub.refusals["api/repos/create"] = (429, "Too many")
+    refused = refusal_of(run)
+    assert "no more requests for now" in refused.wrong
+    assert "push again later" in str(refused.fix)
+
+
 def test_a_network_that_is_dead_is_told(run, hub, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     refused = refusal_of(run)

@@ -44,7 +44,7 @@ _MOST_WAITS = 1
 _MOST_REDIRECTS = 5
 _MOST_RESUMES = 5  # without a `_WORTHWHILE` part of the file in between
 _WORTHWHILE = 1 << 20
-_JOIN_SECONDS = 0.5
+_JOIN_SECONDS = 0.3  # pip is killed within 0.2
 
 
 class TransferError(Exception):

@@ -374,6 +374,9 @@ def _refusal(repo_id: str, error: Exception) -> UserError:
     elif status in (409, 412):
         wrong = f"{repo_id} changed while the run was being sent: nothing was committed"
         fix = "look at what changed there, and push again"
+    elif status == 429:
+        wrong = "the Hub answers no more requests for now: nothing was committed"
+        fix = "push again later: what has arrived is not sent again"
     elif status is not None or "metadata" in str(error):
         wrong = f"the Hub did not accept the run for {repo_id}"
         fix = "fix what it says, or try again later; what has arrived is not sent again"
