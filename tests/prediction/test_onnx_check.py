@@ -190,6 +190,24 @@ def test_a_graph_cut_off_anywhere_or_with_any_byte_changed_is_refused_or_read(bu
                 continue
 
 
+@pytest.mark.parametrize(
+    ("part", "times", "found"),
+    [
+        (b"\x3a\x04\x0a\x02\x22\x00", 1, "the operator "),
+        (b"\x42\x00", 1_000_000, "more than 1,000,000 names"),
+        (b"\x3a\x02\x2a\x00", 1_000_000, "does not need|more than|a type that"),
+        (b"\x42\xff\xff\x07\x0a\xfb\xff\x07" + bytes(131_067), 1, "a name of 131,067 bytes"),
+        (b"\x3a\x80\x02\x2a\xfd\x01\x0a\xfa\x01" + bytes(250), 1, "more than 8 axes"),
+    ],
+)
+def test_a_file_of_many_small_parts_is_read_only_so_far(tmp_path, part, times, found):
+    file = tmp_path / "model.onnx"
+    file.write_bytes(part * times)
+    with pytest.raises(GraphRefusedError) as refused:
+        require_plain_graph(file, INPUTS, {})
+    assert any(each in str(refused.value) for each in found.split("|"))
+
+
 def test_a_graph_larger_than_the_limit_is_not_read(built):
     with pytest.raises(GraphRefusedError, match="bytes, where 1 to 100 are expected"):
         require_plain_graph(built / FILE, INPUTS, {}, limit=100)

@@ -18,8 +18,10 @@ from newsdesk.files import open_regular
 
 LARGEST_GRAPH = 2**31 - 1
 """Bytes of a graph: more, and onnxruntime cannot read it."""
-_MOST_NODES = 20_000  # DeBERTa, traced, has 430 a layer
+_MOST_NODES = 50_000  # DeBERTa, traced, has 430 a layer
+_MOST_FIELDS = 1_000_000
 _MOST_DIMENSIONS = 8
+_LONGEST_NAME = 1 << 16
 _OPSETS = range(11, 27)
 
 _OPERATORS = """
@@ -106,6 +108,44 @@ class _Graph:
     outputs: dict[str, tuple[int, list[int | None] | None]] = field(default_factory=dict)
     constants: dict[str, int] = field(default_factory=dict)  # elements by name
     nodes: list[_Node] = field(default_factory=list)
+    left: int = _MOST_FIELDS
+
+    def read(
+        self, content: memoryview, message: str, known: Collection[int]
+    ) -> Iterator[tuple[int, int | memoryview]]:
+        """Numbers and values of a message's fields. Raises IndexError where it is cut off."""
+        place, end = 0, len(content)
+        while place < end:
+            tag = content[place]
+            place += 1
+            if tag >= 0x80:
+                tag, place = _varint(content, place - 1)
+            number, wire = tag >> 3, tag & 7
+            self.left -= 1
+            if not self.left:
+                raise GraphRefusedError(f"more than {_MOST_FIELDS:,} names, operators and tensors")
+            if number not in known:
+                raise _unknown(message, number)
+            if wire == _BYTES:
+                size = content[place]
+                place += 1
+                if size >= 0x80:
+                    size, place = _varint(content, place - 1)
+                if place + size > end:
+                    raise IndexError
+                yield number, content[place : place + size]
+                place += size
+            elif wire == _VARINT:
+                value, place = _varint(content, place)
+                yield number, value
+            elif wire in (_FIXED32, _FIXED64):
+                size = 4 if wire == _FIXED32 else 8
+                if place + size > end:
+                    raise IndexError
+                yield number, content[place : place + size]
+                place += size
+            else:
+                raise IndexError
 
 
 def require_plain_graph(
@@ -183,32 +223,32 @@ def _listed(names: Collection[str]) -> str:
 
 def _read_model(content: memoryview) -> _Graph:
     graph = _Graph()
-    for number, value in _fields(content, "model", _MODEL):
+    for number, value in graph.read(content, "model", _MODEL):
         if number == 7:
             _read_graph(_message(value), graph)
         elif number == 8:
-            opset = dict(_fields(_message(value), "opset", {1, 2}))
+            opset = dict(graph.read(_message(value), "opset", {1, 2}))
             graph.opsets[_text(opset.get(1, b""))] = _integer(opset.get(2, 0))
     return graph
 
 
 def _read_graph(content: memoryview, graph: _Graph) -> None:
-    for number, value in _fields(content, "graph", _GRAPH):
+    for number, value in graph.read(content, "graph", _GRAPH):
         if number == 1:
             if len(graph.nodes) == _MOST_NODES:
                 raise GraphRefusedError(f"more than {_MOST_NODES:,} operators")
-            graph.nodes.append(_read_node(_message(value)))
+            graph.nodes.append(_read_node(_message(value), graph))
         elif number == 5:
-            name, elements = _read_tensor(_message(value))
+            name, elements = _read_tensor(_message(value), graph)
             graph.constants[name] = elements
         elif number in (11, 12):
-            name, kind, shape = _value_info(_message(value))
+            name, kind, shape = _value_info(_message(value), graph)
             (graph.inputs if number == 11 else graph.outputs)[name] = kind, shape
 
 
-def _read_node(content: memoryview) -> _Node:
+def _read_node(content: memoryview, graph: _Graph) -> _Node:
     node = _Node()
-    for number, value in _fields(content, "node", _NODE):
+    for number, value in graph.read(content, "node", _NODE):
         if number == 1:
             node.inputs.append(_text(value))
         elif number == 2:
@@ -218,20 +258,20 @@ def _read_node(content: memoryview) -> _Node:
         elif number == 7:
             node.domain = _text(value)
         elif number == 5:
-            for inner, tensor in _fields(_message(value), "attribute", _ATTRIBUTE):
+            for inner, tensor in graph.read(_message(value), "attribute", _ATTRIBUTE):
                 if inner == 5:
-                    node.value = _read_tensor(_message(tensor))[1]
+                    node.value = _read_tensor(_message(tensor), graph)[1]
     if node.operator not in _KNOWN.get(node.domain, ()):
         whose = f" of {node.domain:.40}" if node.domain else ""
         raise GraphRefusedError(f"the operator {node.operator:.40}{whose}, which encoders do not need")
     return node
 
 
-def _read_tensor(content: memoryview) -> tuple[str, int]:
+def _read_tensor(content: memoryview, graph: _Graph) -> tuple[str, int]:
     """The tensor's name and number of elements. Refuses one that does not hold its values."""
     name, kind, raw, typed = "", 0, 0, 0
     dims: list[int] = []
-    for number, value in _fields(content, "tensor", _TENSOR):
+    for number, value in graph.read(content, "tensor", _TENSOR):
         if number == 1:
             dims += _integers(value)
         elif number == 2:
@@ -254,59 +294,27 @@ def _read_tensor(content: memoryview) -> tuple[str, int]:
     return name, elements
 
 
-def _value_info(content: memoryview) -> tuple[str, int, list[int | None] | None]:
+def _value_info(content: memoryview, graph: _Graph) -> tuple[str, int, list[int | None] | None]:
     """Name, type of the elements and sizes of the axes, None where they are free, of an input or output."""
     name, kind, shape = "", 0, None
-    for number, value in _fields(content, "value", {1, 2, 3, 4}):
+    for number, value in graph.read(content, "value", {1, 2, 3, 4}):
         if number == 1:
             name = _text(value)
         elif number == 2:
-            for of, tensor in _fields(_message(value), "type", {1, 6}):
-                for inner, part in _fields(_message(tensor), "type", {1, 2}) if of == 1 else ():
+            for of, tensor in graph.read(_message(value), "type", {1, 6}):
+                for inner, part in graph.read(_message(tensor), "type", {1, 2}) if of == 1 else ():
                     if inner == 1:
                         kind = _integer(part)
                     else:
-                        shape = [_axis(_message(axis)) for _, axis in _fields(_message(part), "shape", {1})]
+                        shape = [
+                            _axis(_message(axis), graph)
+                            for _, axis in graph.read(_message(part), "shape", {1})
+                        ]
     return name, kind, shape
 
 
-def _axis(content: memoryview) -> int | None:
-    return next((_integer(v) for n, v in _fields(content, "axis", {1, 2, 3}) if n == 1), None)
-
-
-def _fields(
-    content: memoryview, message: str, known: Collection[int]
-) -> Iterator[tuple[int, int | memoryview]]:
-    """Numbers and values of a message's fields. Raises IndexError where it is cut off."""
-    place, end = 0, len(content)
-    while place < end:
-        tag = content[place]
-        place += 1
-        if tag >= 0x80:
-            tag, place = _varint(content, place - 1)
-        number, wire = tag >> 3, tag & 7
-        if number not in known:
-            raise _unknown(message, number)
-        if wire == _BYTES:
-            size = content[place]
-            place += 1
-            if size >= 0x80:
-                size, place = _varint(content, place - 1)
-            if place + size > end:
-                raise IndexError
-            yield number, content[place : place + size]
-            place += size
-        elif wire == _VARINT:
-            value, place = _varint(content, place)
-            yield number, value
-        elif wire in (_FIXED32, _FIXED64):
-            size = 4 if wire == _FIXED32 else 8
-            if place + size > end:
-                raise IndexError
-            yield number, content[place : place + size]
-            place += size
-        else:
-            raise IndexError
+def _axis(content: memoryview, graph: _Graph) -> int | None:
+    return next((_integer(v) for n, v in graph.read(content, "axis", {1, 2, 3}) if n == 1), None)
 
 
 def _varint(content: memoryview, place: int) -> tuple[int, int]:
@@ -325,6 +333,8 @@ def _integers(value: int | memoryview) -> list[int]:
     """Values of a repeated number, packed or not."""
     if isinstance(value, int):
         return [value]
+    if len(value) > 10 * _MOST_DIMENSIONS:
+        raise GraphRefusedError(f"a tensor of more than {_MOST_DIMENSIONS} axes")
     found, place = [], 0
     while place < len(value):
         number, place = _varint(value, place)
@@ -347,6 +357,8 @@ def _integer(value: int | memoryview) -> int:
 def _text(value: int | memoryview | bytes) -> str:
     if isinstance(value, int):
         raise IndexError
+    if len(value) > _LONGEST_NAME:
+        raise GraphRefusedError(f"a name of {len(value):,} bytes")
     return str(value, "utf-8")
 
 
