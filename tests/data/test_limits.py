@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -132,6 +133,35 @@ def test_a_file_that_is_nothing_but_faults_is_given_up(tmp_path: Path, monkeypat
     for name, found in (("a.csv", "10,000 faults"), ("a.jsonl", "10,000 faults"), ("b.csv", "blank lines")):
         with pytest.raises(UserError, match=rf"{name} is not a file of rows\nfound: .*{found}"):
             read_with_faults(tmp_path / name)
+
+
+def test_a_file_of_a_folder_of_classes_that_is_too_long_is_a_bad_row(tmp_path: Path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.txt").write_text("goal")
+    (tmp_path / "b" / "2.txt").write_text(LONG)
+    os.truncate(tmp_path / "b" / "2.txt", 3 << 30)
+    table, (fault,) = read_with_faults(tmp_path)
+    assert (len(table), fault.line, fault.wrong) == (2, 3, "a cell is too long")
+
+
+def test_a_sheet_has_as_many_rows_and_columns_as_it_can_have(tmp_path: Path):
+    from openpyxl import Workbook
+
+    book = Workbook()
+    book.active.append(["label", "text"])
+    book.active.append(["a", "goal"])
+    book.active.cell(3, 1001).value = "far right"
+    book.active.cell(4, 2).value = "bank"
+    book.active.cell(5, 2).value = "far below"
+    book.save(tmp_path / "whole.xlsx")
+    path = tmp_path / "a.xlsx"
+    with zipfile.ZipFile(tmp_path / "whole.xlsx") as whole, zipfile.ZipFile(path, "w") as archive:
+        for name in whole.namelist():
+            archive.writestr(name, whole.read(name).replace(b'r="5"', b'r="900000000"'))
+    table, faults = read_with_faults(path)
+    assert table.rows == (("a", "goal"), (None, "bank"))
+    assert [fault.line for fault in faults] == [3, (1 << 20) + 1]
 
 
 def test_labels_that_are_none_are_faults_and_too_many_are_one_sentence(tmp_path: Path):

@@ -20,6 +20,7 @@ from newsdesk.errors import UserError, missing_package
 from newsdesk.files import parsed_json
 
 _ABOUT_DATA = {"readme", "license", "licence", "notice", "changelog"}
+_LAST_ROW = 1 << 20  # of an Excel sheet
 _ROWS_PER_BATCH = 4096
 _BYTES_PER_BATCH = 1 << 28  # where each row has the largest value that its column may hold
 _BYTES_A_CHARACTER = 4  # in UTF-8, at most
@@ -131,8 +132,10 @@ def _numbered_rows(sheet: Any) -> Iterator[tuple[int, tuple[Cell, ...]]]:
     """Row numbers from 1 and cells, without blank rows and empty cells at the end."""
     sheet.reset_dimensions()  # which many programs write wrongly
     for number, cells in enumerate(sheet.iter_rows(values_only=True), start=1):
-        width = max((place for place, cell in enumerate(cells, start=1) if cell not in (None, "")), default=0)
-        if width:
+        width = len(cells)
+        while width and cells[width - 1] in (None, ""):
+            width -= 1
+        if width or number > _LAST_ROW:
             yield number, tuple(cells[:width])
 
 
@@ -140,8 +143,12 @@ def _sheet_rows(sheet: Any, path: Path, limits: Limits) -> Iterator[Row | BadRow
     width, memory = 0, MemoryWatch(path)
     for number, cells in _numbered_rows(sheet):
         memory.look(every=ROWS_BETWEEN_LOOKS)
+        if number > _LAST_ROW:
+            wrong = f"the sheet goes on beyond row {_LAST_ROW:,}, the last that a sheet can have"
+            yield BadRow(Fault(number, wrong, None, "save it again, or as csv"), b"", ends_file=True)
+            return
         if beyond := limits.fault(number, cells):
-            yield BadRow(beyond, repr(cells).encode(errors="replace"))
+            yield BadRow(beyond, repr(cells[: limits.columns]).encode(errors="replace"))
             continue
         width = width or len(cells)
         if len(cells) > width:

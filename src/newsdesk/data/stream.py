@@ -16,7 +16,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
 
-from newsdesk.data.bounds import unpacked
+from newsdesk.data.bounds import ROWS_BETWEEN_LOOKS, MemoryWatch, unpacked
 from newsdesk.data.delimited import SAMPLED_CHARACTERS, SAMPLED_LINES, delimited_rows, holds_a_name
 from newsdesk.data.dialect import DETECTED, Dialect, detect
 from newsdesk.data.encoding import (
@@ -34,7 +34,7 @@ from newsdesk.data.json_lines import HEAD, json_rows
 from newsdesk.data.packed import parquet_rows, spreadsheet_rows, zip_member
 from newsdesk.data.table import BadRow, Fault, Row, RowStream, Table
 from newsdesk.errors import UserError
-from newsdesk.files import read_regular
+from newsdesk.files import open_regular
 
 FORMATS = ("csv", "tsv", "tab", "jsonl", "ndjson", "json", "txt", "parquet", "xlsx", "zip")
 """The name endings that tell a file's format; those of text may be followed by .gz."""
@@ -42,7 +42,7 @@ FORMATS = ("csv", "tsv", "tab", "jsonl", "ndjson", "json", "txt", "parquet", "xl
 SAMPLED_ROWS = 4096
 """Rows by which columns are named where a file is not read whole."""
 
-_LARGEST_TEXT = 1 << 28  # bytes of a file that is one row
+_BYTES_A_CHARACTER = 4  # at most
 _COMPRESSED_THEMSELVES = ("parquet", "xlsx", "zip")
 _SAVE_SHEET = "open it in the spreadsheet program and save it as .xlsx or .csv"
 _SAVE_TEXT = "put the texts into a csv file, one row each, or into .txt files in one folder for each class"
@@ -289,7 +289,11 @@ def _rows_by_class(folder: Path, dialect: Dialect) -> RowStream:
     """
     classes = class_folders(folder)
     paths = [(path, each.name) for each in classes for path in _texts_below(each)]
-    contents = [read_regular(path, _LARGEST_TEXT) for path, _ in paths]
+    memory, contents = MemoryWatch(folder), []
+    for path, _ in paths:
+        memory.look(every=ROWS_BETWEEN_LOOKS)
+        with open_regular(path) as stream:  # of one that is too long, enough to be too long
+            contents.append(stream.read(_BYTES_A_CHARACTER * (dialect.limits.characters + 1)))
     encoding = Encoding(dialect.encoding) if dialect.encoding else encoding_of(contents, "files")
     rows: list[Row | BadRow] = []
     for line, ((path, label), content) in enumerate(zip(paths, contents, strict=True), start=1):
