@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -86,6 +87,8 @@ HOSTILE_VALUES: tuple[Any, ...] = (
     ),
 )
 
+HOSTILE_TOML = ("-5", "0", "1e308", "inf", "nan", '"x"', "true", "[]", "{}", "[" * 2000, "9" * 5000, "")
+
 
 @dataclass(frozen=True)
 class Material:
@@ -119,11 +122,23 @@ def build(work: Path) -> None:
     run = newsdesk.train("quick", out=work / "run", flags={**flags, "training.epochs": 2.0}).path
     newsdesk.evaluate(run, str(work / "few.csv"))
     newsdesk.export(run, "onnx-fp32", out=work / "export")
+    newsdesk.export(run, "merged", out=work / "merged")
+    newsdesk.train("quick", out=work / "begun", flags={**flags, "training.epochs": 2.0}, observe=_stop_at(20))
     newsdesk.export(run, "onnx-int8", max_loss=100, max_loss_upper=100)
     shutil.copytree(run / "adapter", work / "adapter")
     (work / "files").mkdir()
     for name, content in _files_of_rows(rows[:60]):
         (work / "files" / name).write_bytes(content)
+
+
+def _stop_at(step: int) -> Callable[[Any], None]:
+    """An observer that asks the training to stop after so many steps."""
+
+    def observe(event: Any) -> None:
+        if type(event).__name__ == "Step" and event.step == step:
+            signal.raise_signal(signal.SIGTERM)
+
+    return observe
 
 
 def materials(work: Path) -> list[Material]:
@@ -153,6 +168,8 @@ def materials(work: Path) -> list[Material]:
     return [
         Material("run", work / "run", of_both + of_runs),
         Material("export", work / "export", (*of_both, "predict {it} --input {rows} --output out.csv")),
+        Material("merged", work / "merged", of_both),
+        Material("begun", work / "begun", ("train --out {it} --resume", "predict {it} goal")),
         Material("adapter", work / "adapter", (imported,)),
         Material("data", work / "files", of_data),
     ]
@@ -194,6 +211,11 @@ def mutated(content: bytes, name: str, draw: random.Random) -> bytes:
             return _mutated_json(content, name, draw)
         except ValueError:
             pass
+    if name.endswith(".toml") and draw.random() < 0.8:
+        lines = content.decode().splitlines()
+        number = draw.randrange(len(lines))
+        lines[number] = f"{lines[number].partition(' = ')[0]} = {draw.choice(HOSTILE_TOML)}"
+        return "\n".join(lines).encode()
     if name.endswith(".safetensors") and draw.random() < 0.5:
         return _mutated_header(content, draw)
     changes: list[Callable[[bytes, random.Random], bytes]] = [_cut, _flipped, _repeated, _inserted, _emptied]
@@ -288,6 +310,10 @@ def mutate(folder: Path, draw: random.Random) -> str:
         path.mkdir()
         return f"{name} a folder"
     path.write_bytes(mutated(path.read_bytes(), name, draw))
+    if path.name.startswith("step-"):  # a checkpoint proves itself by the hash in its name
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        path.rename(path.with_name(f"{path.name[:14]}{digest}.safetensors"))
+        return name
     if name != "manifest.json" and draw.random() < 0.8:
         _seal(folder, name)
     return name
@@ -413,7 +439,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Give mutated files to every verb.")
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="run, export, adapter or data")
+    parser.add_argument("--only", help="run, begun, export, merged, adapter or data")
     parser.add_argument("--keep", type=Path, help="where to keep the folders that broke something")
     parser.add_argument("--build", type=Path, help="make what is to be mutated in this folder, and no more")
     asked = parser.parse_args()
