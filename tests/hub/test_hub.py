@@ -224,3 +224,15 @@ def test_endpoint_and_token_come_from_the_environment(hub):
     assert run.stdout == "hub\n"
     assert {token for _, path, token in hub.asked if "desk/tiny" in path} == {"Bearer hf_secret"}, hub.asked
     assert "hf_secret" not in run.stderr
+
+
+@pytest.mark.parametrize("setting", ["HF_ENDPOINT=http://[::1", "HF_HUB_ETAG_TIMEOUT=soon"])
+def test_settings_that_the_client_cannot_read_are_a_sentence(setting):
+    name, _, value = setting.partition("=")
+    command = [sys.executable, "-m", "newsdesk", "data", "pull", "ag_news"]
+    run = subprocess.run(
+        command, env={**os.environ, name: value}, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1
+    assert "names begin with HF_" in run.stderr
+    assert "Traceback" not in run.stderr

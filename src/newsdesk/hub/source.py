@@ -133,6 +133,14 @@ class HubSource:
         needs: wrong bytes are never answered by asking elsewhere.
         """
         try:
+            from huggingface_hub.utils import get_session  # type: ignore[attr-defined]  # noqa: F401
+        except ValueError as error:  # it reads its settings as it is imported
+            raise SourceUnavailableError(
+                f"the Hub was not asked for {self.repo_id}",
+                found=first_line(error),
+                fix="correct the environment variables whose names begin with HF_",
+            ) from error
+        try:
             with self._explained():
                 listing = self._listing(progress)
         except SourceUnavailableError:
