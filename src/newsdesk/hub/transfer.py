@@ -24,16 +24,16 @@ from newsdesk.progress import Progress
 
 T = TypeVar("T")
 
-ANSWER_SECONDS = 6.0
+ANSWER_SECONDS = 10.0
 """For a server's whole answer to a question, such as what a repository holds."""
-STALL_SECONDS = 6.0
+STALL_SECONDS = 10.0
 """In these at least `LEAST_BYTES` of a file have to arrive."""
-PIP_SECONDS = 10.0
+PIP_SECONDS = 30.0
 """As these, for pip, which first reads what an index has."""
 LEAST_BYTES = 8 << 10
 LEAST_RATE = 32 << 10
 """Bytes a second over a whole transfer, at least, after the first minute."""
-LONGEST_WAIT = 3
+LONGEST_WAIT = 10
 """Seconds that a server may ask us to wait (Retry-After)."""
 PAUSE_SECONDS = 1.0
 """Before a transfer that broke off is resumed."""
