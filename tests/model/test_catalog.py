@@ -163,10 +163,14 @@ def test_a_local_folder_is_used_where_it_stands(folder):
     assert resolve_config(str(folder)) == json.loads(CONFIG)
 
 
-def test_sharded_weights_have_no_single_hash(folder):
-    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+def test_sharded_weights_are_known_by_the_hashes_of_all_shards(folder):
+    shard = folder / "model-00001-of-00001.safetensors"
+    (folder / "model.safetensors").rename(shard)
     (folder / "model.safetensors.index.json").write_text("{}")
-    assert resolve_base(str(folder)).sha256 is None
+    before = resolve_base(str(folder)).sha256
+    assert before == resolve_base(str(folder)).sha256
+    shard.write_bytes(shard.read_bytes() + b"x")
+    assert resolve_base(str(folder)).sha256 not in (None, before)
 
 
 def test_a_folder_with_only_a_pickle_gets_the_conversion_sentence(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
@@ -69,7 +70,8 @@ class ResolvedBase:
         path: the folder that transformers can load.
         name: the catalogue's name, the Hub id, or the folder as it was given.
         source: where the files came from just now.
-        sha256: of model.safetensors; None when the weights are sharded.
+        sha256: of model.safetensors; of the names and hashes of all shards in a local folder of these; None
+            where the weights are sharded elsewhere.
         licence: as far as it is known.
     """
 
@@ -164,7 +166,12 @@ def _hub_id(name: str) -> str:
 def _local(name: str, folder: Path) -> ResolvedBase:
     check_model_files(name, {path.name for path in folder.iterdir()})
     weights = folder / WEIGHTS
-    sha256 = sha256_of(weights) if weights.is_file() else None
+    if weights.is_file():
+        sha256 = sha256_of(weights)
+    else:
+        shards = sorted(folder.glob("*.safetensors"))
+        named = "\n".join(f"{shard.name} {sha256_of(shard)}" for shard in shards)
+        sha256 = hashlib.sha256(named.encode()).hexdigest()
     return ResolvedBase(folder.absolute(), name, "local", sha256, licence=None)
 
 

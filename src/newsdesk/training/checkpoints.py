@@ -117,12 +117,13 @@ class Checkpoints:
             for key, value in self._recipe.items()
             if key in before and json.dumps(before[key]) != json.dumps(value)  # 1 is a step, 1.0 an epoch
         ]
-        if ground or keys:
-            had = f"the {' and the '.join(ground)} had another sha256 before"
+        if ground:
+            keys.append(f"the {' and the '.join(ground)} had another sha256 before")
+        if keys:
             raise UserError(
                 f"{self._folder.parent} cannot be resumed: "
                 f"{'what it was trained on' if ground else 'its recipe.toml'} has changed",
-                found=had if ground else "\n       ".join(keys),
+                found="\n       ".join(keys),
                 fix="put the original back, or start over with --overwrite in place of --resume",
             )
 
