@@ -189,3 +189,7 @@ def test_files_elsewhere_that_a_tokenizer_names_are_not_read(tiny_base: Callable
     (base / "special_tokens_map.json").symlink_to("/dev/zero")
     with pytest.raises(UserError, match="not a regular file"):
         copy_tokenizer(base, tmp_path / "copy")
+    (base / "special_tokens_map.json").unlink()
+    (base / "added_tokens.json").write_text(json.dumps({f"token {n}": n for n in range(300_000)}))
+    with pytest.raises(UserError, match="larger than 4,194,304 bytes"):
+        copy_tokenizer(base, tmp_path / "copy")

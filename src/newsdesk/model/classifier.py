@@ -18,7 +18,15 @@ import torch
 
 from newsdesk.config import LoraSection, ModelSection
 from newsdesk.errors import UserError
-from newsdesk.files import damaged, leads_out, parsed_json, read_regular, write_bytes, write_json
+from newsdesk.files import (
+    LARGEST_JSON,
+    damaged,
+    leads_out,
+    parsed_json,
+    read_regular,
+    write_bytes,
+    write_json,
+)
 from newsdesk.model.adapter_config import AdapterConfig
 from newsdesk.model.architectures import adapted_layers, head_modules, target_modules
 from newsdesk.model.base_files import (
@@ -438,8 +446,10 @@ def copy_tokenizer(base: Path, target: Path) -> None:
         shutil.copytree(temporary, target)
 
 
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
+_LARGEST_SETTINGS = 4 << 20  # bytes
 _TOKENIZER_FILES = (
-    *(TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json"),
+    *(*_SETTINGS, TOKENIZER),
     *("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model"),
     *("spm.model", "spiece.model", "sentencepiece.bpe.model"),
 )
@@ -456,7 +466,7 @@ def _copy_plain(base: Path, target: Path) -> None:
     for name in _TOKENIZER_FILES:
         if not (base / name).exists():
             continue
-        content = read_regular(base / name)
+        content = read_regular(base / name, _LARGEST_SETTINGS if name in _SETTINGS else LARGEST_JSON)
         if name in ("tokenizer_config.json", "config.json"):
             settings = parsed_json(content)
             if not isinstance(settings, dict):
