@@ -135,6 +135,7 @@ def test_the_recipe_tells_what_is_known_and_what_is_not(save_adapter, out, tiny_
         "rslora": True,
         "dora": True,
         "init": "gaussian",
+        "layers": "all",
     }
     assert (recipe.model.base, recipe.model.max_length) == (str(tiny_base("bert")), 32)
     assert not recipe.model.train_pooler
