@@ -82,6 +82,8 @@ HOSTILE: list[tuple[str, Any, str]] = [
     ("normalizer", NESTED, "nested"),
     ("normalizer", {"type": "Python", "code": "import os"}, "of the type 'Python'"),
     ("normalizer", ["NFC"], "normalizer ="),
+    ("normalizer", {"type": ["NFC"]}, "of the type"),
+    ("post_processor", {"type": {"a": 1}}, "of the type"),
     ("normalizer", {"type": "Replace", "content": "b"}, ""),
     ("pre_tokenizer", splitting("(?=(a+)+$)"), "pre_tokenizer: the pattern"),
     ("pre_tokenizer", splitting("(a|aa)+b"), "pre_tokenizer: the pattern"),

@@ -136,7 +136,7 @@ def _require_supported(content: Mapping[str, Any], path: Path) -> None:
         if len(steps[part]) > _MOST_STEPS:
             raise _unsupported(path, f"{part} of {len(steps[part]):,} steps")
         for step in steps[part]:
-            if step.get("type") not in supported:
+            if str(step.get("type")) not in supported:
                 raise _unsupported(path, f"{part} of the type {step.get('type')!r:.80}")
             if "pattern" in step:
                 _require_quick(step["pattern"], part, path)
@@ -233,7 +233,7 @@ def _require_short_template(step: Mapping[str, Any], path: Path) -> None:
     except (KeyError, TypeError, AttributeError):
         raise _unsupported(path, "a template that is not whole") from None
     if missing := named.difference(step["special_tokens"]):
-        raise _unsupported(path, f"a template with the token {min(missing)!r:.80}, which it does not define")
+        raise _unsupported(path, f"a template with {next(iter(missing))!r:.80}, which is not defined")
     if texts != 1 or not short:
         raise _unsupported(path, "a template that repeats the text, or has too many tokens around it")
 
