@@ -13,7 +13,7 @@ import newsdesk
 from newsdesk import api
 from newsdesk.data.stream import read_table
 from newsdesk.errors import UserError
-from newsdesk.evaluation import baseline
+from newsdesk.evaluation import rows as rows_of_runs
 from newsdesk.runs.folder import open_run
 from newsdesk.runs.log import Finished, Started, Step, Validation
 
@@ -97,7 +97,7 @@ def test_evaluating_answers_to_the_classes_by_name(run, write_rows, tmp_path):
 def baseline_rows(monkeypatch):
     """What the baseline was given to learn from, call by call; none is fitted."""
     seen = []
-    monkeypatch.setattr(baseline, "linear_baseline", lambda rows, *_test, **_seed: seen.append(rows))
+    monkeypatch.setattr(rows_of_runs, "linear_baseline", lambda rows, *_test, **_seed: seen.append(rows))
     return seen
 
 

@@ -58,6 +58,15 @@ def test_a_cell_that_is_too_long_rejects_its_row(name: str, tmp_path: Path):
     assert read_table(path, raised).column("text") == tuple(text for _, text in ROWS)
 
 
+@pytest.mark.parametrize("levels", [101, 900])
+def test_a_cell_that_is_nested_too_deeply_rejects_its_row(levels: int, tmp_path: Path):
+    path, nested = tmp_path / "a.jsonl", "[" * levels + "]" * levels
+    path.write_text(f'{{"text": "goal"}}\n{{"text": "bank", "extra": {nested}}}\n{{"text": "orbit"}}\n')
+    table, (fault,) = read_with_faults(path)
+    assert table.column("text") == ("goal", "orbit")
+    assert (fault.line, fault.wrong) == (2, "nested too deeply")
+
+
 def test_a_line_far_beyond_the_longest_cell_is_not_held(tmp_path: Path):
     for name in ("a.csv", "a.jsonl", "a.txt"):
         table, (fault,) = read_with_faults(written(tmp_path / name, [*ROWS[:1], ("b", LONG * 17), *ROWS[2:]]))
@@ -173,7 +182,7 @@ def test_labels_that_are_none_are_faults_and_too_many_are_one_sentence(tmp_path:
     )
     report = check(tmp_path / "a.jsonl")
     assert [(fault.line, fault.wrong) for fault in report.malformed] == [
-        (2, "the label is neither text nor a number"),
+        (2, "nested too deeply"),
         (3, "JSON that cannot be read unambiguously"),
     ]
     assert all(len(str(fault)) < 300 for fault in report.label_faults)

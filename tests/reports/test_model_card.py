@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
@@ -16,6 +17,7 @@ from newsdesk.errors import UserError
 from newsdesk.evaluation.evaluate import read_metrics, write_metrics
 from newsdesk.files import sha256_of
 from newsdesk.hub.cache import Slot
+from newsdesk.metrics import evaluate_probabilities
 from newsdesk.prediction.abstention import CoverageAt
 from newsdesk.reports import model_card
 from newsdesk.reports.facts import RunFacts
@@ -149,12 +151,8 @@ def test_weights_that_tell_nothing_are_not_counted(run, damage):
 def test_names_with_any_characters_stay_one_cell_that_reads_as_they_do(run):
     run.write_labels(replace(run.labels, names=HOSTILE))
     measured = read_metrics(run.metrics)["seen"]
-    metrics = replace(
-        measured.metrics,
-        per_class=tuple(replace(measured.metrics.per_class[0], label=name) for name in HOSTILE),
-        label_names=HOSTILE,
-        confusion=((0, 1, 0), (0, 0, 0), (0, 0, 0)),
-    )
+    labels = np.arange(len(HOSTILE))
+    metrics = evaluate_probabilities(np.eye(len(HOSTILE)), labels, HOSTILE)
     source = "/data/a: b\n---\n'c' | \"d\".csv"
     write_metrics(replace(measured, metrics=metrics, source=source), run.metrics)
     text = card_text(RunFacts.of(RunFolder(run.path)))

@@ -10,9 +10,11 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from newsdesk.errors import UserError
+from newsdesk.metrics import evaluate_probabilities
 from newsdesk.prediction.explanation import WordWeight
 from newsdesk.reports.content import Missing, QuotedRow, gather
 from newsdesk.reports.page import EXCERPT, pieces, render_page, ruler
@@ -262,6 +264,9 @@ def test_intervals_on_few_rows_are_called_approximate(tmp_path):
     evaluation = content.evaluation
     measured = evaluation.measured
     for rows, is_approximate in ((199, True), (200, False)):
-        few = replace(evaluation, measured=replace(measured, metrics=replace(measured.metrics, rows=rows)))
+        names = measured.metrics.label_names
+        labels = np.arange(rows) % len(names)
+        metrics = evaluate_probabilities(np.eye(len(names))[labels], labels, names)
+        few = replace(evaluation, measured=replace(measured, metrics=metrics))
         text = render_page(replace(content, evaluation=few), ())
         assert ("approximate here: on fewer than 200 rows" in text) is is_approximate

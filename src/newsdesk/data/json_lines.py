@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from newsdesk.data.bounds import hopeful
 from newsdesk.data.encoding import MARK, UTF8, LineReader, not_decoded
-from newsdesk.data.table import BadRow, Cell, Fault, Limits, Row, RowStream, Table
+from newsdesk.data.table import BadRow, Cell, Fault, Limits, Row, RowStream, Table, too_deep
 from newsdesk.errors import UserError
 
 HEAD = 1 << 16
@@ -226,7 +226,7 @@ def _row(line: int, value: object, text: str, limits: Limits) -> Row | BadRow:
 
 def _unusable(line: int, error: ValueError | RecursionError) -> Fault:
     if isinstance(error, RecursionError):
-        return Fault(line, "JSON nested too deeply", None, "keep the text and label at the top level")
+        return too_deep(line)
     return Fault(line, "JSON that cannot be read unambiguously", str(error), "fix the line")
 
 

@@ -92,6 +92,8 @@ class Limits:
         for cell in cells:
             if isinstance(cell, str) and len(cell) > self.characters:
                 return self.too_long(line, f"{len(cell):,} characters in one")
+            if isinstance(cell, _NESTED) and _is_deep(cell):
+                return too_deep(line)
         return None
 
     def too_wide(self, line: int, columns: int) -> Fault:
@@ -103,6 +105,27 @@ class Limits:
         """The fault of a row with a cell beyond the limit."""
         found += f", where at most {self.characters:,} are read"
         return Fault(line, "a cell is too long", found, "cut it, or raise the limit: --max-characters")
+
+
+_NESTED = (dict, list, tuple)
+_DEEPEST = 100  # far below what Python's recursion allows whoever writes the row out again
+
+
+def _is_deep(cell: object) -> bool:
+    """Whether lists and objects are within each other more than `_DEEPEST` times."""
+    level = [cell]
+    for _ in range(_DEEPEST):
+        inside = (entry.values() if isinstance(entry, dict) else entry for entry in level)
+        level = [value for entry in inside for value in entry if isinstance(value, _NESTED)]
+        if not level:
+            return False
+    return True
+
+
+def too_deep(line: int) -> Fault:
+    """The fault of a row whose values are nested without end."""
+    found = f"more than {_DEEPEST} lists or objects within each other"
+    return Fault(line, "nested too deeply", found, "keep the text and label at the top level")
 
 
 @dataclass(frozen=True, slots=True)
