@@ -15,22 +15,14 @@ import newsdesk as package
 from newsdesk.prediction import open_model as loading
 
 COMMON = {"--debug", "--help"}
-DIALECT = ("--header", "--no-header", "--delimiter", "--quote", "--encoding")
+LIMITS = ("--max-characters", "--max-columns", "--max-unpacked")
+DIALECT = ("--header", "--no-header", "--delimiter", "--quote", "--encoding", *LIMITS)
 LABELLED = ("--unknown-labels", *DIALECT)
 FLAGS = {
     "train": {
         *("--recipe", "--data", "--valid", "--base", "--out", "--text", "--label", "--template"),
-        *(
-            "--normaliser",
-            *LABELLED,
-            "--epochs",
-            "--set",
-            "--overwrite",
-            "--resume",
-            "--dry-run",
-            "--unknown-labels",
-            "--json",
-        ),
+        *("--normaliser", *LABELLED, "--epochs", "--set", "--overwrite", "--resume", "--dry-run"),
+        *("--baseline", "--no-baseline", "--json"),
     },
     "evaluate": {
         *("--data", "--split", "--baseline", "--with-text", "--unknown-labels"),

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("onnx")
 
-TRIALS = 120
+TRIALS = 80
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")
