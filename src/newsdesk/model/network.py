@@ -98,7 +98,8 @@ class Network(nn.Module):
             compute=lambda texts: fused.trunk_states(*self.batch(texts)),
         )
         self._trunk.keep(sequences, progress)
-        self.engine += f", the lower {fused.trunk_layers} of {len(fused.layers)} layers computed once, without dropout"
+        below = f"the lower {fused.trunk_layers} of {len(fused.layers)} layers"
+        self.engine += f", {below} computed once, without dropout"
 
     def forward(self, sequences: Sequence[TokenIds], to_length: int | None = None) -> Tensor:
         """Logits of a batch, float32 of shape (rows, classes) on ``device``; padded to the longest row."""
