@@ -111,9 +111,9 @@ _NESTED = (dict, list, tuple)
 _DEEPEST = 100  # far below what Python's recursion allows whoever writes the row out again
 
 
-def _is_deep(cell: object) -> bool:
+def _is_deep(cell: Any) -> bool:
     """Whether lists and objects are within each other more than `_DEEPEST` times."""
-    level = [cell]
+    level: list[Any] = [cell]
     for _ in range(_DEEPEST):
         inside = (entry.values() if isinstance(entry, dict) else entry for entry in level)
         level = [value for entry in inside for value in entry if isinstance(value, _NESTED)]
