@@ -90,9 +90,10 @@ class Limits:
         if len(cells) > self.columns:
             return self.too_wide(line, len(cells))
         for cell in cells:
-            if isinstance(cell, str) and len(cell) > self.characters:
-                return self.too_long(line, f"{len(cell):,} characters in one")
-            if isinstance(cell, _NESTED) and _is_deep(cell):
+            if isinstance(cell, str):
+                if len(cell) > self.characters:
+                    return self.too_long(line, f"{len(cell):,} characters in one")
+            elif isinstance(cell, _NESTED) and _is_deep(cell):
                 return too_deep(line)
         return None
 
