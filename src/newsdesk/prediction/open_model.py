@@ -262,13 +262,19 @@ _running: set[_Run] = set()
 
 @cache
 def _end_overdue_runs() -> None:
-    """Let one thread of this process stop, after the operator at work, what takes too long."""
+    """Let one thread of this process stop, after the operator at work, what takes too long.
+
+    Time in which the process was stopped, by Ctrl-Z say, or got no processor, does not count.
+    """
 
     def look() -> None:
+        now = time.monotonic()
         while True:
             time.sleep(_LOOK_SECONDS)
+            before, now = now, time.monotonic()
             for run in _running.copy():
-                if time.monotonic() > run.due:
+                run.due += max(0.0, now - before - 2 * _LOOK_SECONDS)
+                if now > run.due:
                     run.options.terminate = True
 
     threading.Thread(target=look, daemon=True).start()
