@@ -86,7 +86,9 @@ class LoraSection(Section):
     alpha: Positive = Field(16.0, description="the update is scaled by alpha/rank")
     dropout: Share = Field(0.0, description="of the adapters' input while training")
     targets: Names = Field(
-        ("query-value",), description="'query-value', 'attention', 'all-linear', or module names"
+        ("query-value",),
+        min_length=1,
+        description="'query-value', 'attention', 'all-linear', or module names",
     )
     layers: Annotated[str, Field(pattern=r"^(all|top-[1-9][0-9]{0,2})$")] = Field(
         "all", description="'all', or 'top-3': the last three; those below are computed once and kept"

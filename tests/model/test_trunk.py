@@ -126,6 +126,12 @@ def test_more_layers_than_there_are_is_a_sentence(tiny_recipe, tmp_path):
         tiny_recipe("lora.layers=top-0")
 
 
+@pytest.mark.parametrize("target", ["encoder.layer.0.attention.self.query", "pooler.dense"])
+def test_targets_that_the_top_layers_do_not_have_are_a_sentence(tiny_recipe, tmp_path, target):
+    with pytest.raises(UserError, match=r"lora\.targets and lora\.layers do not go together"):
+        run_training(tiny_recipe("lora.layers=top-1", f"lora.targets={target}"), tmp_path / "run")
+
+
 def test_batches_are_padded_and_hold_each_texts_own_states(tmp_path):
     compute = Counted()
     kept = states_of(tmp_path, compute)

@@ -376,7 +376,22 @@ def _add_adapters(classifier: PreTrainedModel, model: ModelSection, lora: LoraSe
         init_lora_weights=True if lora.init == "default" else lora.init,  # type: ignore[arg-type]
     )
     with quiet_transformers():
-        return get_peft_model(classifier, config)
+        try:
+            adapted = get_peft_model(classifier, config)
+        except ValueError as error:  # such as targets that the layers of lora.layers do not have
+            raise _no_such_targets(lora, _first_fact(error)) from None
+    without = [name for name in lora.targets if any(part.isdigit() for part in name.split("."))]
+    if lora.layers != "all" and without:
+        raise _no_such_targets(lora, f"{without[0]} names a layer of its own")
+    return adapted
+
+
+def _no_such_targets(lora: LoraSection, found: str) -> UserError:
+    return UserError(
+        "lora.targets and lora.layers do not go together",
+        found=f"targets {', '.join(lora.targets)}, layers {lora.layers}: {found:.200}",
+        fix="name targets that every layer has, such as query-value, or use --set lora.layers=all",
+    )
 
 
 def _unusable_base(base: object, error: Exception) -> UserError:
