@@ -120,7 +120,14 @@ def recipe_for(
             found=", ".join(names) or "an empty folder",
             fix="give the --out of a training that was begun, or say what to train: --recipe, --data",
         )
-    return load_recipe(str(begun.recipe))
+    own = load_recipe(str(begun.recipe))
+    if lost := {"data.train", "model.base"} - own.origins.keys():
+        raise UserError(
+            f"{begun.recipe} is not as it was when the training began",
+            found=f"no {min(lost)} in it",
+            fix="put the original back, or start again with --overwrite and what to train",
+        )
+    return own
 
 
 def evaluate(

@@ -117,6 +117,18 @@ def open_regular(path: Path) -> BufferedReader:
     return os.fdopen(handle, "rb")
 
 
+@contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """A safetensors file, whose tensors are read as numpy arrays. Raises OSError as `open_regular` does, and
+    SafetensorError for a file that is damaged.
+    """
+    from safetensors import safe_open
+
+    open_regular(path).close()  # safe_open would wait for a pipe
+    with safe_open(path, framework="numpy") as tensors:
+        yield tensors
+
+
 def read_regular(path: Path, limit: int = LARGEST_JSON) -> bytes:
     """The bytes of a file. Raises OSError for what is no regular file, or larger than ``limit`` bytes."""
     with open_regular(path) as stream:

@@ -7,6 +7,7 @@ import re
 import signal
 import time
 import tomllib
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,16 @@ def test_a_killed_training_goes_on_by_its_own_recipe_and_says_so(newsdesk, start
     assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     again = newsdesk("train", "--out", out, "--resume", "--json")
     assert (again.code, again.json["finished"]) == (0, "completed")
+
+
+def test_a_recipe_that_was_emptied_is_not_taken_for_the_defaults(newsdesk, desk, tmp_path, monkeypatch):
+    monkeypatch.setattr("newsdesk.training.run.interruptible", lambda: nullcontext(lambda: True))
+    out = tmp_path / "run"
+    assert newsdesk("train", *desk.flags, "--out", out).code == 130
+    (out / "recipe.toml").write_text("")
+    refused = newsdesk("train", "--out", out, "--resume")
+    assert refused.code == 1
+    assert "recipe.toml is not as it was when the training began" in refused.err
 
 
 @pytest.mark.parametrize("there", [None, "notes.txt", "recipe.toml"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from itertools import pairwise
 
@@ -245,3 +246,10 @@ def test_durations_are_told_as_people_do(run, seconds, shown):
     events[-1]["seconds"] = seconds
     run.log.write_text("".join(json.dumps(event) + "\n" for event in events))
     assert f"{shown} on cpu, float32" in cells(card_text(RunFacts.of(run)))
+
+
+def test_a_pipe_in_place_of_the_weights_is_not_waited_for(run):
+    weights = run.adapter / "adapter_model.safetensors"
+    weights.unlink()
+    os.mkfifo(weights)
+    assert "adapter" in card_text(RunFacts.of(RunFolder(run.path)))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from newsdesk.data.words import is_ideograph, words_of
 from newsdesk.errors import counted
-from newsdesk.files import damaged, open_regular, write_bytes
+from newsdesk.files import damaged, open_tensors, write_bytes
 
 _BANDS, _ROWS_PER_BAND = 25, 5  # a pair of similarity 0.8 is missed with probability (1 - 0.8**5)**25 = 5e-5
 _AT_EACH_END = 8  # rows of a band that a row is paired with, from the first on and back from itself
@@ -270,14 +270,13 @@ class KnownTexts:
     @classmethod
     def of_folder(cls, folder: Path) -> Self | None:
         """Those that a run or an export carries; None where it has none. Raises UserError if damaged."""
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
 
         file = folder / KNOWN_TEXTS
         if not os.path.lexists(file):
             return None
         try:
-            open_regular(file).close()  # a pipe would be waited for
-            with safe_open(file, framework="numpy") as content:
+            with open_tensors(file) as content:
                 if (content.metadata() or {}).get("format") != _FORMAT:
                     raise ValueError(f"a format other than {_FORMAT}")
                 hashes = [content.get_tensor(name) for name in ("training", "validation")]

@@ -28,7 +28,15 @@ from newsdesk.exports.parity import (
     require_enough_rows,
     require_exact,
 )
-from newsdesk.files import make_folder, read_json, remove_empty, sha256_of, write_json
+from newsdesk.files import (
+    make_folder,
+    read_json,
+    read_regular,
+    remove_empty,
+    sha256_of,
+    write_bytes,
+    write_json,
+)
 from newsdesk.model.tokenizer import TextTokenizer, limit_words
 from newsdesk.model.tokenizer_file import open_tokenizer
 from newsdesk.prediction.classifier import Classifier
@@ -232,7 +240,8 @@ def _divide_head(model: PreTrainedModel, temperature: float) -> None:
 def _write_common(run: RunFolder, kind: Kind, model: PreTrainedModel, folder: Path) -> None:
     """Configuration, tokenizer and labels: what every kind carries."""
     model.config.save_pretrained(folder)
-    shutil.copytree(run.tokenizer, folder, dirs_exist_ok=True)
+    for file in sorted(run.tokenizer.iterdir()):
+        write_bytes(folder / file.name, read_regular(file))
     tokenizer = open_tokenizer(folder)
     tokenizer.enable_truncation(run.labels.max_length)
     if kind == "merged":  # a graph cuts texts itself

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from newsdesk.errors import UserError
-from newsdesk.files import damaged, leads_out, open_regular, read_json
+from newsdesk.files import damaged, leads_out, open_tensors, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,13 +62,12 @@ def tensor_shapes(path: Path, *, fix: str) -> dict[str, tuple[int, ...]]:
     Raises UserError, with ``fix``, for what is no whole safetensors file of floating-point numbers in its
     folder. Whole numbers pass under names that count positions, which older files of transformers have.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
         if leads_out(path, path.parent):
             raise OSError(f"a link to {path.resolve()}, outside of its folder")
-        open_regular(path).close()  # a pipe would be waited for
-        with safe_open(path, framework="numpy") as file:
+        with open_tensors(path) as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             for name, part in parts.items():
                 if part.get_dtype() not in _FLOATS and not name.endswith(_COUNTS):

@@ -14,6 +14,7 @@ from newsdesk.config import Recipe, load_recipe
 from newsdesk.data.load import DATA_SETS
 from newsdesk.errors import UserError
 from newsdesk.evaluation.evaluate import Evaluation, read_metrics
+from newsdesk.files import open_tensors
 from newsdesk.hub.cache import Slot
 from newsdesk.hub.source import HubSource
 from newsdesk.metrics import Metrics
@@ -192,10 +193,10 @@ def _beginning_and_duration(log: Path) -> tuple[Started | None, float | None]:
 
 def _stored_parameters(weights: Path) -> int | None:
     """How many numbers a safetensors file holds; None for one that cannot be read."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(weights, "np") as stored:
+        with open_tensors(weights) as stored:
             shapes: list[list[int]] = [stored.get_slice(name).get_shape() for name in stored.keys()]  # noqa: SIM118
             return sum(map(prod, shapes))
     except (OSError, SafetensorError):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.files import damaged, open_regular, write_bytes
+from newsdesk.files import damaged, open_tensors, write_bytes
 from newsdesk.metrics import expected_calibration_error
 from newsdesk.stored import read_stored, write_stored
 
@@ -202,14 +202,13 @@ def read_calibration(folder: Path) -> Calibration | None:
 
 def read_held_out_rows(folder: Path) -> HeldOutRows | None:
     """The rows that a run or exported model was calibrated on, if any. Raises UserError if damaged."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     path = folder / CALIBRATION_ROWS
     if not os.path.lexists(path):
         return None
     try:
-        open_regular(path).close()  # a pipe would be waited for
-        with safe_open(path, framework="np") as file:
+        with open_tensors(path) as file:
             sha256 = (file.metadata() or {})["sha256"]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             optional = (tensors.get(name) for name in ("distances", "readable"))

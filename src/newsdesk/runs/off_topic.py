@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.files import damaged, open_regular, write_bytes
+from newsdesk.files import damaged, open_tensors, write_bytes
 from newsdesk.model.tokenizer import TokenIds, lengths_of
 
 OFF_TOPIC = "off_topic.safetensors"
@@ -115,11 +115,10 @@ class OffTopicScore:
     @classmethod
     def load(cls, file: Path) -> Self:
         """Read what ``save`` wrote. Raises UserError when it is missing or damaged."""
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
 
         try:
-            open_regular(file).close()  # a pipe would be waited for
-            with safe_open(file, framework="numpy") as content:
+            with open_tensors(file) as content:
                 facts = dict(content.metadata() or {})
                 tensors: dict[str, Any] = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
             if facts.pop("format", None) != _FORMAT:
