@@ -300,6 +300,7 @@ class TextClassifier:
     def _flags(self, validation: bool) -> dict[str, Any]:
         """The parameters under the recipe's keys."""
         flags = {key: getattr(self, name) for name, key in _KEYS.items()}
+        flags["training.baseline"] = False  # nobody would see it, and a grid would pay for it many times
         data = {"data.train": IN_MEMORY, "data.text": (_TEXT,), "data.label": _LABEL}
         if validation:
             data["data.validation"] = IN_MEMORY

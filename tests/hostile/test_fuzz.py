@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("onnx")
 
-TRIALS = 80
+TRIALS = 60
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")
