@@ -302,10 +302,12 @@ class TextEmbedder:
     def embed(self, texts: Sequence[str]) -> Values:
         """A vector of length 1 for each text, float32 (rows, dimensions), in the texts' order.
 
-        Computed in batches of similar length; on a CPU every core computes batches of its own.
+        Computed in batches of similar length, and texts that occur twice once; on a CPU every core computes
+        batches of its own.
         """
-        sequences = self._tokenizer.encode(texts)
-        vectors = np.zeros((len(texts), self.dimensions), dtype=np.float32)
+        places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        sequences = self._tokenizer.encode(list(places))
+        vectors = np.zeros((len(places), self.dimensions), dtype=np.float32)
         batches = batches_by_tokens(lengths_of(sequences), _BATCH_TOKENS)
 
         def compute(rows: NDArray[np.int64]) -> None:
@@ -319,7 +321,7 @@ class TextEmbedder:
                 list(pool.map(compute, batches))
         finally:
             torch.set_num_threads(threads)
-        return vectors
+        return vectors[[places[text] for text in texts]]
 
     @torch.inference_mode()
     def _vectors(self, sequences: Sequence[TokenIds]) -> Values:
