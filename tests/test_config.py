@@ -279,3 +279,8 @@ def test_nothing_is_compiled_unless_asked_and_auto_of_earlier_versions_means_off
     assert load_recipe().recipe.training.compile == "off"
     assert load_recipe(overrides=["training.compile=auto"]).recipe.training.compile == "off"
     assert load_recipe(overrides=["training.compile=on"]).recipe.training.compile == "on"
+
+
+def test_targets_cannot_be_none_at_all():
+    with pytest.raises(UserError, match=r"lora\.targets"):
+        load_recipe(None, None, ["lora.targets=[]"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from importlib.machinery import PathFinder
 
@@ -207,3 +208,12 @@ def test_an_export_killed_between_its_two_renames_is_there_again_at_the_next(new
     assert "not today" in newsdesk("export", run, "--to", "merged").err
     assert newsdesk("predict", folder, "goal coach").code == 0
     assert [path.name for path in folder.parent.iterdir()] == ["merged"]
+
+
+def test_a_pipe_among_the_tokenizers_files_is_a_sentence(newsdesk, run):
+    settings = run / "tokenizer" / "tokenizer_config.json"
+    settings.unlink()
+    os.mkfifo(settings)
+    refused = newsdesk("export", run, "--to", "merged")
+    assert refused.code == 1
+    assert "tokenizer_config.json" in refused.err
