@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,42 @@ def test_a_second_training_computes_nothing_below_its_adapters(tiny_recipe, tmp_
     monkeypatch.setattr(newsdesk.model.encoder.FusedClassifier, "trunk_states", refuse)
     second = run_training(recipe, tmp_path / "second")
     assert (first.path / ADAPTER).read_bytes() == (second.path / ADAPTER).read_bytes()
+
+
+def test_an_interrupted_training_from_kept_states_resumes_bit_for_bit(tiny_recipe, tmp_path, monkeypatch):
+    recipe = tiny_recipe("lora.layers=top-1", *DROPOUTS, "training.epochs=2")
+    whole = run_training(recipe, tmp_path / "whole")
+    asked = iter([False] * 7)
+    with monkeypatch.context() as patched:
+        stopping = nullcontext(lambda: next(asked, True))
+        patched.setattr("newsdesk.training.run.interruptible", lambda: stopping)
+        assert run_training(recipe, tmp_path / "run").manifest.is_interrupted
+    resumed = run_training(recipe, tmp_path / "run", resume=True)
+    assert not resumed.manifest.is_interrupted
+    assert (resumed.path / ADAPTER).read_bytes() == (whole.path / ADAPTER).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("setting", "kept"),
+    [
+        ("lora.rslora=true", True),
+        ("lora.init=pissa", True),
+        ("training.class_weights=balanced", True),
+        ("training.accumulation=2", True),
+        ("training.pad_to_max_length=true", True),
+        ("training.precision=bfloat16", True),
+        ("lora.dora=true", False),
+        ("lora.bias=all", False),
+    ],
+)
+def test_whatever_else_is_set_the_adapter_answers_and_is_explained(tiny_recipe, tmp_path, setting, kept):
+    run = run_training(tiny_recipe("lora.layers=top-1", setting), tmp_path / "run")
+    assert ("computed once" in run.log.read_text()) is kept
+    classifier = newsdesk.load(run.path, engine="torch", device="cpu")
+    (prediction,) = classifier.predict(["goal coach season"])
+    assert 1 / 3 < prediction.probability < 1
+    words = newsdesk.explain(classifier, "goal coach season").words
+    assert [word.text for word in words] == ["goal", "coach", "season"]
 
 
 def test_more_layers_than_there_are_is_a_sentence(tiny_recipe, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 
@@ -17,20 +16,10 @@ from newsdesk.files import sha256_of
 from newsdesk.prediction import open_model as opening
 from newsdesk.prediction.onnx_check import GraphRefusedError, require_plain_graph
 from newsdesk.prediction.open_model import INPUTS, open_model
-from tiny_exports import LABELS, build_exported, tampered
+from tiny_exports import LABELS, tampered
 
 FILE = "onnx/model_quantized.onnx"
 LARGE = 1 << 17  # squared, 64 GB of float32
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    return build_exported(tmp_path_factory.mktemp("built") / "exported")
-
-
-@pytest.fixture
-def exported(built, tmp_path):
-    return shutil.copytree(built, tmp_path / "exported")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 
@@ -18,16 +17,6 @@ from newsdesk.runs.exported import find_exported, preferred_export
 from tiny_exports import LABELS, PIECES, build_exported, expected_logits, tampered
 
 TEXTS = ["goal coach league medal", "bank", "", "orbit zzz genome", "goal " * 50]
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    return build_exported(tmp_path_factory.mktemp("built") / "exported")
-
-
-@pytest.fixture
-def exported(built, tmp_path):
-    return shutil.copytree(built, tmp_path / "exported")
 
 
 def ids_of(text):

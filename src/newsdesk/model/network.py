@@ -73,11 +73,6 @@ class Network(nn.Module):
         """Whether the fused encoder computes it, which never waits for the device."""
         return self._fused is not None
 
-    @property
-    def trunk_layers(self) -> int:
-        """How many layers below the adapters `keep_trunk` would keep the states of."""
-        return 0 if self._fused is None else self._fused.trunk_layers
-
     def keep_trunk(
         self, sequences: Sequence[TokenIds], folder: Path, base: str, progress: Progress | None = None
     ) -> None:
