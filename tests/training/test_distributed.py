@@ -99,6 +99,20 @@ def test_two_processes_train_the_adapter_of_one_and_log_once(recipe, torchrun, t
     assert largest_difference(one, two) < 1e-5
 
 
+def test_processes_share_the_states_of_the_layers_below_the_adapters(
+    tiny_recipe, tiny_base, torchrun, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("NEWSDESK_CACHE", str(tmp_path / "cache"))
+    base = f"model.base='{tiny_base('bert', classifier_dropout=0.0)}'"
+    recipe = tiny_recipe(*STILL, base, "lora.layers=top-1", "training.learning_rate=1e-3")
+    process = torchrun(recipe, tmp_path / "two", "--json")
+    _, stderr = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, stderr
+    assert "computed once" in stderr
+    one = run_training(recipe, tmp_path / "one")
+    assert largest_difference(one, open_run(tmp_path / "two")) < 1e-4
+
+
 def test_a_lost_worker_is_replaced_and_training_goes_on(recipe, torchrun, tmp_path):
     if not Path("/proc/self/task").is_dir():
         pytest.skip("finds the workers under /proc")
