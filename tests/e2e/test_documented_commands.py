@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import pytest
 
 import newsdesk
 from deletion import lost_by_deletion
+from forked_commands import ForkedCommands
 from newsdesk.data.stream import read_table
 
 ROOT = Path(__file__).parents[2]
@@ -145,6 +147,8 @@ class Workplace:
     """A folder in which commands run as a reader would run them."""
 
     folder: Path
+    scripts: Path
+    """Comes first in PATH; its `newsdesk` need not import anew what training needs."""
 
     def follow(self, document: str) -> None:
         """Run a page's blocks. Raises AssertionError where one does not do what the text says."""
@@ -178,7 +182,9 @@ class Workplace:
             command = command.replace("newsdesk train ", f"newsdesk train {settings} ")
         environment = {
             **os.environ,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": os.pathsep.join(
+                map(str, (self.scripts, Path(sys.executable).parent, os.environ["PATH"]))
+            ),
             **LENIENT,
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "120",
@@ -240,12 +246,13 @@ def shorten(train: Path, test: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     """Where the first pages' commands have run, and left runs/demo, runs/wire, runs/first-look and wire/."""
-    place = Workplace(tmp_path_factory.mktemp("workplace"))
-    for document in FIRST:
-        place.follow(document)
-    return place
+    with ForkedCommands(tmp_path_factory.mktemp("commands")) as scripts:
+        place = Workplace(tmp_path_factory.mktemp("workplace"), scripts)
+        for document in FIRST:
+            place.follow(document)
+        yield place
 
 
 @pytest.mark.parametrize("document", OTHERS)

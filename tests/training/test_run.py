@@ -39,7 +39,6 @@ from newsdesk.runs.manifest import (  # noqa: E402
     BaseFacts,
     Manifest,
     TrainingFacts,
-    hub_reference,
 )
 from newsdesk.runs.off_topic import OffTopicScore  # noqa: E402
 from newsdesk.training.run import (  # noqa: E402
@@ -412,7 +411,7 @@ def test_a_thread_that_may_not_handle_signals_trains_all_the_same(tiny_recipe, t
 
 def test_the_reference_of_a_base_is_what_others_can_load_it_by():
     def reference(name: str, source: Any) -> str:
-        return hub_reference(ResolvedBase(Path("/models/mine"), name, source, None, None))
+        return ResolvedBase(Path("/models/mine"), name, source, None, None).reference
 
     assert reference("roberta-base", "cache") == "FacebookAI/roberta-base"
     assert reference("someone/encoder", "hub") == "someone/encoder"

@@ -173,13 +173,14 @@ def _predict_in_memory(
 
 
 def _table_in_memory(texts: tuple[str, ...], source: Path | None, settings: Mapping[str, Any]) -> Table:
-    from newsdesk.data.stream import read_stream, read_table
-    from newsdesk.data.table import Table
-
     if texts:
+        from newsdesk.data.table import Table
+
         rows = tuple((text,) for text in texts)
         lines = tuple(range(1, len(texts) + 1))
         return Table(_COMMAND_LINE, ("text",), rows, lines, has_header=False)
+    from newsdesk.data.stream import read_stream, read_table  # one text must not wait for these
+
     dialect = settings["dialect"].asking(settings["text"], template=settings["template"])
     return read_table(source, dialect) if source else read_stream(_piped(), "txt", dialect)
 

@@ -81,6 +81,19 @@ class ResolvedBase:
     sha256: str | None
     licence: str | None
 
+    @property
+    def anywhere(self) -> str:
+        """What finds it again from any working folder: its name, or the whole path of a local one."""
+        return str(self.path.absolute()) if self.source == "local" else self.name
+
+    @property
+    def reference(self) -> str:
+        """What others can load it by: its Hub id where there is one, else the folder."""
+        known = BASE_MODELS.get(self.name)
+        if known is not None:
+            return known.hub
+        return str(self.path) if self.source == "local" else self.name
+
 
 def _read_catalogue() -> Iterator[BaseModel]:
     content = (resources.files("newsdesk") / "model" / "base_models.toml").read_text(encoding="utf-8")

@@ -7,10 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
-from newsdesk.model.catalog import BASE_MODELS, ResolvedBase
 from newsdesk.runs.log import FinishReason
 from newsdesk.stored import KEY, OPTIONAL
+
+if TYPE_CHECKING:  # who opens a run need not wait for what fetches base models
+    from newsdesk.model.catalog import ResolvedBase
 
 
 def require_paths_inside(files: Iterable[str]) -> None:
@@ -190,17 +193,4 @@ def installed_versions() -> dict[str, str]:
 
 def base_facts(base: ResolvedBase) -> BaseFacts:
     """The base model, with what finds it again from any working folder."""
-    return BaseFacts(base_name(base), hub_reference(base), base.sha256, base.licence)
-
-
-def base_name(base: ResolvedBase) -> str:
-    """What finds the base again from any working folder: its name, or the whole path of a local one."""
-    return str(base.path.absolute()) if base.source == "local" else base.name
-
-
-def hub_reference(base: ResolvedBase) -> str:
-    """What others can load the base by: its Hub id where there is one, else the folder."""
-    known = BASE_MODELS.get(base.name)
-    if known is not None:
-        return known.hub
-    return str(base.path) if base.source == "local" else base.name
+    return BaseFacts(base.anywhere, base.reference, base.sha256, base.licence)

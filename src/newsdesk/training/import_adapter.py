@@ -34,7 +34,7 @@ from newsdesk.model.classifier import (
 from newsdesk.model.tokenizer import TextTokenizer
 from newsdesk.progress import Progress
 from newsdesk.runs.folder import Labels, RunFolder, require_free, staged
-from newsdesk.runs.manifest import ImportFacts, Manifest, base_facts, base_name, installed_versions
+from newsdesk.runs.manifest import ImportFacts, Manifest, base_facts, installed_versions
 
 TEXT_COLUMN = TextLayout(("text",))
 
@@ -195,7 +195,7 @@ def _known_recipe(
             "normaliser": layout.normaliser,
         },
         "model": {
-            "base": base_name(base),
+            "base": base.anywhere,
             "max_length": max_length,
             "train_pooler": any(".pooler." in name for name in saved.shapes),
         },

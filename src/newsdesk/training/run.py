@@ -65,7 +65,6 @@ from newsdesk.runs.manifest import (
     RowFacts,
     TrainingFacts,
     base_facts,
-    hub_reference,
     installed_versions,
 )
 from newsdesk.runs.off_topic import off_topic_score
@@ -173,7 +172,7 @@ class _Training:
         tokenizer = TextTokenizer.from_folder(
             self.tokenizer_files, recipe.model.max_length, vocabulary=vocabulary_of(model.config)
         )
-        self.store = AdapterStore(model, hub_reference(self.base))
+        self.store = AdapterStore(model, self.base.reference)
         encoded, held_out = tokenizer.encode_whole(train.texts), tokenizer.encode_whole(validation.texts)
         self.readable = held_out.readable
         self.loop = TrainingLoop(
