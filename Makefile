@@ -20,7 +20,11 @@ help: ## list these targets
 	@echo "usage: make TARGET [PYTHON=python3.12] [VENV=.venv] [RUN=runs/demo]"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-6s %s\n", $$1, $$2 }' Makefile
 
-demo: $(VENV)/.train ## fetch a model and real newswire, train, evaluate, classify three headlines
+demo: $(VENV)/.train ## sort headlines at once, then fetch real newswire, train, evaluate, classify
+	$(BIN)/newsdesk predict ag-news \
+	  "shares fall after the bank reports a quarterly loss" \
+	  "striker scores twice as united win the cup final" \
+	  "new software flaw lets hackers take over computers"
 	$(BIN)/newsdesk train --recipe quick --out $(RUN) --overwrite
 	$(BIN)/newsdesk evaluate $(RUN) --data reuters-r8 --split test --baseline
 	$(BIN)/newsdesk predict $(RUN) \

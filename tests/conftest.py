@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 
 from topics import FILLER_WORDS, TOPIC_WORDS, topical_rows
 
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 LONGEST_TOKENS = 48
 """Positions of every tiny base; RoBERTa and MPNet keep two of them for padding."""
 
@@ -127,6 +130,22 @@ def tiny_recipe(tiny_base: Callable[..., Path], topical_csv: Path) -> Callable[.
         return load_recipe(None, flags, overrides)
 
     return recipe
+
+
+@pytest.fixture(scope="session")
+def benchmark_script() -> Callable[[str], Any]:
+    """``benchmark_script("train_speed")``: the script as a module, to try out what it computes."""
+
+    def load(name: str) -> Any:
+        specification = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+        assert specification is not None
+        assert specification.loader is not None
+        module = importlib.util.module_from_spec(specification)
+        sys.modules[name] = module
+        specification.loader.exec_module(module)
+        return module
+
+    return load
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -103,7 +104,7 @@ num_hidden_layers = 4
 """
     workshop.put("model/base_models.toml", f"{entry}[roberta-base]\n", instead_of="[roberta-base]\n")
 
-    listed = json.loads(workshop.newsdesk("models", "list", "--json"))
+    listed = json.loads(workshop.newsdesk("models", "list", "--json"))["base_models"]
     assert "bert-small" in [base["name"] for base in listed]
     plan = workshop.newsdesk("train", "--base", "bert-small", "--dry-run")
     assert re.search(r"LoRA adapters +65,536 ", plan)  # 4 layers x query, value x rank 8 x (512 + 512)
@@ -222,6 +223,28 @@ def test_a_verb(workshop: Workshop):
     assert "classes" in workshop.newsdesk("--help")
     assert workshop.newsdesk("classes", OLD_EXPORT) == "Business\nScience\nSports\n"
     workshop.check_against("A verb", ROOM="runs", MODULE="exported", VERB="classes")
+
+
+def test_a_ready_made_classifier(workshop: Workshop):
+    folder = workshop.package / "ready_made"
+    shutil.copytree(
+        folder / "ag-news", folder / "news-too"
+    )  # as benchmarks/ready_made.py does, which has its own test
+    sha256 = hashlib.sha256((folder / "news-too" / "manifest.json").read_bytes()).hexdigest()
+    entry = f"""[news-too]
+description = "the same again"
+data_set = "ag_news"
+notice = "news-too is for this test"
+card = ""
+manifest_sha256 = "{sha256}"
+
+"""
+    workshop.put("ready_made/classifiers.toml", f"{entry}[ag-news]\n", instead_of="[ag-news]\n")
+
+    listed = json.loads(workshop.newsdesk("models", "list", "--json"))["classifiers"]
+    assert [row["name"] for row in listed] == ["news-too", "ag-news"]
+    workshop.newsdesk("push", "news-too", "desk/news-too", "--dry-run")
+    workshop.check_against("A ready-made classifier")
 
 
 def test_a_data_set(workshop: Workshop):

@@ -17,6 +17,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import newsdesk
+from newsdesk.runs.folder import open_run
+from newsdesk.runs.ready_made import ready_made
 
 REPOSITORY = Path(__file__).parents[1]
 RECIPES = sorted(path.name for path in (REPOSITORY / "src/newsdesk/recipes").glob("*.toml"))
@@ -71,16 +73,24 @@ def test_the_wheel_carries_recipes_types_and_licence(wheel_files):
     assert any(re.fullmatch(r"newsdesk-[^/]+\.dist-info/licenses/LICENSE", name) for name in wheel_files)
 
 
+def ready_made_files() -> set[str]:
+    """The files of the classifiers that come with newsdesk, as their manifests name them."""
+    return {
+        f"newsdesk/ready_made/{name}/{file}"
+        for name, known in ready_made().items()
+        for file in (*open_run(known.path).manifest.files, "manifest.json")
+    }
+
+
+def test_the_wheel_carries_the_ready_made_classifiers(wheel_files):
+    files = ready_made_files() | {"newsdesk/ready_made/classifiers.toml"}
+    assert files == {name for name in wheel_files if name.startswith("newsdesk/ready_made/")}
+
+
 def test_the_wheel_carries_nothing_else(wheel_files):
     assert {name.partition("/")[0].partition("-")[0] for name in wheel_files} == {"newsdesk"}
-    assert {Path(name).suffix for name in wheel_files if name.startswith("newsdesk/")} == {
-        ".css",
-        ".html",
-        ".md",
-        ".py",
-        ".toml",
-        ".typed",
-    }
+    code = {name for name in wheel_files if name.startswith("newsdesk/")} - ready_made_files()
+    assert {Path(name).suffix for name in code} == {".css", ".html", ".md", ".py", ".toml", ".typed"}
 
 
 def test_the_sdist_builds_the_same_wheel_and_carries_no_tests(sdist_files, wheel_files):

@@ -11,6 +11,7 @@ from newsdesk.prediction.open_model import find_model, needing_train_extra, open
 from newsdesk.prediction.predictions import Predictions
 from newsdesk.runs.calibration import softmax
 from newsdesk.runs.folder import RunFolder, open_run
+from newsdesk.runs.ready_made import name_of, require_own
 
 # Predicting one text must not wait for what trains and evaluates: that is imported where it is used.
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "calibrate",
+    "copy_run",
     "evaluate",
     "export",
     "predict_table",
@@ -142,6 +144,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a run or export on labelled rows; write ``metrics.json`` and ``predictions-<split>.csv``.
 
+    Of a ready-made classifier nothing is written: it belongs to the installation.
+
     Args:
         run_path: a finished run, which is computed with PyTorch, or an exported model.
         data, split: named data set, folder, file or table, and which of its splits; the key in metrics.json.
@@ -173,13 +177,15 @@ def evaluate(
         rows,
         run.labels.names,
         split=split,
-        model=str(run.path),
+        model=name_of(run.path) or str(run.path),
         temperature=classifier.temperature,
         uncalibrated=softmax(logits),
         baseline=reference,
         encoded=encoded,
         learned=None if known is None else known.learned_rows(rows.texts),
     )
+    if name_of(run.path):
+        return evaluation
     names = evaluation.metrics.label_names
     write_evaluated_rows(probabilities, rows, names, target, with_text=with_text)
     write_metrics(evaluation, run.metrics)
@@ -244,6 +250,7 @@ def calibrate(
     from newsdesk.reports.model_card import refresh_card
 
     found = find_model(path)
+    require_own(found.path, "a calibration")
     if data:
         rows = unlearned_rows(found, data, learned_rows, progress=progress, **reading)
     else:
@@ -299,6 +306,8 @@ def export(
 
     limits = Limits(max_loss / 100, max_loss_upper / 100)
     run = open_run(Path(run_path))
+    if out is None:
+        require_own(run.path, "an export", otherwise="name another folder with --out")
     target = run.path / "export" / kind if out is None else Path(out)
     require_free_for_export(target, overwrite=overwrite)
     if data is not None:
@@ -344,7 +353,10 @@ def report(
     from newsdesk.reports.page import report_path, write_report
 
     run = open_run(Path(run_path))
+    if out is None:
+        require_own(run.path, "a report", otherwise="name a file with --out")
     if data is not None and split not in read_metrics(run.metrics):
+        require_own(run.path, f"the evaluation {split!r} that this report needs")
         evaluate(run_path, data, split=split, progress=progress, **reading)
     evaluated = read_metrics(run.metrics).get(split)
     if evaluated is not None and evaluated.labels is not None and reading.get("unknown_labels") is None:
@@ -360,3 +372,36 @@ def report(
         plots=None if plots is None else Path(plots),
         quote=with_texts,
     )
+
+
+def copy_run(
+    run_path: str | Path, out: str | Path, *, overwrite: bool = False, named: bool = True
+) -> RunFolder:
+    """Copy a finished run, a ready-made one say, to a folder of its own, where it may be changed.
+
+    Args:
+        run_path: the run.
+        out: the folder to write.
+        overwrite: replace a run of newsdesk that is there already.
+        named: keep what its owner wrote in its card; else the card is written anew, under the folder's name.
+
+    Raises:
+        UserError: when there is no run, or something else at ``out``.
+    """
+    import shutil
+
+    from newsdesk.reports.model_card import refresh_card
+    from newsdesk.runs.folder import CARD, in_use, require_free, staged
+
+    run, out = open_run(Path(run_path)), Path(out)
+    require_free(out, overwrite=overwrite)
+    with in_use(out), staged(out) as new:
+        for file in filter(Path.is_file, run.path.rglob("*")):
+            place = new.path / file.relative_to(run.path)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)  # without its mode: an installed file may be read-only
+        if not named:
+            (new.path / CARD).unlink(missing_ok=True)
+    copy = RunFolder(out)
+    refresh_card(copy)  # it names the folder
+    return copy

@@ -206,23 +206,18 @@ class TextClassifier:
         Raises UserError when something is there already, which only ``overwrite`` replaces, and then only a
         run of newsdesk.
         """
-        from newsdesk.reports.model_card import refresh_card
-        from newsdesk.runs.folder import CARD, RunFolder, in_use, open_run, require_free, staged
+        from newsdesk import api
 
         self._require_fitted()
-        open_run(self.path_)  # not an export: that is a folder already
-        out = Path(path)
-        require_free(out, overwrite=overwrite)
-        with in_use(out), staged(out) as new:
-            shutil.copytree(self.path_, new.path, dirs_exist_ok=True)
-            if self._finalizer is not None:  # a temporary folder's name is nobody's title
-                (new.path / CARD).unlink(missing_ok=True)
-        refresh_card(RunFolder(out))  # it names the folder
-        return out
+        named = self._finalizer is None  # a temporary folder's name is nobody's title
+        return api.copy_run(self.path_, path, overwrite=overwrite, named=named).path
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """A classifier from a run folder or an exported model. Raises UserError where there is none."""
+        """A classifier from a run folder, an exported model, or by the name of a ready-made one.
+
+        Raises UserError where there is none.
+        """
         classifier = cls()
         classifier._use(Path(path))
         return classifier
@@ -311,7 +306,8 @@ class TextClassifier:
         from newsdesk.prediction.open_model import find_model
         from newsdesk.runs.folder import LABELS
 
-        labels = find_model(path).labels
+        found = find_model(path)
+        path, labels = found.path, found.labels
         try:
             values = np.array([_READ[labels.kind](name) for name in labels.names])
         except ValueError as error:

@@ -45,10 +45,10 @@ def first_line(message: object, most: int = 300) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
-def missing_package(package: str, extra: str, purpose: str) -> UserError:
-    """The error for a dependency that only an optional extra installs."""
+def missing_package(package: str, extra: str, purpose: str, *, otherwise: str = "") -> UserError:
+    """The error for a dependency that only an optional extra installs; ``otherwise`` is another way out."""
     return UserError(
         f"{purpose} needs the package {package}",
         found="it is not installed in this environment",
-        fix=f"pip install 'newsdesk[{extra}]'",
+        fix=f"pip install 'newsdesk[{extra}]'" + (f", or {otherwise}" if otherwise else ""),
     )

@@ -141,9 +141,14 @@ def test_what_needs_torch_says_how_to_get_it(desk, trained, tmp_path):
     for purpose, verb in verbs.items():
         result = call_without_torch(*verb)
         assert result.returncode == 1
+        exported = (
+            f", or where it is installed, newsdesk export {trained} --to onnx-int8 --data FILE --out FOLDER"
+        )
+        exported += "; the exported model needs no torch"
         assert result.stderr.splitlines() == [
             f"error: {purpose} needs the package torch",
             "found: it is not installed in this environment",
-            "fix:   pip install 'newsdesk[train]'",
+            f"fix:   pip install 'newsdesk[train]'{exported if verb[0] == 'predict' else ''}",
         ]
+    assert "newsdesk export ag-news --to onnx-int8" in call_without_torch("predict", "ag-news", "goal").stderr
     assert list(tmp_path.iterdir()) == []

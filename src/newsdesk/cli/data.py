@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,17 +167,20 @@ def render_changes(changes: Changes, rows: int, target: str) -> list[str]:
 
 @click.group(cls=Verbs)
 def models() -> None:
-    """Named base models."""
+    """Named base models, and classifiers that come with newsdesk."""
 
 
 @models.command("list")
 @JSON_FLAG
 def list_models(as_json: bool) -> None:
-    """The base models known by name; any Hub id or folder works as --base too."""
+    """Classifiers that need no training, and base models to train on, by name.
+
+    Every verb takes such a classifier in place of a run. Any Hub id or folder works as --base, too.
+    """
     from newsdesk.cli.tables import render_columns
     from newsdesk.model.catalog import BASE_MODELS
 
-    rows = [
+    bases = [
         {
             "name": base.name,
             "parameters": base.parameters,
@@ -187,18 +191,58 @@ def list_models(as_json: bool) -> None:
         }
         for base in BASE_MODELS.values()
     ]
-    say(rows if as_json else render_columns(rows))
+    classifiers = list(_ready_made_rows())
+    if as_json:
+        say({"classifiers": classifiers, "base_models": bases})
+        return
+    for row in classifiers:
+        low, high = (100 * share for share in row.pop("accuracy_interval"))
+        row["accuracy"] = f"{100 * row['accuracy']:.2f} % [{low:.2f}, {high:.2f}] of {row.pop('rows'):,} rows"
+    say(["classifiers", *render_columns(classifiers), "", "base models", *render_columns(bases)])
+
+
+def _ready_made_rows() -> Iterator[dict[str, Any]]:
+    """What the classifiers that come with newsdesk say of themselves."""
+    from newsdesk.evaluation.evaluate import read_metrics
+    from newsdesk.runs.folder import open_run
+    from newsdesk.runs.ready_made import ready_made
+
+    for name, known in ready_made().items():
+        run = open_run(known.path)
+        measured = read_metrics(run.metrics)["test"].metrics
+        yield {
+            "name": name,
+            "accuracy": measured.accuracy,
+            "accuracy_interval": measured.accuracy_interval,
+            "rows": measured.rows,
+            "base": run.manifest.base.name,
+            "texts": run.manifest.data.licence if run.manifest.data else None,
+            "description": known.description,
+        }
 
 
 @models.command("pull")
 @click.argument("name")
-def pull_model(name: str) -> None:
-    """Fetch a base model into the cache and check its files."""
+@flag("--out", type=PATH, metavar="FOLDER", help="Of a classifier: also copy it here, as a run of your own.")
+def pull_model(name: str, out: Path | None) -> None:
+    """Fetch a base model, or that of a classifier, into the cache and check its files."""
+    from newsdesk import api
     from newsdesk.model.catalog import resolve_base
+    from newsdesk.runs.folder import open_run
+    from newsdesk.runs.ready_made import ready_made
 
+    known = ready_made().get(name)
+    if known is None and out is not None:
+        raise click.UsageError(f"--out copies a classifier: {', '.join(ready_made())}.")
     with shown_progress() as progress:
-        base = resolve_base(name, progress=progress)
-    say([f"{base.name} is in {base.path} (from: {base.source})"])
+        base = resolve_base(
+            name if known is None else open_run(known.path).manifest.base.reference, progress=progress
+        )
+    lines = [f"{base.name} is in {base.path} (from: {base.source})"]
+    if known is not None and out is not None:
+        note(f"note: {known.notice}")
+        lines.append(f"run saved to {api.copy_run(known.path, out).path}")
+    say(lines)
 
 
 @click.group(cls=Verbs)

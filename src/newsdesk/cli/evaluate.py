@@ -13,6 +13,7 @@ from newsdesk.cli.shared import (
     JSON_FLAG,
     PATH,
     RUN,
+    RUNS,
     flag,
     note,
     notice,
@@ -48,6 +49,7 @@ def evaluate(run: Path, data: str, split: str, as_json: bool, **settings: Any) -
     from newsdesk import api
     from newsdesk.cli.tables import render_errors, render_evaluation, render_notes
     from newsdesk.evaluation.predicted_rows import predictions_path
+    from newsdesk.runs.ready_made import located, name_of
 
     with shown_progress() as progress:
         result = api.evaluate(run, data, split=split, progress=progress, **settings)
@@ -55,7 +57,12 @@ def evaluate(run: Path, data: str, split: str, as_json: bool, **settings: Any) -
         say(result.to_dict())
         return
     say([*render_evaluation(result), *render_errors(result.errors), *render_notes(result)])
-    note(f"every row's probabilities are in {predictions_path(run, split)}")
+    if name := name_of(located(run)):
+        note(
+            f"not kept: newsdesk models pull {name} --out runs/{name} makes a run of your own, which keeps it"
+        )
+    else:
+        note(f"every row's probabilities are in {predictions_path(run, split)}")
 
 
 @verb()
@@ -99,7 +106,7 @@ def _render_calibration(folder: Path, found: Calibration) -> list[str]:
 
 
 @verb()
-@click.argument("runs", nargs=-1, type=PATH, metavar="RUN RUN [RUN ...]")
+@RUNS
 @flag("--split", default="test", show_default=True, help="Which evaluation to compare.")
 @flag(
     "--data",
@@ -144,6 +151,7 @@ def _evaluated_on(run: Path, data: str, split: str, reading: dict[str, Any]) -> 
     from newsdesk.evaluation.predicted_rows import read_predicted_rows
     from newsdesk.evaluation.rows import evaluation_rows
     from newsdesk.prediction.open_model import find_model
+    from newsdesk.runs.ready_made import require_own
 
     if run.is_file():
         return read_predicted_rows(run, split)
@@ -153,6 +161,7 @@ def _evaluated_on(run: Path, data: str, split: str, reading: dict[str, Any]) -> 
             folder, data, split, notice=lambda text: note(f"{run}: {text}"), progress=progress, **reading
         )
         if split not in read_metrics(folder.metrics):
+            require_own(folder.path, f"the evaluation {split!r}")
             api.evaluate(run, data, split=split, progress=progress, **reading)
     evaluated = read_predicted_rows(run, split)
     if evaluated.evaluation is None or evaluated.evaluation.fingerprint != rows.fingerprint():

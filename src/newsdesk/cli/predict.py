@@ -93,8 +93,8 @@ def predict(
 ) -> None:
     """Classify texts given as arguments, on standard input, or in a file of any size.
 
-    RUN is a run or an export of one. A file is read and written in pieces: the same command resumes where it
-    was killed, and rows that cannot be classified are set aside with the reason.
+    RUN is a run, an export of one, or a classifier of newsdesk models list. A file is read and written in
+    pieces: the same command resumes where it was killed, and rows that cannot be classified are set aside.
     """
     form, cluster = settings["format"], {name: settings.pop(name) for name in ("address", "workers", "cores")}
     if as_json and (output or form):
@@ -125,11 +125,12 @@ def predict(
 
 
 def _opened(run: Path, engine: Any) -> Classifier:
-    from newsdesk.prediction.open_model import open_model
+    from newsdesk.prediction.open_model import find_model, open_model
 
+    found = find_model(run)
     with shown_progress() as progress:
-        classifier = open_model(run, engine=engine, progress=progress)
-    if classifier.path != run:
+        classifier = open_model(found, engine=engine, progress=progress)
+    if classifier.path != found.path:
         click.echo(f"predicting with {classifier.path}; --engine torch computes the run itself", err=True)
     return classifier
 
@@ -317,7 +318,7 @@ def _shown(prediction: Prediction, top_k: int) -> str:
 def explain(run: Path, texts: tuple[str, ...], top: int, target: str | None, as_json: bool) -> None:
     """Show which words of a text carried the decision.
 
-    RUN is a run or an export of one. A word's weight is what the class's log-odds lose without it.
+    RUN is as for predict. A word's weight is what the class's log-odds lose without it.
     """
     from newsdesk.prediction.explanation import explain as explain_text
     from newsdesk.prediction.open_model import open_model

@@ -76,7 +76,21 @@ class Verbs(click.Group):
 verb = partial(click.command, cls=Verb)
 flag = partial(click.option, cls=Flag)
 PATH = click.Path(path_type=Path)
-RUN = click.argument("run", type=PATH)
+
+
+def _noting_names(_context: click.Context, _argument: click.Parameter, given: Any) -> Any:
+    """Say what a ready-made classifier's licence asks, or that a folder of its name is used instead."""
+    from newsdesk.runs.ready_made import ready_made
+
+    for path in dict.fromkeys(given if isinstance(given, tuple) else (given,)):
+        if known := ready_made().get(str(path)):
+            instead = f"{path} here is used, not the ready-made classifier of that name"
+            click.echo(f"note: {instead if path.exists() else known.notice}", err=True)
+    return given
+
+
+RUN = click.argument("run", type=PATH, callback=_noting_names)
+RUNS = click.argument("runs", nargs=-1, type=PATH, metavar="RUN RUN [RUN ...]", callback=_noting_names)
 DEBUG_FLAG = flag("--debug", **_DEBUG)
 JSON_FLAG = flag("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
 _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)

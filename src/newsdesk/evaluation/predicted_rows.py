@@ -24,6 +24,7 @@ from newsdesk.prediction.predictions import (
     probability_column,
     rounded,
 )
+from newsdesk.runs.ready_made import located
 from newsdesk.stored import FORMAT
 
 _METRICS = "metrics.json"
@@ -127,7 +128,7 @@ def read_predicted_rows(path: str | Path, split: str) -> PredictedRows:
 
     Raises UserError when there is none, or an evaluation did not write it.
     """
-    file = Path(path)
+    file = located(Path(path))
     if file.is_dir():
         evaluations, file = read_metrics(file / _METRICS), predictions_path(file, split)
         if split not in evaluations or not file.is_file():

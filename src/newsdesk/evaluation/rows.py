@@ -18,6 +18,7 @@ from newsdesk.errors import UserError, counted
 from newsdesk.progress import Progress
 from newsdesk.runs.exported import ExportedModel
 from newsdesk.runs.folder import RunFolder
+from newsdesk.runs.ready_made import name_of
 from newsdesk.training.held_out import HeldOut
 from newsdesk.training.linear_baseline import BaselineResult, linear_baseline
 
@@ -41,6 +42,12 @@ def known_rows(
             f"{purpose} the rows of a run",
             found=f"{found.path} is an exported model, which does not know them",
             fix=f"give the run, or {otherwise}",
+        )
+    if name := name_of(found.path):
+        raise UserError(
+            f"{purpose} the run's own training rows",
+            found=f"{name} comes with newsdesk, without any of them",
+            fix=otherwise,
         )
     recorded, trained = found.manifest.data, found.manifest.training
     if recorded is None:

@@ -34,6 +34,7 @@ from newsdesk.runs.exported import (
 )
 from newsdesk.runs.folder import RunFolder, open_run
 from newsdesk.runs.off_topic import OFF_TOPIC
+from newsdesk.runs.ready_made import name_of, require_own
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, RunOptions
@@ -72,7 +73,7 @@ def open_model(
     """The run or exported model at ``path``, ready to classify texts.
 
     Args:
-        path: a run's folder or an exported model's.
+        path: a run's folder or an exported model's, or the name of a ready-made classifier.
         engine: an exported model is computed by what it was made for. A run with an export (onnx-int8 before
             onnx-fp32) predicts with that under "auto", else with PyTorch; "onnx" and "torch" insist on one.
             "own" computes what ``path`` itself is: a run by PyTorch, never by its export.
@@ -88,6 +89,7 @@ def open_model(
     if isinstance(found, RunFolder) and engine in ("auto", "onnx"):
         export = preferred_export(found.path)
         if export is None and engine == "onnx":
+            require_own(found.path, "an ONNX export")
             raise UserError(
                 f"the run {found.path} has no ONNX export",
                 found=f"neither export/{PREFERRED[0]} nor export/{PREFERRED[1]} in it",
@@ -109,7 +111,10 @@ def open_model(
 
 
 def find_model(path: str | Path | RunFolder | ExportedModel) -> RunFolder | ExportedModel:
-    """The finished run or exported model in a folder. Raises UserError where there is neither."""
+    """The finished run or exported model in a folder, or a ready-made one by its name.
+
+    Raises UserError where there is none.
+    """
     if isinstance(path, RunFolder | ExportedModel):
         return path
     return find_exported(Path(path)) or open_run(Path(path))
@@ -379,7 +384,11 @@ class RunClassifier(Classifier):
     def __init__(self, run: RunFolder, *, device: str = "auto", progress: Progress | None = None) -> None:
         """Load base model, adapter and tokenizer. Raises as `open_model` does."""
         labels = run.labels
-        with needing_train_extra("predicting from a run folder"):
+        exported = f"newsdesk export {name_of(run.path) or run.path} --to onnx-int8 --data FILE --out FOLDER"
+        with needing_train_extra(
+            "predicting from a run folder",
+            otherwise=f"where it is installed, {exported}; the exported model needs no torch",
+        ):
             from newsdesk.model.architectures import vocabulary_of
             from newsdesk.model.classifier import load_classifier
             from newsdesk.model.network import Network, choose_device
@@ -429,15 +438,18 @@ class RunClassifier(Classifier):
 
 
 @contextmanager
-def needing_train_extra(purpose: str) -> Iterator[None]:
-    """Turn the failing import of a package that only the extra ``train`` installs into a UserError."""
+def needing_train_extra(purpose: str, *, otherwise: str = "") -> Iterator[None]:
+    """Turn the failing import of a package that only the extra ``train`` installs into a UserError.
+
+    ``otherwise`` is what to do in place of installing it.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "newsdesk"):
             raise
-        raise missing_package(package, "train", purpose) from None
+        raise missing_package(package, "train", purpose, otherwise=otherwise) from None
 
 
 def _base_of(run: RunFolder, progress: Progress | None) -> Path:

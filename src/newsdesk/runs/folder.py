@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 
 from newsdesk.data.columns import TextLayout
 from newsdesk.data.duplicates import KNOWN_TEXTS, KnownTexts
-from newsdesk.errors import UserError
+from newsdesk.errors import UserError, listed
 from newsdesk.files import (
     make_folder,
     read_regular,
@@ -32,6 +32,7 @@ from newsdesk.files import (
 from newsdesk.runs.calibration import CALIBRATION, CALIBRATION_ROWS
 from newsdesk.runs.manifest import Manifest
 from newsdesk.runs.off_topic import OFF_TOPIC
+from newsdesk.runs.ready_made import located, ready_made
 from newsdesk.stored import KEY, OPTIONAL, read_content, read_stored, write_stored
 
 MANIFEST = "manifest.json"
@@ -281,12 +282,14 @@ def run_state(path: Path) -> Literal["a finished run", "an unfinished run"] | No
 
 
 def open_run(path: Path) -> RunFolder:
-    """A finished run. Raises UserError when the folder is missing, not a run, or an unfinished one."""
+    """The finished run in a folder, or ready-made by that name. Raises UserError where there is neither."""
+    path = located(path)
     if not path.is_dir():
         raise UserError(
             f"there is no run at {path}",
             found="no such folder" if not path.exists() else "a file, not a folder",
-            fix="give the folder that newsdesk train --out wrote",
+            fix="give the folder that newsdesk train --out wrote, or the name of a ready-made classifier: "
+            + listed(ready_made()),
         )
     settle(path)
     run = RunFolder(path)
