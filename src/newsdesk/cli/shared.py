@@ -80,10 +80,10 @@ PATH = click.Path(path_type=Path)
 
 def _noting_names(_context: click.Context, _argument: click.Parameter, given: Any) -> Any:
     """Say what a ready-made classifier's licence asks, or that a folder of its name is used instead."""
-    from newsdesk.runs.ready_made import ready_made
+    from newsdesk.runs.ready_made import named
 
     for path in dict.fromkeys(given if isinstance(given, tuple) else (given,)):
-        if known := ready_made().get(str(path)):
+        if known := named(path):
             instead = f"{path} here is used, not the ready-made classifier of that name"
             click.echo(f"note: {instead if path.exists() else known.notice}", err=True)
     return given

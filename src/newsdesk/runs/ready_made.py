@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -63,8 +62,17 @@ class ReadyMade:
 @cache
 def ready_made() -> Mapping[str, ReadyMade]:
     """The classifiers by name, as the catalogue has them."""
+    import tomllib
+
     entries = tomllib.loads((FOLDER / CATALOGUE).read_text(encoding="utf-8"))
     return {name: ReadyMade(name, **facts) for name, facts in entries.items()}
+
+
+def named(path: Path) -> ReadyMade | None:
+    """The ready-made classifier whose name a path is, even where something is at that path; else None."""
+    if len(path.parts) != 1 or not (FOLDER / path).is_dir():  # nearly always: the catalogue is not read
+        return None
+    return ready_made().get(str(path))
 
 
 def located(path: Path) -> Path:
@@ -72,7 +80,7 @@ def located(path: Path) -> Path:
 
     Raises UserError where the installed files are not those that newsdesk was released with.
     """
-    known = ready_made().get(str(path))
+    known = named(path)
     if known is None or path.exists():
         return path
     known.verify()
