@@ -200,7 +200,7 @@ def test_the_format_follows_the_files_ending(tmp_path, name, format):
 def test_an_ending_that_names_no_format_needs_the_flag(tmp_path, name, predict):
     with pytest.raises(UserError, match="names no format") as caught:
         predict(tmp_path / name)
-    assert "--format csv|tsv|jsonl|parquet|submission" in str(caught.value.fix)
+    assert "--format csv|tsv|jsonl|parquet|ninjs|submission" in str(caught.value.fix)
     assert list(tmp_path.iterdir()) == []
     predict(tmp_path / name, format="jsonl")
     assert (tmp_path / name).stat().st_size > 0

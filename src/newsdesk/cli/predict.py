@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from newsdesk.prediction.explanation import Explanation
     from newsdesk.prediction.predictions import Prediction, Predictions
 
-FORMATS = ("csv", "tsv", "jsonl", "parquet", "submission")
+FORMATS = ("csv", "tsv", "jsonl", "parquet", "ninjs", "submission")
 _COMMAND_LINE = Path("the command line")
 ENGINES = ("auto", "onnx", "torch", "ray")
 _FAINTEST = 0.15  # of the strongest weight: weaker words are not coloured

@@ -6,13 +6,14 @@ import math
 import re
 import shlex
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from newsdesk.data.dialect import looks_like_labels, same_name
+from newsdesk.data.dialect import fields_of, looks_like_labels, same_name
 from newsdesk.data.examples import Examples
+from newsdesk.data.fields import NEWS_FIELDS, SUBJECTS, field, parsed
 from newsdesk.data.labels import (
     LabelMatcher,
     LabelMatching,
@@ -23,6 +24,7 @@ from newsdesk.data.labels import (
     match_labels,
     number_of,
 )
+from newsdesk.data.news import labels_of_subjects
 from newsdesk.data.table import (
     AG_NEWS_COLUMNS,
     LABEL_COLUMNS,
@@ -37,6 +39,13 @@ from newsdesk.data.words import normalise
 from newsdesk.errors import UserError, listed
 
 _MOST_CLASSES = 10_000
+NEWS_TEXT = ("headline", "body")
+"""The text columns of news items, whatever their format."""
+
+_CHOOSE_A_SUBJECT = (
+    "name a rule that leaves one: the first (--label 'subject.0.name'), those of a scheme "
+    "(--label 'subject[scheme=medtop].name'), IPTC's top level (--label 'subject[level=1].name')"
+)
 
 AG_NEWS_LABELS = ("World", "Sports", "Business", "Sci/Tech")
 """The classes of AG News (Zhang et al., 2015) in id order; its files count them from 1."""
@@ -70,9 +79,9 @@ class TextLayout:
         """
         cells = {}
         for column in self.text_columns:
-            if column not in record:
+            cell = field(record, column)
+            if cell is None and column not in record and not _may_be_nested(column, record):
                 raise _no_such_column(column, list(record), "--text")
-            cell = record[column]
             if cell is None or (isinstance(cell, float) and math.isnan(cell)):
                 cell = ""
             if not isinstance(cell, str | int | float):
@@ -93,8 +102,9 @@ class TextLayout:
     def texts(self, table: Table) -> tuple[str, ...]:
         """The text of every row. Raises UserError, by line, for a cell that holds no text."""
         texts = []
+        parts = dict.fromkeys(NEWS_FIELDS) if table.news else {}
         for line, record in zip(table.lines, table.records(), strict=True):
-            text = self.text_of(line, record)
+            text = self.text_of(line, {**parts, **record})
             if isinstance(text, Fault):
                 raise text.error(table.path)
             texts.append(text)
@@ -133,7 +143,11 @@ def text_layout(
     """
     columns = tuple(_existing(table, column, "--text") for column in text or ())
     if not columns and template is not None:
-        columns = tuple(dict.fromkeys(name for _, name in _template_parts(template, table.columns) if name))
+        nested = [name for name in fields_of(template) if column_named(table, name) == name]
+        parts = _template_parts(template, (*table.columns, *nested))
+        columns = tuple(dict.fromkeys(name for _, name in parts if name))
+    if not columns and table.news:
+        columns = NEWS_TEXT
     if not columns:
         other = None if label is None else column_named(table, label)
         columns = tuple(c for c in table.columns if canonical(c) in TEXT_COLUMNS and c != other)
@@ -151,7 +165,8 @@ def text_layout(
 def column_named(table: Table, name: str) -> str | None:
     """The column that is called so, else (``2``, ``column_2``) the one in that place, from 1; None: neither.
 
-    A name may be written with composed or decomposed accents.
+    A name may be written with composed or decomposed accents, and may be a path that leads to something in
+    one row at least, or a part of a news item (see `fields.field`).
     """
     if name in table.columns:
         return name
@@ -161,7 +176,19 @@ def column_named(table: Table, name: str) -> str | None:
     place = re.fullmatch(r"(?:column_)?([1-9]\d{0,3})", name)
     if place and int(place[1]) <= len(table.columns):
         return table.columns[int(place[1]) - 1]
-    return None
+    if table.news and name in NEWS_FIELDS:
+        return name
+    if not _may_be_nested(name, (*table.columns, *(NEWS_FIELDS if table.news else ()))):
+        return None
+    if not len(table):  # of a stream, whose rows are still to come
+        return name if table.dialect is None or table.dialect.delimiter is None else None
+    return name if any(field(record, name) is not None for record in table.records()) else None
+
+
+def _may_be_nested(name: str, columns: Container[str]) -> bool:
+    """Whether a name is a path into one of the columns."""
+    head, steps = parsed(name)
+    return bool(steps) and head in columns
 
 
 def label_column(table: Table, label: str | None = None, text: Sequence[str] = ()) -> str | None:
@@ -171,6 +198,9 @@ def label_column(table: Table, label: str | None = None, text: Sequence[str] = (
     """
     if label is not None:
         return _existing(table, label, "--label")
+    if table.news and not any(canonical(column) == "label" for column in table.columns):
+        has_subjects = not len(table) or any(table.column("subject"))
+        return "subject" if has_subjects and "subject" not in text else None
     if table.class_column is not None and table.class_column not in text:
         return table.class_column
     usual = [c for c in table.columns if canonical(c) in LABEL_COLUMNS and c not in text]
@@ -286,7 +316,7 @@ def labels_with_faults(table: Table, column: str) -> tuple[tuple[str, ...], tupl
     matcher = LabelMatcher(declared)
     labels, faults = [], []
     for line, cell in zip(table.lines, table.column(column), strict=True):
-        label = _single_label(line, cell)
+        label = _single_label(line, cell, column)
         if declared and label == "-1":  # how the Hub marks the rows of unlabelled test sets
             label = ""
         elif declared and label and isinstance(label, str):
@@ -298,17 +328,20 @@ def labels_with_faults(table: Table, column: str) -> tuple[tuple[str, ...], tupl
     return tuple(labels), tuple(faults)
 
 
-def _single_label(line: int, cell: Cell) -> str | Fault:
+def _single_label(line: int, cell: Cell, column: str) -> str | Fault:
     """The one label of a cell, empty if it has none."""
+    is_subject = parsed(column)[0] in SUBJECTS
     try:
-        labels = labels_in(cell)
+        labels = tuple(dict.fromkeys(labels_in(labels_of_subjects(cell) if is_subject else cell)))
     except ValueError as error:
         return Fault(line, "the label is neither text nor a number", str(error), "write the class as text")
     if len(labels) > 1:
         fix = (
             "keep one label in each row: a classifier learns one class a text, several are not supported yet"
         )
-        return Fault(line, "the row has several labels", ", ".join(labels), fix)
+        if is_subject:
+            fix = _CHOOSE_A_SUBJECT
+        return Fault(line, "the row has several labels", listed(labels), fix)
     return "".join(labels)
 
 

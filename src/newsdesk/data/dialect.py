@@ -81,11 +81,7 @@ class Dialect:
         self, text: Iterable[str] | None = None, label: str | None = None, template: str | None = None
     ) -> Dialect:
         """The same, and the columns of this layout are looked for in the first line, too."""
-        try:
-            fields = [name for _, name, _, _ in string.Formatter().parse(template or "")]
-        except ValueError:  # making texts by it raises the error
-            fields = []
-        names = filter(None, (*self.columns, *(text or ()), label, *fields))
+        names = filter(None, (*self.columns, *(text or ()), label, *fields_of(template or "")))
         return replace(self, columns=tuple(dict.fromkeys(names)))
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,6 +110,14 @@ class Dialect:
         if self.quote == NO_QUOTE:
             return csv.reader(lines, delimiter=self.delimiter, quoting=csv.QUOTE_NONE, strict=True)
         return csv.reader(lines, delimiter=self.delimiter, quotechar=self.quote, strict=True)
+
+
+def fields_of(template: str) -> list[str]:
+    """The names in a template's braces; none if it cannot be read, which making texts by it reports."""
+    try:
+        return [name for _, name, _, _ in string.Formatter().parse(template) if name]
+    except ValueError:
+        return []
 
 
 DETECTED = Dialect()

@@ -6,11 +6,13 @@ import codecs
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any, NoReturn
 
 from newsdesk.data.bounds import hopeful
 from newsdesk.data.encoding import MARK, UTF8, LineReader, not_decoded
+from newsdesk.data.ninjs import is_item, ninjs_version
 from newsdesk.data.table import BadRow, Cell, Fault, Limits, Row, RowStream, Table, too_deep
 from newsdesk.errors import UserError
 
@@ -18,6 +20,7 @@ HEAD = 1 << 16
 """Bytes from a file's beginning that tell its shape."""
 
 _SPACE = " \t\r\n"
+_LEADING = b"\xef\xbb\xbf \t\r\n"
 _SPACES = re.compile(f"[{_SPACE}]+")
 _BLOCK = 1 << 20
 
@@ -30,14 +33,22 @@ def json_rows(lines: LineReader, head: bytes, *, sample: int | None) -> RowStrea
     keys of the first ``sample`` rows (None: of all), in the order in which they first appear. Raises
     UserError for a single object that holds the rows, or columns, within.
     """
-    found = hopeful(_lines(lines) if _is_lines(head) else _values(lines), lines.path)
+    are_lines = _is_lines(head)
+    found = hopeful(_lines(lines) if are_lines else _values(lines), lines.path)
     rows = _within(found, lines.limits, sample)
+    if sample is None:  # to be kept, which takes no second copy of them
+        rows = (replace(row, source=None) if isinstance(row, Row) else row for row in rows)
     sampled = list(islice(rows, sample))
     records = [row.record(()) for row in sampled if isinstance(row, Row)]
-    if len(records) == len(sampled) == 1:
+    items = list(filter(is_item, records))
+    if len(records) == len(sampled) == 1 and not items:
         _refuse_wrapped(records[0], lines)
     columns = tuple(dict.fromkeys(key for record in records for key in record))
-    return RowStream(Table(lines.path, columns), chain(sampled, rows))
+    versions = sorted({str(ninjs_version(item)) for item in items})
+    news = f"ninjs {', '.join(versions)}" if 2 * len(items) > len(records) else ""
+    table = Table(lines.path, columns, news=news, notes=tuple(filter(None, [news])))
+    in_array = not are_lines and head.lstrip(_LEADING).startswith(b"[")
+    return RowStream(table, chain(sampled, rows), in_array=in_array)
 
 
 def _within(rows: Iterator[Row | BadRow], limits: Limits, sample: int | None) -> Iterator[Row | BadRow]:
@@ -210,7 +221,8 @@ def _row(line: int, value: object, text: str, limits: Limits) -> Row | BadRow:
     if beyond is not None:
         return BadRow(beyond, text.encode(errors="replace"))
     if isinstance(value, dict) and MARK not in text and ("\\u" not in text or _encodable(value)):
-        return Row(line, tuple(value.values()), tuple(value))
+        source = text.strip() if is_item(value) else None
+        return Row(line, tuple(value.values()), tuple(value), source)
     if not isinstance(value, dict):
         found = f"a JSON {'array' if isinstance(value, list) else type(value).__name__}"
         fix = 'write one object a line, as {"text": "...", "label": "..."}; jq -c .[] FILE unpacks an array'

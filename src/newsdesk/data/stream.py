@@ -31,12 +31,13 @@ from newsdesk.data.encoding import (
     refuse_other_format,
 )
 from newsdesk.data.json_lines import HEAD, json_rows
+from newsdesk.data.news_xml import XML_FORMATS, xml_rows
 from newsdesk.data.packed import parquet_rows, spreadsheet_rows, zip_member
 from newsdesk.data.table import BadRow, Fault, Row, RowStream, Table
 from newsdesk.errors import UserError
 from newsdesk.files import open_regular
 
-FORMATS = ("csv", "tsv", "tab", "jsonl", "ndjson", "json", "txt", "parquet", "xlsx", "zip")
+FORMATS = ("csv", "tsv", "tab", "jsonl", "ndjson", "json", "txt", *XML_FORMATS, "parquet", "xlsx", "zip")
 """The name endings that tell a file's format; those of text may be followed by .gz."""
 
 SAMPLED_ROWS = 4096
@@ -49,7 +50,7 @@ _SAVE_TEXT = "put the texts into a csv file, one row each, or into .txt files in
 _UNPACK = "unpack it, and give the file that it holds"
 _OTHER_FORMATS = {
     **dict.fromkeys(("xls", "xlsm", "xlsb", "ods", "numbers"), _SAVE_SHEET),
-    **dict.fromkeys(("doc", "docx", "odt", "rtf", "pdf", "html", "htm", "xml"), _SAVE_TEXT),
+    **dict.fromkeys(("doc", "docx", "odt", "rtf", "pdf", "html", "htm"), _SAVE_TEXT),
     **dict.fromkeys(("tar", "tgz", "bz2", "xz", "zst", "rar", "7z"), _UNPACK),
     **dict.fromkeys(("db", "sqlite", "sqlite3"), "export the table as csv"),
     **dict.fromkeys(("feather", "arrow", "avro", "orc"), "convert it to parquet, for example with pandas"),
@@ -104,6 +105,8 @@ def rows_of(
     if form == "parquet":
         return parquet_rows(stream, path, dialect.limits)
     packed = unpacked(stream, path, dialect.limits) if compressed else stream
+    if form in XML_FORMATS:
+        return xml_rows(packed, path, dialect)
     head = _head(packed, path)
     encoding = detect_encoding(packed, dialect.encoding)
     lines = LineReader(packed, path, encoding, limits=dialect.limits)
@@ -324,12 +327,12 @@ def _whole(table: Table, faults: tuple[Fault, ...]) -> Table:
 
 
 def _collected(stream: RowStream) -> tuple[Table, tuple[Fault, ...]]:
-    rows, faults = [], list(stream.faults)
+    lines, cells, faults = [], [], list(stream.faults)
     for row in stream.rows:
         if isinstance(row, Row):
-            rows.append(row)
+            lines.append(row.line)
+            cells.append(row.cells_under(stream.head.columns))
         else:
             faults.append(row.fault)
-    columns, lines = stream.head.columns, tuple(row.line for row in rows)
-    table = replace(stream.head, rows=tuple(row.cells_under(columns) for row in rows), lines=lines)
+    table = replace(stream.head, rows=tuple(cells), lines=tuple(lines))
     return table, tuple(sorted(faults, key=lambda fault: fault.line))

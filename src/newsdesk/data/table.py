@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from newsdesk.data.fields import NEWS_FIELDS
+from newsdesk.data.fields import field as field_of
 from newsdesk.errors import UserError
 
 if TYPE_CHECKING:
@@ -93,8 +95,12 @@ class Limits:
             if isinstance(cell, str):
                 if len(cell) > self.characters:
                     return self.too_long(line, f"{len(cell):,} characters in one")
-            elif isinstance(cell, _NESTED) and _is_deep(cell):
-                return too_deep(line)
+            elif isinstance(cell, _NESTED):
+                longest = _longest_within(cell)
+                if longest is None:
+                    return too_deep(line)
+                if longest > self.characters:
+                    return self.too_long(line, f"{longest:,} characters in one")
         return None
 
     def too_wide(self, line: int, columns: int) -> Fault:
@@ -112,15 +118,18 @@ _NESTED = (dict, list, tuple)
 _DEEPEST = 100  # far below what Python's recursion allows whoever writes the row out again
 
 
-def _is_deep(cell: Any) -> bool:
-    """Whether lists and objects are within each other more than `_DEEPEST` times."""
+def _longest_within(cell: Any) -> int | None:
+    """Characters of the longest text in a list or object; None if such are nested beyond `_DEEPEST`."""
     level: list[Any] = [cell]
+    longest = 0
     for _ in range(_DEEPEST):
         inside = (entry.values() if isinstance(entry, dict) else entry for entry in level)
-        level = [value for entry in inside for value in entry if isinstance(value, _NESTED)]
+        values = [value for entry in inside for value in entry]
+        longest = max(longest, *(len(value) for value in values if isinstance(value, str)), 0)
+        level = [value for value in values if isinstance(value, _NESTED)]
         if not level:
-            return False
-    return True
+            return longest
+    return None
 
 
 def too_deep(line: int) -> Fault:
@@ -137,11 +146,13 @@ class Row:
         line: 1-based line (parquet: row) where it begins.
         cells: its values.
         keys: what they are called; None where they are those of the file's columns, in that order.
+        source: the JSON that it was read from, if it is a ninjs item.
     """
 
     line: int
     cells: tuple[Cell, ...]
     keys: tuple[str, ...] | None = None
+    source: str | None = None
 
     def record(self, columns: Sequence[str]) -> dict[str, Cell]:
         """The values by key, or by the file's columns where the row has no keys of its own."""
@@ -182,6 +193,7 @@ class Table:
         class_column: the column that the file itself declares to be the class (Orange's .tab), if any.
         class_names: class names in id order that the file declares (the Hub's parquet), by column.
         dialect: how a text file is written; None for others.
+        news: the news format of its rows, such as ``ninjs 3``; empty for others.
         notes: what else there is to know of how it was read, for people.
     """
 
@@ -193,6 +205,7 @@ class Table:
     class_column: str | None = None
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     dialect: Dialect | None = None
+    news: str = ""
     notes: tuple[str, ...] = ()
 
     @property
@@ -211,7 +224,9 @@ class Table:
         return len(self.rows)
 
     def column(self, name: str) -> tuple[Cell, ...]:
-        """The cells of one column, in row order. Raises ValueError for a name that is not a column."""
+        """The cells of one column, or what a path leads to, in row order: see `fields.field`."""
+        if name not in self.columns or (self.news and name in NEWS_FIELDS):
+            return tuple(field_of(record, name) for record in self.records())
         position = self.columns.index(name)
         return tuple(row[position] for row in self.rows)
 
@@ -231,6 +246,7 @@ class RowStream:
         count: the number of rows, where the file says it beforehand (parquet).
         share_read: how much of the file has been read so far, 0 to 1, where its size is known.
         arrow_schema: the types of its columns, where it has any (parquet: a pyarrow.Schema).
+        in_array: whether its rows are the entries of one JSON array.
     """
 
     head: Table
@@ -239,3 +255,4 @@ class RowStream:
     count: int | None = None
     share_read: Callable[[], float] | None = None
     arrow_schema: Any = None
+    in_array: bool = False

@@ -17,9 +17,10 @@ import numpy as np
 from newsdesk import __version__
 from newsdesk.data.columns import TextLayout
 from newsdesk.data.dialect import DETECTED, Dialect
+from newsdesk.data.fields import field as value_of
 from newsdesk.data.stream import open_rows, rows_of
 from newsdesk.data.table import BadRow, Fault, Row, RowStream
-from newsdesk.errors import UserError
+from newsdesk.errors import UserError, listed
 from newsdesk.model.tokenizer import Truncation
 from newsdesk.prediction.abstention import REASON, DecisionRule, Promises
 from newsdesk.prediction.classifier import Classifier
@@ -136,9 +137,9 @@ def _take(
             raise row.fault.error(stream.head.path)
     else:
         record = row.record(stream.head.columns)
-        window.size += sum(len(cell) for cell in row.cells if isinstance(cell, str))
+        window.size += len(row.source or "") or sum(len(cell) for cell in row.cells if isinstance(cell, str))
         text: str | Fault
-        if all(record.get(column) is None for column in layout.text_columns):
+        if all(value_of(record, column) is None for column in layout.text_columns):
             named = ", ".join(map(repr, layout.text_columns))
             text = Fault(row.line, NO_TEXT, f"{named} missing or null", "complete the row, or drop it")
         else:
@@ -234,7 +235,7 @@ def predict_file(
         predictor: a run or exported model, from ``newsdesk.open_model``.
         source: a data file, a binary stream of one text a line, or rows.
         destination: the file to write, or a binary stream.
-        format: csv, tsv, jsonl, parquet or submission; None: by the file's ending, a stream gets csv.
+        format: csv, tsv, jsonl, parquet, ninjs or submission; None: by the file's ending, a stream gets csv.
         text: columns that make the text; None: as the run was trained, else those with usual names.
         template: how columns make one text; None: likewise.
         dialect: how the input is written, and whether it has a header; by default detected.
@@ -280,6 +281,12 @@ class _Job:
             remarks = self.rule.columns
         else:
             remarks = () if self.settings["answer_empty"] else (REASON,)
+        if self.settings["format"] == "ninjs" and not stream.head.news.startswith("ninjs"):
+            raise UserError(
+                "--format ninjs adds subjects to ninjs items, and the input has none",
+                found=stream.head.news or f"columns {listed(stream.head.columns)}",
+                fix="give --input a json or jsonl file of ninjs items, or write jsonl",
+            )
         return OUTPUT_TABLES[self.settings["format"]](
             stream.head.columns,
             self.predictor.label_names,
@@ -288,6 +295,7 @@ class _Job:
             remarks=remarks,
             arrow_schema=stream.arrow_schema,
             packed=packed,
+            in_array=stream.in_array,
         )
 
     def identity(self) -> dict[str, Any]:

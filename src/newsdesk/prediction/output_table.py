@@ -14,12 +14,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 
+from newsdesk.data.ninjs import CREATED_HERE, with_subjects
 from newsdesk.data.table import Fault, Row
 from newsdesk.errors import UserError, missing_package
 from newsdesk.prediction.abstention import CANDIDATES, OFF_TOPIC, REASON
 from newsdesk.prediction.predictions import Predictions, delimited_lines, probability_column, rounded
 
-Format = Literal["csv", "tsv", "jsonl", "parquet", "submission"]
+Format = Literal["csv", "tsv", "jsonl", "parquet", "ninjs", "submission"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 _ENDINGS: dict[str, Format] = {
     ".csv": "csv",
@@ -77,6 +78,8 @@ def _holds_predictions(path: Path) -> bool:
     if beginning.startswith(b"\x1f\x8b"):
         with suppress(zlib.error):
             beginning = zlib.decompressobj(wbits=31).decompress(beginning)
+    if CREATED_HERE in beginning or CREATED_HERE in end:
+        return True
     first_line = beginning.partition(b"\n")[0]
     return b"probability" in first_line or first_line.strip() == b"ID,Label"
 
@@ -131,10 +134,12 @@ class OutputTable(ABC):
         remarks: Sequence[str] = (),
         arrow_schema: Any = None,
         packed: bool = False,
+        in_array: bool = False,
     ) -> None:
         """Take the input's columns; ``arrow_schema``, a pyarrow.Schema, gives them their types in parquet.
 
         A ``packed`` file is compressed with gzip, without name and time: the same content is the same bytes.
+        ``in_array`` says that the rows are the entries of a JSON array, as ninjs is written again.
 
         Raises UserError when jsonl or parquet would need two columns of one name, and for parquet without
         pyarrow.
@@ -147,7 +152,7 @@ class OutputTable(ABC):
         self._every_class = all_probabilities
         self._remarks = tuple(remarks)
         self._arrow_schema = arrow_schema
-        self._packed = packed
+        self._packed, self._in_array = packed, in_array
         self._wanted = [*ranked, *every, *remarks]
         self.names = output_names(self._wanted, columns)
         self._begun = False
@@ -381,11 +386,63 @@ class ParquetTable(OutputTable):
         return None
 
 
+class NinjsTable(OutputTable):
+    """The ninjs items themselves, each with its classes among its subjects: as an array if they came in one.
+
+    Nothing else about an item changes, not a byte. Its subjects get a name or a code, and who set them how
+    surely (0 to 100), under the names of the item's own version of ninjs. An unanswered item gets none.
+    """
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        if self._every_class:
+            raise UserError(
+                "ninjs has no place for the probabilities of all classes",
+                found="--probabilities --format ninjs",
+                fix="name so many classes with --top-k, or write jsonl",
+            )
+        self.needs_conversion = self._in_array  # which has an end
+        self._holds_items = False
+
+    def resume(self, written: BinaryIO) -> None:
+        """Continue an array after its bracket, or after an item."""
+        self._begun, self._holds_items = True, len(written.read(2)) > 1
+
+    def convert(self, written: BinaryIO, sink: BinaryIO) -> None:
+        """Close the array."""
+        with (
+            gzip.GzipFile("", "wb", _COMPRESSION, sink, mtime=0)
+            if self._packed
+            else nullcontext(sink) as file
+        ):
+            shutil.copyfileobj(written, file)
+            file.write(b"\n]\n")
+
+    def _write(self, piece: Piece) -> tuple[bytes, Refused]:
+        items, faults = [], {}
+        ids, probabilities = piece.predictions.top_k(self._top_k)
+        names, answered = piece.predictions.label_names, piece.predictions.answered
+        for position, row in enumerate(piece.rows):
+            pairs = zip(ids[position], probabilities[position], strict=True) if answered[position] else ()
+            labels = [(names[label], float(share)) for label, share in pairs]
+            try:
+                items.append(with_subjects(row.record(()), row.source, labels).encode())
+            except ValueError as error:
+                fix = "correct the item, leave it out, or write jsonl"
+                faults[position] = Fault(row.line, "subjects cannot be added", str(error), fix)
+        if not self._in_array:
+            return b"".join(item + b"\n" for item in items), faults
+        content = (b"" if self._begun else b"[") + (b"," if self._holds_items and items else b"")
+        self._holds_items = self._holds_items or bool(items)
+        return content + b"".join([b"\n" + b",\n".join(items)] if items else []), faults
+
+
 OUTPUT_TABLES: dict[Format, type[OutputTable]] = {
     "csv": DelimitedTable,
     "tsv": TabDelimitedTable,
     "jsonl": JsonLinesTable,
     "parquet": ParquetTable,
+    "ninjs": NinjsTable,
     "submission": SubmissionTable,
 }
 

@@ -264,7 +264,8 @@ def shards_of(source: Storage, format: Format | None) -> list[Shard]:
         own = _SAME_FORMAT.get(form, "jsonl" if form == "json" else "csv")
         chosen: Format = format or own  # type: ignore[assignment]
         ending = "csv" if chosen == "submission" else chosen
-        output += "" if _SAME_FORMAT.get(form) == ending else f".{ending}"
+        keeps_name = _SAME_FORMAT.get(form) == ending or chosen == "ninjs"
+        output += "" if keeps_name else f".{ending}"
         if output in shards:
             raise UserError(
                 f"two input files would share the output file {output}",

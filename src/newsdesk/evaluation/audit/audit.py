@@ -26,7 +26,7 @@ from newsdesk.data.labels import LabelMatcher
 from newsdesk.data.load import DATA_SETS, folder_splits, load_split, require_two_classes
 from newsdesk.data.table import Table
 from newsdesk.data.words import VocabularyFit
-from newsdesk.errors import UserError, missing_package
+from newsdesk.errors import UserError, counted, missing_package
 from newsdesk.evaluation.audit.cleaned_copy import (
     Changes,
     decide,
@@ -155,6 +155,12 @@ def _write_copy(rows: AuditedData, changes: Changes, target: Path) -> None:
     column = rows.label_column
     cells = dict(zip(reversed(rows.labels), reversed(rows.table.column(column)), strict=True))
     relabel = {row: cells[name] for row, name in changes.relabel.items()}
+    if relabel and column not in rows.table.columns:
+        raise UserError(
+            f"labels within {column} cannot be rewritten",
+            found=f"{counted(len(relabel), 'row')} to relabel in {rows.table.path.name}",
+            fix="drop these rows instead, or correct their items by hand",
+        )
     write_cleaned(rows.table, target, drop=changes.drop, relabel=relabel, column=column)
 
 
