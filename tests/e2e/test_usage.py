@@ -69,7 +69,7 @@ FLAGS = {
         *("--private", "--public", "--revision", "--with-exports", "--message", "--dry-run", "--json"),
     },
     "models list": {"--json"},
-    "models pull": set(),
+    "models pull": {"--out"},
     "data list": {"--json"},
     "data pull": {"--out"},
     "data check": {
@@ -246,7 +246,7 @@ def test_flags_are_environment_variables_called_as_they_are(newsdesk, monkeypatc
 
 def test_a_flag_of_a_verb_with_two_words_is_an_environment_variable(newsdesk, monkeypatch):
     monkeypatch.setenv("NEWSDESK_MODELS_LIST_JSON", "true")
-    assert isinstance(newsdesk("models", "list").json, list)
+    assert isinstance(newsdesk("models", "list").json["base_models"], list)
     monkeypatch.setenv("NEWSDESK_IMPORT_ADAPTER_MAX_LENGTH", "1")
     assert "--max-length" in newsdesk("import-adapter", "x", "--out", "y").err
 
@@ -255,7 +255,7 @@ def test_the_cache_variable_is_no_flag(newsdesk, monkeypatch, tmp_path):
     monkeypatch.setenv("NEWSDESK_CACHE", str(tmp_path))
     outcome = newsdesk("models", "list", "--json")
     assert outcome.code == 0
-    assert not any(row["cached"] for row in outcome.json)
+    assert not any(row["cached"] for row in outcome.json["base_models"])
 
 
 def test_the_installed_command_imports_nothing_from_the_current_folder(tmp_path):

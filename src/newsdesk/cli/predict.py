@@ -125,12 +125,12 @@ def predict(
 
 
 def _opened(run: Path, engine: Any) -> Classifier:
-    from newsdesk.prediction.open_model import find_model, open_model
+    from newsdesk.prediction.open_model import open_model
+    from newsdesk.runs.ready_made import located
 
-    found = find_model(run)
     with shown_progress() as progress:
-        classifier = open_model(found, engine=engine, progress=progress)
-    if classifier.path != found.path:
+        classifier = open_model(run, engine=engine, progress=progress)
+    if classifier.path != located(run):
         click.echo(f"predicting with {classifier.path}; --engine torch computes the run itself", err=True)
     return classifier
 
