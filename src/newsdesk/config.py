@@ -190,10 +190,16 @@ class ResolvedRecipe:
 
 def recipe_names() -> list[str]:
     """The names of the recipes that come with newsdesk."""
-    folder = resources.files("newsdesk") / "recipes"
-    return sorted(
-        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
-    )
+    return sorted(_names_of_files() - set(SWEEPS))
+
+
+SWEEPS = ("lessons",)
+"""Of the files among the recipes those with a section [sweep]: what ``newsdesk sweep`` knows by name."""
+
+
+def _names_of_files() -> set[str]:
+    names = (entry.name for entry in (resources.files("newsdesk") / "recipes").iterdir())
+    return {name.removesuffix(".toml") for name in names if name.endswith(".toml")}
 
 
 def load_recipe(
@@ -211,10 +217,25 @@ def load_recipe(
     Raises:
         UserError: naming every fault of the recipe at once.
     """
-    values: dict[str, Any] = {}
+    values = {} if name_or_path is None else read_recipe(name_or_path)
+    if "sweep" in values:
+        raise UserError(
+            f"{name_or_path} is a sweep, not a recipe",
+            found="a section [sweep]",
+            fix=f"newsdesk sweep {name_or_path}",
+        )
+    return resolve(values, name_or_path, flags, overrides)
+
+
+def resolve(
+    values: dict[str, Any],
+    name_or_path: str | None,
+    flags: Mapping[str, Any] | None,
+    overrides: Iterable[str],
+) -> ResolvedRecipe:
+    """As :func:`load_recipe`, of what ``read_recipe`` found under that name."""
     origins: dict[str, str] = {}
     if name_or_path is not None:
-        values = _read_toml(name_or_path)
         for section in SECTIONS:
             if isinstance(values.get(section), dict):
                 origins |= {f"{section}.{key}": f"recipe {name_or_path}" for key in values[section]}
@@ -236,7 +257,30 @@ def load_recipe(
         raise _faults(error, origins) from None
 
 
-def _read_toml(name_or_path: str) -> dict[str, Any]:
+def with_values(base: ResolvedRecipe, values: Mapping[str, Any], origin: str) -> ResolvedRecipe:
+    """The recipe with other values for some dotted keys. Raises UserError naming every fault of these."""
+    content = base.recipe.model_dump()
+    for key, value in values.items():
+        _assign(content, key, value)
+    origins = {**base.origins, **dict.fromkeys(values, origin)}
+    try:
+        return ResolvedRecipe(Recipe.model_validate(content), origins)
+    except ValidationError as error:
+        raise _faults(error, origins) from None
+
+
+def changed_values(before: Recipe, after: Recipe) -> list[str]:
+    """The keys whose values differ, a line each: ``lora.rank = 8, asked for 4``."""
+    return [
+        f"{section}.{key} = {value!r}, asked for {wanted!r}"
+        for section in SECTIONS
+        for (key, value), (_, wanted) in zip(getattr(before, section), getattr(after, section), strict=True)
+        if repr(value) != repr(wanted)  # 1 is a step, 1.0 an epoch
+    ]
+
+
+def read_recipe(name_or_path: str) -> dict[str, Any]:
+    """The content of a recipe or sweep: a file, or one that comes with newsdesk. Raises UserError."""
     path = Path(name_or_path)
     if path.suffix == ".toml" or path.is_file():
         if not path.is_file():
@@ -245,7 +289,7 @@ def _read_toml(name_or_path: str) -> dict[str, Any]:
             content, shown = read_regular(path, _LARGEST), str(path)
         except OSError as error:
             raise UserError(f"the recipe {path} cannot be read", found=error.strerror) from None
-    elif name_or_path in recipe_names():
+    elif name_or_path in _names_of_files():
         content = (resources.files("newsdesk") / "recipes" / f"{name_or_path}.toml").read_bytes()
         shown = name_or_path
     else:
@@ -272,14 +316,19 @@ def _parse_override(override: str) -> tuple[str, Any]:
             found=f"--set {override!r}",
             fix="for example --set lora.rank=16; docs/reference.md lists all keys",
         )
+    return key, parsed_value(key, text)
+
+
+def parsed_value(key: str, text: str) -> Any:
+    """The value that a text gives a dotted key: TOML, a bare word, or none where the key may be absent."""
     section, name = key.split(".")
     fields = type(getattr(Recipe(), section)).model_fields if section in SECTIONS else {}
     if text.lower() in _NO_VALUE and name in fields and type(None) in get_args(fields[name].annotation):
-        return key, None
+        return None
     try:
-        return key, tomllib.loads(f"value = {text}")["value"]
+        return tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
-        return key, text
+        return text
 
 
 _NO_VALUE = ("none", "null", "")

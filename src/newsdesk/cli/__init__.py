@@ -14,6 +14,7 @@ from newsdesk.cli.evaluate import calibrate, compare, evaluate, report
 from newsdesk.cli.predict import explain, predict
 from newsdesk.cli.publish import export, push
 from newsdesk.cli.shared import DEBUG_FLAG, Verbs
+from newsdesk.cli.sweep import sweep
 from newsdesk.cli.train import import_adapter, train
 from newsdesk.errors import UserError
 from newsdesk.training import rank
@@ -32,6 +33,7 @@ def cli() -> None:
 
 for verb in (
     train,
+    sweep,
     evaluate,
     calibrate,
     compare,

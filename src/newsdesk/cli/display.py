@@ -28,6 +28,7 @@ from newsdesk.progress import Unit
 from newsdesk.runs.log import Event, Finished, Interrupted, Remark, Resumed, Started, Step, Validation
 
 if TYPE_CHECKING:
+    from newsdesk.experiments.sweep import SweepEvent, TrialEnded
     from newsdesk.prediction.ray_bulk import RayEvent
 
 _LINE_EVERY = 15.0  # seconds, where no terminal can be redrawn
@@ -190,6 +191,61 @@ class TrainingDisplay(Display):
             f"{reason} after {counted(event.step, 'step')} in {_clock(time.monotonic() - self.began)}{kept}; "
             f"padding {event.padding_share:.1%} of tokens"
         )
+
+
+class SweepDisplay(Display):
+    """Shows a sweep: a bar for the trial in work, a line for each that is through, and the time left."""
+
+    def __init__(self, console: Console) -> None:
+        """Write to ``console``; a bar where it is a terminal."""
+        super().__init__(console)
+        self._trial = self._training = ""
+        self._trainings = self._number = 1
+        self._steps, self._done, self._ended = 1, 0, 0
+
+    def show(self, event: SweepEvent) -> None:
+        """Take one event."""
+        from newsdesk.experiments.sweep import TrainingBegun, TrialBegun, TrialEnded
+
+        if isinstance(event, TrialBegun):
+            self._trainings = event.trainings
+            self._trial = f"trial {event.number} ({event.number + 1} of {event.of})"
+            if self.console.is_terminal:
+                self.draw(f"{self._trial}  {event.label}", None, TaskProgressColumn())
+            else:
+                self.line(f"{self._trial}: {event.label}")
+        elif isinstance(event, TrainingBegun):
+            self._number = event.training
+            fold = f", fold {event.fold}" if event.fold else ""
+            self._training = f"seed {event.seed}{fold}"
+        elif isinstance(event, TrialEnded):
+            self._end(event)
+        elif isinstance(event, Started):
+            self._steps = event.steps
+        elif isinstance(event, Step):
+            self._step(event)
+        elif isinstance(event, Resumed):
+            self.line(f"resuming after step {event.step:,} (epoch {event.epoch:.2f})")
+
+    def _step(self, event: Step) -> None:
+        share = (self._number - 1 + event.step / self._steps) / self._trainings
+        figures = f"{self._training}: step {event.step:,} of {self._steps:,}  loss {event.loss:.4f}"
+        if self.bar is not None:
+            self.bar.update(_ONLY_TASK, total=1.0, completed=share, figures=figures)
+        else:
+            self.now_and_then(f"{self._trial}, {figures}")
+
+    def _end(self, event: TrialEnded) -> None:
+        self.close()
+        self._ended += 1
+        trial = event.trial
+        left = event.left * (time.monotonic() - self.began) / self._ended
+        score = (
+            "" if trial.score is None else f" {trial.score:.4f}{' (best so far)' if event.is_best else ''}"
+        )
+        reason = f": {trial.reason}" if trial.reason else ""
+        ahead = f", {counted(event.left, 'trial')} left, about {_clock(left)}" if event.left else ""
+        self.line(f"trial {trial.number} {trial.state}{score}{reason}  {event.label}{ahead}")
 
 
 class BulkDisplay(Display):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import click
 from newsdesk.cli.shared import (
     JSON_FLAG,
     PATH,
+    Function,
     flag,
     names_of,
     note,
@@ -24,33 +26,74 @@ if TYPE_CHECKING:
     from newsdesk.config import ResolvedRecipe
 
 
+def recipe_flags(function: Function) -> Function:
+    """Add the flags that say what to train; they come as ``recipe``, ``flags`` and ``overrides``.
+
+    Which are the arguments of `newsdesk.config.load_recipe`.
+    """
+
+    @wraps(function)
+    def with_recipe(
+        train_data: str | None,
+        valid: str | None,
+        base: str | None,
+        epochs: float | None,
+        baseline: bool | None,
+        dialect: Any,
+        **given: Any,
+    ) -> Any:
+        columns = ("text", "label", "template", "normaliser", "unknown_labels")
+        read_as = {name: given.pop(name) for name in columns} | dialect.to_dict()
+        flags = {f"data.{name}": value for name, value in read_as.items()}
+        flags |= {"data.train": train_data, "data.validation": valid}
+        flags |= {"model.base": base, "training.epochs": epochs, "training.baseline": baseline}
+        return function(flags=flags, **given)
+
+    added = reading_flags("text", "label", "template", "normaliser", "dialect")(with_recipe)
+    for add in reversed(_RECIPE_FLAGS):
+        added = add(added)
+    return added
+
+
+_RECIPE_FLAGS = (
+    flag("--recipe", help="A recipe's name (quick, best, seed) or a TOML file."),
+    flag(
+        "--data",
+        "train_data",
+        help="Training rows: a named data set, a file, or a folder.",
+        metavar="NAME|PATH",
+    ),
+    flag("--valid", help="A file of validation rows; default: split off the training rows.", metavar="PATH"),
+    flag("--base", help="A named base model, a Hub id or a local folder.", metavar="NAME|PATH"),
+    flag(
+        "--unknown-labels",
+        type=click.Choice(("error", "drop")),
+        help="Validation rows of classes that the training rows do not have: refuse (the default), leave "
+        "out.",
+    ),
+    flag(
+        "--epochs",
+        type=float,
+        help="Passes over the training rows; default: the recipe's, and at least 200 steps.",
+    ),
+    flag(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Any recipe value, such as lora.rank=16.",
+    ),
+    flag(
+        "--baseline/--no-baseline",
+        default=None,
+        help="Measure a linear model on the validation rows first.  [default: --baseline]",
+    ),
+)
+
+
 @verb()
-@flag("--recipe", help="A recipe's name (quick, best, seed) or a TOML file.")
-@flag(
-    "--data", "train_data", help="Training rows: a named data set, a file, or a folder.", metavar="NAME|PATH"
-)
-@flag("--valid", help="A file of validation rows; default: split off the training rows.", metavar="PATH")
-@flag("--base", help="A named base model, a Hub id or a local folder.", metavar="NAME|PATH")
+@recipe_flags
 @flag("--out", type=PATH, help="The run folder to write.", metavar="RUN")
-@reading_flags("text", "label", "template", "normaliser", "dialect")
-@flag(
-    "--unknown-labels",
-    type=click.Choice(("error", "drop")),
-    help="Validation rows of classes that the training rows do not have: refuse (the default), leave out.",
-)
-@flag(
-    "--epochs",
-    type=float,
-    help="Passes over the training rows; default: the recipe's, and at least 200 steps.",
-)
-@flag(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any recipe value, such as lora.rank=16."
-)
-@flag(
-    "--baseline/--no-baseline",
-    default=None,
-    help="Measure a linear model on the validation rows first.  [default: --baseline]",
-)
 @flag("--overwrite", is_flag=True, help="Replace the run at --out, once the new one is finished.")
 @flag("--resume", is_flag=True, help="Continue the training at --out, with its own recipe.")
 @flag(
@@ -59,19 +102,13 @@ if TYPE_CHECKING:
 @JSON_FLAG
 def train(
     recipe: str | None,
-    train_data: str | None,
-    valid: str | None,
-    base: str | None,
-    out: Path | None,
-    epochs: float | None,
+    flags: dict[str, Any],
     overrides: tuple[str, ...],
-    baseline: bool | None,
+    out: Path | None,
     overwrite: bool,
     resume: bool,
     dry_run: bool,
     as_json: bool,
-    dialect: Any,
-    **columns: Any,
 ) -> None:
     """Train a classifier and save a run folder."""
     from newsdesk.api import recipe_for
@@ -81,9 +118,6 @@ def train(
 
     if overwrite and resume:
         raise click.UsageError("--overwrite starts again and --resume continues: give one of them.")
-    flags = {f"data.{name}": value for name, value in {**columns, **dialect.to_dict()}.items()}
-    flags |= {"data.train": train_data, "data.validation": valid}
-    flags |= {"model.base": base, "training.epochs": epochs, "training.baseline": baseline}
     resolved = recipe_for(out, recipe, flags, overrides, resume=resume)
     if resume and not dry_run and out is not None and rank() == 0 and resumable(out) is None:
         note(f"nothing to resume at {out}: a new training starts with what was asked for")

@@ -276,7 +276,7 @@ def load_training_data(
     else:
         train, validation = hold_out(train, data.validation_share, seed=seed)
     read_as = tuple(f"{each.path}: {each.read_as}" for each in read if each.read_as)
-    first = _first_rows(train, data.train_rows, seed)
+    first = first_rows(train, data.train_rows, seed)
     return TrainingData(first, validation, layout, found.licence, (), read_as, tuple(notes))
 
 
@@ -315,7 +315,7 @@ def require_two_classes(train: Examples) -> None:
         )
 
 
-def _first_rows(train: Examples, rows: int | None, seed: int) -> Examples:
+def first_rows(train: Examples, rows: int | None, seed: int) -> Examples:
     """A stratified sample of ``rows`` rows that leaves no class out; all where there are no more.
 
     Raises UserError when there are more classes than rows asked for.

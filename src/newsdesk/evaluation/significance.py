@@ -65,7 +65,7 @@ def macro_f1_interval(
     variance that leaving out each row in turn finds (jackknife: Efron & Stein, 1981), and no more than a mean
     over classes has with rows so unevenly spread over them. Student's quantile in place of the normal one.
     """
-    figure, left_out = _macro_f1(labels, predicted, classes)
+    figure, left_out = macro_f1_without_each(labels, predicted, classes)
     variance, most = _jackknife_variance(left_out), _rows_worth(labels, predicted, classes)
     rows = min(most, figure * (1 - figure) / variance) if variance > 1e-12 else most
     low, high = score_interval(figure, rows, _student(rows - 1))
@@ -110,8 +110,8 @@ def macro_f1_difference(
     Jackknife with Student's quantile; two more rows on which just one of the two is right are
     added to the variance (after Bonett & Price, 2012), so that it has a width where there is none.
     """
-    of_first, first_left_out = _macro_f1(labels, first, classes)
-    of_other, other_left_out = _macro_f1(labels, other, classes)
+    of_first, first_left_out = macro_f1_without_each(labels, first, classes)
+    of_other, other_left_out = macro_f1_without_each(labels, other, classes)
     rows = len(labels)
     worth = min(_rows_worth(labels, predicted, classes) for predicted in (first, other))
     variance = _jackknife_variance(other_left_out - first_left_out) + 2 / (rows * worth)
@@ -131,7 +131,7 @@ def mean_difference(first: NDArray[np.float64], other: NDArray[np.float64]) -> D
     return Difference(float(first.mean()), float(other.mean()), (mean - half, mean + half), mean)
 
 
-def _macro_f1(
+def macro_f1_without_each(
     labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int
 ) -> tuple[float, NDArray[np.float64]]:
     """Macro F1, and what it is without each of the rows, (rows,)."""

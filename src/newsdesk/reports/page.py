@@ -35,7 +35,7 @@ from newsdesk.reports.plots import (
 from newsdesk.runs.folder import RunFolder, is_report
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from jinja2 import Environment
 
 EXCERPT = 600
 """Characters of a text that are quoted, at most."""
@@ -111,24 +111,36 @@ def render_page(content: ReportContent, charts: Sequence[Chart]) -> str:
     Everything from the data is escaped, and the page's own policy forbids scripts and every request, to the
     network or to other files.
     """
-    style = (files("newsdesk.reports") / "templates" / "report.css").read_text(encoding="utf-8")
     evaluation = content.evaluation if isinstance(content.evaluation, EvaluationContent) else None
-    rendered = _template().render(
+    return rendered(
+        "report.html",
         content=content,
         facts=content.facts,
         evaluation=evaluation,
         measured=evaluation.measured if evaluation else None,
         metrics=evaluation.measured.metrics if evaluation else None,
         charts={chart.name: chart for chart in charts},
-        style=style,
-        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
-        version=__version__,
     )
-    return rendered.lstrip()  # the macros before the document leave their line ends
+
+
+def rendered(template: str, **content: Any) -> str:
+    """A page by one of the templates, in the style that all pages share, as one HTML document."""
+    style = (files("newsdesk.reports") / "templates" / "report.css").read_text(encoding="utf-8")
+    page = (
+        _environment()
+        .get_template(template)
+        .render(
+            **content,
+            style=style,
+            style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+            version=__version__,
+        )
+    )
+    return page.lstrip()  # the macros before the document leave their line ends
 
 
 @cache
-def _template() -> Template:
+def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -164,7 +176,7 @@ def _template() -> Template:
         approximate_below=APPROXIMATE_BELOW,
         most_in_matrix=LARGEST_LABELLED_MATRIX,
     )
-    return environment.get_template("report.html")
+    return environment
 
 
 class Ruler(NamedTuple):

@@ -195,7 +195,7 @@ def _confusion_matrix(metrics: Metrics) -> Chart:
 
     classes = len(metrics.label_names)
     labelled = classes <= LARGEST_LABELLED_MATRIX
-    figure, axes = _canvas(height=WIDTH)
+    figure, axes = canvas(height=WIDTH)
     for true, counts in enumerate(metrics.confusion):
         for predicted in np.flatnonzero(counts).tolist():
             share = counts[predicted] / sum(counts)
@@ -233,7 +233,7 @@ def tint(share: float) -> float:
 
 
 def _reliability(evaluation: EvaluationContent) -> Chart:
-    figure, axes = _canvas(xlabel="confidence", ylabel="accuracy")
+    figure, axes = canvas(xlabel="confidence", ylabel="accuracy")
     curves = {"as predicted": evaluation.calibrated}
     if not isinstance(evaluation.uncalibrated, Missing):
         curves["before the temperature"] = evaluation.uncalibrated
@@ -243,11 +243,11 @@ def _reliability(evaluation: EvaluationContent) -> Chart:
     for name, curve in list(curves.items())[1:]:
         points = [(one.mean_confidence, one.accuracy) for one in curve]
         axes.plot(*np.transpose(points), "s", color=_SECOND, markerfacecolor="none", label=name)
-    middle, spread = _dots([(one.accuracy, one.accuracy_interval) for one in evaluation.calibrated])
+    middle, spread = dots([(one.accuracy, one.accuracy_interval) for one in evaluation.calibrated])
     confidence = [one.mean_confidence for one in evaluation.calibrated]
     axes.errorbar(confidence, middle, spread, fmt="o", color=_ACCENT, elinewidth=1.2, label="as predicted")
     axes.set(xlim=(low - 0.02, 1.02), ylim=(low - 0.02, 1.02))
-    _in_percent(axes.xaxis, axes.yaxis)
+    in_percent(axes.xaxis, axes.yaxis)
     axes.legend(loc="upper left")
     return Chart(
         "reliability",
@@ -259,9 +259,9 @@ def _reliability(evaluation: EvaluationContent) -> Chart:
             (
                 name,
                 f"{one.rows:,}",
-                _percent(one.mean_confidence),
-                _percent(one.accuracy),
-                _range(one.accuracy_interval),
+                percent(one.mean_confidence),
+                percent(one.accuracy),
+                interval_in_percent(one.accuracy_interval),
             )
             for name, curve in curves.items()
             for one in curve
@@ -271,7 +271,7 @@ def _reliability(evaluation: EvaluationContent) -> Chart:
 
 
 def _risk_coverage(curve: RiskCoverage) -> Chart:
-    figure, axes = _canvas(xlabel="rows answered, the most confident first", ylabel="of these, wrong")
+    figure, axes = canvas(xlabel="rows answered, the most confident first", ylabel="of these, wrong")
     axes.plot(*np.transpose(curve.curve), color=_ACCENT)
     settled = [risk for coverage, risk in curve.curve if coverage >= 0.1]  # the first few rows jump
     top = max(max(settled, default=0.01) * 1.2, 0.01)
@@ -282,37 +282,37 @@ def _risk_coverage(curve: RiskCoverage) -> Chart:
             axes.plot(*place, "o", color=_SECOND, markersize=6)
             label = f"{100 * at.coverage:.0f} % answered"
             axes.annotate(label, place, (-9, 3), textcoords="offset points", ha="right")
-    _in_percent(axes.xaxis, axes.yaxis)
+    in_percent(axes.xaxis, axes.yaxis)
     return Chart(
         "risk-coverage",
         "Risk and coverage",
         "What is left wrong when only the most confident rows are answered and the rest go to a person. "
         f"The area under the curve is {curve.area:.4f}; smaller is better.",
         ("answered", "of these, wrong"),
-        tuple((_percent(coverage), _percent(risk)) for coverage, risk in _thinned(curve.curve)),
+        tuple((percent(coverage), percent(risk)) for coverage, risk in _thinned(curve.curve)),
         figure,
     )
 
 
 def _length_accuracy(lengths: Lengths, accuracy: float, max_length: int) -> Chart:
-    figure, axes = _canvas(
-        xlabel="tokens of the text", ylabel=f"accuracy (dashed: all rows, {_percent(accuracy)})"
+    figure, axes = canvas(
+        xlabel="tokens of the text", ylabel=f"accuracy (dashed: all rows, {percent(accuracy)})"
     )
-    middle, spread = _dots([(one.accuracy, one.interval) for one in lengths.bins])
+    middle, spread = dots([(one.accuracy, one.interval) for one in lengths.bins])
     axes.axhline(accuracy, color=_MUTED, linewidth=1, dashes=(4, 3))
     axes.errorbar(range(len(middle)), middle, spread, color=_ACCENT, fmt="o", markersize=7, elinewidth=1.5)
     names = [f"{one.shortest}–{one.longest}" for one in lengths.bins]
     axes.set_xticks(range(len(names)), names)
     axes.set_xlim(-0.5, len(names) - 0.5)
-    _in_percent(axes.yaxis)
+    in_percent(axes.yaxis)
     return Chart(
         "length-accuracy",
         "Accuracy by length",
         "Rows in bins of about equal size, the shortest texts first; bars are 95 % intervals. "
-        f"The model reads {max_length} tokens: {_percent(lengths.cut)} of the texts are cut there.",
+        f"The model reads {max_length} tokens: {percent(lengths.cut)} of the texts are cut there.",
         ("tokens", "rows", "accuracy", "95 % interval"),
         tuple(
-            (name, f"{one.rows:,}", _percent(one.accuracy), _range(one.interval))
+            (name, f"{one.rows:,}", percent(one.accuracy), interval_in_percent(one.interval))
             for name, one in zip(names, lengths.bins, strict=True)
         ),
         figure,
@@ -320,7 +320,7 @@ def _length_accuracy(lengths: Lengths, accuracy: float, max_length: int) -> Char
 
 
 def _loss(training: TrainingContent) -> Chart:
-    figure, axes = _canvas(xlabel="epochs", ylabel="loss, nats")
+    figure, axes = canvas(xlabel="epochs", ylabel="loss, nats")
     epochs, losses = zip(*((point.epoch, point.loss) for point in training.points), strict=True)
     axes.plot(epochs, losses, color=_ACCENT, linewidth=1.4, label="training")
     if training.validations:
@@ -344,23 +344,23 @@ def _loss(training: TrainingContent) -> Chart:
 
 
 def _validation_accuracy(training: TrainingContent) -> Chart:
-    figure, axes = _canvas(xlabel="epochs", ylabel="validation accuracy")
+    figure, axes = canvas(xlabel="epochs", ylabel="validation accuracy")
     points = [(one.epoch, one.accuracy) for one in training.validations]
     axes.plot(*np.transpose(points), "o-", color=_ACCENT, markersize=6)
     best = [one for one in training.validations if one.best][-1:]
     for one in best:
         axes.plot(one.epoch, one.accuracy, "o", color=_SECOND, markersize=9)
-        label = f"kept: {_percent(one.accuracy)}"
+        label = f"kept: {percent(one.accuracy)}"
         axes.annotate(label, (one.epoch, one.accuracy), (0, 9), textcoords="offset points", ha="right")
     axes.margins(y=0.16)
-    _in_percent(axes.yaxis)
+    in_percent(axes.yaxis)
     return Chart(
         "validation-accuracy",
         "Validation accuracy",
         "Accuracy on rows held out of training; the kept state is marked.",
         ("epochs", "accuracy", "macro F1", "loss"),
         tuple(
-            (f"{one.epoch:.2f}", _percent(one.accuracy), _percent(one.macro_f1), f"{one.loss:.4f}")
+            (f"{one.epoch:.2f}", percent(one.accuracy), percent(one.macro_f1), f"{one.loss:.4f}")
             for one in _thinned(training.validations)
         ),
         figure,
@@ -368,7 +368,7 @@ def _validation_accuracy(training: TrainingContent) -> Chart:
 
 
 def _learning_rate(training: TrainingContent) -> Chart:
-    figure, axes = _canvas(xlabel="epochs", ylabel="learning rate")
+    figure, axes = canvas(xlabel="epochs", ylabel="learning rate")
     points = [(point.epoch, point.learning_rate) for point in training.points]
     axes.plot(*np.transpose(points), color=_ACCENT)
     epoch, peak = max(points, key=lambda point: point[1])
@@ -385,7 +385,8 @@ def _learning_rate(training: TrainingContent) -> Chart:
     )
 
 
-def _canvas(*, height: float = HEIGHT, xlabel: str = "", ylabel: str = "") -> tuple[Figure, Axes]:
+def canvas(*, height: float = HEIGHT, xlabel: str = "", ylabel: str = "") -> tuple[Figure, Axes]:
+    """An empty drawing with one pair of axes; while the drawing style is in force."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -395,7 +396,8 @@ def _canvas(*, height: float = HEIGHT, xlabel: str = "", ylabel: str = "") -> tu
     return figure, axes
 
 
-def _in_percent(*sides: Axis) -> None:
+def in_percent(*sides: Axis) -> None:
+    """Write the numbers of these sides, which are shares, in percent."""
     from matplotlib.ticker import MaxNLocator
 
     for side in sides:
@@ -403,7 +405,7 @@ def _in_percent(*sides: Axis) -> None:
         side.set_major_formatter(lambda share, _position: f"{100 * share:.5g} %")
 
 
-def _dots(points: Sequence[tuple[float, tuple[float, float]]]) -> tuple[list[float], list[list[float]]]:
+def dots(points: Sequence[tuple[float, tuple[float, float]]]) -> tuple[list[float], list[list[float]]]:
     """Middles, and the distances down and up to the ends of their intervals, as error bars want them."""
     middles = [middle for middle, _ in points]
     below = [middle - low for middle, (low, _) in points]
@@ -417,11 +419,13 @@ def _thinned(points: Sequence[Point]) -> Sequence[Point]:
     return points[::-1][::every][::-1]
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share in percent, with two digits."""
     return f"{100 * share:.2f} %"
 
 
-def _range(interval: tuple[float, float]) -> str:
+def interval_in_percent(interval: tuple[float, float]) -> str:
+    """An interval of shares in percent, with one digit."""
     return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"
 
 

@@ -164,7 +164,7 @@ def store_calibration(folder: Path, rows: HeldOutRows, source: str, *, folded: f
     ``folded`` is what an export's head divides by. Whoever calls this seals the folder afterwards.
     """
     found = replace(calibrate(rows, source), folded=folded)
-    _write_rows(folder, rows)
+    write_held_out_rows(folder, rows)
     write_calibration(folder, found)
     return found
 
@@ -174,7 +174,8 @@ def write_calibration(folder: Path, found: Calibration) -> None:
     write_stored(folder / CALIBRATION, found)
 
 
-def _write_rows(folder: Path, rows: HeldOutRows) -> None:
+def write_held_out_rows(folder: Path, rows: HeldOutRows) -> None:
+    """Write what a classifier says of rows that it did not learn from. Atomic."""
     from safetensors.numpy import save
 
     tensors: dict[str, NDArray[Any]] = {

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 
 from newsdesk import __version__
-from newsdesk.config import SECTIONS, Recipe, ResolvedRecipe, load_recipe
+from newsdesk.config import SECTIONS, Recipe, ResolvedRecipe, changed_values, load_recipe
 from newsdesk.data.duplicates import KnownTexts
 from newsdesk.data.examples import Examples
-from newsdesk.data.load import load_training_data
+from newsdesk.data.load import TrainingData, load_training_data
 from newsdesk.data.table import Table
 from newsdesk.data.words import VocabularyFit, language_of
 from newsdesk.errors import UserError, counted
@@ -90,12 +90,12 @@ def run_training(
     resume: bool = False,
     progress: Progress | None = None,
     tables: tuple[Table, Table | None] | None = None,
+    part: OneOfMany | None = None,
 ) -> RunFolder:
     """Train as the recipe says and leave a self-describing run folder at ``out``.
 
-    Ctrl-C (SIGINT) or SIGTERM ends training after the current step with a checkpoint; the run is then
-    finished with the best state so far, and can be resumed. A second one breaks off at once and leaves an
-    unfinished folder, which can be resumed from its last checkpoint.
+    Ctrl-C (SIGINT) or SIGTERM ends training after the current step with a checkpoint and a run of the best
+    state so far, which can be resumed. A second one breaks off at once; the last checkpoint is resumed then.
 
     Under torchrun the processes train together; the first one alone logs, observes and writes.
 
@@ -109,6 +109,7 @@ def run_training(
             leave a complete one as it is. A process that torchrun restarted always does.
         progress: called while base model and data are fetched.
         tables: training and validation rows that a program gives instead of naming files.
+        part: what a training is given that is one of many on the same rows.
 
     Raises:
         UserError: for anything that the recipe, the data or the machine does not allow. What is wrong
@@ -129,7 +130,7 @@ def run_training(
             run = begun or working_folder(out, overwrite=overwrite)
             stack.enter_context(in_use(out))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        training = _Training(run, resolved, team, device, scratch, progress, tables)
+        training = _Training(run, resolved, team, device, scratch, progress, tables, part)
         resumed = training.restore_or_begin(resume=resume)
         with interruptible() as stopped, explaining_memory(resolved.recipe.training):
             if not team.leads:  # trains along with the lead, which alone logs and writes
@@ -141,6 +142,21 @@ def run_training(
             return run
         training.checkpoints.clear()
         return put_in_place(run, out)
+
+
+@dataclass(frozen=True)
+class OneOfMany:
+    """What a training is given that is one of many on the same rows, as those of a sweep are.
+
+    Attributes:
+        data: the rows that its recipe names, read and split once for all.
+        at_end: called with the loop that came to its own end, before the run is complete.
+        with_score: whether to fit the off-topic score, which only a run needs that may be used.
+    """
+
+    data: TrainingData
+    at_end: Callable[[TrainingLoop], None]
+    with_score: bool
 
 
 class _Training:
@@ -155,12 +171,16 @@ class _Training:
         scratch: Path,
         progress: Progress | None,
         tables: tuple[Table, Table | None] | None,
+        part: OneOfMany | None,
     ) -> None:
         """Load data and base, build the model, and encode the rows."""
         recipe, seed = resolved.recipe, resolved.recipe.training.seed
         precision = choose_precision(recipe.training.precision, device)
-        self.run, self.resolved, self.team = run, resolved, team
-        self.data = load_training_data(recipe.data, seed=seed, progress=progress, tables=tables)
+        self.run, self.resolved, self.team, self.part = run, resolved, team, part
+        if part is None:
+            self.data = load_training_data(recipe.data, seed=seed, progress=progress, tables=tables)
+        else:
+            self.data = part.data
         self.base = resolve_base(recipe.model.base, progress=progress)
         keep_freed_memory()
         seed_everything(seed)
@@ -258,7 +278,8 @@ class _Training:
                 if isinstance(event, Finished):
                     KnownTexts.of(self.data.train.texts, self.data.validation.texts).save(self.run.path)
                     # Who interrupts will not wait for the score.
-                    self._keep_what_is_fitted(with_score=event.reason != "interrupted")
+                    wanted = self.part is None or self.part.with_score
+                    self._keep_what_is_fitted(with_score=wanted and event.reason != "interrupted")
                 if isinstance(event, Started):
                     events = [replace(event, read_as=self.data.read_as), *before]
                 else:
@@ -270,6 +291,8 @@ class _Training:
                     self.checkpoints.save(loop.snapshot(), log.secure())
                     last_checkpoint = time.monotonic()
         assert isinstance(event, Finished)
+        if self.part is not None and event.reason != "interrupted":
+            self.part.at_end(loop)
         return event
 
     def _keep_what_is_fitted(self, *, with_score: bool) -> None:
@@ -379,13 +402,7 @@ def _begun(out: Path, asked: ResolvedRecipe, *, overwrite: bool) -> RunFolder | 
 
 def _changed_settings(run: RunFolder, asked: ResolvedRecipe) -> list[str]:
     """What the run was started with and what is asked for instead, a line each."""
-    began, now = load_recipe(str(run.recipe)).recipe, asked.recipe
-    return [
-        f"{section}.{key} = {value!r}, asked for {wanted!r}"
-        for section in SECTIONS
-        for (key, value), (_, wanted) in zip(getattr(began, section), getattr(now, section), strict=True)
-        if repr(value) != repr(wanted)  # 1 is a step, 1.0 an epoch
-    ]
+    return changed_values(load_recipe(str(run.recipe)).recipe, asked.recipe)
 
 
 def _require_same_recipe(run: RunFolder, asked: ResolvedRecipe) -> None:

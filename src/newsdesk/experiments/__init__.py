@@ -1,0 +1,1 @@
+"""Many runs to what to choose: sweeps over recipe values."""

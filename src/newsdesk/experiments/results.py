@@ -1,0 +1,389 @@
+"""What the trials of a sweep came to: figures with intervals, what is noise, and a table for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from newsdesk.errors import counted
+from newsdesk.evaluation.significance import macro_f1_without_each
+from newsdesk.experiments.folder import BEST, RECIPE, RESULTS, Outcome
+from newsdesk.experiments.noise import (
+    METHOD,
+    METHOD_OF_ONE_SEED,
+    Against,
+    Values,
+    against_best,
+    intervals,
+    optimism,
+)
+from newsdesk.experiments.space import override, shown
+from newsdesk.experiments.study import Metric, Study, Trial
+from newsdesk.files import atomic_writer, damaged
+from newsdesk.metrics import evaluate_probabilities
+from newsdesk.prediction.predictions import delimited_lines
+from newsdesk.runs.calibration import CALIBRATION_ROWS, read_held_out_rows, softmax
+from newsdesk.stored import to_content
+
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What the trainings of a complete trial say of the validation rows.
+
+    Attributes:
+        logits: float32 (seeds, rows, classes); of a cross-validation the folds' rows one after another.
+        labels: int64 (rows,), as they were when it was trained.
+        outcomes: what each training took, in the order of ``Study.trainings``.
+    """
+
+    logits: NDArray[np.float32]
+    labels: Labels
+    outcomes: tuple[Outcome, ...]
+
+    @classmethod
+    def of(cls, study: Study, number: int) -> Answers:
+        """Those of a trial. Raises UserError for files that are missing, damaged or of other rows."""
+        outcomes, by_seed = [], dict[int, list[Any]]()
+        for seed, fold in study.trainings():
+            folder = study.training_folder(number, seed, fold)
+            outcome, rows = Outcome.read(folder), read_held_out_rows(folder)
+            if outcome is None or rows is None:
+                raise damaged(folder, "an outcome or answers are missing", fix=_FIX)
+            outcomes.append(outcome)
+            by_seed.setdefault(seed, []).append(rows)
+        labels = [np.concatenate([rows.labels for rows in parts]) for parts in by_seed.values()]
+        logits = [np.concatenate([rows.logits for rows in parts]) for parts in by_seed.values()]
+        if any(not np.array_equal(each, labels[0]) for each in labels):
+            raise damaged(study.trial_folder(number) / CALIBRATION_ROWS, "answers of other rows", fix=_FIX)
+        return cls(np.stack(logits), labels[0], tuple(outcomes))
+
+    def figures(self, names: Sequence[str]) -> tuple[Figures, ...]:
+        """The figures of each seed."""
+        found = []
+        seeds = list(dict.fromkeys(outcome.seed for outcome in self.outcomes))
+        for seed, logits in zip(seeds, self.logits, strict=True):
+            metrics = evaluate_probabilities(softmax(logits), self.labels, names)
+            parts = [outcome for outcome in self.outcomes if outcome.seed == seed]
+            found.append(
+                Figures(
+                    seed,
+                    metrics.accuracy,
+                    metrics.macro_f1,
+                    metrics.negative_log_likelihood,
+                    round(sum(part.seconds for part in parts), 3),
+                    sum(part.tokens for part in parts),
+                    max(part.parameters for part in parts),
+                )
+            )
+        return tuple(found)
+
+    def values(self, metric: Metric) -> Values:
+        """(seeds, rows): what the metric is a mean of; the higher, the better.
+
+        1 for a right answer; the log-likelihood; for macro F1 the jackknife's pseudo-values (Tukey, 1958).
+        """
+        predicted = self.logits.argmax(axis=2)
+        if metric == "accuracy":
+            return np.asarray(predicted == self.labels, dtype=np.float64)
+        if metric == "loss":
+            likely = np.stack([softmax(logits) for logits in self.logits]).astype(np.float64)
+            of_true = likely[:, np.arange(len(self.labels)), self.labels]
+            return np.asarray(np.log(np.maximum(of_true, 1e-12)))
+        rows, classes = len(self.labels), self.logits.shape[2]
+        pairs = [macro_f1_without_each(self.labels, of_seed, classes) for of_seed in predicted]
+        return np.stack([rows * whole - (rows - 1) * without for whole, without in pairs])
+
+
+_FIX = "delete the folder of the trial's training, and it is trained again"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one seed of a point reached on all validation rows, and what that took."""
+
+    seed: int
+    accuracy: float
+    macro_f1: float
+    loss: float
+    seconds: float
+    tokens: int
+    parameters: int
+
+
+def score_of(answers: Answers, names: Sequence[str], metric: Metric) -> float:
+    """The mean of a metric over seeds."""
+    return float(np.mean([getattr(figures, metric) for figures in answers.figures(names)]))
+
+
+@dataclass(frozen=True)
+class Point:
+    """A complete trial and its figures.
+
+    Attributes:
+        trial: as Optuna knows it.
+        values: its recipe values by dotted key.
+        seeds: the figures of each seed.
+        score: mean of the recipe's metric over the seeds.
+        interval: its 95 % interval over rows and seeds.
+        against: it beside the best point; None for that one.
+    """
+
+    trial: Trial
+    values: Mapping[str, Any]
+    seeds: tuple[Figures, ...]
+    score: float
+    interval: tuple[float, float]
+    against: Against | None
+
+    def mean(self, name: str) -> float:
+        """The mean of one of the figures over the seeds."""
+        return float(np.mean([getattr(figures, name) for figures in self.seeds]))
+
+    @property
+    def label(self) -> str:
+        """Its values in words."""
+        return ", ".join(f"{key}={shown(value)}" for key, value in self.values.items())
+
+    @property
+    def verdict(self) -> str:
+        """The point beside the best one, in words."""
+        if self.against is None:
+            return "best"
+        p_value = f"p = {self.against.p_value:.2g}"
+        return f"noise ({p_value})" if self.against.is_noise else f"worse ({p_value})"
+
+
+@dataclass(frozen=True)
+class SweepResults:
+    """All of a sweep.
+
+    Attributes:
+        study: its folder.
+        points: complete trials, the best first.
+        others: pruned and failed trials, and those in work.
+        rows: how many rows they are measured on.
+        optimism: by how much the best score is likely too good, in the metric's unit.
+    """
+
+    study: Study
+    points: tuple[Point, ...]
+    others: tuple[Trial, ...]
+    rows: int
+    optimism: float
+
+    @classmethod
+    def of(cls, study: Study, names: Sequence[str]) -> SweepResults:
+        """Read what the trials left. Raises UserError for files that are missing or damaged."""
+        trials = study.trials()
+        complete = [trial for trial in trials if trial.state == "complete"]
+        others = tuple(trial for trial in trials if trial.state != "complete")
+        if not complete:
+            return cls(study, (), others, 0, 0.0)
+        sign = 1 if study.rises else -1
+        complete.sort(key=lambda trial: (-sign * (trial.score or 0.0), trial.number))
+        answers = [Answers.of(study, trial.number) for trial in complete]
+        for trial, each in zip(complete, answers, strict=True):
+            if not np.array_equal(each.labels, answers[0].labels):
+                raise damaged(study.trial_folder(trial.number), "answers of other rows", fix=_FIX)
+        values = [each.values(study.metric) for each in answers]
+        shares = study.metric == "accuracy"
+        ranges = intervals(values, shares=shares)
+        beside = against_best(values, 0, shares=shares)
+        points = []
+        for trial, each, (low, high), against in zip(complete, answers, ranges, beside, strict=True):
+            figures = each.figures(names)
+            score = float(np.mean([getattr(of_seed, study.metric) for of_seed in figures]))
+            interval = (low, high) if study.rises else (-high, -low)
+            if study.metric == "macro_f1":
+                interval = (max(0.0, low), min(1.0, high))
+            points.append(
+                Point(trial, study.space.values(trial.parameters), figures, score, interval, against)
+            )
+        return cls(study, tuple(points), others, len(answers[0].labels), optimism(values, 0))
+
+    @property
+    def metric_name(self) -> str:
+        """The recipe's metric in words."""
+        return {"accuracy": "accuracy", "macro_f1": "macro F1", "loss": "loss"}[self.study.metric]
+
+    @property
+    def measured_on(self) -> str:
+        """The rows in words."""
+        folds = self.study.facts.folds
+        return counted(self.rows, "validation row") + (f", out of {folds} folds" if folds else "")
+
+    @property
+    def seconds(self) -> float:
+        """Of all trainings of the trials that are through."""
+        return sum(trial.seconds for trial in self.study.trials())
+
+    @property
+    def tokens(self) -> int:
+        """Trained on, likewise."""
+        return sum(trial.tokens for trial in self.study.trials())
+
+    def shown(self, score: float) -> str:
+        """A score in words: ``93.92 %``, ``0.1874``."""
+        return f"{score:.4f}" if self.study.metric == "loss" else f"{100 * score:.2f} %"
+
+    def shown_interval(self, interval: tuple[float, float]) -> str:
+        """``93.12 to 94.64``."""
+        return " to ".join(self.shown(end).removesuffix(" %") for end in interval)
+
+    def shown_difference(self, against: Against) -> str:
+        """The best point's score minus another's, with its interval."""
+        # Values are such that the higher one is the better.
+        ends = (against.difference, *against.interval)
+        middle, low, high = ends if self.study.rises else (-ends[0], -ends[2], -ends[1])
+        digits, scale = (4, 1) if self.study.metric == "loss" else (2, 100)
+        return f"{scale * middle:+.{digits}f} [{scale * low:+.{digits}f}, {scale * high:+.{digits}f}]"
+
+    @property
+    def noise_sentence(self) -> str:
+        """How many points cannot be told from the best one."""
+        others = self.points[1:]
+        noise = sum(point.against is not None and point.against.is_noise for point in others)
+        if not others:
+            return "there is one point alone, and nothing to compare"
+        return (
+            f"{noise:,} of {counted(len(others), 'other point')} cannot be told from the best one on "
+            f"{counted(self.rows, 'row')} with {counted(self.study.facts.seeds, 'seed')}: the difference is "
+            f"noise; {len(others) - noise:,} are worse"
+        )
+
+    @property
+    def optimism_sentence(self) -> str:
+        """What choosing the best of several by the rows that they are measured on does to its score."""
+        if self.study.metric == "loss":
+            amount = f"{self.optimism:.4f} too low"
+        else:
+            amount = f"{100 * self.optimism:.2f} points too high"
+        points = counted(len(self.points), "point")
+        return f"the best of {points} was chosen by the rows it is measured on: its score is likely {amount}"
+
+    @property
+    def takes_all_rows(self) -> bool:
+        """Whether the winner's command leaves no rows to validate on."""
+        return not self.study.facts.folds and self.study.facts.validation.is_split_off
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """The dotted keys that are varied."""
+        return tuple(key for axis in self.study.space.axes for key in axis.keys)
+
+    @property
+    def how(self) -> str:
+        """How differences are told from noise, with the sources of the method."""
+        return METHOD if self.study.facts.seeds > 1 else METHOD_OF_ONE_SEED
+
+    @property
+    def best_run(self) -> Path | None:
+        """The run of the best point; None after a cross-validation, whose runs lack a fold each."""
+        return None if self.study.facts.folds or not self.points else self.study.folder / BEST
+
+    @property
+    def command(self) -> str | None:
+        """What trains the best point on all rows."""
+        if not self.points:
+            return None
+        folder = self.study.folder
+        settings = [override(key, value) for key, value in self.points[0].values.items()]
+        if self.takes_all_rows:
+            settings.append("data.validation_share=0.0")
+        given = " ".join(f"--set {_quoted(each)}" for each in settings)
+        recipe, out = _quoted(str(folder / RECIPE)), _quoted(f"{folder}-winner")
+        return f"newsdesk train --recipe {recipe} {given} --out {out}"
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each trial and seed; of trials that are not complete one, without figures."""
+        rows = []
+        by_number = {point.trial.number: point for point in self.points}
+        for trial in sorted(
+            (*self.others, *(point.trial for point in self.points)), key=lambda one: one.number
+        ):
+            values = self.study.space.values(trial.parameters)
+            head = {"trial": trial.number, "state": trial.state, **values}
+            point = by_number.get(trial.number)
+            if point is None:
+                empty = dict.fromkeys(("seed", "accuracy", "macro_f1", "loss"))
+                spent = {"seconds": trial.seconds, "tokens": trial.tokens, "parameters": None}
+                rows.append({**head, **empty, **spent, "reason": trial.reason})
+            else:
+                rows += [{**head, **to_content(of_seed), "reason": ""} for of_seed in point.seeds]
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON types."""
+        facts = self.study.facts
+        return {
+            "folder": str(self.study.folder),
+            "metric": self.study.metric,
+            "rows": self.rows,
+            "seeds": facts.seeds,
+            "folds": facts.folds,
+            "points": [
+                {
+                    "trial": point.trial.number,
+                    "values": to_content(point.values),
+                    "score": point.score,
+                    "interval": list(point.interval),
+                    "against_best": to_content(point.against),
+                    "is_noise": point.against is not None and point.against.is_noise,
+                    "seeds": to_content(point.seeds),
+                }
+                for point in self.points
+            ],
+            "others": to_content(self.others),
+            "optimism": self.optimism,
+            "baseline": to_content(facts.baseline),
+            "how": self.how,
+            "best_run": None if self.best_run is None else str(self.best_run),
+            "command": self.command,
+        }
+
+    def write_table(self) -> Path:
+        """Write results.parquet, or results.csv where pyarrow is missing; the path."""
+        rows = self.table()
+        columns = {name: _column([row[name] for row in rows]) for name in rows[0]} if rows else {}
+        parquet, plain = (self.study.folder / name for name in RESULTS)
+        try:
+            import pyarrow
+            from pyarrow import parquet as parquet_files
+        except ImportError:
+            with atomic_writer(plain) as stream:
+                lines = zip(*columns.values(), strict=True)
+                stream.writelines(delimited_lines([tuple(columns), *lines]))
+            written, stale = plain, parquet
+        else:
+            with atomic_writer(parquet) as stream:
+                parquet_files.write_table(pyarrow.table(columns), stream)
+            written, stale = parquet, plain
+        with suppress(FileNotFoundError):
+            stale.unlink()
+        return written
+
+
+def _column(cells: list[Any]) -> list[Any]:
+    """Cells of one type: numbers as they are, whole ones as others where both occur; else as text."""
+    given = [cell for cell in cells if cell is not None]
+    kinds = {type(cell) for cell in given}
+    if kinds <= {int} or kinds <= {bool} or kinds <= {str}:
+        return cells
+    if kinds <= {int, float}:
+        return [None if cell is None else float(cell) for cell in cells]
+    return [shown(cell) for cell in cells]
+
+
+def _quoted(word: str) -> str:
+    from shlex import quote
+
+    return quote(word)
