@@ -96,7 +96,6 @@ def run_training(
 
     Ctrl-C (SIGINT) or SIGTERM ends training after the current step with a checkpoint and a run of the best
     state so far, which can be resumed. A second one breaks off at once; the last checkpoint is resumed then.
-
     Under torchrun the processes train together; the first one alone logs, observes and writes.
 
     Args:
@@ -119,10 +118,10 @@ def run_training(
     with ExitStack() as stack:
         team, device = stack.enter_context(gathered(resolved.recipe.training.device))
         begun = _begun(out, resolved, overwrite=overwrite) if team.leads and resume else None
-        if team.leads and begun is None:
-            require_free(out, overwrite=overwrite)
-        if begun is not None and team.leads:
+        if begun is not None:
             _require_same_recipe(begun, resolved)
+        elif team.leads:
+            require_free(out, overwrite=overwrite)
         if team.any(begun is not None and _came_to_its_end(begun)):
             return RunFolder(out) if begun is None else put_in_place(begun, out)
         run = RunFolder(out)
