@@ -60,7 +60,14 @@ def test_a_run_is_trained_evaluated_and_asked(run, topical_csv):
 
 def test_the_observer_is_told_all_that_happens_in_order(tiny_base, topical_csv, tmp_path):
     events: list[object] = []
-    train(tiny_base("bert"), topical_csv, tmp_path / "run", "training.epochs=1", observe=events.append)
+    train(
+        tiny_base("bert"),
+        topical_csv,
+        tmp_path / "run",
+        "training.epochs=1",
+        "training.baseline=false",
+        observe=events.append,
+    )
     first, *steps, validation, last = events
     assert isinstance(first, Started)
     assert [step.step for step in steps if isinstance(step, Step)] == list(range(1, first.steps + 1))

@@ -219,6 +219,7 @@ def calibrate(
     data: Sequence[str] = (),
     *,
     learned_rows: LearnedRowsRule = "error",
+    stack: bool | None = None,
     progress: Progress | None = None,
     **reading: Unpack[Reading],
 ) -> dict[Path, Calibration]:
@@ -235,6 +236,8 @@ def calibrate(
             validation rows.
         learned_rows: what to do about those of ``data`` that the run learned from, by their texts: refuse
             (``error``), leave out (``drop``), or keep (``keep``); then promises do not hold for new texts.
+        stack: add a linear model's scores to the encoder's from now on, or no longer; None: as it is. The
+            model is fitted on the run's training rows where it has none, its part on the validation rows.
         progress: called while things are fetched, and with the rows done by each folder.
         reading: as for :func:`evaluate`; nothing can be fitted on unknown labels, which are refused or left
             out. ``notice`` is called with what a person should know of the labels, a sentence each.
@@ -245,12 +248,13 @@ def calibrate(
     Raises:
         UserError: when there are no rows, or run, base model or rows cannot be used together.
     """
-    from newsdesk.evaluation.evaluate import calibrate_on, fit_off_topic_score
+    from newsdesk.evaluation.evaluate import calibrate_on, fit_off_topic_score, linear_model_for
     from newsdesk.evaluation.rows import known_rows, unlearned_rows
     from newsdesk.reports.model_card import refresh_card
 
     found = find_model(path)
     require_own(found.path, "a calibration")
+    linear = None if stack is None else linear_model_for(found, stack=stack, progress=progress, **reading)
     if data:
         rows = unlearned_rows(found, data, learned_rows, progress=progress, **reading)
     else:
@@ -259,7 +263,7 @@ def calibrate(
         rows = known.calibrating
         if isinstance(found, RunFolder) and not found.off_topic.is_file():
             fit_off_topic_score(found, known, progress)
-    made = calibrate_on(rows, found, progress=progress)
+    made = calibrate_on(rows, found, linear=linear, progress=progress)
     if isinstance(found, RunFolder):
         refresh_card(found)
     return made

@@ -82,6 +82,7 @@ class TextClassifier:
         validation_share: float | None = None,
         device: str | None = None,
         seed: int | None = None,
+        stack: bool = False,
         settings: Mapping[str, Any] | None = None,
         progress: bool | None = None,
     ) -> None:
@@ -99,6 +100,7 @@ class TextClassifier:
             validation_share: share of the rows held out to choose the best state and to calibrate.
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
             seed: of everything random.
+            stack: add the scores of a linear model, which learns in seconds, to the encoder's.
             settings: any other recipe keys, such as ``{"lora.targets": ("all-linear",)}``.
             progress: show a bar while training; None: in notebooks and terminals.
         """
@@ -114,6 +116,7 @@ class TextClassifier:
         self.validation_share = validation_share
         self.device = device
         self.seed = seed
+        self.stack = stack
         self.settings = settings
         self.progress = progress
 
@@ -296,6 +299,7 @@ class TextClassifier:
         """The parameters under the recipe's keys."""
         flags = {key: getattr(self, name) for name, key in _KEYS.items()}
         flags["training.baseline"] = False  # nobody would see it, and a grid would pay for it many times
+        flags["model.linear"] = "stack" if self.stack else None
         data = {"data.train": IN_MEMORY, "data.text": (_TEXT,), "data.label": _LABEL}
         if validation:
             data["data.validation"] = IN_MEMORY

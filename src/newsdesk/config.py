@@ -77,6 +77,11 @@ class ModelSection(Section):
     max_length: PositiveInt = Field(128, description="tokens a text is cut to")
     dropout: Share | None = Field(None, description="dropout in the frozen encoder; absent: the base's own")
     train_pooler: bool = Field(True, description="also train the pooler that BERT's classifier reads")
+    linear: Literal["auto", "stack", "off"] = Field(
+        "auto",
+        description="a linear model beside the encoder: auto keeps it for a cascade unless training.baseline "
+        "is false, stack adds its scores to the encoder's logits",
+    )
 
 
 class LoraSection(Section):

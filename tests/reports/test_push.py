@@ -34,6 +34,7 @@ OF_A_RUN = {
     *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
     *("adapter_config.json", "adapter_model.safetensors"),
     *("calibration.json", "calibration.safetensors", "off_topic.safetensors", "known_texts.safetensors"),
+    "linear_model.safetensors",
     *("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "predictions-seen.csv"),
 }
 
@@ -276,7 +277,7 @@ def test_the_command_lists_what_it_would_send_and_asks_nobody(hub, run):
     shown = CliRunner().invoke(cli, ["push", str(run), REPO, "--dry-run"]).output
     size = (run / "adapter" / "adapter_model.safetensors").stat().st_size
     assert f"{size:,}  adapter/adapter_model.safetensors\n" in shown
-    assert re.search(rf"^17 files, 0\.\d MB for {REPO}$", shown, re.MULTILINE)
+    assert re.search(rf"^18 files, 0\.\d MB for {REPO}$", shown, re.MULTILINE)
     assert "note: the base model" in shown
     (run / "notes.txt").write_text("")
     document = json.loads(CliRunner().invoke(cli, ["push", str(run), REPO, "--dry-run", "--json"]).stdout)

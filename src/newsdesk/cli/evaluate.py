@@ -73,9 +73,14 @@ def evaluate(run: Path, data: str, split: str, as_json: bool, **settings: Any) -
     help="Labelled rows that it did not learn from; may be repeated. Default: a run's validation rows.",
     metavar="NAME|PATH",
 )
+@flag(
+    "--stack/--no-stack",
+    default=None,
+    help="Add a linear model's scores to the encoder's from now on, or no longer.  [default: as it is]",
+)
 @reading_flags("text", "label", "template", "unknown_labels", "learned_rows", "dialect")
 @JSON_FLAG
-def calibrate(run: Path, data: tuple[str, ...], as_json: bool, **reading: Any) -> None:
+def calibrate(run: Path, data: tuple[str, ...], stack: bool | None, as_json: bool, **reading: Any) -> None:
     """Fit the temperature of a run and its exports, or of one export, on labelled rows.
 
     Promises of predict --abstain and --sets rest on these rows, and hold for texts like them.
@@ -83,7 +88,7 @@ def calibrate(run: Path, data: tuple[str, ...], as_json: bool, **reading: Any) -
     from newsdesk import api
 
     with shown_progress() as progress:
-        made = api.calibrate(run, data, progress=progress, notice=notice, **reading)
+        made = api.calibrate(run, data, stack=stack, progress=progress, notice=notice, **reading)
     if as_json:
         say({str(folder): asdict(found) for folder, found in made.items()})
     else:

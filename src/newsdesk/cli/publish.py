@@ -57,7 +57,7 @@ def export(
 ) -> None:
     """Write a run as transformers or ONNX files, once they are found to do what the run does."""
     from newsdesk import api
-    from newsdesk.exports.parity import render_progress, render_tried
+    from newsdesk.exports.parity import render_progress, render_tried, render_without_linear
     from newsdesk.stored import to_content
 
     limits = {"max_loss": max_loss, "max_loss_upper": max_loss_upper}
@@ -81,7 +81,8 @@ def export(
         say({"path": str(made.path), **to_content(quality)})
     else:
         table = render_tried(quality.tried, quality.rows, quality.limits)
-        say([*table, f"export saved to {made.path}"])
+        lost = [] if quality.without_linear is None else [render_without_linear(quality.without_linear)]
+        say([*table, *lost, f"export saved to {made.path}"])
 
 
 @verb()

@@ -39,6 +39,7 @@ def recipe_flags(function: Function) -> Function:
         base: str | None,
         epochs: float | None,
         baseline: bool | None,
+        stack: bool | None,
         dialect: Any,
         **given: Any,
     ) -> Any:
@@ -47,6 +48,7 @@ def recipe_flags(function: Function) -> Function:
         flags = {f"data.{name}": value for name, value in read_as.items()}
         flags |= {"data.train": train_data, "data.validation": valid}
         flags |= {"model.base": base, "training.epochs": epochs, "training.baseline": baseline}
+        flags["model.linear"] = {True: "stack", False: "off", None: None}[stack]
         return function(flags=flags, **given)
 
     added = reading_flags("text", "label", "template", "normaliser", "dialect")(with_recipe)
@@ -87,6 +89,11 @@ _RECIPE_FLAGS = (
         "--baseline/--no-baseline",
         default=None,
         help="Measure a linear model on the validation rows first.  [default: --baseline]",
+    ),
+    flag(
+        "--stack/--no-stack",
+        default=None,
+        help="Add a linear model's scores to the encoder's, or keep none.  [default: keep one beside it]",
     ),
 )
 

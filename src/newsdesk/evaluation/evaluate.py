@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from newsdesk.data.examples import Examples, aligned_labels
 from newsdesk.data.labels import LabelMatching
 from newsdesk.data.load import TrainingData
 from newsdesk.errors import UserError, counted
+from newsdesk.evaluation.rows import Reading, known_rows
 from newsdesk.evaluation.significance import PairedComparison, compare_paired
 from newsdesk.files import damaged, write_json
 from newsdesk.metrics import Metrics, ReliabilityBin, confusion_matrix, evaluate_probabilities, reliability
@@ -25,6 +26,7 @@ from newsdesk.progress import Progress
 from newsdesk.runs.calibration import Calibration, Change, HeldOutRows, store_calibration
 from newsdesk.runs.exported import KINDS, ExportedModel, find_exported
 from newsdesk.runs.folder import RunFolder
+from newsdesk.runs.linear_model import LinearModel, Stack
 from newsdesk.runs.off_topic import OFF_TOPIC, off_topic_score
 from newsdesk.stored import OPTIONAL, UNSTORED, read_stored_by_name, to_content, with_format
 from newsdesk.training.linear_baseline import BaselineResult
@@ -285,30 +287,87 @@ def read_metrics(path: Path) -> dict[str, Evaluation]:
 
 
 def calibrate_on(
-    rows: Examples, found: RunFolder | ExportedModel, *, progress: Progress | None = None
+    rows: Examples,
+    found: RunFolder | ExportedModel,
+    *,
+    linear: LinearModel | None = None,
+    progress: Progress | None = None,
 ) -> dict[Path, Calibration]:
     """Fit and keep the calibration on labelled rows that nothing was learned from.
 
     Of a run its exports are calibrated too, each by the logits that it computes itself. They are sealed
-    again, the run is left to the caller. ``progress`` is called with the rows done by each. Raises UserError
-    for rows without labels or of unknown classes, and damaged folders.
+    again, the run is left to the caller. ``linear`` replaces the linear model beside the encoder in all of
+    them. ``progress`` is called with the rows done by each. Raises UserError for rows without labels or of
+    unknown classes, and damaged folders.
     """
     made = {}
     exports = () if isinstance(found, ExportedModel) else (found.path / "export" / kind for kind in KINDS)
     for folder in (found, *filter(None, map(find_exported, exports))):
         labels = aligned_labels(rows, folder.labels.names)
         classifier = open_model(folder, engine="own", checks="all", progress=progress)
+        classifier.linear = linear or classifier.linear
         encoded = classifier.encode(rows.texts)
         logits, distances = classifier.outputs(encoded.ids, progress=progress)
+        scores = classifier.linear_scores(encoded.ids)
         require_plausible_numbers(rows, labels, logits, folder.labels.names)
-        held_out = HeldOutRows(logits, labels, rows.fingerprint(), distances, encoded.readable)
+        held_out = HeldOutRows(logits, labels, rows.fingerprint(), distances, encoded.readable, scores)
         source = f"{counted(len(rows), 'row')} of {rows.source}"
+        if linear is not None:
+            linear.save(folder.path)
         made[folder.path] = store_calibration(folder.path, held_out, source, folded=classifier.folded)
         if classifier.off_topic is not None and distances is not None:
             classifier.off_topic.with_reference(distances).save(folder.path / OFF_TOPIC)
         if isinstance(folder, ExportedModel):
             folder.seal_calibration()
     return made
+
+
+def linear_model_for(
+    found: RunFolder | ExportedModel,
+    *,
+    stack: bool,
+    progress: Progress | None = None,
+    **reading: Unpack[Reading],
+) -> LinearModel | None:
+    """The linear model beside the encoder, with its part in the answers or, unless ``stack``, without one.
+
+    It learns from a run's own training rows where the run has none yet, and its part is what the validation
+    rows give it; ``notice`` of the ``reading`` is told. None where there is none to be left out. Raises
+    UserError where the rows are not known, or allow neither.
+    """
+    if not stack:
+        linear = LinearModel.of_folder(found.path, len(found.labels.names))
+        return linear and linear.with_stack(0.0)
+    own = known_rows(
+        found, purpose="a linear model learns from", otherwise="leave out --stack", progress=progress
+    )
+    assert isinstance(found, RunFolder)  # an export knows no rows
+    linear, gain = _fit_stack(found, own, progress)
+    if "notice" in reading and (remark := gain.remark(asked=True)) is not None:
+        reading["notice"](remark)
+    return linear
+
+
+def _fit_stack(run: RunFolder, data: TrainingData, progress: Progress | None) -> tuple[LinearModel, Stack]:
+    classifier, names = RunClassifier(run, progress=progress), run.labels.names
+    linear = classifier.linear
+    if linear is None:
+        opening, closing = classifier.special_tokens
+        sequences, labels = classifier.token_ids(data.train.texts), aligned_labels(data.train, names)
+        seed = run.manifest.seed or 0
+        linear = LinearModel.fit(sequences, labels, len(names), opening=opening, closing=closing, seed=seed)
+    if linear is None or not len(data.validation):
+        raise UserError(
+            f"no linear model can be stacked on {run.path}",
+            found="no validation rows, by which it is found how much it should count"
+            if linear is not None
+            else "training rows of one class, or without a token",
+            fix="leave out --stack, or train with rows held out",
+        )
+    held_out, labels = classifier.token_ids(data.validation.texts), aligned_labels(data.validation, names)
+    logits, _distances = classifier.encoder_outputs(held_out, progress=progress)
+    found = Stack.of(logits, linear.scores(held_out), labels, np.array(data.choosing, dtype=np.int64))
+    return linear.with_stack(found.weight), found
 
 
 def fit_off_topic_score(run: RunFolder, data: TrainingData, progress: Progress | None = None) -> None:

@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from newsdesk import __version__
 from newsdesk.data.duplicates import KNOWN_TEXTS
 from newsdesk.errors import UserError, counted, missing_package
@@ -21,6 +23,7 @@ from newsdesk.exports.parity import (
     ExportQuality,
     Limits,
     Logits,
+    Loss,
     Quality,
     compare,
     measured_with,
@@ -42,7 +45,14 @@ from newsdesk.model.tokenizer_file import open_tokenizer
 from newsdesk.prediction.classifier import Classifier
 from newsdesk.prediction.open_model import RunClassifier, open_model
 from newsdesk.progress import Progress
-from newsdesk.runs.calibration import read_calibration, store_calibration, write_calibration
+from newsdesk.runs.calibration import (
+    Calibration,
+    fit_temperature,
+    read_calibration,
+    read_held_out_rows,
+    store_calibration,
+    write_calibration,
+)
 from newsdesk.runs.exported import (
     MODEL_FILES,
     QUALITY,
@@ -51,6 +61,7 @@ from newsdesk.runs.exported import (
     find_exported,
 )
 from newsdesk.runs.folder import MANIFEST, RunFolder, figures_in, require_not_around_us, require_nothing_else
+from newsdesk.runs.linear_model import LINEAR_MODEL, LinearModel
 from newsdesk.runs.off_topic import OFF_TOPIC
 from newsdesk.stored import write_stored
 
@@ -108,7 +119,7 @@ def export_run(
         write_stored(folder / MANIFEST, manifest)  # enough to open it; the files' hashes come last
         candidate = Candidate(run, kind, folder, model, evidence, reference, observe, progress)
         tried = candidate.write_int8(limits) if limits is not None else [candidate.write_float32()]
-        candidate.fold_temperature()
+        without_linear = candidate.fold_temperature()
         quality = ExportQuality(
             kind=kind,
             setting=tried[-1].setting,
@@ -117,6 +128,7 @@ def export_run(
             tried=tuple(tried),
             measured_with=measured_with(kind),
             limits=limits,
+            without_linear=without_linear,
         )
         write_stored(folder / QUALITY, quality)
         files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
@@ -177,7 +189,8 @@ class Candidate:
         megabytes = self.weights.stat().st_size / 1e6
         rows = self.evidence.validation_rows
         quality = compare(setting, self.reference, logits, self.evidence.labels, megabytes, rows)
-        held_out = self.evidence.held_out(logits, distances, encoded.readable)
+        scores = classifier.linear_scores(encoded.ids)
+        held_out = self.evidence.held_out(logits, distances, encoded.readable, scores)
         if held_out is not None:  # the last to be measured is the one that is taken
             source = f"{counted(len(held_out.labels), 'row')} held out from {self.evidence.examples.source}"
             store_calibration(self.folder, held_out, source)
@@ -186,24 +199,37 @@ class Candidate:
         self.observe(quality)
         return quality
 
-    def fold_temperature(self) -> None:
+    def fold_temperature(self) -> Loss | None:
         """Divide the last layer by the temperature, so that other programs give calibrated probabilities.
 
-        Raises UserError when what newsdesk computes of some rows is not the same as before.
+        They do not know of a linear model: where one is stacked it is the temperature of the encoder alone,
+        and what they lose is returned. Raises UserError when what newsdesk computes of some rows is not the
+        same as before.
         """
-        found = read_calibration(self.folder)
-        if found is None or found.temperature == 1:
-            return
+        found, rows = read_calibration(self.folder), read_held_out_rows(self.folder)
+        if found is None or rows is None:
+            return None
+        temperature, lost = found.temperature, None
+        linear = LinearModel.of_folder(self.folder, len(self.run.labels.names))
+        if linear is not None and linear.stack and rows.linear is not None:
+            alone = rows.logits - np.float32(linear.stack) * rows.linear
+            temperature = fit_temperature(alone, rows.labels)
+            lost = compare("the encoder alone", rows.logits, alone, rows.labels, 0.0).loss
+        if temperature != 1:
+            self._divide_by(temperature, found)
+        return lost
+
+    def _divide_by(self, temperature: float, found: Calibration) -> None:
         texts = self.evidence.examples.texts[:FOLD_ROWS]
         before = self._opened().predict_logits(texts)
         if self.kind == "merged":
-            _divide_head(self.model, found.temperature)
+            _divide_head(self.model, temperature)
             self._save_merged()
         else:
             import onnx
 
-            write_onnx(dividing(onnx.load(self.weights), found.temperature), self.weights)
-        write_calibration(self.folder, replace(found, folded=found.temperature))
+            write_onnx(dividing(onnx.load(self.weights), temperature), self.weights)
+        write_calibration(self.folder, replace(found, folded=temperature))
         after = self._opened().predict_logits(texts)
         setting = f"{self.kind} with its temperature in its weights"
         require_exact(compare(setting, before, after, self.evidence.labels[:FOLD_ROWS], 0.0))
@@ -257,8 +283,9 @@ def _write_common(run: RunFolder, kind: Kind, model: PreTrainedModel, folder: Pa
     run.labels.write(folder)
     if run.off_topic.is_file():  # measured again, by the features that the exported model computes
         shutil.copyfile(run.off_topic, folder / OFF_TOPIC)
-    if (run.path / KNOWN_TEXTS).is_file():
-        shutil.copyfile(run.path / KNOWN_TEXTS, folder / KNOWN_TEXTS)
+    for name in (KNOWN_TEXTS, LINEAR_MODEL):
+        if (run.path / name).is_file():
+            shutil.copyfile(run.path / name, folder / name)
 
 
 def _for_transformers_4(settings: dict[str, Any], tokenizer: Path) -> dict[str, Any]:

@@ -62,7 +62,11 @@ class Evidence:
         return self.examples.labels
 
     def held_out(
-        self, logits: Logits, distances: NDArray[np.float32] | None, readable: NDArray[np.bool_]
+        self,
+        logits: Logits,
+        distances: NDArray[np.float32] | None,
+        readable: NDArray[np.bool_],
+        linear: Logits | None = None,
     ) -> HeldOutRows | None:
         """What was computed of the rows that nothing was learned from or chosen by, of all rows' outputs.
 
@@ -73,7 +77,10 @@ class Evidence:
             return None
         fingerprint = self.examples.select(range(count)).fingerprint()
         distances = None if distances is None else distances[:count]
-        return HeldOutRows(logits[:count], self.labels[:count], fingerprint, distances, readable[:count])
+        linear = None if linear is None else linear[:count]
+        return HeldOutRows(
+            logits[:count], self.labels[:count], fingerprint, distances, readable[:count], linear
+        )
 
     @property
     def facts(self) -> EvidenceFacts:
@@ -238,6 +245,8 @@ class ExportQuality:
         run_accuracy: the run's own accuracy on these rows, 0 to 1.
         tried: every setting that was measured; the last is the one taken.
         limits: what it was allowed to lose; None for kinds that lose nothing.
+        without_linear: what programs other than newsdesk lose on the calibration rows, which compute the
+            encoder without the linear model stacked on it; None where none is, or there are no such rows.
     """
 
     kind: Kind
@@ -247,6 +256,7 @@ class ExportQuality:
     tried: tuple[Quality, ...]
     measured_with: Measurer
     limits: Limits | None = field(default=None, metadata=OPTIONAL)
+    without_linear: Loss | None = field(default=None, metadata=OPTIONAL)
 
 
 def compare(
@@ -387,6 +397,14 @@ def render_tried(tried: Sequence[Quality], rows: EvidenceFacts, limits: Limits |
         f"measured on {measured}: {_OF_TRAINING_ROWS}",
         f"on the validation rows alone: {alone}",
     ]
+
+
+def render_without_linear(loss: Loss) -> str:
+    """What other programs lose, a sentence."""
+    return (
+        "programs other than newsdesk compute the encoder without the linear model stacked on it: "
+        f"{100 * loss.lost:+.2f} points lost{_interval_of(loss)} on {counted(loss.rows, 'calibration row')}"
+    )
 
 
 def _interval_of(loss: Loss | None) -> str:

@@ -116,7 +116,8 @@ class TextTokenizer:
 
     Attributes:
         max_length: tokens that are kept of a text, special tokens included; None: all of them.
-        closing_ids: ids of the special tokens that end every text.
+        opening: how many special tokens begin every text.
+        closing_ids: ids of the special tokens that end it.
     """
 
     def __init__(
@@ -143,7 +144,7 @@ class TextTokenizer:
         tokenizer.no_padding()
         tokenizer.no_truncation()  # `encode_whole` cuts, and so knows how long a text was
         self._tokenizer = tokenizer
-        self._opening, self.closing_ids = _special_tokens_around_text(tokenizer)
+        self.opening, self.closing_ids = _special_tokens_around_text(tokenizer)
         # The mark that SentencePiece puts before a word says as little as the unknown token.
         self._unknown = {_unknown_id(tokenizer), tokenizer.token_to_id("\u2581")}
         self.max_length = max_length
@@ -182,7 +183,7 @@ class TextTokenizer:
             ids.append(np.array(self._cut(whole), dtype=np.int64))
         self._require_known(ids)
         reasons = tuple(map(self._reason_unreadable, cleaned, ids))
-        special = self._opening + len(self.closing_ids)
+        special = self.opening + len(self.closing_ids)
         return Encoded(ids, lengths, reasons, _unknown_id(self._tokenizer), special)
 
     def _encodings(self, texts: Sequence[str], *, with_offsets: bool = False) -> Iterator[Encoding]:
@@ -257,7 +258,7 @@ class TextTokenizer:
         """Why a text has nothing to classify; None where it has."""
         if all(unicodedata.category(character)[0] in "ZC" for character in text):
             return EMPTY_TEXT  # spaces, control characters and the like
-        content = ids[self._opening : len(ids) - len(self.closing_ids)].tolist()
+        content = ids[self.opening : len(ids) - len(self.closing_ids)].tolist()
         return NO_KNOWN_TOKEN if all(token in self._unknown for token in content) else None
 
 

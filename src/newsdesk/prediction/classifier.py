@@ -27,6 +27,7 @@ from newsdesk.runs.calibration import (
     softmax,
 )
 from newsdesk.runs.folder import Labels
+from newsdesk.runs.linear_model import LinearModel
 from newsdesk.runs.off_topic import OFF_TOPIC, OffTopicScore
 
 _DECIDES_NOTHING = (
@@ -44,6 +45,8 @@ class Classifier(ABC):
         engine: what computes it, in a few words.
         off_topic: measures how untypical a text is of the training topics; None: there is no such score.
         calibration: the temperature it predicts with, and how that was found; None: it predicts with 1.
+        linear: the linear model beside the encoder, whose scores are a part of the answers where they are
+            stacked; None: there is none.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Classifier(ABC):
         self.engine = engine
         self.calibration: Calibration | None = read_calibration(path)
         self.off_topic = OffTopicScore.of_folder(path)
+        self.linear = LinearModel.of_folder(path, len(labels.names))
         self._tokenizer = tokenizer
 
     @property
@@ -63,14 +67,32 @@ class Classifier(ABC):
         """Tokens that it reads of a text, special ones included."""
         return self._tokenizer.max_length
 
+    @property
+    def special_tokens(self) -> tuple[int, int]:
+        """How many special tokens begin and end every text."""
+        return self._tokenizer.opening, len(self._tokenizer.closing_ids)
+
     @abstractmethod
-    def outputs(
+    def encoder_outputs(
         self, sequences: Sequence[TokenIds], *, progress: Progress | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Logits (rows, classes) of token ids, in their order, and distances (rows,) by ``off_topic``.
 
         The distances are None where ``off_topic`` is.
         """
+
+    def outputs(
+        self, sequences: Sequence[TokenIds], *, progress: Progress | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """What the encoder computes, with the scores of a linear model added where one is stacked."""
+        logits, distances = self.encoder_outputs(sequences, progress=progress)
+        if self.linear is not None and self.linear.stack:
+            logits = self.linear.stacked(logits, self.linear.scores(sequences))
+        return logits, distances
+
+    def linear_scores(self, sequences: Sequence[TokenIds]) -> NDArray[np.float32] | None:
+        """The linear model's scores of token ids, (rows, classes); None where there is none."""
+        return None if self.linear is None else self.linear.scores(sequences)
 
     def require_numbers(self, logits: NDArray[np.float32]) -> None:
         """Raise UserError where the classifier computes what is no finite number: its weights are damaged."""

@@ -133,7 +133,7 @@ class ExportedClassifier(Classifier):
         # The outputs of a graph that a batch is computed for.
         self._wanted: tuple[str, ...] = (LOGITS,) if self.off_topic is None else (LOGITS, FEATURES)
 
-    def outputs(
+    def encoder_outputs(
         self, sequences: Sequence[TokenIds], *, progress: Progress | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """See Classifier; rows of like length share a batch."""
@@ -402,7 +402,7 @@ class RunClassifier(Classifier):
         super().__init__(run.path, labels, run.manifest.files, tokenizer, engine)
         self.run = run
 
-    def outputs(
+    def encoder_outputs(
         self, sequences: Sequence[TokenIds], *, progress: Progress | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """See Classifier."""

@@ -21,6 +21,7 @@ from newsdesk.metrics import Metrics
 from newsdesk.model.catalog import BASE_MODELS
 from newsdesk.runs.calibration import Calibration, read_calibration
 from newsdesk.runs.folder import Labels, RunFolder
+from newsdesk.runs.linear_model import LinearModel
 from newsdesk.runs.log import Finished, Started, read_log
 from newsdesk.runs.manifest import Manifest
 
@@ -85,6 +86,7 @@ class RunFacts:
         splits: evaluations by split, as in metrics.json.
         calibration: the temperature and what it was fitted on; None for a run without.
         tells_off_topic: whether the run can recognise off-topic texts.
+        is_stacked: whether a linear model has a part in its answers.
         started: the log's first event; None where it cannot be read.
         seconds: how long training took; None where the log does not say.
         parameters: numbers stored in the adapter: factors, head and whatever else was trained.
@@ -98,6 +100,7 @@ class RunFacts:
     splits: Mapping[str, Evaluation]
     calibration: Calibration | None
     tells_off_topic: bool
+    is_stacked: bool
     started: Started | None
     seconds: float | None
     parameters: int | None
@@ -106,6 +109,7 @@ class RunFacts:
     def of(cls, run: RunFolder, repo_id: str | None = None) -> RunFacts:
         """Read a finished run. Raises UserError for files that are missing or damaged."""
         started, seconds = _beginning_and_duration(run.log)
+        linear = LinearModel.of_folder(run.path, len(run.labels.names))
         return cls(
             name=repo_id.rpartition("/")[2] if repo_id else run.path.resolve().name,
             repo_id=repo_id,
@@ -115,6 +119,7 @@ class RunFacts:
             splits=read_metrics(run.metrics),
             calibration=read_calibration(run.path),
             tells_off_topic=run.off_topic.is_file(),
+            is_stacked=linear is not None and linear.stack > 0,
             started=started,
             seconds=seconds,
             parameters=_stored_parameters(run.adapter / "adapter_model.safetensors"),

@@ -22,6 +22,7 @@ from newsdesk.reports.facts import RunFacts
 from newsdesk.reports.model_card import card_text, existing_card, require_readable_metadata
 from newsdesk.runs.exported import KINDS, find_exported
 from newsdesk.runs.folder import CARD, LABELS, MANIFEST, RunFolder, open_run
+from newsdesk.runs.linear_model import LINEAR_MODEL
 from newsdesk.runs.manifest import Manifest
 from newsdesk.stored import read_stored, stored_bytes
 
@@ -35,7 +36,15 @@ COMMIT_SECONDS = 30.0
 
 _PARTS = (
     *("labels.json", "log.jsonl", "metrics.json", "recipe.toml"),
-    *("adapter/*", "tokenizer/*", "calibration.*", "off_topic.*", "known_texts.*", "predictions-*.csv"),
+    *(
+        "adapter/*",
+        "tokenizer/*",
+        "calibration.*",
+        "off_topic.*",
+        "linear_model.*",
+        "known_texts.*",
+        "predictions-*.csv",
+    ),
 )
 """The files that a run is used, explained and compared with; everything else in its folder stays."""
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -237,6 +246,10 @@ def _notes(run: RunFolder) -> tuple[str, ...]:
     if facts.base_on_hub is None:
         notes.append(
             f"the base model {facts.base} is not on the Hub: without it, nobody can use these adapters"
+        )
+    if facts.is_stacked:
+        notes.append(
+            f"with {LINEAR_MODEL}, newsdesk adds a linear model to the encoder; peft alone answers without it"
         )
     if (run.path / KNOWN_TEXTS).is_file():
         notes.append(f"with {KNOWN_TEXTS}, whoever has a text can tell whether the run was trained on it")

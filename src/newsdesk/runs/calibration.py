@@ -34,6 +34,8 @@ class HeldOutRows:
             where there is no such score, or an earlier version kept none.
         readable: bool of shape (rows,), whether the text can be classified: others get no answer and no
             promise. None: not known, as in an earlier version, and all count as readable.
+        linear: float32 of shape (rows, classes), the scores of the linear model beside the encoder; None
+            where there is none.
 
     Raises ValueError when logits, labels and the others do not line up, or a logit is no finite number.
     """
@@ -43,6 +45,7 @@ class HeldOutRows:
     sha256: str
     distances: NDArray[np.float32] | None = None
     readable: NDArray[np.bool_] | None = None
+    linear: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be calibrated on."""
@@ -55,6 +58,10 @@ class HeldOutRows:
         for name, column in (("distances", self.distances), ("readable", self.readable)):
             if column is not None and column.shape != self.labels.shape:
                 raise ValueError(f"{name} of shape {column.shape} for {len(self.labels)} rows")
+        if self.linear is not None and self.linear.shape != self.logits.shape:
+            raise ValueError(f"linear of shape {self.linear.shape} for logits of {self.logits.shape}")
+        if self.linear is not None and not np.isfinite(self.linear).all():
+            raise ValueError("scores of the linear model that are not finite numbers")
 
 
 @dataclass(frozen=True)
@@ -186,6 +193,8 @@ def write_held_out_rows(folder: Path, rows: HeldOutRows) -> None:
         tensors["distances"] = np.ascontiguousarray(rows.distances, dtype=np.float32)
     if rows.readable is not None:
         tensors["readable"] = np.ascontiguousarray(rows.readable, dtype=np.bool_)
+    if rows.linear is not None:
+        tensors["linear"] = np.ascontiguousarray(rows.linear, dtype=np.float32)
     write_bytes(folder / CALIBRATION_ROWS, save(tensors, metadata={"sha256": rows.sha256}))
 
 
@@ -212,7 +221,7 @@ def read_held_out_rows(folder: Path) -> HeldOutRows | None:
         with open_tensors(path) as file:
             sha256 = (file.metadata() or {})["sha256"]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            optional = (tensors.get(name) for name in ("distances", "readable"))
+            optional = (tensors.get(name) for name in ("distances", "readable", "linear"))
             return HeldOutRows(tensors["logits"], tensors["labels"], sha256, *optional)
     except (SafetensorError, KeyError, ValueError, OSError, TypeError) as error:
         raise damaged(path, str(error), fix=_FIX) from None

@@ -12,6 +12,7 @@ from newsdesk.errors import UserError
 from newsdesk.files import damaged, read_json, require_no_way_out, sha256_of
 from newsdesk.runs.calibration import CALIBRATION, CALIBRATION_ROWS
 from newsdesk.runs.folder import MANIFEST, TOP_NAMES, ModelFolder
+from newsdesk.runs.linear_model import LINEAR_MODEL
 from newsdesk.runs.manifest import ExportedRun, require_paths_inside
 from newsdesk.runs.off_topic import OFF_TOPIC
 from newsdesk.stored import read_stored, write_stored
@@ -35,7 +36,7 @@ QUALITY = "quality.json"
 """The figures by which the gate let an export pass."""
 
 _MOST_TOKENS = 1 << 23
-_FITTED = (CALIBRATION, CALIBRATION_ROWS, OFF_TOPIC)
+_FITTED = (CALIBRATION, CALIBRATION_ROWS, OFF_TOPIC, LINEAR_MODEL)
 """What is fitted on held-out rows, and may be again after the export."""
 
 

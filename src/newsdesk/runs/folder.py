@@ -30,6 +30,7 @@ from newsdesk.files import (
     write_text,
 )
 from newsdesk.runs.calibration import CALIBRATION, CALIBRATION_ROWS
+from newsdesk.runs.linear_model import LINEAR_MODEL
 from newsdesk.runs.manifest import Manifest
 from newsdesk.runs.off_topic import OFF_TOPIC
 from newsdesk.runs.ready_made import located, ready_made
@@ -50,7 +51,7 @@ _OF_TRAINING = {
     *(f"tokenizer/{name}" for name in ("vocab.json", "merges.txt", "tokenizer.model", "spiece.model")),
 }
 """What an unfinished run keeps when it is resumed; the rest belongs to a state that will not be the last."""
-_OF_THE_END = {METRICS, CALIBRATION, CALIBRATION_ROWS, OFF_TOPIC, KNOWN_TEXTS}
+_OF_THE_END = {METRICS, CALIBRATION, CALIBRATION_ROWS, OFF_TOPIC, LINEAR_MODEL, KNOWN_TEXTS}
 _CHECKPOINT = re.compile(r"checkpoints/step-\d+-[0-9a-f]+\.safetensors")
 _PREDICTIONS = re.compile(r"predictions-(.+)\.csv")
 _PART = re.compile(r"\..+\.part")

@@ -14,7 +14,7 @@ from newsdesk.config import ModelSection, TrainingSection
 from newsdesk.data.examples import LEAST_FIGURES, Examples
 from newsdesk.data.load import TrainingData
 from newsdesk.data.words import VocabularyFit
-from newsdesk.errors import counted
+from newsdesk.errors import UserError, counted
 from newsdesk.metrics import wilson_interval
 from newsdesk.model.tokenizer import Encoded
 from newsdesk.training.batches import Schedule
@@ -127,8 +127,15 @@ def remarks_on_rows(
 ) -> list[str]:
     """What to know of rows and steps before training, a sentence each.
 
-    ``encoded`` and ``vocabulary`` are of the training rows, or of a sample; None without a tokenizer.
+    ``encoded`` and ``vocabulary`` are of the training rows, or of a sample; None without a tokenizer. Raises
+    UserError where a linear model is to be stacked by rows that there are not.
     """
+    if model.linear == "stack" and not len(data.validation):
+        raise UserError(
+            "without validation rows it cannot be found how much a linear model should count",
+            found="model.linear = stack, and no row held out",
+            fix="give some with --valid FILE or --set data.validation_share=0.1, or leave out --stack",
+        )
     remarks = list(data.notes)
     if vocabulary is not None and vocabulary.warning is not None:
         remarks.append(vocabulary.warning)

@@ -47,6 +47,7 @@ from newsdesk.runs.folder import (
     staged,
     working_folder,
 )
+from newsdesk.runs.linear_model import LinearModel, Stack
 from newsdesk.runs.log import (
     Event,
     EventLog,
@@ -194,6 +195,7 @@ class _Training:
         self.store = AdapterStore(model, self.base.reference)
         encoded, held_out = tokenizer.encode_whole(train.texts), tokenizer.encode_whole(validation.texts)
         self.readable = held_out.readable
+        self.special = tokenizer.opening, len(tokenizer.closing_ids)
         self.loop = TrainingLoop(
             Network(model, device, precision, compiled=recipe.training.compile == "on"),
             EncodedRows(encoded.ids, class_ids(train)),
@@ -274,15 +276,15 @@ class _Training:
             for event in loop.events(stopped):
                 if isinstance(event, Finished) or (isinstance(event, Validation) and event.best):
                     self.store.save(self.run.adapter)
+                events: list[Event] = [event]
                 if isinstance(event, Finished):
                     KnownTexts.of(self.data.train.texts, self.data.validation.texts).save(self.run.path)
-                    # Who interrupts will not wait for the score.
+                    # Who interrupts will not wait for the rest.
                     wanted = self.part is None or self.part.with_score
-                    self._keep_what_is_fitted(with_score=wanted and event.reason != "interrupted")
-                if isinstance(event, Started):
+                    in_full = wanted and event.reason != "interrupted"
+                    events = [*self._keep_what_is_fitted(in_full=in_full), event]
+                elif isinstance(event, Started):
                     events = [replace(event, read_as=self.data.read_as), *before]
-                else:
-                    events = [event]
                 for each in events:
                     log.write(each)
                     observe(each)
@@ -294,12 +296,15 @@ class _Training:
             self.part.at_end(loop)
         return event
 
-    def _keep_what_is_fitted(self, *, with_score: bool) -> None:
-        """Fit temperature and off-topic score of the kept state on rows that it was not chosen by, if any."""
+    def _keep_what_is_fitted(self, *, in_full: bool) -> list[Remark]:
+        """Fit temperature and off-topic score of the kept state on rows that it was not chosen by, if any.
+
+        And, on the training rows, the linear model beside it. The events are remarks on that.
+        """
         loop = self.loop
         calibrating, choosing = loop.held_out.calibrating, len(loop.held_out.choosing)
-        fitted = None
-        if with_score:
+        fitted, linear = None, None
+        if in_full:
 
             def features_of(sequences: Sequence[TokenIds]) -> NDArray[np.float32]:
                 batch_size = 2 * loop.training.batch_size
@@ -307,21 +312,50 @@ class _Training:
 
             held_out = [loop.validation.token_ids[row] for row in calibrating]
             fitted = off_topic_score(features_of, loop.rows.token_ids, loop.rows.labels, held_out)
+            linear = self._linear_model()
         if fitted is not None:
             fitted[0].save(self.run.off_topic)
-        if loop.best_logits is None:
-            return
+        remark = None
+        logits, scores = loop.best_logits, None
+        if linear is not None:
+            if logits is not None:
+                scores = linear.scores(loop.validation.token_ids)
+                stack = Stack.of(logits, scores, loop.validation.labels, loop.held_out.choosing)
+                asked = self.resolved.recipe.model.linear == "stack"
+                linear, remark = linear.with_stack(stack.weight if asked else 0.0), stack.remark(asked=asked)
+                logits = linear.stacked(logits, scores)
+            linear.save(self.run.path)
+        remarks = [] if remark is None else [Remark(remark)]
+        if logits is None:
+            return remarks
         rows = self.data.validation.select(calibrating)
         others = f", not those {choosing:,} that chose the state" if choosing else ""
         source = f"{counted(len(rows), 'validation row')} of {rows.source}{others}"
         answers = HeldOutRows(
-            loop.best_logits[calibrating],
+            logits[calibrating],
             class_ids(rows),
             rows.fingerprint(),
             distances=None if fitted is None else fitted[1],
             readable=self.readable[calibrating],
+            linear=None if scores is None else scores[calibrating],
         )
         store_calibration(self.run.path, answers, f"{source}, computed in {loop.network.precision}")
+        return remarks
+
+    def _linear_model(self) -> LinearModel | None:
+        """The linear model beside the encoder, learned from all training rows; None where none is wanted."""
+        model, training = self.resolved.recipe.model, self.resolved.recipe.training
+        if model.linear == "off" or (model.linear == "auto" and not training.baseline):
+            return None
+        opening, closing = self.special
+        return LinearModel.fit(
+            self.loop.rows.token_ids,
+            self.loop.rows.labels,
+            len(self.data.train.label_names),
+            opening=opening,
+            closing=closing,
+            seed=training.seed,
+        )
 
     def manifest(self, finished: Finished) -> Manifest:
         """What the manifest says besides the files' hashes."""
