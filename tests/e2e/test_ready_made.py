@@ -67,6 +67,7 @@ def finished(here, desk, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "finished"
     package.train(out=out, flags=flags, overrides=settings)
     package.evaluate(out, str(desk.test))
+    package.evaluate(out, str(desk.train), split="learned")  # is not shipped
     return out
 
 
@@ -106,6 +107,7 @@ def test_what_is_made_names_no_place_and_keeps_the_figures(installed, finished, 
         "split off ag_news",
     )
     assert run.manifest.data.train.sha256 == before.manifest.data.train.sha256
+    assert list(facts.splits) == ["test"]
     assert facts.splits["test"].metrics == RunFacts.of(before).splits["test"].metrics
     assert (facts.calibration.temperature, facts.started.rows) == (
         RunFacts.of(before).calibration.temperature,
@@ -257,6 +259,10 @@ def test_programs_load_it_by_name(installed, tmp_path):
 
 def test_the_list_shows_what_is_known(newsdesk, installed):
     (row,) = newsdesk("models", "list", "--json").json["classifiers"]
-    assert (row["name"], row["base"], row["texts"]) == (NAME, "desk/tiny-bert", DATA_SETS["ag_news"].licence)
+    assert (row["name"], row["base"], row["data licence"]) == (
+        NAME,
+        "desk/tiny-bert",
+        DATA_SETS["ag_news"].licence,
+    )
     assert row["accuracy_interval"][0] < row["accuracy"] <= row["accuracy_interval"][1]
     assert f"{100 * row['accuracy']:.2f} %" in newsdesk("models", "list").lines[2]

@@ -216,7 +216,7 @@ def _ready_made_rows() -> Iterator[dict[str, Any]]:
             "accuracy_interval": measured.accuracy_interval,
             "rows": measured.rows,
             "base": run.manifest.base.name,
-            "texts": run.manifest.data.licence if run.manifest.data else None,
+            "data licence": run.manifest.data.licence if run.manifest.data else None,
             "description": known.description,
         }
 
