@@ -47,6 +47,7 @@ def train(
     flags: Mapping[str, Any] | None = None,
     overrides: Iterable[str] = (),
     observe: Callable[[Event], None] = lambda _event: None,
+    track: str | Sequence[str] | None = None,
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
@@ -62,6 +63,8 @@ def train(
         flags: dotted recipe keys and values, such as ``{"training.epochs": 2.0}``.
         overrides: the same as texts, ``section.key=value``.
         observe: called with every training event.
+        track: where to show the training: ``tensorboard``, ``mlflow``, ``wandb``, or several of them. What
+            they fail in is a remark given to ``observe``.
         overwrite: replace a run that is at ``out`` already, once the new one has finished.
         resume: continue the training at ``out``; with neither recipe, flags nor overrides, by its own recipe.
         progress: called while base model and data are fetched.
@@ -71,27 +74,31 @@ def train(
         UserError: for anything that recipe, data or machine do not allow, in words for the user.
     """
     from newsdesk.reports.model_card import refresh_card
-    from newsdesk.training import rank
+    from newsdesk.reports.tracking import Tracking
+    from newsdesk.training import rank, restarted
 
     out = Path(out)
     if recipe is None or isinstance(recipe, str):
         recipe = recipe_for(out, recipe, flags, overrides, resume=resume)
-    with needing_train_extra("training"):
+    with (
+        needing_train_extra("training"),
+        Tracking(track, out, observe, resume=resume or restarted()) as tracking,
+    ):
         from newsdesk.training.run import run_training  # the first import of torch
 
         run = run_training(
             recipe,
             out,
-            observe=observe,
+            observe=tracking.observe,
             overwrite=overwrite,
             resume=resume,
             progress=progress,
             tables=tables,
         )
-    # Of processes that train together the first one alone writes; a run that waits to replace another has no
-    # card yet.
-    if rank() == 0 and run.path == out:
-        refresh_card(run, retrained=True)
+        # The lead alone writes; a run that waits to replace another has no card yet.
+        if rank() == 0 and run.path == out:
+            refresh_card(run, retrained=True)
+        tracking.finish(run)
     return run
 
 
@@ -139,6 +146,7 @@ def evaluate(
     split: str = "test",
     baseline: bool = False,
     with_text: bool = False,
+    tell: Callable[[str], None] = lambda _sentence: None,
     progress: Progress | None = None,
     **reading: Unpack[Reading],
 ) -> Evaluation:
@@ -151,6 +159,7 @@ def evaluate(
         data, split: named data set, folder, file or table, and which of its splits; the key in metrics.json.
         baseline: also fit TF-IDF + linear SVM on the run's own training rows, and compare.
         with_text: put the texts into the predictions file.
+        tell: called with why a tracker of the run did not get the figures, a sentence each.
         progress: called while things are fetched, and with the rows done.
         reading: ``text``, ``label``, ``template``, ``dialect``, ``unknown_labels``: how columns and labels
             are read, as for :func:`evaluation_rows`.
@@ -162,6 +171,7 @@ def evaluate(
     from newsdesk.evaluation.predicted_rows import predictions_path, write_evaluated_rows
     from newsdesk.evaluation.rows import baseline_of, evaluation_rows, known_texts_of
     from newsdesk.reports.model_card import refresh_card
+    from newsdesk.reports.tracking import track_evaluation
 
     run = find_model(run_path)
     target = predictions_path(run.path, split)
@@ -191,6 +201,7 @@ def evaluate(
     write_metrics(evaluation, run.metrics)
     if isinstance(run, RunFolder):
         refresh_card(run)
+        track_evaluation(run, tell)
     return evaluation
 
 

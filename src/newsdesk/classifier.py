@@ -85,6 +85,7 @@ class TextClassifier:
         stack: bool = False,
         settings: Mapping[str, Any] | None = None,
         progress: bool | None = None,
+        track: str | Sequence[str] | None = None,
     ) -> None:
         """Say what to train; nothing is checked or loaded before `fit`.
 
@@ -103,6 +104,7 @@ class TextClassifier:
             stack: add the scores of a linear model, which learns in seconds, to the encoder's.
             settings: any other recipe keys, such as ``{"lora.targets": ("all-linear",)}``.
             progress: show a bar while training; None: in notebooks and terminals.
+            track: where to show the training: ``tensorboard``, ``mlflow``, ``wandb``, or several of them.
         """
         self.base = base
         self.recipe = recipe
@@ -119,6 +121,7 @@ class TextClassifier:
         self.stack = stack
         self.settings = settings
         self.progress = progress
+        self.track = track
 
     def fit(self, X: Any, y: Any, validation: tuple[Any, Any] | None = None) -> Self:  # noqa: N803
         """Train on texts (rows,) and their labels (rows,).
@@ -128,6 +131,7 @@ class TextClassifier:
         parameters that cannot be trained on.
         """
         from newsdesk import api
+        from newsdesk.reports.tracking import Tracking
 
         labels = _one_each(y, "labels")
         table = _table(_texts(X), labels)
@@ -137,15 +141,20 @@ class TextClassifier:
         folder = tempfile.mkdtemp(prefix="newsdesk-")
         finalizer = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         try:
-            with _shown(self.progress) as observe:
+            out, name = Path(folder) / "run", Path(self.recipe).stem
+            with (
+                _shown(self.progress) as observe,
+                Tracking(self.track, out, observe, name=name) as tracking,
+            ):
                 run = api.train(
                     self.recipe,
-                    out=Path(folder) / "run",
+                    out=out,
                     flags=self._flags(held_out is not None),
-                    observe=observe,
+                    observe=tracking.observe,
                     tables=(table, held_out),
                 )
-            run.write_kind(_kind_of(labels))
+                run.write_kind(_kind_of(labels))
+                tracking.finish(run)
         except BaseException:
             finalizer()
             raise

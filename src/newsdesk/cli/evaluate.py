@@ -52,7 +52,7 @@ def evaluate(run: Path, data: str, split: str, as_json: bool, **settings: Any) -
     from newsdesk.runs.ready_made import located, name_of
 
     with shown_progress() as progress:
-        result = api.evaluate(run, data, split=split, progress=progress, **settings)
+        result = api.evaluate(run, data, split=split, tell=notice, progress=progress, **settings)
     if as_json:
         say(result.to_dict())
         return

@@ -101,6 +101,12 @@ _RECIPE_FLAGS = (
 @verb()
 @recipe_flags
 @flag("--out", type=PATH, help="The run folder to write.", metavar="RUN")
+@flag(
+    "--track",
+    multiple=True,
+    type=click.Choice(("tensorboard", "mlflow", "wandb")),
+    help="Show the training there, too; may be repeated.",
+)
 @flag("--overwrite", is_flag=True, help="Replace the run at --out, once the new one is finished.")
 @flag("--resume", is_flag=True, help="Continue the training at --out, with its own recipe.")
 @flag(
@@ -112,6 +118,7 @@ def train(
     flags: dict[str, Any],
     overrides: tuple[str, ...],
     out: Path | None,
+    track: tuple[str, ...],
     overwrite: bool,
     resume: bool,
     dry_run: bool,
@@ -138,12 +145,10 @@ def train(
         return
     if out is None:
         raise click.UsageError("Missing option '--out': the folder that the run is written to.")
-    _train_and_tell(resolved, out, overwrite=overwrite, resume=resume, as_json=as_json)
+    _train_and_tell(resolved, out, as_json=as_json, track=track, overwrite=overwrite, resume=resume)
 
 
-def _train_and_tell(
-    resolved: ResolvedRecipe, out: Path, *, overwrite: bool, resume: bool, as_json: bool
-) -> None:
+def _train_and_tell(resolved: ResolvedRecipe, out: Path, *, as_json: bool, **settings: Any) -> None:
     """Train with a display; of several processes that train together only the first one shows anything."""
     from newsdesk.api import train as training
     from newsdesk.cli.display import TrainingDisplay
@@ -153,9 +158,7 @@ def _train_and_tell(
     console = terminal()
     console.quiet = rank() > 0
     with shown_progress(console) as progress, TrainingDisplay(console) as display:
-        run = training(
-            resolved, out=out, observe=display.show, overwrite=overwrite, resume=resume, progress=progress
-        )
+        run = training(resolved, out=out, observe=display.show, progress=progress, **settings)
     if rank() > 0:
         return
     interrupted = run.manifest.is_interrupted

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from newsdesk.errors import missing_package
+from newsdesk.evaluation.evaluate import Evaluation
 from newsdesk.metrics import Metrics
 from newsdesk.prediction.abstention import RiskCoverage
 from newsdesk.reports.content import EvaluationContent, Lengths, Missing, ReportContent, TrainingContent
@@ -174,6 +175,20 @@ def draw_charts(content: ReportContent) -> tuple[Chart, ...]:
         return tuple(_charts(content))
 
 
+def draw_training(training: TrainingContent) -> tuple[Chart, ...]:
+    """The charts of a training alone. Raises UserError where matplotlib is missing."""
+    with drawing_style():
+        return tuple(_of_training(training))
+
+
+def draw_evaluation(measured: Evaluation) -> tuple[Chart, ...]:
+    """The charts that figures alone are enough for. Raises UserError where matplotlib is missing."""
+    with drawing_style():
+        matrix = _confusion_matrix(measured.metrics)
+        curve = measured.risk_coverage
+        return (matrix,) if curve is None else (matrix, _risk_coverage(curve))
+
+
 def _charts(content: ReportContent) -> Iterator[Chart]:
     evaluation, training = content.evaluation, content.training
     if isinstance(evaluation, EvaluationContent):
@@ -184,10 +199,14 @@ def _charts(content: ReportContent) -> Iterator[Chart]:
         if isinstance(evaluation.lengths, Lengths):
             yield _length_accuracy(evaluation.lengths, metrics.accuracy, content.facts.labels.max_length)
     if isinstance(training, TrainingContent):
-        yield _loss(training)
-        if training.validations:
-            yield _validation_accuracy(training)
-        yield _learning_rate(training)
+        yield from _of_training(training)
+
+
+def _of_training(training: TrainingContent) -> Iterator[Chart]:
+    yield _loss(training)
+    if training.validations:
+        yield _validation_accuracy(training)
+    yield _learning_rate(training)
 
 
 def _confusion_matrix(metrics: Metrics) -> Chart:

@@ -151,11 +151,29 @@ def read_log(path: Path, *kinds: type[Event]) -> Iterator[Logged]:
 
     Raises UserError for a log that is missing, or damaged in a line that is read.
     """
-    wanted = {kind.__name__.lower(): kind for kind in kinds or get_args(Event)}
     try:
         lines = read_regular(path, _LARGEST_LOG).decode().splitlines()
     except (OSError, ValueError) as error:
         raise damaged(path, str(error), fix=_FIX) from None
+    yield from _events(path, lines, kinds)
+
+
+def read_added(path: Path, start: int) -> tuple[list[Logged], int]:
+    """The events after the first ``start`` bytes of a log that is still being written, and where they end.
+
+    A line that is not whole yet is left for the next time. Raises UserError as :func:`read_log` does.
+    """
+    try:
+        added = read_regular(path, _LARGEST_LOG)[start:]
+        whole = added[: added.rfind(b"\n") + 1]
+        lines = whole.decode().splitlines()
+    except (OSError, ValueError) as error:
+        raise damaged(path, str(error), fix=_FIX) from None
+    return list(_events(path, lines)), start + len(whole)
+
+
+def _events(path: Path, lines: list[str], kinds: tuple[type[Event], ...] = ()) -> Iterator[Logged]:
+    wanted = {kind.__name__.lower(): kind for kind in kinds or get_args(Event)}
     for number, line in enumerate(lines, start=1):
         try:
             record = parsed_json(line)
