@@ -10,7 +10,7 @@ from newsdesk.errors import UserError
 from newsdesk.prediction.open_model import find_model, needing_train_extra, open_model
 from newsdesk.prediction.predictions import Predictions
 from newsdesk.runs.calibration import softmax
-from newsdesk.runs.folder import RunFolder, open_run
+from newsdesk.runs.folder import ModelFolder, RunFolder, open_run
 from newsdesk.runs.ready_made import name_of, require_own
 
 # Predicting one text must not wait for what trains and evaluates: that is imported where it is used.
@@ -167,11 +167,9 @@ def evaluate(
     Raises:
         UserError: when run, base model or rows cannot be used together.
     """
-    from newsdesk.evaluation.evaluate import evaluate_examples, write_metrics
+    from newsdesk.evaluation.evaluate import evaluate_examples
     from newsdesk.evaluation.predicted_rows import predictions_path, write_evaluated_rows
     from newsdesk.evaluation.rows import baseline_of, evaluation_rows, known_texts_of
-    from newsdesk.reports.model_card import refresh_card
-    from newsdesk.reports.tracking import track_evaluation
 
     run = find_model(run_path)
     target = predictions_path(run.path, split)
@@ -194,15 +192,23 @@ def evaluate(
         encoded=encoded,
         learned=None if known is None else known.learned_rows(rows.texts),
     )
-    if name_of(run.path):
-        return evaluation
-    names = evaluation.metrics.label_names
-    write_evaluated_rows(probabilities, rows, names, target, with_text=with_text)
-    write_metrics(evaluation, run.metrics)
-    if isinstance(run, RunFolder):
-        refresh_card(run)
-        track_evaluation(run, tell)
+    if not name_of(run.path):
+        names = evaluation.metrics.label_names
+        write_evaluated_rows(probabilities, rows, names, target, with_text=with_text)
+        _keep(evaluation, run, tell)
     return evaluation
+
+
+def _keep(evaluation: Evaluation, model: ModelFolder, tell: Callable[[str], None]) -> None:
+    """Write an evaluation's figures where a model's card and trackers have them."""
+    from newsdesk.evaluation.evaluate import write_metrics
+    from newsdesk.reports.model_card import refresh_card
+    from newsdesk.reports.tracking import track_evaluation
+
+    write_metrics(evaluation, model.metrics)
+    if isinstance(model, RunFolder):
+        refresh_card(model)
+        track_evaluation(model, tell)
 
 
 def predict_table(

@@ -23,10 +23,12 @@ from typing import Self
 
 from newsdesk.errors import UserError, counted, first_line, missing_package
 from newsdesk.reports.trackers import SECONDS_TO_FINISH, TRACKERS, Beginning, Ending, Point, Tracker
-from newsdesk.runs.folder import TRACKING, RunFolder, resumable
+from newsdesk.runs.folder import RunFolder, resumable
 from newsdesk.runs.log import Event, Logged, Remark, Started, Step, Validation, read_added
 from newsdesk.stored import read_stored, write_stored
 from newsdesk.training import rank
+
+TRACKING = "tracking.json"
 
 SECONDS_BETWEEN_SENDS = 2.0
 SECONDS_BEFORE_RETRY = 60.0

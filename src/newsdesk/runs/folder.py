@@ -40,13 +40,12 @@ MANIFEST = "manifest.json"
 LABELS = "labels.json"
 CARD = "README.md"
 METRICS = "metrics.json"
-TRACKING = "tracking.json"
 HEADER = "# The recipe of a run of newsdesk: every value, and where it came from.\n"
 """How a run's recipe.toml begins, so that no other file of that name is taken for one."""
 
 _OF_TRAINING = {
     *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
-    *(LABELS, TRACKING, "log.jsonl", "recipe.toml"),
+    *(LABELS, "log.jsonl", "recipe.toml", "tracking.json"),
     *(f"tokenizer/{name}" for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")),
     *(f"tokenizer/{name}" for name in ("special_tokens_map.json", "added_tokens.json", "vocab.txt")),
     *(f"tokenizer/{name}" for name in ("vocab.json", "merges.txt", "tokenizer.model", "spiece.model")),
