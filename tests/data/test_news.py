@@ -180,10 +180,14 @@ def test_paths_lead_into_nested_values_of_any_file(write):
         assert layout.texts(table) == ("text 1", "text 2")
         assert text_layout(table, template="{id}: {doc.parts.0.t}").texts(table) == ("1: text 1", "2: text 2")
         assert table.column("a.b") == ("dot", "dot")
-        with pytest.raises(UserError, match=r"no column 'doc.parts.3.t'"):
-            text_layout(table, text=["doc.parts.3.t"])
+        with pytest.raises(
+            UserError, match=r"no row has 'doc.parts.0.u'\nfound: doc.parts.0 in line 1 has t\n"
+        ):
+            text_layout(table, text=["doc.parts.0.u"])
     csv = read_table(write("a.csv", "doc,label\nx,y\n"))
-    with pytest.raises(UserError, match=r"no column 'doc.parts'"):
+    with pytest.raises(
+        UserError, match=r"no row has 'doc.parts'\nfound: doc in line 2 has a value of type str\n"
+    ):
         text_layout(csv, text=["doc.parts"])
 
 
@@ -248,7 +252,7 @@ ITEM = "<rss><channel><item><title>{}</title></item></channel></rss>"
         (ITEM.format("x")[:-8], "the XML breaks off or is damaged here"),
         (ITEM.format("x").encode().replace(b"x", b"\xff"), "the XML breaks off or is damaged here"),
         (b'<?xml version="1.0" encoding="no-such"?><rss/>', "declares an encoding that is not known"),
-        ('{"uri": "urn:x"}', "it is not well-formed XML"),
+        ('{"uri": "urn:x"}', "it is not XML"),
         ("<!DOCTYPE html><html></html>", "is not the text file that its name says"),
         (
             "<?xml version='1.0'?><html xmlns='http://www.w3.org/1999/xhtml'/>",
@@ -297,8 +301,16 @@ def test_the_check_of_a_file_says_what_was_recognised(write):
     report = check(write("a.json", [NINJS_1, NINJS_2]))
     assert (report.text_columns, report.label_column) == (("headline", "body"), "subject")
     assert report.label_counts == {"economy": 1, "sport": 1}
-    assert "ninjs 1, 2" in report.read_as
+    assert report.read_as == "encoding utf-8; ninjs 1, 2"
+    assert report.news == "ninjs 1, 2; 2 subjects, by scheme: medtop (2)"
     assert check(write("b.json", [{"uri": "u", "pubstatus": "usable"}])).empty.count == 1
+
+
+def test_the_wrong_ending_is_named(write):
+    with pytest.raises(UserError, match=r"a\.json is XML or HTML, not JSON"):
+        read_table(write("a.json", RSS.encode("cp1252")))
+    with pytest.raises(UserError, match=r"a\.xml, line 1: it is not XML"):
+        read_table(write("a.xml", ITEMS))
 
 
 def test_other_json_is_read_as_before(write):

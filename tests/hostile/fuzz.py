@@ -161,6 +161,7 @@ def materials(work: Path) -> list[Material]:
         "data check {it}",
         "predict {sound} --input {it} --output out.csv",
         "predict {exported} --input {it} --output out.jsonl",
+        "predict {exported} --input {it} --format ninjs --output out.json",
         "evaluate {sound} --data {it}",
         f"train --base {work / 'base'} --data {{it}} --out out --dry-run",
     )
@@ -189,6 +190,18 @@ def _files_of_rows(rows: list[tuple[str, str]]) -> Iterator[tuple[str, bytes]]:
     yield "rows.csv.gz", gzip.compress(plain)
     yield "rows.jsonl", "\n".join(map(json.dumps, objects)).encode()
     yield "rows.json", json.dumps(objects).encode()
+    items = [
+        {
+            "uri": f"urn:x:{number}",
+            "versionCreated": "2026-05-01T08:00:00Z",
+            "headlines": [{"role": "main", "value": text}],
+            "bodies": [{"contentType": "text/html", "value": f"<p>{text} &amp; <b>more</b></p>"}],
+            "subjects": [{"name": label, "uri": "http://cv.iptc.org/newscodes/mediatopic/15000000"}],
+        }
+        for number, (label, text) in enumerate(rows)
+    ]
+    yield "items.json", json.dumps(items).encode()
+    yield "items.xml", _newsml(rows).encode()
     with io.BytesIO() as stream:
         with zipfile.ZipFile(stream, "w") as archive:
             archive.writestr("rows.csv", plain)
@@ -202,6 +215,18 @@ def _files_of_rows(rows: list[tuple[str, str]]) -> Iterator[tuple[str, bytes]]:
             book.active.append(row)
         book.save(stream)
         yield "rows.xlsx", stream.getvalue()
+
+
+def _newsml(rows: list[tuple[str, str]]) -> str:
+    items = "".join(
+        f'<newsItem guid="urn:x:{number}"><contentMeta><subject qcode="x:1"><name>{label}</name></subject>'
+        f'<headline>{text}</headline></contentMeta><contentSet><inlineXML contenttype="application/nitf+xml">'
+        f"<nitf><body><body.content><p>{text}</p></body.content></body></nitf></inlineXML></contentSet></newsItem>\n"
+        for number, (label, text) in enumerate(rows)
+    )
+    return (
+        f'<newsMessage xmlns="http://iptc.org/std/nar/2006-10-01/"><itemSet>{items}</itemSet></newsMessage>'
+    )
 
 
 def mutated(content: bytes, name: str, draw: random.Random) -> bytes:

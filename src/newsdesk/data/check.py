@@ -18,7 +18,7 @@ from newsdesk.data.labels import LabelFault, LabelMatcher, class_names, folded, 
 from newsdesk.data.stream import read_table, read_with_faults
 from newsdesk.data.table import Fault, Table
 from newsdesk.data.words import VocabularyFit
-from newsdesk.errors import UserError, counted
+from newsdesk.errors import UserError, counted, listed
 
 _SHOWN = 100  # places listed of each kind; counts are always complete
 _FOLDS = 5  # of a cross-validation: a class with fewer rows is missing from some of them
@@ -122,6 +122,7 @@ class CheckReport:
         vocabulary: how well the base model's vocabulary covers the texts; None without one.
         read_as: encoding, delimiter, quote and header that the file was read with, for people.
         label_faults: what is wrong with the labels, each with its fix and lines.
+        news: of news items, their format and the schemes of their subjects, for people.
     """
 
     path: str
@@ -141,6 +142,7 @@ class CheckReport:
     vocabulary: VocabularyFit | None = None
     read_as: str = ""
     label_faults: tuple[LabelFault, ...] = ()
+    news: str = ""
 
     @property
     def is_ok(self) -> bool:
@@ -207,7 +209,20 @@ def check(
         token_lengths=None if tokenizer is None else _token_lengths(tokenizer(texts), max_length),
         vocabulary=None if vocabulary is None else vocabulary(texts),
         label_faults=() if column is None else tuple(_label_faults(table, column, labels, other)),
+        news=_recognised(table),
     )
+
+
+def _recognised(table: Table) -> str:
+    """What is known of news items: their format, and how many subjects they have of which scheme."""
+    if not table.news:
+        return ""
+    entries = [entry for cell in table.column("subject") if isinstance(cell, list) for entry in cell]
+    schemes = Counter(
+        str(entry.get("scheme") or "none" if isinstance(entry, Mapping) else "none") for entry in entries
+    )
+    shown = listed([f"{scheme} ({number:,})" for scheme, number in schemes.most_common()], 8)
+    return f"{table.news}; {counted(len(entries), 'subject')}" + (f", by scheme: {shown}" if shown else "")
 
 
 def _character_faults(table: Table) -> Iterator[Fault]:
@@ -336,6 +351,7 @@ def render_check(report: CheckReport) -> list[str]:
         f"{report.path}: {counted(report.rows, 'row')}, columns {', '.join(report.columns) or 'none'}",
         f"text: {' + '.join(report.text_columns) or 'none'}    label: {report.label_column or 'none'}",
         *([f"read as: {report.read_as}"] if report.read_as else []),
+        *([f"news: {report.news}"] if report.news else []),
         *_faults("malformed rows", report.malformed),
         *_faults("encoding faults", report.encoding),
         *_places_found("rows without a label", report.unlabelled, f"label these rows, or {leave_out}"),

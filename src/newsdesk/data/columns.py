@@ -6,14 +6,14 @@ import math
 import re
 import shlex
 import string
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from newsdesk.data.dialect import fields_of, looks_like_labels, same_name
 from newsdesk.data.examples import Examples
-from newsdesk.data.fields import NEWS_FIELDS, SUBJECTS, field, parsed
+from newsdesk.data.fields import NEWS_FIELDS, SUBJECTS, field, parsed, walked
 from newsdesk.data.labels import (
     LabelMatcher,
     LabelMatching,
@@ -412,9 +412,34 @@ def _template_parts(template: str, columns: Sequence[str]) -> list[tuple[str, st
 def _existing(table: Table, name: str, flag: str) -> str:
     """The column called so. Raises UserError if there is none."""
     found = column_named(table, name)
+    if found is None and _may_be_nested(name, table.columns):
+        raise UserError(
+            f"no row has {name!r}",
+            found=_what_is_on_the_way(table, name),
+            fix=f"write the path as keys and places from 0, for example {flag} headlines.0.value",
+        )
     if found is None:
         raise _no_such_column(name, table.columns, flag, _by_position(table))
     return found
+
+
+def _what_is_on_the_way(table: Table, path: str) -> str:
+    """The longest beginning of a path that leads to something, and the keys or the type of what is there."""
+    head, steps = parsed(path)
+    for length in range(len(steps) - 1, -1, -1):
+        cells = ((line, walked(record.get(head), steps[:length])) for line, record in _numbered(table))
+        line, cell = next(((line, cell) for line, cell in cells if cell not in (None, [])), (0, None))
+        if line:
+            where = ".".join(
+                (head, *("[...]" if isinstance(step, tuple) else step for step in steps[:length]))
+            )
+            keys = listed(cell) if isinstance(cell, Mapping) else f"a value of type {type(cell).__name__}"
+            return f"{where} in line {line} has {keys}"
+    return f"{head} is empty in every row"
+
+
+def _numbered(table: Table) -> Iterator[tuple[int, Mapping[str, Cell]]]:
+    return zip(table.lines, table.records(), strict=True)
 
 
 def _no_such_column(column: str, columns: Sequence[str], flag: str, more: str = "") -> UserError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 from newsdesk.data.news import prose, subjects
@@ -48,6 +48,11 @@ def field(record: Mapping[str, object], name: str) -> object:
         cell = NEWS_FIELDS[head](record)
     if head in SUBJECTS and isinstance(cell, list):
         cell = subjects(cell)
+    return walked(cell, steps)
+
+
+def walked(cell: object, steps: Sequence[Step]) -> object:
+    """What steps from a cell lead to; None where there is nothing."""
     for step in steps:
         cell = _stepped(cell, step)
     return cell

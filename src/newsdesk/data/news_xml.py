@@ -15,7 +15,7 @@ from xml.parsers import expat
 from newsdesk.data.bounds import hopeful
 from newsdesk.data.dialect import Dialect
 from newsdesk.data.encoding import UTF8, Encoding, LineReader, mark_of
-from newsdesk.data.news import element_prose, local_name, prose
+from newsdesk.data.news import element_prose, local_name, prose, subjects
 from newsdesk.data.table import BadRow, Cell, Fault, Row, RowStream, Table, too_deep
 from newsdesk.errors import UserError, first_line
 
@@ -130,13 +130,11 @@ class _Document:
             yield from self._taken()
             if error.code == expat.errors.codes[expat.errors.XML_ERROR_NO_ELEMENTS]:
                 return
-            wrong = (
-                "it is not well-formed XML" if self.news is None else "the XML breaks off or is damaged here"
-            )
+            wrong, fix = "the XML breaks off or is damaged here", "fetch or write the file again"
+            if self.news is None:
+                wrong, fix = "it is not XML", "give JSON a name that ends in .json or .jsonl, a table .csv"
             found = f"{expat.ErrorString(error.code)}, column {error.offset + 1}"
-            yield BadRow(
-                Fault(error.lineno, wrong, found, "fetch or write the file again"), b"", ends_file=True
-            )
+            yield BadRow(Fault(error.lineno, wrong, found, fix), b"", ends_file=True)
 
     @property
     def _line(self) -> int:
@@ -269,7 +267,7 @@ def _news_item(item: Element, language: str | None) -> dict[str, Cell]:
         "headline": _first(element_prose(each) for each in (*every["headline"], *every["hl1"])),
         "description": description,
         "body": _first(_inline_texts(item)) or description,
-        "subject": [_newsml_subject(each, language) for each in every["subject"]],
+        "subject": subjects(_newsml_subject(each, language) for each in every["subject"]),
     }
 
 
@@ -293,7 +291,9 @@ def _newsml_subject(subject: Element, language: str | None) -> dict[str, Any]:
     names = [each for each in subject if local_name(each.tag) == "name"]
     names.sort(key=lambda each: each.get(_LANGUAGE) not in (None, language))
     name = _first(element_prose(each) for each in names)
-    said = {key: value for key, value in subject.attrib.items() if "}" not in key}
+    said = {
+        "code" if key == "qcode" else key: value for key, value in subject.attrib.items() if "}" not in key
+    }
     broader = [code for each in subject if local_name(each.tag) == "broader" if (code := each.get("qcode"))]
     return {**({"name": name} if name else {}), **said, **({"broader": broader} if broader else {})}
 

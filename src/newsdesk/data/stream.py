@@ -111,7 +111,11 @@ def rows_of(
     encoding = detect_encoding(packed, dialect.encoding)
     lines = LineReader(packed, path, encoding, limits=dialect.limits)
     if form in ("json", "jsonl", "ndjson"):
-        rows = json_rows(lines, as_utf8(io.BytesIO(head), encoding).read(), sample=sample)
+        beginning = as_utf8(io.BytesIO(head), encoding).read()
+        if beginning.lstrip().startswith(b"<"):
+            fix = "give it the name ending .xml if it is NewsML-G2, RSS or Atom"
+            raise UserError(f"{path.name} is XML or HTML, not JSON", found="it begins with <", fix=fix)
+        rows = json_rows(lines, beginning, sample=sample)
     elif form == "txt" and dialect.delimiter is None and (stated or not _is_table(lines, dialect)):
         rows = _text_rows(lines)
     else:
