@@ -3,8 +3,9 @@
     python benchmarks/ready_made.py runs/ag-news ag-news
 
 NAME has an entry in src/newsdesk/ready_made/classifiers.toml, the run an evaluation on the split
-``test``, and the rows of both are where they were. What predicts, measures and explains is copied; the log
-keeps 200 steps; places of this machine become the name of the data set. Nothing is written unless
+``test``, and the rows of both are where they were. What predicts, measures and explains is copied, but
+not the linear model beside the encoder; the log keeps 200 steps; places of this machine become the name of
+the data set. Nothing is written unless
 
 - base model, data set, their licences and the figures are known, and the training came to its end,
 - no file has eight words in a row of a training, validation or test text, or a path of this machine,
@@ -34,7 +35,7 @@ from newsdesk.evaluation.rows import evaluation_rows, known_rows
 from newsdesk.files import open_tensors, sha256_of, write_text
 from newsdesk.reports.facts import RunFacts
 from newsdesk.reports.model_card import card_text
-from newsdesk.runs.calibration import CALIBRATION
+from newsdesk.runs.calibration import CALIBRATION, read_held_out_rows, write_held_out_rows
 from newsdesk.runs.folder import CARD, LABELS, MANIFEST, RunFolder, open_run
 from newsdesk.runs.log import Step, read_log, to_record
 from newsdesk.runs.manifest import DataFacts
@@ -93,6 +94,7 @@ def require_known(run: RunFolder, known: ReadyMade) -> None:
         f"an evaluation on the split {SPLIT}": SPLIT in facts.splits,
         "calibration rows": facts.calibration is not None,
         "an off-topic score": facts.tells_off_topic,
+        "answers of the encoder alone (calibrate it --no-stack, and evaluate it again)": not facts.is_stacked,
     }
     if faults := [what for what, there in missing.items() if not there]:
         raise UserError(f"{run.path} cannot be shipped", found=f"it lacks {'; '.join(faults)}")
@@ -121,6 +123,11 @@ def copy_parts(run: RunFolder, copy: RunFolder, known: ReadyMade) -> None:
         for place in (data.train.origin, data.validation.origin):
             content = content.replace(place, known.data_set)
         write_text(path, content)
+    held_out = read_held_out_rows(run.path)
+    assert held_out is not None
+    write_held_out_rows(
+        copy.path, replace(held_out, linear=None)
+    )  # the linear model, of 6 MB, is not shipped
     write_metrics(replace(evaluated, source=known.data_set, model=known.name), copy.metrics)
     copy.seal(replace(run.manifest, data=named(data, known)))
     card = card_text(RunFacts.of(copy))

@@ -20,6 +20,7 @@ from newsdesk.progress import silent
 from newsdesk.reports.facts import RunFacts
 from newsdesk.runs import ready_made
 from newsdesk.runs.folder import RunFolder, open_run
+from newsdesk.runs.linear_model import LinearModel
 
 NAME = "tiny-desk"
 ENTRY = f"""
@@ -148,6 +149,13 @@ def test_a_run_with_texts_places_or_without_figures_is_not_shipped(installed, sc
     with pytest.raises(UserError, match="/home/me/notes"):
         script.make(RunFolder(own), known)
     assert contents(installed) == before
+
+
+def test_a_run_that_answers_with_a_linear_model_is_not_shipped(installed, script, own):
+    package.calibrate(own, stack=True)
+    LinearModel.of_folder(own, 3).with_stack(0.3).save(own)
+    with pytest.raises(UserError, match="the encoder alone"):
+        script.make(RunFolder(own), ready_made.ready_made()[NAME])
 
 
 def test_a_run_that_is_too_large_is_not_shipped(installed, script, finished, monkeypatch):
