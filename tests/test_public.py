@@ -27,6 +27,7 @@ def test_the_public_names_are_all_there():
         "predict_file",
         "push",
         "report",
+        "sweep",
         "train",
     }
     assert set(newsdesk.__all__) == {"TextClassifier", "UserError", "__version__", *verbs}

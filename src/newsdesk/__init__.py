@@ -21,11 +21,12 @@ __all__ = [
     "predict_file",
     "push",
     "report",
+    "sweep",
     "train",
 ]
 
 if TYPE_CHECKING:
-    from newsdesk.api import calibrate, evaluate, export, report, train
+    from newsdesk.api import calibrate, evaluate, export, report, sweep, train
     from newsdesk.classifier import TextClassifier
     from newsdesk.errors import UserError
     from newsdesk.evaluation.audit.audit import audit
@@ -49,6 +50,7 @@ _HOMES = {
     "predict_file": "newsdesk.prediction.bulk",
     "push": "newsdesk.reports.push",
     "report": "newsdesk.api",
+    "sweep": "newsdesk.api",
     "train": "newsdesk.api",
 }
 

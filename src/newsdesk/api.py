@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from newsdesk.data.table import Table
     from newsdesk.evaluation.evaluate import Evaluation
     from newsdesk.evaluation.rows import LearnedRowsRule, Reading
+    from newsdesk.experiments.results import SweepResults
+    from newsdesk.experiments.sweep import SweepEvent, SweepSettings
     from newsdesk.exports.export import Export
     from newsdesk.exports.parity import Quality
     from newsdesk.prediction.abstention import DecisionRule
@@ -36,6 +38,7 @@ __all__ = [
     "export",
     "predict_table",
     "report",
+    "sweep",
     "train",
 ]
 
@@ -100,6 +103,50 @@ def train(
             refresh_card(run, retrained=True)
         tracking.finish(run)
     return run
+
+
+def sweep(
+    recipe: str | ResolvedRecipe | None = None,
+    *,
+    out: str | Path,
+    vary: Sequence[str],
+    flags: Mapping[str, Any] | None = None,
+    overrides: Iterable[str] = (),
+    observe: Callable[[SweepEvent], None] = lambda _event: None,
+    progress: Progress | None = None,
+    **asked: Unpack[SweepSettings],
+) -> SweepResults:
+    """Train a recipe with several values, and say which are best and which differences are noise.
+
+    ``newsdesk.sweep("quick", out="sweeps/rank", vary=["lora.rank=1,4,16"], seeds=3).points[0].values``
+
+    The same call on the same folder continues a sweep that was ended before its time.
+
+    Args:
+        recipe, flags, overrides: as for :func:`train`.
+        out: the folder to write; results.parquet and report.html are in it.
+        vary: keys and values, as ``--vary`` takes them.
+        observe: called with every event of the sweep and of its trainings.
+        progress: called while base model and data are fetched.
+        asked: ``method``, ``trials``, ``seeds``, ``folds``, ``budget`` and ``prune``, as the flags of that
+            name.
+
+    Raises:
+        UserError: for anything that recipe, data, folder or machine do not allow, in words for the user.
+    """
+    from newsdesk.config import load_recipe
+    from newsdesk.experiments.page import write_page
+    from newsdesk.experiments.sweep import Asked, run_sweep
+
+    if recipe is None or isinstance(recipe, str):
+        recipe = load_recipe(recipe, flags, overrides)
+    with needing_train_extra("a sweep"):
+        results = run_sweep(
+            recipe, Asked(tuple(vary), **asked), Path(out), observe=observe, progress=progress
+        )
+    results.write_table()
+    write_page(results)
+    return results
 
 
 def recipe_for(

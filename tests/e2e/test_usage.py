@@ -24,6 +24,12 @@ FLAGS = {
         *("--normaliser", *LABELLED, "--epochs", "--set", "--overwrite", "--resume", "--dry-run"),
         *("--baseline", "--no-baseline", "--json"),
     },
+    "sweep": {
+        *("--recipe", "--data", "--valid", "--base", "--out", "--text", "--label", "--template"),
+        *("--normaliser", *LABELLED, "--epochs", "--set", "--baseline", "--no-baseline", "--json"),
+        *("--vary", "--method", "--trials", "--seeds", "--folds", "--budget", "--prune", "--no-prune"),
+        "--resume",
+    },
     "evaluate": {
         *("--data", "--split", "--baseline", "--with-text", "--unknown-labels"),
         *("--text", "--label", "--template", *LABELLED, "--json"),

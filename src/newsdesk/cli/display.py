@@ -201,7 +201,8 @@ class SweepDisplay(Display):
         super().__init__(console)
         self._trial = self._training = ""
         self._trainings = self._number = 1
-        self._steps, self._done, self._ended = 1, 0, 0
+        self._steps, self._ended = 1, 0
+        self._remarks: set[str] = set()
 
     def show(self, event: SweepEvent) -> None:
         """Take one event."""
@@ -226,6 +227,9 @@ class SweepDisplay(Display):
             self._step(event)
         elif isinstance(event, Resumed):
             self.line(f"resuming after step {event.step:,} (epoch {event.epoch:.2f})")
+        elif isinstance(event, Remark) and not self._ended and event.text not in self._remarks:
+            self._remarks.add(event.text)
+            self.line(f"note: {event.text}")
 
     def _step(self, event: Step) -> None:
         share = (self._number - 1 + event.step / self._steps) / self._trainings

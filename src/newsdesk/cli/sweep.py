@@ -12,7 +12,9 @@ from newsdesk.cli.train import recipe_flags
 from newsdesk.errors import UserError, counted
 
 if TYPE_CHECKING:
+    from newsdesk.config import ResolvedRecipe
     from newsdesk.experiments.results import SweepResults
+    from newsdesk.experiments.sweep import Asked
 
 _SHOWN = 12
 
@@ -81,13 +83,13 @@ def sweep(
         from newsdesk.config import load_recipe
 
         base = load_recipe(recipe, flags, overrides)
-    results, interrupted = _sweep_and_tell(base, wanted, out)
+    results = _sweep_and_tell(base, wanted, out)
     say(results.to_dict() if as_json else render_sweep(results))
-    if interrupted:
+    if results.interrupted:
         click.get_current_context().exit(130)
 
 
-def _as_begun(out: Path, asked: Any) -> tuple[Any, Any]:
+def _as_begun(out: Path, asked: Asked) -> tuple[ResolvedRecipe, Asked]:
     """Recipe and space of the sweep at ``out``; trials and budget may be others."""
     from dataclasses import replace
 
@@ -106,39 +108,32 @@ def _as_begun(out: Path, asked: Any) -> tuple[Any, Any]:
     return base, replace(asked, **{**own, **given})
 
 
-def _sweep_and_tell(base: Any, asked: Any, out: Path) -> tuple[SweepResults, bool]:
-    """Sweep with a display; the results so far, and whether it was interrupted."""
+def _sweep_and_tell(base: ResolvedRecipe, asked: Asked, out: Path) -> SweepResults:
+    """Sweep with a display; what it came to so far."""
+    from newsdesk.api import sweep as sweeping
     from newsdesk.cli.display import SweepDisplay
-    from newsdesk.experiments.page import write_page
-    from newsdesk.experiments.results import SweepResults
-    from newsdesk.experiments.sweep import run_sweep
-    from newsdesk.prediction.open_model import needing_train_extra
 
     console = terminal()
-    with (
-        needing_train_extra("a sweep"),
-        shown_progress(console) as progress,
-        SweepDisplay(console) as display,
-    ):
+    go_on = f"go on with newsdesk sweep --out {out} --resume"
+    with shown_progress(console) as progress, SweepDisplay(console) as display:
         try:
-            end = run_sweep(base, asked, out, observe=display.show, progress=progress)
+            results = sweeping(base, out=out, observe=display.show, progress=progress, **vars(asked))
         except KeyboardInterrupt:
             display.close()
-            note(f"interrupted; what is finished is kept: go on with newsdesk sweep --out {out} --resume")
+            note(f"what is finished is kept: {go_on}")
             raise
-    results = SweepResults.of(end.study, end.label_names)
-    table = results.write_table()
-    note(f"the page is {write_page(results)}, the table {table}")
-    if end.interrupted:
-        note(f"interrupted; go on with newsdesk sweep --out {out} --resume")
-    if end.others:
-        note(f"{counted(end.others, 'trial')} in work by other processes; whoever ends last has all results")
-    return results, end.interrupted
+    if results.interrupted:
+        note(f"interrupted; {go_on}")
+    elif results.in_work:
+        trials = counted(results.in_work, "trial")
+        note(f"{trials} in work by other processes: the last one to end has all results")
+    return results
 
 
 def render_sweep(results: SweepResults) -> list[str]:
     """The lines that a terminal shows of a sweep: its best points, what is noise, and what to do next."""
     from newsdesk.cli.tables import render_columns
+    from newsdesk.experiments.folder import REPORT
     from newsdesk.experiments.space import shown
 
     if not results.points:
@@ -165,7 +160,8 @@ def render_sweep(results: SweepResults) -> list[str]:
     if results.best_run is not None:
         lines.append(f"the best trial's run: {results.best_run}; measure it once on test rows:")
         lines.append(f"  newsdesk evaluate {results.best_run} --data TEST_ROWS")
-    return [*lines, "the best point on all rows:", f"  {results.command}"]
+    lines += ["the best point on all rows:", f"  {results.command}"]
+    return [*lines, f"the page of this sweep: {results.study.folder / REPORT}"]
 
 
 def _others(results: SweepResults) -> list[str]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SWEEP, RECIPE, JOURNAL, TRIALS, BEST = "sweep.json", "recipe.toml", "journal.log", "trials", "best"
 RESULTS, REPORT, LOCK = ("results.parquet", "results.csv"), "report.html", ".lock"
 BEGIN_AGAIN = "begin again with another --out, or put an undamaged copy in its place"
-_OURS = {SWEEP, RECIPE, JOURNAL, TRIALS, BEST, *RESULTS, REPORT, LOCK}
+_OURS = {SWEEP, RECIPE, JOURNAL, TRIALS, BEST, *RESULTS, REPORT, LOCK, f"{JOURNAL}{LOCK}"}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.evaluation.significance import LEVEL, compare_paired, holm
+from newsdesk.evaluation.significance import LEVEL, compare_paired, holm, paired_difference_interval
 from newsdesk.metrics import score_interval
 
 Values = NDArray[np.float64]
@@ -70,8 +70,13 @@ def against_best(values: Sequence[Values], best: int, *, shares: bool) -> list[A
             found.append(None)
             continue
         gains = stacked[best] - stacked[point]
-        mean, half = float(gains.mean()), _half_width(gains, 2 * pooled, degrees, shares)
-        found.append(Against(mean, (mean - half, mean + half), p_values[frozenset({best, point})]))
+        mean = float(gains.mean())
+        if len(gains) == 1 and shares:
+            interval = paired_difference_interval(int((gains > 0).sum()), int((gains < 0).sum()), gains.size)
+        else:
+            half = _half_width(gains, 2 * pooled, degrees, shares)
+            interval = (mean - half, mean + half)
+        found.append(Against(mean, interval, p_values[frozenset({best, point})]))
     return found
 
 

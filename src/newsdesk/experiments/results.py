@@ -50,7 +50,7 @@ class Answers:
     outcomes: tuple[Outcome, ...]
 
     @classmethod
-    def of(cls, study: Study, number: int) -> Answers:
+    def of(cls, study: Study, number: int, names: Sequence[str]) -> Answers:
         """Those of a trial. Raises UserError for files that are missing, damaged or of other rows."""
         outcomes, by_seed = [], dict[int, list[Any]]()
         for seed, fold in study.trainings():
@@ -61,9 +61,10 @@ class Answers:
             outcomes.append(outcome)
             by_seed.setdefault(seed, []).append(rows)
         labels = [np.concatenate([rows.labels for rows in parts]) for parts in by_seed.values()]
-        logits = [np.concatenate([rows.logits for rows in parts]) for parts in by_seed.values()]
-        if any(not np.array_equal(each, labels[0]) for each in labels):
+        classes = {rows.logits.shape[1] for parts in by_seed.values() for rows in parts}
+        if classes != {len(names)} or any(not np.array_equal(each, labels[0]) for each in labels):
             raise damaged(study.trial_folder(number) / CALIBRATION_ROWS, "answers of other rows", fix=_FIX)
+        logits = [np.concatenate([rows.logits for rows in parts]) for parts in by_seed.values()]
         return cls(np.stack(logits), labels[0], tuple(outcomes))
 
     def figures(self, names: Sequence[str]) -> tuple[Figures, ...]:
@@ -172,6 +173,7 @@ class SweepResults:
         others: pruned and failed trials, and those in work.
         rows: how many rows they are measured on.
         optimism: by how much the best score is likely too good, in the metric's unit.
+        interrupted: whether the process was asked to stop.
     """
 
     study: Study
@@ -179,18 +181,19 @@ class SweepResults:
     others: tuple[Trial, ...]
     rows: int
     optimism: float
+    interrupted: bool = False
 
     @classmethod
-    def of(cls, study: Study, names: Sequence[str]) -> SweepResults:
+    def of(cls, study: Study, names: Sequence[str], *, interrupted: bool = False) -> SweepResults:
         """Read what the trials left. Raises UserError for files that are missing or damaged."""
         trials = study.trials()
         complete = [trial for trial in trials if trial.state == "complete"]
         others = tuple(trial for trial in trials if trial.state != "complete")
         if not complete:
-            return cls(study, (), others, 0, 0.0)
+            return cls(study, (), others, 0, 0.0, interrupted)
         sign = 1 if study.rises else -1
         complete.sort(key=lambda trial: (-sign * (trial.score or 0.0), trial.number))
-        answers = [Answers.of(study, trial.number) for trial in complete]
+        answers = [Answers.of(study, trial.number, names) for trial in complete]
         for trial, each in zip(complete, answers, strict=True):
             if not np.array_equal(each.labels, answers[0].labels):
                 raise damaged(study.trial_folder(trial.number), "answers of other rows", fix=_FIX)
@@ -208,7 +211,13 @@ class SweepResults:
             points.append(
                 Point(trial, study.space.values(trial.parameters), figures, score, interval, against)
             )
-        return cls(study, tuple(points), others, len(answers[0].labels), optimism(values, 0))
+        rows = len(answers[0].labels)
+        return cls(study, tuple(points), others, rows, optimism(values, 0), interrupted)
+
+    @property
+    def in_work(self) -> int:
+        """How many trials are in work, by other processes or until the sweep goes on."""
+        return sum(trial.state == "in work" for trial in self.others)
 
     @property
     def metric_name(self) -> str:
@@ -278,7 +287,7 @@ class SweepResults:
     @cached_property
     def keys(self) -> tuple[str, ...]:
         """The dotted keys that are varied."""
-        return tuple(key for axis in self.study.space.axes for key in axis.keys)
+        return tuple(dict.fromkeys(key for axis in self.study.space.axes for key in axis.keys))
 
     @property
     def how(self) -> str:

@@ -92,10 +92,13 @@ class Space:
     axes: tuple[Axis, ...]
 
     @classmethod
-    def of(cls, base: ResolvedRecipe, vary: Sequence[str], *, rows_are_given: bool = False) -> Space:
+    def of(
+        cls, base: ResolvedRecipe, vary: Sequence[str], method: Method, *, rows_are_given: bool = False
+    ) -> Space:
         """The space of ``--vary`` texts: ``lora.rank=1,4,16``, ``training.learning_rate=1e-4..2e-3``.
 
-        ``rows_are_given`` allows for keys that change the texts, as no rows are split off by text.
+        One by one a key may be on several axes, alone and together with others. ``rows_are_given`` allows
+        for keys that change the texts, as no rows are split off by text.
         Raises UserError that names every fault of all of them at once.
         """
         if not vary:
@@ -107,7 +110,8 @@ class Space:
         faults: list[str] = []
         axes = [_axis(base, text, rows_are_given, faults) for text in vary]
         keys = [key for axis in axes if axis is not None for key in axis.keys]
-        faults += [f"{key}: varied twice" for key in dict.fromkeys(keys) if keys.count(key) > 1]
+        twice = dict.fromkeys(key for key in keys if keys.count(key) > 1 and method != "one-by-one")
+        faults += [f"{key}: varied twice" for key in twice]
         if faults:
             count = len(faults)
             raise UserError(
@@ -124,9 +128,11 @@ class Space:
         """The recipe values of a point. Raises ValueError for parameters that are not of this space."""
         if parameters.keys() != {axis.name for axis in self.axes}:
             raise ValueError(f"it varies {', '.join(parameters) or 'nothing'}")
-        values: dict[str, Any] = {}
+        values = {key: value for axis in self.axes for key, value in axis.values(axis.own).items()}
         for axis in self.axes:
-            values |= axis.values(parameters[axis.name])
+            changed = axis.values(parameters[axis.name])
+            if parameters[axis.name] != axis.own:  # else another axis may say what a key is
+                values |= changed
         return values
 
     def recipe(self, parameters: Parameters, seed: int) -> ResolvedRecipe:
@@ -146,8 +152,11 @@ class Space:
         """
         if method == "one-by-one":
             own = self.own_point()
-            others = ({**own, axis.name: label} for axis in self.axes for label in axis.asked)
-            return [own, *(point for point in others if point != own)]
+            others = [{**own, axis.name: label} for axis in self.axes for label in axis.asked]
+            found: dict[str, dict[str, Parameter]] = {}
+            for point in (own, *others):
+                found.setdefault(self.label(point), point)
+            return list(found.values())
         if method != "grid":
             return None
         count = 1

@@ -153,17 +153,13 @@ class Study:
             self._begin(point)
             return lock, self.trials()[number]
 
-    def others_at_work(self) -> int:
-        """How many trials are in work by other processes."""
-        return sum(trial.state == "in work" for trial in self.trials())
-
     def report(self, number: int, step: int, score: float) -> bool:
         """Tell the score of a trial's validation; whether Optuna's median pruner would end the trial."""
-        import optuna
-
-        trial = optuna.trial.Trial(self._study, self._study.get_trials(deepcopy=False)[number]._trial_id)
-        trial.report(score, step)
-        return self.facts.prune and trial.should_prune()
+        with quiet_optuna() as optuna:
+            found = self._study.get_trials(deepcopy=False)[number]
+            trial = optuna.trial.Trial(self._study, found._trial_id)
+            trial.report(score, step)
+            return bool(self.facts.prune and trial.should_prune())
 
     def tell(
         self,
@@ -277,8 +273,10 @@ class Study:
                     if stream.seek(0, 2) > _LARGEST_JOURNAL:
                         raise ValueError(f"larger than {_LARGEST_JOURNAL:,} bytes")
             with self._locked():
-                _drop_torn_line(path)
-                backend = library.storages.journal.JournalFileBackend(str(path), _journal_lock(path))
+                lock = _journal_lock(path)
+                with lock.lock:  # or the line that another process is writing would look torn
+                    _drop_torn_line(path)
+                backend = library.storages.journal.JournalFileBackend(str(path), lock)
                 storage = library.storages.JournalStorage(backend)
                 direction = self._direction()
                 study = library.create_study(

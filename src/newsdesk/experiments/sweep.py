@@ -7,13 +7,13 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from newsdesk.config import Recipe, ResolvedRecipe, read_recipe, resolve
+from newsdesk.config import SWEEPS, Recipe, ResolvedRecipe, read_recipe, recipe_names, resolve
 from newsdesk.data.load import TrainingData
 from newsdesk.errors import UserError, counted
 from newsdesk.experiments.folder import Outcome, SweepFacts, begin, begun, require_same
-from newsdesk.experiments.results import Answers, score_of
+from newsdesk.experiments.results import Answers, SweepResults, score_of
 from newsdesk.experiments.rows import SweepRows
 from newsdesk.experiments.space import METHODS, Method, Space
 from newsdesk.experiments.study import Study, Trial
@@ -30,6 +30,17 @@ if TYPE_CHECKING:
 
 USUAL_TRIALS = 20
 """Of random and TPE where nothing is said."""
+
+
+class SweepSettings(TypedDict, total=False):
+    """What may be asked of a sweep besides the keys to vary: see `Asked`."""
+
+    method: Method | None
+    trials: int | None
+    seeds: int | None
+    folds: int | None
+    budget: str | None
+    prune: bool | None
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,13 @@ def read_sweep(
 
     Raises UserError for a file without a section [sweep], and for what it says wrongly.
     """
+    path = Path(name_or_path)
+    if path.suffix != ".toml" and not path.is_file() and name_or_path not in (*recipe_names(), *SWEEPS):
+        raise UserError(
+            f"there is no sweep called {name_or_path!r}",
+            found=f"sweeps: {', '.join(SWEEPS)}",
+            fix="give this name, the path of a .toml file with a section [sweep], or --recipe and --vary",
+        )
     content = read_recipe(name_or_path)
     section = content.pop("sweep", None)
     if not isinstance(section, dict):
@@ -113,7 +131,7 @@ def read_sweep(
     for number, each in enumerate(vary if isinstance(vary, list) else [vary], start=1):
         keys, values = (each.get(name) for name in ("keys", "values")) if isinstance(each, dict) else (0, 0)
         if isinstance(keys, str) and isinstance(values, str) and len(each) == 2:
-            texts.append(f"{keys}={values}")
+            texts.append(" ".join(f"{keys}={values}".split()))
         else:
             faults.append(f"[[sweep.vary]] {number}: it takes keys and values, two texts as --vary has them")
     kinds: dict[str, tuple[type, Any]] = {
@@ -166,23 +184,6 @@ class Budget:
         )
 
 
-@dataclass(frozen=True)
-class SweepEnd:
-    """How a process left a sweep.
-
-    Attributes:
-        study: its folder.
-        label_names: the classes.
-        interrupted: whether it was asked to stop.
-        others: how many trials are in work by other processes.
-    """
-
-    study: Study
-    label_names: tuple[str, ...]
-    interrupted: bool
-    others: int
-
-
 def run_sweep(
     base: ResolvedRecipe,
     asked: Asked,
@@ -190,7 +191,7 @@ def run_sweep(
     *,
     observe: Observer = lambda _event: None,
     progress: Progress | None = None,
-) -> SweepEnd:
+) -> SweepResults:
     """Train points of a space, or what is left of it, and keep what each came to in the folder ``out``.
 
     The same call on the same folder continues a sweep that was killed or interrupted: finished trainings are
@@ -206,9 +207,10 @@ def run_sweep(
         )
     data, seed = base.recipe.data, base.recipe.training.seed
     folds = asked.folds or 0
-    space = Space.of(base, asked.vary, rows_are_given=bool(folds) or data.validation is not None)
-    base = space.base
     method: Method = asked.method or "grid"
+    given = bool(folds) or data.validation is not None
+    space = Space.of(base, asked.vary, method, rows_are_given=given)
+    base = space.base
     trials = asked.trials or (None if method in ("grid", "one-by-one") else USUAL_TRIALS)
     budget = Budget.of(asked.budget) if asked.budget else Budget()
     if asked.prune:
@@ -232,7 +234,7 @@ def run_sweep(
             if trial is None:
                 break
             interrupted = not _Trial(study, trial, rows, observe, progress).run()
-    return SweepEnd(study, rows.label_names, interrupted, study.others_at_work())
+    return SweepResults.of(study, rows.label_names, interrupted=interrupted)
 
 
 def _require_validations(recipe: Recipe) -> None:
@@ -259,7 +261,7 @@ class _Trial:
         self.observe, self.progress = observe, progress
         self.label = study.space.label(trial.parameters)
         self.trainings = study.trainings()
-        self.validations = 0
+        self._training, self._steps = 1, 1
 
     def run(self) -> bool:
         """Train what is not trained yet, and tell what became of it; False where it was interrupted."""
@@ -271,6 +273,7 @@ class _Trial:
         self._began = False
         try:
             for number, (seed, of_fold) in enumerate(self.trainings, start=1):
+                self._training = number
                 self.observe(TrainingBegun(number, seed, of_fold))
                 if not self._train(seed, of_fold):
                     return False
@@ -282,7 +285,7 @@ class _Trial:
                 raise
             self._tell("failed", reason=error.wrong)
         else:
-            answers = Answers.of(study, trial.number)
+            answers = Answers.of(study, trial.number, self.rows.label_names)
             self._tell("complete", score_of(answers, self.rows.label_names, study.metric))
         return True
 
@@ -318,13 +321,15 @@ class _Trial:
         return True
 
     def _take(self, event: Event) -> None:
-        self._began |= isinstance(event, Started)
+        if isinstance(event, Started):
+            self._began, self._steps = True, event.steps
         self.observe(event)
         if isinstance(event, Validation):
             metric = self.study.metric
             score = {"accuracy": event.accuracy, "macro_f1": event.macro_f1, "loss": event.loss}[metric]
-            self.validations += 1
-            if self.study.report(self.trial.number, self.validations, score):
+            # How far the trial is, the same for trials whose batches are of other sizes, and after a kill.
+            done = round(1000 * (self._training - 1 + event.step / self._steps))
+            if self.study.report(self.trial.number, done, score):
                 raise _Pruned
 
     def _keep(self, loop: TrainingLoop, folder: Path, seed: int, of_fold: int, data: TrainingData) -> None:
@@ -344,11 +349,12 @@ class _Trial:
         seconds, tokens = 0.0, 0
         for training in self.trainings:
             folder = study.training_folder(number, *training)
-            for log in (folder / "log.jsonl", folder / "run" / "log.jsonl"):
-                if log.exists():
-                    spent = _work_in(log)
-                    seconds, tokens = seconds + spent[0], tokens + spent[1]
-                    break
+            log, of_run = folder / "log.jsonl", folder / "run" / "log.jsonl"
+            if of_run.exists() and not log.exists():  # of a training that did not come to its end
+                write_bytes(log, of_run.read_bytes())
+            if log.exists():
+                spent = _work_in(log)
+                seconds, tokens = seconds + spent[0], tokens + spent[1]
         study.tell(self.trial, state, score, seconds=seconds, tokens=tokens, reason=reason)
         best = study.best()
         told = study.trials()[number]
