@@ -141,7 +141,7 @@ def test_without_a_verb_the_verbs_are_shown(newsdesk):
         (["trian"], "'train'"),
         (["data", "chek"], "'check'"),
         (["models", "lst"], "'list'"),
-        (["xyzzy"], "train, evaluate"),
+        (["xyzzy"], "train, sweep"),
     ],
 )
 def test_a_mistyped_flag_or_verb_is_wrong_usage_and_the_meant_one_is_suggested(newsdesk, wrong, meant):

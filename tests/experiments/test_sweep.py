@@ -153,6 +153,19 @@ def test_a_cross_validation_measures_every_row_once_with_its_copies(tiny_recipe,
     assert "validation_share" not in results.command
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "loss"])
+def test_a_linear_model_stacked_on_every_seed_answers_with_it(tiny_recipe, tmp_path, metric):
+    recipe = tiny_recipe(*SHORT, f"training.metric={metric}")
+    results = sweep(recipe, out=tmp_path / "sweep", vary=("model.linear=off,stack",), seeds=2)
+    best, other = results.points
+    assert (best.values["model.linear"], other.values["model.linear"]) == ("stack", "off")
+    assert [figures.accuracy for figures in best.seeds] == [1.0, 1.0]
+    assert best.interval[0] <= best.score <= best.interval[1]
+    assert (best.score < other.score) == (metric == "loss")
+    assert not other.against.is_noise
+    assert open_model(results.best_run).predict(["goal coach striker"])[0].label == "Sports"
+
+
 def test_tpe_and_random_try_no_point_twice_and_stay_in_range(recipe, tmp_path):
     results = sweep(recipe, out=tmp_path / "tpe", vary=("lora.rank=1,2", "lora.alpha=1,2"), method="tpe")
     assert len({point.label for point in results.points}) == len(results.points) == 4

@@ -208,6 +208,7 @@ class SweepResults:
             interval = (low, high) if study.rises else (-high, -low)
             if study.metric == "macro_f1":
                 interval = (max(0.0, low), min(1.0, high))
+            interval = (min(interval[0], score), max(interval[1], score))
             points.append(
                 Point(trial, study.space.values(trial.parameters), figures, score, interval, against)
             )

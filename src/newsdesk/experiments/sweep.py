@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from newsdesk.config import SWEEPS, Recipe, ResolvedRecipe, read_recipe, recipe_names, resolve
-from newsdesk.data.load import TrainingData
 from newsdesk.errors import UserError, counted
 from newsdesk.experiments.folder import Outcome, SweepFacts, begin, begun, require_same
 from newsdesk.experiments.results import Answers, SweepResults, score_of
@@ -26,6 +25,9 @@ from newsdesk.runs.manifest import RowFacts
 from newsdesk.training import started_by_torchrun
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from newsdesk.training.loop import TrainingLoop
 
 USUAL_TRIALS = 20
@@ -303,8 +305,15 @@ class _Trial:
         recipe = study.space.recipe(self.trial.parameters, seed)
         data = self.rows.of(recipe.recipe.data, of_fold)
 
-        def keep(loop: TrainingLoop) -> None:
-            self._keep(loop, folder, seed, of_fold, data)
+        def keep(loop: TrainingLoop, logits: NDArray[np.float32] | None) -> None:
+            rows = data.validation
+            assert logits is not None  # there are validation rows
+            assert rows.labels is not None
+            write_held_out_rows(folder, HeldOutRows(logits, rows.labels, rows.fingerprint()))
+            write_bytes(folder / run.log.name, run.log.read_bytes())
+            parameters = sum(parameter.numel() for parameter in loop.trained)
+            # Written last: it says that the training is through.
+            Outcome(seed, of_fold, *_work_in(run.log), loop.step, parameters).write(folder)
 
         trained = run_training(
             recipe,
@@ -331,18 +340,6 @@ class _Trial:
             done = round(1000 * (self._training - 1 + event.step / self._steps))
             if self.study.report(self.trial.number, done, score):
                 raise _Pruned
-
-    def _keep(self, loop: TrainingLoop, folder: Path, seed: int, of_fold: int, data: TrainingData) -> None:
-        """Write what is kept of a training: its log, its answers, and its figures last."""
-        assert loop.best_logits is not None  # there are validation rows
-        assert data.validation.labels is not None
-        log = folder / "run" / "log.jsonl"
-        rows = data.validation
-        write_held_out_rows(folder, HeldOutRows(loop.best_logits, data.validation.labels, rows.fingerprint()))
-        write_bytes(folder / log.name, log.read_bytes())
-        seconds, tokens = _work_in(log)
-        parameters = sum(parameter.numel() for parameter in loop.trained)
-        Outcome(seed, of_fold, seconds, tokens, loop.step, parameters).write(folder)
 
     def _tell(self, state: Any, score: float | None = None, *, reason: str = "") -> None:
         study, number = self.study, self.trial.number

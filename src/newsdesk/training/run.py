@@ -150,17 +150,20 @@ class OneOfMany:
 
     Attributes:
         data: the rows that its recipe names, read and split once for all.
-        at_end: called with the loop that came to its own end, before the run is complete.
+        at_end: called with the loop that came to its own end, before the run is complete, and with what the
+            run says of all validation rows, logits (rows, classes).
         with_score: whether to fit the off-topic score, which only a run needs that may be used.
     """
 
     data: TrainingData
-    at_end: Callable[[TrainingLoop], None]
+    at_end: Callable[[TrainingLoop, NDArray[np.float32] | None], None]
     with_score: bool
 
 
 class _Training:
     """All that one training needs, ready for the first step; nothing is written before it begins."""
+
+    answers: NDArray[np.float32] | None = None
 
     def __init__(
         self,
@@ -280,8 +283,7 @@ class _Training:
                 if isinstance(event, Finished):
                     KnownTexts.of(self.data.train.texts, self.data.validation.texts).save(self.run.path)
                     # Who interrupts will not wait for the rest.
-                    wanted = self.part is None or self.part.with_score
-                    in_full = wanted and event.reason != "interrupted"
+                    in_full = event.reason != "interrupted"
                     events = [*self._keep_what_is_fitted(in_full=in_full), event]
                 elif isinstance(event, Started):
                     events = [replace(event, read_as=self.data.read_as), *before]
@@ -293,7 +295,7 @@ class _Training:
                     last_checkpoint = time.monotonic()
         assert isinstance(event, Finished)
         if self.part is not None and event.reason != "interrupted":
-            self.part.at_end(loop)
+            self.part.at_end(loop, self.answers)
         return event
 
     def _keep_what_is_fitted(self, *, in_full: bool) -> list[Remark]:
@@ -303,8 +305,8 @@ class _Training:
         """
         loop = self.loop
         calibrating, choosing = loop.held_out.calibrating, len(loop.held_out.choosing)
-        fitted, linear = None, None
-        if in_full:
+        fitted = None
+        if in_full and (self.part is None or self.part.with_score):
 
             def features_of(sequences: Sequence[TokenIds]) -> NDArray[np.float32]:
                 batch_size = 2 * loop.training.batch_size
@@ -312,7 +314,7 @@ class _Training:
 
             held_out = [loop.validation.token_ids[row] for row in calibrating]
             fitted = off_topic_score(features_of, loop.rows.token_ids, loop.rows.labels, held_out)
-            linear = self._linear_model()
+        linear = self._linear_model() if in_full else None
         if fitted is not None:
             fitted[0].save(self.run.off_topic)
         remark = None
@@ -325,6 +327,7 @@ class _Training:
                 linear, remark = linear.with_stack(stack.weight if asked else 0.0), stack.remark(asked=asked)
                 logits = linear.stacked(logits, scores)
             linear.save(self.run.path)
+        self.answers = logits
         remarks = [] if remark is None else [Remark(remark)]
         if logits is None:
             return remarks
