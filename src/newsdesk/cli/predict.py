@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet", "ninjs", "submission")
 _COMMAND_LINE = Path("the command line")
-ENGINES = ("auto", "onnx", "torch", "ray")
+ENGINES = ("auto", "onnx", "torch", "cascade", "ray")
 _FAINTEST = 0.15  # of the strongest weight: weaker words are not coloured
 
 
@@ -57,7 +58,19 @@ _FAINTEST = 0.15  # of the strongest weight: weaker words are not coloured
     type=click.Choice(ENGINES),
     default="auto",
     show_default=True,
-    help="What computes a run: its ONNX export where it has one, or torch; ray: the export, on a cluster.",
+    help="What computes a run: its ONNX export where it has one, or torch; cascade: its linear model where "
+    "that is sure; ray: the export, on a cluster.",
+)
+@flag(
+    "--loss",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="SHARE",
+    help="With --engine cascade: how many more texts may be wrong than without; default: 0.002.",
+)
+@flag(
+    "--estimated",
+    is_flag=True,
+    help="With --engine cascade: keep to --loss as the calibration rows estimate it, without a promise.",
 )
 @flag("--rejects", help="The file for rows that cannot be classified; default: beside the output.")
 @flag("--strict", is_flag=True, help="Stop at the first row that cannot be classified.")
@@ -87,6 +100,8 @@ def predict(
     output: str | None,
     engine: Any,
     rejects: str | None,
+    loss: float | None,
+    estimated: bool,
     as_json: bool,
     promise: Mapping[str, Any],
     **settings: Any,
@@ -101,6 +116,8 @@ def predict(
         raise click.UsageError("--json writes to standard output: give it, or --output and --format.")
     if texts and source:
         raise click.UsageError("Give texts or --input, not both.")
+    if engine != "cascade" and (loss is not None or estimated):
+        raise click.UsageError("--loss and --estimated need --engine cascade.")
     if engine == "ray":
         if texts or as_json or rejects or source in (None, "-") or output in (None, "-"):
             raise click.UsageError(
@@ -112,23 +129,28 @@ def predict(
         return
     if wrong := [f"--ray-{name}" for name, value in cluster.items() if value is not None]:
         raise click.UsageError(f"{wrong[0]} needs --engine ray.")
+    opened = partial(_opened, run, engine, loss, estimated=estimated)
     given, target = _path_of(source), _path_of(output)
     if target is not None:
         from newsdesk.prediction.output_table import check_destination
 
         check_destination(target, source=given, format=form)
     if as_json or (texts and not (output or form)):
-        _predict_in_memory(run, engine, texts, given, settings, promise, as_json=as_json)
+        _predict_in_memory(opened, texts, given, settings, promise, as_json=as_json)
     else:
         rows, place = _rows_of(texts) if texts else given or _piped(), Path(rejects) if rejects else None
-        _predict_stream(_opened(run, engine), rows, target, place, settings, promise)
+        _predict_stream(opened(), rows, target, place, settings, promise)
 
 
-def _opened(run: Path, engine: Any) -> Classifier:
+def _opened(run: Path, engine: Any, loss: float | None, *, estimated: bool) -> Classifier:
     from newsdesk.prediction.open_model import open_model
     from newsdesk.runs.ready_made import located
 
     with shown_progress() as progress:
+        if engine == "cascade":
+            from newsdesk.prediction.cascade import LOSS, open_cascade
+
+            return open_cascade(run, loss=loss or LOSS, estimated=estimated, progress=progress)
         classifier = open_model(run, engine=engine, progress=progress)
     if classifier.path != located(run):
         click.echo(f"predicting with {classifier.path}; --engine torch computes the run itself", err=True)
@@ -147,8 +169,7 @@ def _piped() -> BinaryIO:
 
 
 def _predict_in_memory(
-    run: Path,
-    engine: Any,
+    opened: Callable[[], Classifier],
     texts: tuple[str, ...],
     source: Path | None,
     settings: Mapping[str, Any],
@@ -161,16 +182,18 @@ def _predict_in_memory(
 
     layout = {name: settings[name] for name in ("text", "template", "answer_empty")}
     table = _table_in_memory(texts, source, settings)
-    classifier = _opened(run, engine)
+    classifier = opened()
     rule = classifier.decision_rule(**promise, answer_empty=settings["answer_empty"])
     predictions = api.predict_table(classifier, table, rule=rule, **layout)
     top_k, every = settings["top_k"], settings["all_probabilities"]
     if as_json:
-        say(_document(predictions, None if every else top_k, classifier.max_length))
+        say(_document(predictions, None if every else top_k, classifier))
         return
     say(render_predictions(texts, predictions, len(classifier.label_names) if every else top_k))
     _note_reading(predictions.truncation, classifier.max_length, int(predictions.is_unreadable.sum()))
     _note_promise(rule, int((~predictions.answered).sum()), len(predictions))
+    for line in classifier.describe():
+        note(line)
 
 
 def _table_in_memory(texts: tuple[str, ...], source: Path | None, settings: Mapping[str, Any]) -> Table:
@@ -193,14 +216,16 @@ def _rows_of(texts: Sequence[str]) -> RowStream:
     return RowStream(head, (Row(number, (text,)) for number, text in enumerate(texts, 1)))
 
 
-def _document(predictions: Predictions, top_k: int | None, max_length: int | None) -> dict[str, Any]:
-    """What --json prints: predictions, how much of the texts was read, and the rule behind a promise.
+def _document(predictions: Predictions, top_k: int | None, classifier: Classifier) -> dict[str, Any]:
+    """What --json prints: predictions, how much of the texts was read, and the rules behind promises.
 
     ``top_k`` says how many classes are named; None: the probabilities of all.
     """
     content: dict[str, Any] = {"predictions": predictions.to_dicts(top_k)}
     if predictions.truncation is not None:
-        content["truncation"] = {**predictions.truncation.to_dict(), "max_length": max_length}
+        content["truncation"] = {**predictions.truncation.to_dict(), "max_length": classifier.max_length}
+    if notes := classifier.describe():
+        content["notes"] = notes
     return content if predictions.rule is None else content | {"rule": asdict(predictions.rule)}
 
 
@@ -231,6 +256,8 @@ def _predict_stream(
     _note_reading(done.truncation, classifier.max_length, done.unreadable)
     rule = classifier.decision_rule(**promise, answer_empty=settings["answer_empty"])
     _note_promise(rule, done.unanswered, done.rows_written)
+    for line in classifier.describe():
+        note(line)
 
 
 def _predict_on_ray(

@@ -22,6 +22,7 @@ from newsdesk.progress import Progress
 from newsdesk.runs.calibration import (
     CALIBRATION_ROWS,
     Calibration,
+    HeldOutRows,
     read_calibration,
     read_held_out_rows,
     softmax,
@@ -43,6 +44,7 @@ class Classifier(ABC):
         label_names: class names in id order.
         layout: how rows of a file become texts.
         engine: what computes it, in a few words.
+        tokenizer: what makes token ids of texts.
         off_topic: measures how untypical a text is of the training topics; None: there is no such score.
         calibration: the temperature it predicts with, and how that was found; None: it predicts with 1.
         linear: the linear model beside the encoder, whose scores are a part of the answers where they are
@@ -60,17 +62,17 @@ class Classifier(ABC):
         self.calibration: Calibration | None = read_calibration(path)
         self.off_topic = OffTopicScore.of_folder(path)
         self.linear = LinearModel.of_folder(path, len(labels.names))
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
 
     @property
     def max_length(self) -> int | None:
         """Tokens that it reads of a text, special ones included."""
-        return self._tokenizer.max_length
+        return self.tokenizer.max_length
 
     @property
     def special_tokens(self) -> tuple[int, int]:
         """How many special tokens begin and end every text."""
-        return self._tokenizer.opening, len(self._tokenizer.closing_ids)
+        return self.tokenizer.opening, len(self.tokenizer.closing_ids)
 
     @abstractmethod
     def encoder_outputs(
@@ -116,6 +118,14 @@ class Classifier(ABC):
         """What the weights of its last layer are divided by; its logits are given as before that."""
         return 1.0 if self.calibration is None else self.calibration.folded
 
+    def describe(self) -> list[str]:
+        """What to know of how it answered the texts so far, a line each."""
+        return []
+
+    def held_out_rows(self) -> HeldOutRows | None:
+        """The rows that its promises rest on; None where there are none. Raises UserError if damaged."""
+        return read_held_out_rows(self.path)
+
     def decision_rule(self, **asked: Unpack[Promises]) -> DecisionRule | None:
         """What it answers to keep the promises asked for; None: it answers every text.
 
@@ -130,7 +140,7 @@ class Classifier(ABC):
             )
         rows = None
         if asked.get("abstain") is not None or asked.get("sets") is not None:
-            rows = read_held_out_rows(self.path)
+            rows = self.held_out_rows()
             if rows is None:
                 raise UserError(
                     f"{self.path} has no calibration rows, which are needed to estimate the error rate",
@@ -215,7 +225,7 @@ class Classifier(ABC):
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """The token ids of normalised texts, with what was cut off and which texts say nothing."""
-        return self._tokenizer.encode_whole(texts)
+        return self.tokenizer.encode_whole(texts)
 
 
 def _refuse_one_text(texts: Sequence[str], method: str) -> None:

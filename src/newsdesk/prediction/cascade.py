@@ -1,0 +1,258 @@
+"""A cascade: the linear model answers where it is sure enough, the encoder all other texts.
+
+How sure is found on the calibration rows, so that the cascade's accuracy is promised to stay close to what
+the encoder alone would reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil, exp, log, log1p
+from pathlib import Path
+from typing import Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from newsdesk.errors import UserError, counted
+from newsdesk.model.tokenizer import TokenIds
+from newsdesk.prediction.abstention import THRESHOLDS, DecisionRule, Promises
+from newsdesk.prediction.classifier import Classifier
+from newsdesk.prediction.open_model import open_model
+from newsdesk.progress import Progress, Unit
+from newsdesk.runs.calibration import HeldOutRows, fit_temperature, softmax
+from newsdesk.runs.exported import ExportedModel
+from newsdesk.runs.folder import Labels, RunFolder
+
+LOSS, CONFIDENCE = 0.002, 0.95
+CASCADE_THRESHOLDS = THRESHOLDS[::4]
+"""Confidences of the linear model that may become the threshold, fixed before any row is seen."""
+
+_BETS = (0.9, 0.45, 0.225)
+_MORE_ROWS = "calibrate on more labelled rows with newsdesk calibrate --data FILE"
+
+
+@dataclass(frozen=True)
+class CascadeRule:
+    """From which confidence on the linear model answers.
+
+    Attributes:
+        threshold: the least confidence, 0 to 1.
+        temperature: what the linear model's scores are divided by.
+        loss: the share of texts that the cascade may get wrong more often than the encoder alone.
+        confidence: how surely it does not lose more, over the draw of the rows; None: as these rows estimate.
+        rows: how many calibration rows this rests on.
+        share: of these, what the linear model answers, 0 to 1.
+    """
+
+    threshold: float
+    temperature: float
+    loss: float
+    confidence: float | None
+    rows: int
+    share: float
+
+    def answers(self, scores: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Which rows the linear model answers, (rows,), by its scores (rows, classes)."""
+        sure = softmax(scores, self.temperature).max(axis=1, initial=0.0).astype(np.float64)
+        return np.asarray(sure >= self.threshold, dtype=np.bool_)
+
+    def describe(self) -> str:
+        """What is promised, in a line."""
+        rows = counted(self.rows, "calibration row")
+        points = f"at most {100 * self.loss:.4g} points of accuracy are lost to the encoder alone"
+        how = f"estimated on {rows}, not promised"
+        if self.confidence is not None:
+            how = f"with {100 * self.confidence:.4g} % confidence, by {rows}"
+        return f"{points}, {how}; threshold {self.threshold:.4f}"
+
+
+def loses_no_more(lost: int, gained: int, rows: int, loss: float, confidence: float = CONFIDENCE) -> bool:
+    """Whether rows show that a cascade loses at most this share of all texts to the encoder alone.
+
+    ``lost`` of the ``rows`` only the encoder gets right, ``gained`` only the cascade. It is a bet against the
+    claim that more is lost: each row multiplies a capital of 1 by 1 + bet * (loss - x), where x is 1 for a
+    lost row, -1 for a gained one, else 0. Were the claim true, the capital would not grow on average, and so
+    exceed 1 / (1 - confidence) with a probability of at most 1 - confidence (Markov's inequality;
+    Waudby-Smith and Ramdas, 2024). It is spread over larger and smaller bets, as many as so few or many rows
+    can afford. This holds for any number of rows, and counts gains, unlike a test of the lost rows alone.
+    """
+    wanted = log(1 / (1 - confidence))
+    affordable = (
+        count for count in range(1, len(_BETS)) if _BETS[0] * rows * loss < wanted + log(count + 1) + 1
+    )
+    bets = _BETS[: next(affordable, len(_BETS))]
+    same = rows - lost - gained
+    logs = [
+        lost * log1p(-bet * (1 - loss)) + gained * log1p(bet * (1 + loss)) + same * log1p(bet * loss)
+        for bet in bets
+    ]
+    most = max(logs)
+    return most + log(sum(exp(each - most) for each in logs) / len(logs)) >= wanted
+
+
+def least_loss(rows: int, confidence: float = CONFIDENCE) -> float:
+    """The smallest loss that so many rows can promise, none of them lost; rounded up to be typed."""
+    digits = 1e4
+    least = (1 / (1 - confidence)) ** (1 / rows) - 1 if rows else 1.0
+    found = ceil(digits * least / _BETS[0])
+    while not loses_no_more(0, 0, rows, found / digits, confidence) and found < digits:
+        found += 1
+    return found / digits
+
+
+def cascade_rule(rows: HeldOutRows, loss: float = LOSS, *, estimated: bool = False) -> CascadeRule:
+    """The lowest threshold at which calibration rows promise that no more is lost; or estimate, if asked.
+
+    Learn then Test (Angelopoulos et al., 2021): thresholds are tested in a fixed sequence, from sure to less
+    sure, until one fails, each at the full level. ``rows`` have the scores of the linear model; those that
+    say nothing are left out. Raises UserError where they cannot promise it, or nothing would be answered.
+    """
+    assert rows.linear is not None
+    readable = np.ones(len(rows.labels), np.bool_) if rows.readable is None else rows.readable
+    scores, logits, labels = rows.linear[readable], rows.logits[readable], rows.labels[readable]
+    count = len(labels)
+    least = least_loss(count)
+    if loss < least and not estimated:
+        fix = f"ask for --loss {least:g}, " if least < 0.1 else ""
+        raise UserError(
+            f"a cascade cannot promise to lose at most a share of {loss:g}",
+            found=f"{counted(count, 'calibration row')}, which can promise {least:g} at best",
+            fix=f"{fix}{_MORE_ROWS}, or take the threshold that these rows suggest with --estimated",
+        )
+    rule = CascadeRule(
+        1.0, fit_temperature(scores, labels), loss, None if estimated else CONFIDENCE, count, 0.0
+    )
+    of_encoder, of_linear = logits.argmax(axis=1) == labels, scores.argmax(axis=1) == labels
+    for threshold in CASCADE_THRESHOLDS:
+        tried = replace(rule, threshold=threshold)
+        sure = tried.answers(scores)
+        lost, gained = (
+            int((sure & of_encoder & ~of_linear).sum()),
+            int((sure & ~of_encoder & of_linear).sum()),
+        )
+        if not (lost - gained <= loss * count if estimated else loses_no_more(lost, gained, count, loss)):
+            break
+        rule = replace(tried, share=float(sure.mean()))
+    if not rule.share:
+        raise UserError(
+            "the linear model is nowhere sure enough to answer in a cascade",
+            found=f"{counted(count, 'calibration row')}, of which it may answer none at a loss of {loss:g}",
+            fix=f"allow more with --loss, {_MORE_ROWS}, or predict without --engine cascade",
+        )
+    return rule
+
+
+class CascadeClassifier(Classifier):
+    """A linear model before an encoder; what either answers is calibrated by itself.
+
+    Attributes:
+        rule: from which confidence on the linear model answers, and what that may cost.
+        texts, by_linear: how many texts were classified so far, and how many by the linear model.
+    """
+
+    def __init__(self, whole: Classifier, loss: float = LOSS, *, estimated: bool = False) -> None:
+        """Put the linear model of ``whole`` before it. Raises UserError as `cascade_rule`, or without one."""
+        rows = whole.held_out_rows()
+        if whole.linear is None:
+            raise UserError(
+                f"{whole.path} has no linear model for a cascade",
+                found="a run of an older version, or trained with --no-baseline or --no-stack",
+                fix="newsdesk calibrate RUN --stack adds one to its answers; --no-stack after that keeps it "
+                "for the cascade alone",
+            )
+        if rows is None or rows.linear is None:
+            raise UserError(
+                f"{whole.path} does not know how its linear model does on calibration rows",
+                found="no calibration rows" if rows is None else "calibration rows without its scores",
+                fix="newsdesk calibrate RUN, with labelled rows by --data if its own are not known",
+            )
+        self.rule = cascade_rule(rows, loss, estimated=estimated)
+        engine = f"linear model from {self.rule.threshold} on, else {whole.engine}"
+        labels = Labels.read(whole.path, fix="copy it again from an undamaged copy")
+        super().__init__(whole.path, labels, whole.files, whole.tokenizer, engine)
+        self.off_topic = None  # texts that the encoder does not see have no distance
+        self.texts = self.by_linear = 0
+        self._whole, self._linear, self._rows = whole, whole.linear, rows
+
+    def encoder_outputs(
+        self, sequences: Sequence[TokenIds], *, progress: Progress | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """What the encoder alone computes."""
+        return self._whole.encoder_outputs(sequences, progress=progress)
+
+    def outputs(
+        self, sequences: Sequence[TokenIds], *, progress: Progress | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Logits of whichever answers each text; there are no distances."""
+        scores = self._linear.scores(sequences)
+        sure = self.rule.answers(scores)
+        others, done = np.flatnonzero(~sure), int(sure.sum())
+        logits = self._as_logits(scores)
+        if len(others):
+            asked = [sequences[row] for row in others.tolist()]
+            logits[others] = self._whole.outputs(asked, progress=progress and _beyond(done, progress))[0]
+        elif progress is not None:
+            progress(done, done, "classifying", "rows")
+        self.texts, self.by_linear = self.texts + len(sequences), self.by_linear + done
+        return logits, None
+
+    def held_out_rows(self) -> HeldOutRows:
+        """The calibration rows as the cascade answers them."""
+        assert self._rows.linear is not None  # else there is no cascade
+        sure = self.rule.answers(self._rows.linear)[:, None]
+        logits = np.where(sure, self._as_logits(self._rows.linear), self._rows.logits)
+        return replace(self._rows, logits=logits, distances=None)
+
+    def decision_rule(self, **asked: Unpack[Promises]) -> DecisionRule | None:
+        """See Classifier; on-topic texts cannot be told. Raises UserError where they are to be."""
+        if asked.get("off_topic") is not None:
+            raise UserError(
+                "--engine cascade cannot say which texts are off topic",
+                found="texts that the linear model answers are not seen by the encoder, which tells",
+                fix="leave out --off-topic, or --engine cascade",
+            )
+        return super().decision_rule(**asked)
+
+    def _as_logits(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Scores so scaled that the encoder's temperature makes calibrated probabilities of them, too."""
+        return scores * np.float32(self.temperature / self.rule.temperature)
+
+    def describe(self) -> list[str]:
+        """How many texts the linear model answered, and what that may cost, a line each."""
+        share = f" ({self.by_linear / self.texts:.1%})" if self.texts else ""
+        texts = counted(self.texts, "text")
+        return [f"the linear model answered {self.by_linear:,} of {texts}{share}", self.rule.describe()]
+
+
+def _beyond(rows: int, progress: Progress) -> Progress:
+    """Progress with so many more rows, which are done already."""
+
+    def show(done: int, total: int | None, what: str, unit: Unit = "bytes", /) -> None:
+        progress(rows + done, None if total is None else rows + total, what, unit)
+
+    return show
+
+
+def open_cascade(
+    path: str | Path | RunFolder | ExportedModel,
+    *,
+    loss: float = LOSS,
+    estimated: bool = False,
+    progress: Progress | None = None,
+) -> CascadeClassifier:
+    """The run or exported model at ``path`` with its linear model before it; a run's export is preferred.
+
+    Args:
+        path, progress: as for `open_model`.
+        loss: the share of texts, 0 to 1, that may be wrong more often than without the linear model.
+        estimated: take the threshold that the calibration rows suggest, without a promise.
+
+    Raises UserError as `open_model` and `cascade_rule` do.
+    """
+    if not 0 < loss < 1:
+        raise UserError(
+            "--loss takes a share between 0 and 1", found=str(loss), fix="for example --loss 0.002"
+        )
+    return CascadeClassifier(open_model(path, progress=progress), loss, estimated=estimated)
