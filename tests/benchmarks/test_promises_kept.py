@@ -47,6 +47,22 @@ def test_an_export_that_was_chosen_on_its_calibration_rows_keeps_its_promises(pr
     assert [line["kept"] for line in lines] == ["yes"] * 4
 
 
+@pytest.mark.parametrize("knows", [0.0, 2.0])
+def test_with_a_linear_model_on_it_or_before_it_promises_are_kept(promises: Any, knows: float) -> None:
+    lines = list(promises.simulate_linear_model(knows, 20))
+    assert {line["asked for"] for line in lines} >= {"stacked --abstain", "stacked --sets", "cascade --loss"}
+    assert [line for line in lines if line["kept"] != "yes"] == []
+
+
+def test_a_cascade_that_takes_an_estimate_for_a_promise_would_be_noticed(
+    promises: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = promises.cascade_rule
+    monkeypatch.setattr(promises, "cascade_rule", lambda rows, loss: rule(rows, loss, estimated=True))
+    loss = [line for line in promises.simulate_linear_model(2.0, 20) if line["asked for"] == "cascade --loss"]
+    assert [line["kept"] for line in loss] == ["NO"]
+
+
 @pytest.mark.parametrize("asked", ["--abstain --off-topic", "--sets --off-topic"])
 def test_calibrating_on_rows_that_the_filter_stops_would_be_noticed(
     promises: Any, monkeypatch: pytest.MonkeyPatch, asked: str

@@ -129,7 +129,8 @@ def predict(
         return
     if wrong := [f"--ray-{name}" for name, value in cluster.items() if value is not None]:
         raise click.UsageError(f"{wrong[0]} needs --engine ray.")
-    opened = partial(_opened, run, engine, loss, estimated=estimated)
+    halves = bool({"abstain", "sets"} & promise.keys())
+    opened = partial(_opened, run, engine, loss, estimated=estimated, halves=halves)
     given, target = _path_of(source), _path_of(output)
     if target is not None:
         from newsdesk.prediction.output_table import check_destination
@@ -142,7 +143,7 @@ def predict(
         _predict_stream(opened(), rows, target, place, settings, promise)
 
 
-def _opened(run: Path, engine: Any, loss: float | None, *, estimated: bool) -> Classifier:
+def _opened(run: Path, engine: Any, loss: float | None, **how: bool) -> Classifier:
     from newsdesk.prediction.open_model import open_model
     from newsdesk.runs.ready_made import located
 
@@ -150,7 +151,7 @@ def _opened(run: Path, engine: Any, loss: float | None, *, estimated: bool) -> C
         if engine == "cascade":
             from newsdesk.prediction.cascade import LOSS, open_cascade
 
-            return open_cascade(run, loss=loss or LOSS, estimated=estimated, progress=progress)
+            return open_cascade(run, loss=loss or LOSS, progress=progress, **how)
         classifier = open_model(run, engine=engine, progress=progress)
     if classifier.path != located(run):
         click.echo(f"predicting with {classifier.path}; --engine torch computes the run itself", err=True)

@@ -58,6 +58,16 @@ class CascadeRule:
         sure = softmax(scores, self.temperature).max(axis=1, initial=0.0).astype(np.float64)
         return np.asarray(sure >= self.threshold, dtype=np.bool_)
 
+    def mixed(
+        self, logits: NDArray[np.float32], scores: NDArray[np.float32], temperature: float
+    ) -> NDArray[np.float32]:
+        """The logits of the cascade, of those of the encoder and the linear model's scores, (rows, classes).
+
+        Scores are so scaled that the encoder's ``temperature`` makes calibrated probabilities of them, too.
+        """
+        scaled = scores * np.float32(temperature / self.temperature)
+        return np.where(self.answers(scores)[:, None], scaled, logits)
+
     def describe(self) -> str:
         """What is promised, in a line."""
         rows = counted(self.rows, "calibration row")
@@ -94,12 +104,8 @@ def loses_no_more(lost: int, gained: int, rows: int, loss: float, confidence: fl
 
 def least_loss(rows: int, confidence: float = CONFIDENCE) -> float:
     """The smallest loss that so many rows can promise, none of them lost; rounded up to be typed."""
-    digits = 1e4
-    least = (1 / (1 - confidence)) ** (1 / rows) - 1 if rows else 1.0
-    found = ceil(digits * least / _BETS[0])
-    while not loses_no_more(0, 0, rows, found / digits, confidence) and found < digits:
-        found += 1
-    return found / digits
+    least = ((1 / (1 - confidence)) ** (1 / rows) - 1) / _BETS[0] if rows else 1.0
+    return min(1.0, ceil(1e4 * least) / 1e4)
 
 
 def cascade_rule(rows: HeldOutRows, loss: float = LOSS, *, estimated: bool = False) -> CascadeRule:
@@ -152,7 +158,9 @@ class CascadeClassifier(Classifier):
         texts, by_linear: how many texts were classified so far, and how many by the linear model.
     """
 
-    def __init__(self, whole: Classifier, loss: float = LOSS, *, estimated: bool = False) -> None:
+    def __init__(
+        self, whole: Classifier, loss: float = LOSS, *, estimated: bool = False, halves: bool = False
+    ) -> None:
         """Put the linear model of ``whole`` before it. Raises UserError as `cascade_rule`, or without one."""
         rows = whole.held_out_rows()
         if whole.linear is None:
@@ -168,13 +176,17 @@ class CascadeClassifier(Classifier):
                 found="no calibration rows" if rows is None else "calibration rows without its scores",
                 fix="newsdesk calibrate RUN, with labelled rows by --data if its own are not known",
             )
-        self.rule = cascade_rule(rows, loss, estimated=estimated)
+        self._rows: HeldOutRows | None = None
+        choosing = rows
+        if halves:
+            choosing, self._rows = rows.halves()
+        self.rule = cascade_rule(choosing, loss, estimated=estimated)
         engine = f"linear model from {self.rule.threshold} on, else {whole.engine}"
         labels = Labels.read(whole.path, fix="copy it again from an undamaged copy")
         super().__init__(whole.path, labels, whole.files, whole.tokenizer, engine)
         self.off_topic = None  # texts that the encoder does not see have no distance
         self.texts = self.by_linear = 0
-        self._whole, self._linear, self._rows = whole, whole.linear, rows
+        self._whole, self._linear = whole, whole.linear
 
     def encoder_outputs(
         self, sequences: Sequence[TokenIds], *, progress: Progress | None = None
@@ -189,24 +201,30 @@ class CascadeClassifier(Classifier):
         scores = self._linear.scores(sequences)
         sure = self.rule.answers(scores)
         others, done = np.flatnonzero(~sure), int(sure.sum())
-        logits = self._as_logits(scores)
+        logits = np.zeros_like(scores)
         if len(others):
             asked = [sequences[row] for row in others.tolist()]
             logits[others] = self._whole.outputs(asked, progress=progress and _beyond(done, progress))[0]
         elif progress is not None:
             progress(done, done, "classifying", "rows")
         self.texts, self.by_linear = self.texts + len(sequences), self.by_linear + done
-        return logits, None
+        return self.rule.mixed(logits, scores, self.temperature), None
 
-    def held_out_rows(self) -> HeldOutRows:
-        """The calibration rows as the cascade answers them."""
-        assert self._rows.linear is not None  # else there is no cascade
-        sure = self.rule.answers(self._rows.linear)[:, None]
-        logits = np.where(sure, self._as_logits(self._rows.linear), self._rows.logits)
+    def held_out_rows(self) -> HeldOutRows | None:
+        """The calibration rows that its threshold was not found on, as it answers them; None without."""
+        if self._rows is None or self._rows.linear is None:
+            return None
+        logits = self.rule.mixed(self._rows.logits, self._rows.linear, self.temperature)
         return replace(self._rows, logits=logits, distances=None)
 
     def decision_rule(self, **asked: Unpack[Promises]) -> DecisionRule | None:
-        """See Classifier; on-topic texts cannot be told. Raises UserError where they are to be."""
+        """See Classifier; nothing can be said of topics. Raises UserError where that is asked.
+
+        And ValueError for ``abstain`` or ``sets`` without ``halves``: the rows that the threshold was found
+        on, where the linear model happens to be right, would promise too much.
+        """
+        if self._rows is None and (asked.get("abstain") or asked.get("sets")):
+            raise ValueError("abstain and sets need a cascade opened with halves=True")
         if asked.get("off_topic") is not None:
             raise UserError(
                 "--engine cascade cannot say which texts are off topic",
@@ -214,10 +232,6 @@ class CascadeClassifier(Classifier):
                 fix="leave out --off-topic, or --engine cascade",
             )
         return super().decision_rule(**asked)
-
-    def _as_logits(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Scores so scaled that the encoder's temperature makes calibrated probabilities of them, too."""
-        return scores * np.float32(self.temperature / self.rule.temperature)
 
     def describe(self) -> list[str]:
         """How many texts the linear model answered, and what that may cost, a line each."""
@@ -240,6 +254,7 @@ def open_cascade(
     *,
     loss: float = LOSS,
     estimated: bool = False,
+    halves: bool = False,
     progress: Progress | None = None,
 ) -> CascadeClassifier:
     """The run or exported model at ``path`` with its linear model before it; a run's export is preferred.
@@ -248,6 +263,8 @@ def open_cascade(
         path, progress: as for `open_model`.
         loss: the share of texts, 0 to 1, that may be wrong more often than without the linear model.
         estimated: take the threshold that the calibration rows suggest, without a promise.
+        halves: find the threshold on one half of the calibration rows, and leave the other to the promises of
+            ``abstain`` and ``sets``, which need it.
 
     Raises UserError as `open_model` and `cascade_rule` do.
     """
@@ -255,4 +272,5 @@ def open_cascade(
         raise UserError(
             "--loss takes a share between 0 and 1", found=str(loss), fix="for example --loss 0.002"
         )
-    return CascadeClassifier(open_model(path, progress=progress), loss, estimated=estimated)
+    whole = open_model(path, progress=progress)
+    return CascadeClassifier(whole, loss, estimated=estimated, halves=halves)

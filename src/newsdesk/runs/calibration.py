@@ -63,6 +63,24 @@ class HeldOutRows:
         if self.linear is not None and not np.isfinite(self.linear).all():
             raise ValueError("scores of the linear model that are not finite numbers")
 
+    def halves(self) -> tuple[HeldOutRows, HeldOutRows]:
+        """Two halves at random, each class in both: what is chosen on one can be promised on the other."""
+        shuffled = np.random.Generator(np.random.PCG64(0)).permutation(len(self.labels))
+        by_class = shuffled[np.argsort(self.labels[shuffled], kind="stable")]
+
+        first, second = (self._select(np.sort(by_class[start::2])) for start in (0, 1))
+        return first, second
+
+    def _select(self, rows: NDArray[np.int64]) -> HeldOutRows:
+        return replace(
+            self,
+            logits=self.logits[rows],
+            labels=self.labels[rows],
+            distances=None if self.distances is None else self.distances[rows],
+            readable=None if self.readable is None else self.readable[rows],
+            linear=None if self.linear is None else self.linear[rows],
+        )
+
 
 @dataclass(frozen=True)
 class Change:

@@ -1,0 +1,93 @@
+"""The test behind a cascade's promise: valid whatever rows are lost and gained, and worth its rows."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from newsdesk.errors import UserError
+from newsdesk.prediction.cascade import CASCADE_THRESHOLDS, cascade_rule, least_loss, loses_no_more
+from newsdesk.runs.calibration import HeldOutRows
+
+
+@pytest.mark.parametrize("rows", [300, 1000, 5000, 30_000])
+@pytest.mark.parametrize("loss", [0.002, 0.02])
+def test_where_more_is_lost_it_is_rarely_said_that_it_is_not(rows, loss):
+    generator = np.random.default_rng(0)
+    for gained in (0.0, 0.001, 0.01, 0.1):  # at the very bound: just so much more is lost
+        drawn = generator.multinomial(rows, [loss + gained, gained, 1 - loss - 2 * gained], 4000)
+        pairs, times = np.unique(drawn[:, :2], axis=0, return_counts=True)
+        said = [loses_no_more(int(lost), int(won), rows, loss) for lost, won in pairs]
+        assert (times * said).sum() / 4000 <= 0.05 + 0.01
+
+
+def test_gains_count_and_losses_do():
+    assert loses_no_more(0, 0, 2000, 0.002)
+    assert not loses_no_more(2, 0, 2000, 0.002)
+    assert loses_no_more(2, 8, 2000, 0.002)
+    assert not loses_no_more(0, 0, 1000, 0.002)
+    assert loses_no_more(100, 100, 30_000, 0.002)  # a test of the lost rows alone would say no
+
+
+@pytest.mark.parametrize("rows", [1, 20, 274, 1000, 2000, 30_000])
+def test_the_least_loss_that_is_named_can_be_promised_and_a_smaller_one_cannot(rows):
+    least = least_loss(rows)
+    assert loses_no_more(0, 0, rows, least) or least == 1
+    assert not loses_no_more(0, 0, rows, least - 1e-4)
+
+
+def rows_of(linear_right, generator, count=4000, classes=4):
+    """Rows whose encoder is right in 95 of 100; the linear model as often as this says."""
+    labels = generator.integers(0, classes, count)
+    sure = 1 - 0.7 * generator.random(count) ** 2
+    right = generator.random(count) < linear_right(sure)
+    given = np.where(right, labels, (labels + 1) % classes)
+    scores = np.full((count, classes), 0.0, dtype=np.float32)
+    scores[np.arange(count), given] = np.log(sure / ((1 - sure) / (classes - 1)))
+    logits = np.eye(classes, dtype=np.float32)[
+        np.where(generator.random(count) < 0.95, labels, (labels + 2) % classes)
+    ]
+    return HeldOutRows(5 * logits, labels, "simulated", linear=scores)
+
+
+def test_the_more_may_be_lost_the_more_the_linear_model_answers():
+    rows = rows_of(lambda sure: sure, np.random.default_rng(0))
+    shares = [cascade_rule(rows, loss).share for loss in (0.002, 0.01, 0.05)]
+    assert all(less < more for less, more in pairwise(shares))
+    estimated = cascade_rule(rows, 0.002, estimated=True)
+    assert estimated.share > shares[0]
+    assert estimated.confidence is None
+    assert "not promised" in estimated.describe()
+
+
+def test_thresholds_fall_and_a_row_is_answered_from_its_confidence_on():
+    assert all(high > low for high, low in pairwise(CASCADE_THRESHOLDS))
+    rows = rows_of(lambda sure: sure, np.random.default_rng(0))
+    rule = cascade_rule(rows, 0.01)
+    answered = rule.answers(rows.linear)
+    assert answered.mean() == rule.share
+    mixed = rule.mixed(rows.logits, rows.linear, 2.0)
+    np.testing.assert_array_equal(mixed[~answered], rows.logits[~answered])
+    np.testing.assert_allclose(mixed[answered] / 2.0, rows.linear[answered] / rule.temperature, rtol=1e-5)
+
+
+def test_rows_that_say_nothing_do_not_count():
+    rows = rows_of(lambda sure: sure, np.random.default_rng(0))
+    halves = rows.halves()
+    readable = np.zeros(4000, dtype=np.bool_)
+    readable[:2000] = True
+    silent = HeldOutRows(rows.logits, rows.labels, "", readable=readable, linear=rows.linear)
+    assert cascade_rule(silent, 0.01).rows == 2000
+    assert [len(half.labels) for half in halves] == [2000, 2000]
+    assert halves[0].linear.shape == (2000, 4)
+
+
+def test_rows_too_few_and_a_linear_model_that_is_never_right_are_told_apart():
+    generator = np.random.default_rng(0)
+    with pytest.raises(UserError, match=r"cannot promise to lose at most a share of 0\.002") as few:
+        cascade_rule(rows_of(lambda sure: sure, generator, count=200), 0.002)
+    assert f"--loss {least_loss(200):g}" in str(few.value)
+    with pytest.raises(UserError, match="nowhere sure enough"):
+        cascade_rule(rows_of(lambda sure: 0 * sure + 0.1, generator), 0.01)
