@@ -5,12 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from newsdesk.data.check import check
-from newsdesk.data.columns import labels_with_faults, text_layout, to_examples
+from newsdesk.data.columns import TextLayout, label_column, labels_with_faults, text_layout, to_examples
 from newsdesk.data.dialect import Dialect
 from newsdesk.data.fields import field
 from newsdesk.data.news import prose
@@ -341,6 +342,43 @@ def test_every_example_of_iptc_is_read_or_refused_with_a_true_sentence():
         assert not any("<p" in text or "&amp;" in text for text in texts)
         without_text += [path.name] * texts.count("")
     assert without_text == ["LISTING_24_News_Message_conveying_a_complete_News_Package.xml"] * 4
+
+
+def test_what_a_run_learned_from_is_found_in_news_by_its_part(write):
+    table = read_table(write("a.json", ITEMS))
+    assert TextLayout(("title",)).for_table(table).text_columns == ("headline",)
+    assert TextLayout(("title", "description")).for_table(table).text_columns == ("headline", "body")
+    assert TextLayout(("bodies.0.value",)).for_table(table).texts(table)[1] == "A goal."
+    feed = read_table(write("a.rss", RSS.encode("cp1252")))
+    assert TextLayout(("title", "description")).for_table(feed).text_columns == ("headline", "description")
+    assert TextLayout(("headline", "body")).for_table(
+        read_table(write("a.csv", "text,n\na,1\n"))
+    ).text_columns == ("text",)
+
+
+def test_a_column_of_classes_beside_subjects_has_to_be_chosen(write):
+    item = NINJS_2 | {"category": "desk 1"}
+    with pytest.raises(UserError, match=r"several columns of a\.json could be the class"):
+        to_examples(read_table(write("a.json", [item, item])), labelled=True)
+    assert label_column(read_table(write("b.json", [item | {"label": "x"}, item]))) == "label"
+    without = {key: value for key, value in item.items() if key != "subjects"}
+    assert label_column(read_table(write("c.json", [without, without]))) == "category"
+
+
+@pytest.mark.parametrize("packed", ["a.xml.gz", "a.zip"])
+def test_packed_news_is_read_and_held_to_the_same_limits(tmp_path, packed):
+    def write(content: str) -> Path:
+        path = tmp_path / packed
+        if packed.endswith(".gz"):
+            path.write_bytes(gzip.compress(content.encode()))
+        else:
+            with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr("feed.xml", content)
+        return path
+
+    assert read_table(write(NEWSML)).column("uri") == ("a", "b", "c")
+    with pytest.raises(UserError, match="packed too tightly"):
+        read_table(write(ITEM.format("x" * 50_000_000)))
 
 
 def test_a_table_of_news_names_its_parts_alike_in_every_format(write):

@@ -11,6 +11,8 @@ import zipfile
 
 import pytest
 
+from newsdesk.runs.folder import RunFolder
+
 HEADER = ("Haber Metni", "Kategori", "Größe")
 NAMED = ("--text", "Haber Metni", "--label", "Kategori")
 
@@ -77,6 +79,88 @@ def test_evaluate_and_predict_read_the_same_rows_in_every_guise(newsdesk, desk, 
     checked = newsdesk("data", "check", path, *NAMED)
     assert "read as: " in checked.out
     assert f"{len(rows)} rows" in checked.out
+
+
+def ninjs(rows):
+    """An item a row: a headline or a title; the class is a subject, behind one of another scheme."""
+    return [
+        {
+            "uri": f"urn:x:{n}",
+            "versionCreated": "2026-05-01T08:00:00Z",
+            **({"headlines": [{"role": "main", "value": words}]} if n % 2 else {"title": words}),
+            "subjects": [{"name": "Wire", "literal": "w"}, {"name": desk, "literal": f"desk:{n % 3}"}],
+        }
+        for n, (words, desk, _) in enumerate(rows)
+    ]
+
+
+def newsml(rows):
+    items = "".join(
+        f'<newsItem guid="urn:x:{n}"><contentMeta><subject qcode="wire:w"><name>Wire</name></subject>'
+        f'<subject qcode="desk:{n % 3}"><name>{desk}</name></subject></contentMeta><contentSet><inlineXML>'
+        f"<html><body><p>{words}</p></body></html></inlineXML></contentSet></newsItem>"
+        for n, (words, desk, _) in enumerate(rows)
+    )
+    return (
+        f'<newsMessage xmlns="http://iptc.org/std/nar/2006-10-01/"><itemSet>{items}</itemSet></newsMessage>'
+    )
+
+
+def rss(rows):
+    items = "".join(
+        f"<item><title>{words}</title><category domain='wire'>Wire</category>"
+        f"<category domain='desk'>{desk}</category></item>"
+        for words, desk, _ in rows
+    )
+    return f"<rss version='2.0'><channel>{items}</channel></rss>"
+
+
+RULE = "subject[scheme=desk].name"
+
+
+def test_news_formats_give_the_figures_of_the_same_rows_in_a_table(newsdesk, desk, run, rows, tmp_path):
+    expected = newsdesk("evaluate", run, "--data", desk.test, "--json").json["metrics"]
+    contents = {"a.json": json.dumps(ninjs(rows)), "a.xml": newsml(rows), "a.rss": rss(rows)}
+    for name, content in contents.items():
+        path = tmp_path / name
+        path.write_text(content)
+        evaluated = newsdesk("evaluate", run, "--data", path, "--label", RULE, "--json")
+        assert evaluated.json["metrics"] == expected
+        refused = newsdesk("evaluate", run, "--data", path)
+        assert (refused.code, refused.out) == (1, "")
+        assert "the row has several labels" in refused.err
+        assert "subject.0.name" in refused.err
+        report = newsdesk("data", "check", path, "--label", RULE)
+        assert f"label: {RULE}" in report.out
+        assert "2 subjects" not in report.out
+        assert f"{2 * len(rows)} subjects, by scheme: " in report.out
+
+
+def test_a_run_learns_from_ninjs_and_sorts_ninjs_for_the_next(newsdesk, desk, tmp_path):
+    with desk.train.open(newline="", encoding="utf-8") as stream:
+        learned = [(row["words"], row["desk"], "") for row in csv.DictReader(stream)]
+    train, test, run = tmp_path / "train.jsonl", tmp_path / "test.json", tmp_path / "run"
+    train.write_text("".join(f"{json.dumps(item)}\n" for item in ninjs(learned)))
+    test.write_text(json.dumps(ninjs(learned[:40]), indent=1))
+    settings = [flag for flag in desk.flags if flag.startswith("--set")]
+    flags = ["--label", RULE, "--base", desk.base, "--epochs", "3", *settings]
+    trained = newsdesk("train", "--data", train, "--out", run, *flags)
+    assert trained.code == 0, trained.err
+    assert RunFolder(run).labels.layout.text_columns == ("headline", "body")
+    output = tmp_path / "sorted.json"
+    predicted = newsdesk("predict", run, "--input", test, "--format", "ninjs", "--output", output)
+    assert predicted.code == 0, predicted.err
+    after = json.loads(output.read_text())
+    added = [item["subjects"].pop() for item in after]
+    assert after == ninjs(learned[:40])
+    assert {tuple(subject) for subject in added} == {("name", "creator", "confidence")}
+    predicted = newsdesk(
+        "predict", run, "--input", test, "--format", "ninjs", "--output", "-", "--off-topic", "0.2"
+    )
+    shown = [item["subjects"][2:] for item in predicted.json]
+    assert [subjects for subjects in shown if subjects] == [
+        [one] for one, left in zip(added, shown, strict=True) if left
+    ]
 
 
 def test_a_run_learns_from_a_file_without_a_header_and_finds_its_rows_again(newsdesk, desk, tmp_path):

@@ -56,6 +56,18 @@ def test_a_format_asked_for_is_every_outputs(folder):
     assert outputs(folder, "submission")["a.csv"] == ("a.csv", "submission")
 
 
+def test_news_gets_lines_of_json_and_ninjs_its_own_names(tmp_path):
+    for name in ("a.xml", "b.json", "c.jsonl.gz", "d.rss.gz"):
+        (tmp_path / name).write_bytes(b"x")
+    assert outputs(tmp_path, None) == {
+        "a.xml": ("a.xml.jsonl", "jsonl"),
+        "b.json": ("b.json.jsonl", "jsonl"),
+        "c.jsonl.gz": ("c.jsonl.gz", "jsonl"),
+        "d.rss.gz": ("d.rss.gz.jsonl", "jsonl"),
+    }
+    assert outputs(tmp_path, "ninjs")["b.json"] == ("b.json", "ninjs")
+
+
 def test_one_file_is_a_job_too(folder):
     (shard,) = shards_of(Storage(str(folder / "a.csv")), None)
     assert (shard.output, shard.size) == ("a.csv", 1)

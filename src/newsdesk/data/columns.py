@@ -116,11 +116,13 @@ class TextLayout:
         """The layout that ``text`` and ``template`` name, else this one where the table has its columns.
 
         Else the table's own: so a run trained on titles and descriptions still predicts from a plain list
-        of headlines. The normaliser is always this one's. Raises UserError if the table has neither these
-        columns nor usual ones.
+        of headlines. The title of a news item is its headline. The normaliser is always this one's. Raises
+        UserError if the table has neither these columns nor usual ones.
         """
         if not (text or template):
-            found = [column_named(table, column) for column in self.text_columns]
+            is_title = [bool(table.news) and canonical(column) == "title" for column in self.text_columns]
+            columns = ["headline" if is_title[i] else each for i, each in enumerate(self.text_columns)]
+            found = [column_named(table, column) for column in columns]
             if found == list(self.text_columns):
                 return self
             if self.template is None and None not in found:
@@ -198,12 +200,11 @@ def label_column(table: Table, label: str | None = None, text: Sequence[str] = (
     """
     if label is not None:
         return _existing(table, label, "--label")
-    if table.news and not any(canonical(column) == "label" for column in table.columns):
-        has_subjects = not len(table) or any(table.column("subject"))
-        return "subject" if has_subjects and "subject" not in text else None
     if table.class_column is not None and table.class_column not in text:
         return table.class_column
     usual = [c for c in table.columns if canonical(c) in LABEL_COLUMNS and c not in text]
+    if table.news and "subject" not in text and (not len(table) or any(table.column("subject"))):
+        usual.append("subject")
     exact = [c for c in usual if canonical(c) == "label"]
     if len(usual) > 1 and len(exact) != 1:
         raise UserError(

@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 
 from newsdesk import __version__
 from newsdesk.data.dialect import Dialect
+from newsdesk.data.news_xml import XML_FORMATS
 from newsdesk.data.stream import format_of
 from newsdesk.errors import UserError, counted, missing_package
 from newsdesk.files import atomic_writer, json_bytes, parsed_json
@@ -261,7 +262,7 @@ def shards_of(source: Storage, format: Format | None) -> list[Shard]:
             continue
         output = name or source.name
         form, _ = format_of(Path(output))
-        own = _SAME_FORMAT.get(form, "jsonl" if form == "json" else "csv")
+        own = _SAME_FORMAT.get(form, "jsonl" if form in ("json", *XML_FORMATS) else "csv")
         chosen: Format = format or own  # type: ignore[assignment]
         ending = "csv" if chosen == "submission" else chosen
         keeps_name = _SAME_FORMAT.get(form) == ending or chosen == "ninjs"
