@@ -211,10 +211,8 @@ class SweepDisplay(Display):
         if isinstance(event, TrialBegun):
             self._trainings = event.trainings
             self._trial = f"trial {event.number} ({event.number + 1} of {event.of})"
-            if self.console.is_terminal:
-                self.draw(f"{self._trial}  {event.label}", None, TaskProgressColumn())
-            else:
-                self.line(f"{self._trial}: {event.label}")
+            self.line(f"{self._trial}: {event.label}")
+            self.draw(f"trial {event.number}", 1.0, TaskProgressColumn())
         elif isinstance(event, TrainingBegun):
             self._number = event.training
             fold = f", fold {event.fold}" if event.fold else ""
@@ -235,7 +233,7 @@ class SweepDisplay(Display):
         share = (self._number - 1 + event.step / self._steps) / self._trainings
         figures = f"{self._training}: step {event.step:,} of {self._steps:,}  loss {event.loss:.4f}"
         if self.bar is not None:
-            self.bar.update(_ONLY_TASK, total=1.0, completed=share, figures=figures)
+            self.bar.update(_ONLY_TASK, completed=share, figures=figures)
         else:
             self.now_and_then(f"{self._trial}, {figures}")
 
@@ -243,13 +241,14 @@ class SweepDisplay(Display):
         self.close()
         self._ended += 1
         trial = event.trial
-        left = event.left * (time.monotonic() - self.began) / self._ended
-        score = (
+        found = (
             "" if trial.score is None else f" {trial.score:.4f}{' (best so far)' if event.is_best else ''}"
         )
-        reason = f": {trial.reason}" if trial.reason else ""
-        ahead = f", {counted(event.left, 'trial')} left, about {_clock(left)}" if event.left else ""
-        self.line(f"trial {trial.number} {trial.state}{score}{reason}  {event.label}{ahead}")
+        found += f": {trial.reason}" if trial.reason else ""
+        if event.left:
+            seconds = event.left * (time.monotonic() - self.began) / self._ended
+            found += f"; {counted(event.left, 'trial')} left, about {_clock(seconds)}"
+        self.line(f"trial {trial.number} {trial.state}{found}")
 
 
 class BulkDisplay(Display):

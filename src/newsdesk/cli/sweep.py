@@ -134,7 +134,6 @@ def render_sweep(results: SweepResults) -> list[str]:
     """The lines that a terminal shows of a sweep: its best points, what is noise, and what to do next."""
     from newsdesk.cli.tables import render_columns
     from newsdesk.experiments.folder import REPORT
-    from newsdesk.experiments.space import shown
 
     if not results.points:
         return ["no trial is complete", *_others(results)]
@@ -142,10 +141,10 @@ def render_sweep(results: SweepResults) -> list[str]:
     rows = [
         {
             "trial": point.trial.number,
-            **{key: shown(value) for key, value in point.values.items()},
+            **results.columns(point),
             results.metric_name: results.shown(point.score),
             "95 % interval": results.shown_interval(point.interval),
-            "beside the best": point.verdict,
+            "beside the best": f"{point.verdict}, {point.evidence}".removesuffix(", "),
             "seconds": f"{point.mean('seconds'):.0f}",
         }
         for point in results.points[:_SHOWN]

@@ -15,6 +15,7 @@ from newsdesk.reports.plots import COLOURS, Chart, canvas, dots, drawing_style, 
 
 _MOST_NAMES = 5
 """Values that fit below an axis upright."""
+_MOST_TICKS, _MOST_DIGITS = 8, 4
 
 
 def write_page(results: SweepResults) -> Path:
@@ -34,7 +35,7 @@ def write_page(results: SweepResults) -> Path:
         recipe=results.study.space.base.recipe,
         charts=charts,
         gap=gap,
-        shown=shown,
+        capital=lambda sentence: sentence[:1].upper() + sentence[1:],
     )
     path = results.study.folder / REPORT
     write_text(path, page)
@@ -49,26 +50,29 @@ def _chart(results: SweepResults, axis: Axis) -> Chart:
     points.sort(key=lambda point: _order(point, axis))
     places, numeric = _places(points, axis)
     figure, axes = canvas(xlabel=axis.name, ylabel=results.metric_name)
-    for colour, chosen, label in (
-        (COLOURS["muted"], [p for p in points if p.against and not p.against.is_noise], "worse"),
+    for colour, marker, filled, chosen in (
         (
-            COLOURS["accent"],
-            [p for p in points if p.against and p.against.is_noise],
-            "not told from the best",
+            COLOURS["muted"],
+            "o",
+            False,
+            [each for each in points if each.against and not each.against.is_noise],
         ),
-        (COLOURS["second"], [p for p in points if p.against is None], "best"),
+        (COLOURS["accent"], "o", True, [each for each in points if each.against and each.against.is_noise]),
+        (COLOURS["second"], "D", True, [each for each in points if each.against is None]),
     ):
         if chosen:
             middle, spread = dots([(point.score, point.interval) for point in chosen])
             at = [places[point.trial.number] for point in chosen]
-            axes.errorbar(at, middle, spread, fmt="o", color=colour, elinewidth=1.2, label=label)
-    axes.legend(loc="best")
+            fill = colour if filled else COLOURS["paper"]
+            axes.errorbar(at, middle, spread, fmt=marker, color=colour, markerfacecolor=fill, elinewidth=1.2)
     if numeric:
         if min(places.values()) > 0 and max(places.values()) >= 8 * min(places.values()):
             axes.set_xscale("log")
         ticks = sorted(set(places.values()))
-        if len(ticks) <= 8:
-            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        if len(ticks) <= _MOST_TICKS:
+            names = [f"{tick:g}" for tick in ticks]
+            slanted = max(map(len, names)) > _MOST_DIGITS
+            axes.set_xticks(ticks, names, rotation=40 if slanted else 0, ha="right" if slanted else "center")
             axes.set_xticks([], minor=True)
     else:
         names = list(dict.fromkeys(_name(point, axis) for point in points))
@@ -84,7 +88,8 @@ def _chart(results: SweepResults, axis: Axis) -> Chart:
         axis.name,
         "Each dot is a point of the sweep"
         + (", all other keys as the recipe has them" if results.study.facts.method == "one-by-one" else "")
-        + "; bars are its 95 % interval.",
+        + "; bars are its 95 % interval. A diamond is the best point, filled ones cannot be told from it, "
+        "hollow ones are worse.",
         (axis.name, results.metric_name, "95 % interval", "verdict"),
         tuple(
             (

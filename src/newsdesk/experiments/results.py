@@ -104,6 +104,7 @@ class Answers:
         return np.stack([rows * whole - (rows - 1) * without for whole, without in pairs])
 
 
+_MOST_COLUMNS = 3
 _FIX = "delete the folder of the trial's training, and it is trained again"
 
 
@@ -156,11 +157,15 @@ class Point:
 
     @property
     def verdict(self) -> str:
-        """The point beside the best one, in words."""
+        """The point beside the best one: ``best``, ``noise`` where it cannot be told from that, ``worse``."""
         if self.against is None:
             return "best"
-        p_value = f"p = {self.against.p_value:.2g}"
-        return f"noise ({p_value})" if self.against.is_noise else f"worse ({p_value})"
+        return "noise" if self.against.is_noise else "worse"
+
+    @property
+    def evidence(self) -> str:
+        """What the verdict rests on: ``p = 0.021``."""
+        return "" if self.against is None else f"p = {self.against.p_value:.2g}"
 
 
 @dataclass(frozen=True)
@@ -249,13 +254,13 @@ class SweepResults:
         """``93.12 to 94.64``."""
         return " to ".join(self.shown(end).removesuffix(" %") for end in interval)
 
-    def shown_difference(self, against: Against) -> str:
-        """The best point's score minus another's, with its interval."""
+    def shown_difference(self, against: Against) -> tuple[str, str]:
+        """The best point's score minus another's, and its interval."""
         # Values are such that the higher one is the better.
         ends = (against.difference, *against.interval)
         middle, low, high = ends if self.study.rises else (-ends[0], -ends[2], -ends[1])
         digits, scale = (4, 1) if self.study.metric == "loss" else (2, 100)
-        return f"{scale * middle:+.{digits}f} [{scale * low:+.{digits}f}, {scale * high:+.{digits}f}]"
+        return f"{scale * middle:+.{digits}f}", f"{scale * low:+.{digits}f} to {scale * high:+.{digits}f}"
 
     @property
     def noise_sentence(self) -> str:
@@ -290,6 +295,15 @@ class SweepResults:
         """The dotted keys that are varied."""
         return tuple(dict.fromkeys(key for axis in self.study.space.axes for key in axis.keys))
 
+    def columns(self, point: Point) -> dict[str, str]:
+        """A point in columns of a table: one a key, or where that is too wide, what is not the recipe's."""
+        if len(self.keys) <= _MOST_COLUMNS and self.study.facts.method != "one-by-one":
+            return {key: shown(value) for key, value in point.values.items()}
+        own = self.study.space.values(self.study.space.own_point())
+        changed = {key: shown(value) for key, value in point.values.items() if value != own[key]}
+        named = ", ".join(f"{key}={value}" for key, value in changed.items())
+        return {"changed": named or "nothing: the recipe itself"}
+
     @property
     def how(self) -> str:
         """How differences are told from noise, with the sources of the method."""
@@ -306,12 +320,15 @@ class SweepResults:
         if not self.points:
             return None
         folder = self.study.folder
-        settings = [override(key, value) for key, value in self.points[0].values.items()]
+        space = self.study.space
+        own = space.values(space.own_point())
+        values = self.points[0].values
+        settings = [override(key, value) for key, value in values.items() if value != own[key]]
         if self.takes_all_rows:
             settings.append("data.validation_share=0.0")
-        given = " ".join(f"--set {_quoted(each)}" for each in settings)
+        given = "".join(f" --set {_quoted(each)}" for each in settings)
         recipe, out = _quoted(str(folder / RECIPE)), _quoted(f"{folder}-winner")
-        return f"newsdesk train --recipe {recipe} {given} --out {out}"
+        return f"newsdesk train --recipe {recipe}{given} --out {out}"
 
     def table(self) -> list[dict[str, Any]]:
         """A row for each trial and seed; of trials that are not complete one, without figures."""
