@@ -256,6 +256,17 @@ def test_a_changed_file_of_the_installation_is_refused(newsdesk, installed):
         assert (outcome.code, "--force-reinstall" in outcome.err) == (1, True)
 
 
+def test_where_its_base_cannot_be_fetched_no_flag_is_named_that_there_is_not(
+    newsdesk, installed, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("NEWSDESK_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    outcome = newsdesk("predict", NAME, "goal")
+    assert outcome.code == 1
+    assert f"or copy {tmp_path / 'models' / 'desk--tiny-bert'} from a machine that has it" in outcome.err
+    assert "--base" not in outcome.err
+
+
 def test_programs_load_it_by_name(installed, tmp_path):
     loaded = package.TextClassifier.load(NAME)
     assert list(loaded.predict(["goal coach striker"])) == ["Sports"]

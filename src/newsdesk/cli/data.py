@@ -234,10 +234,12 @@ def pull_model(name: str, out: Path | None) -> None:
     known = ready_made().get(name)
     if known is None and out is not None:
         raise click.UsageError(f"--out copies a classifier: {', '.join(ready_made())}.")
+    wanted = name
+    if known is not None:
+        known.verify()
+        wanted = open_run(known.path).manifest.base.reference
     with shown_progress() as progress:
-        base = resolve_base(
-            name if known is None else open_run(known.path).manifest.base.reference, progress=progress
-        )
+        base = resolve_base(wanted, progress=progress, flag=None)
     lines = [f"{base.name} is in {base.path} (from: {base.source})"]
     if known is not None and out is not None:
         note(f"note: {known.notice}")

