@@ -24,7 +24,7 @@ from newsdesk.model.tokenizer import TokenIds, pad
 
 sys.path.insert(0, str(Path(__file__).parent))
 from side_by_side import answers, peak_memory
-from trainer_recipe import trainer_arguments
+from trainer_recipe import peft_classifier, trainer_arguments
 
 PEERS: dict[str, dict[str, Any]] = {
     "notebook": {"pads_to_max_length": True},
@@ -121,27 +121,11 @@ def train_newsdesk(job: dict[str, Any], rows: Rows, turns: Turns) -> None:
 def train_peer(job: dict[str, Any], rows: Rows, turns: Turns) -> None:
     """Transformers' own Trainer over a peft model."""
     import torch
-    from peft import LoraConfig, TaskType, get_peft_model
-    from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback
-    from transformers.utils import logging
+    from transformers import Trainer, TrainerCallback
 
-    from newsdesk.model.architectures import target_modules
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     recipe, how = seed_recipe(job["max_length"]), PEERS[job["contestant"]]
     torch.manual_seed(recipe.training.seed)
-    model: Any = AutoModelForSequenceClassification.from_pretrained(
-        job["base"], num_labels=len(job["label_names"])
-    )
-    adapter = LoraConfig(
-        task_type=TaskType.SEQ_CLS,
-        r=recipe.lora.rank,
-        lora_alpha=int(recipe.lora.alpha),
-        lora_dropout=recipe.lora.dropout,
-        target_modules=target_modules(model, recipe.lora.targets),
-    )
-    model = get_peft_model(model, adapter)
+    model = peft_classifier(job["base"], len(job["label_names"]), recipe)
 
     def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
         width = job["max_length"] if how.get("pads_to_max_length") else None

@@ -5,7 +5,28 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from newsdesk.config import TrainingSection
+from newsdesk.config import Recipe, TrainingSection
+
+
+def peft_classifier(base: str, classes: int, recipe: Recipe) -> Any:
+    """The recipe's adapters on a base model, by transformers and peft; BERT's pooler stays frozen."""
+    from peft import LoraConfig, TaskType, get_peft_model
+    from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    from newsdesk.model.architectures import target_modules
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    model: Any = AutoModelForSequenceClassification.from_pretrained(base, num_labels=classes)
+    adapter = LoraConfig(
+        task_type=TaskType.SEQ_CLS,
+        r=recipe.lora.rank,
+        lora_alpha=int(recipe.lora.alpha),
+        lora_dropout=recipe.lora.dropout,
+        target_modules=target_modules(model, recipe.lora.targets),
+    )
+    return get_peft_model(model, adapter)
 
 
 def trainer_arguments(
