@@ -13,7 +13,7 @@ import pytest
 from newsdesk.data.check import check
 from newsdesk.data.columns import TextLayout, label_column, labels_with_faults, text_layout, to_examples
 from newsdesk.data.dialect import Dialect
-from newsdesk.data.fields import field
+from newsdesk.data.fields import value_at
 from newsdesk.data.news import prose
 from newsdesk.data.stream import open_rows, read_table, read_with_faults
 from newsdesk.data.table import BadRow, Row, Table
@@ -193,11 +193,11 @@ def test_paths_lead_into_nested_values_of_any_file(write):
 
 
 def test_markup_under_a_path_is_text_too():
-    assert field(NINJS_2, "bodies.0.value") == "A goal."
-    assert field(NINJS_2, "headlines[role=main].0.value") == "Striker scores"
-    assert field(NINJS_1, "body_xhtml") == TEXTS[0].removeprefix("Rates rise ")
-    assert field({"body_xhtml": "<p>not news</p>"}, "body_xhtml") == "<p>not news</p>"
-    assert field({"score": {"value": 3}}, "score.value") == 3
+    assert value_at(NINJS_2, "bodies.0.value") == "A goal."
+    assert value_at(NINJS_2, "headlines[role=main].0.value") == "Striker scores"
+    assert value_at(NINJS_1, "body_xhtml") == TEXTS[0].removeprefix("Rates rise ")
+    assert value_at({"body_xhtml": "<p>not news</p>"}, "body_xhtml") == "<p>not news</p>"
+    assert value_at({"score": {"value": 3}}, "score.value") == 3
 
 
 @pytest.mark.parametrize(
@@ -212,6 +212,8 @@ def test_markup_under_a_path_is_text_too():
         ("a<![CDATA[ <b> ]]>c<!-- never closed", "a <b> c"),
         ("&#99999999999999;&nosuch;&amp", "&#99999999999999;&nosuch;&"),
         ("<ul><li>a<li>b</ul>so\u00adft", "a\nb\nsoft"),
+        ("<head><title>no</title><body>a<script src='x'/>b<head/>c", "abc"),
+        ("<SCRIPT>no</Script >a<P CLASS=b>b</P>", "a\nb"),
     ],
 )
 def test_markup_becomes_the_text_that_a_reader_sees(markup, text):
@@ -245,10 +247,10 @@ ITEM = "<rss><channel><item><title>{}</title></item></channel></rss>"
             "declares a document type",
         ),
         (ITEM.format("x" * 1_000_001), "a cell is too long"),
-        (ITEM.format("x" * 20_000_000), "a cell is too long"),
-        (f'<rss a="{"x" * 30_000_000}"/>', "a cell is too long"),
+        (ITEM.format("x" * 20_000_000), "an item is too long"),
+        (f'<rss a="{"x" * 30_000_000}"/>', "a tag is too long"),
         (ITEM.format("<a>" * 100_000 + "</a>" * 100_000), "nested too deeply"),
-        (ITEM.format("<a/>" * 100_001), "a cell is too long"),
+        (ITEM.format("<a/>" * 100_001), "an item has too many elements"),
         ("<a>" * 100_000 + "</a>" * 100_000, "XML of a kind that newsdesk does not read"),
         (ITEM.format("x")[:-8], "the XML breaks off or is damaged here"),
         (ITEM.format("x").encode().replace(b"x", b"\xff"), "the XML breaks off or is damaged here"),
@@ -342,6 +344,22 @@ def test_every_example_of_iptc_is_read_or_refused_with_a_true_sentence():
         assert not any("<p" in text or "&amp;" in text for text in texts)
         without_text += [path.name] * texts.count("")
     assert without_text == ["LISTING_24_News_Message_conveying_a_complete_News_Package.xml"] * 4
+
+
+def test_old_and_oddly_encoded_feeds_are_read_too(write):
+    rdf = """<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#" xmlns="{}"
+     xmlns:dc="http://purl.org/dc/elements/1.1/"><channel><title>no</title></channel>
+     <item><title>Müller trifft</title><link>http://x/1</link><dc:subject>sport</dc:subject></item></rdf:RDF>"""
+    for namespace in ("http://purl.org/rss/1.0/", "http://my.netscape.com/rdf/simple/0.9/"):
+        for encoding in ("utf-8", "utf-16", "utf-8-sig"):
+            table = read_table(write("a.xml", rdf.format(namespace).encode(encoding)))
+            assert table.column("headline") == ("Müller trifft",)
+            assert table.column("uri") == ("http://x/1",)
+            assert labels_with_faults(table, "subject")[0] == ("sport",)
+    shift_jis = '<?xml version="1.0" encoding="Shift_JIS"?>' + ITEM.format("株価 上昇")
+    assert read_table(write("b.rss", shift_jis.encode("shift_jis"))).column("headline") == ("株価 上昇",)
+    stated = read_table(write("c.rss", ITEM.format("Zürich").encode("cp1252")), Dialect(encoding="cp1252"))
+    assert stated.column("headline") == ("Zürich",)
 
 
 def test_what_a_run_learned_from_is_found_in_news_by_its_part(write):

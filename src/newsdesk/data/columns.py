@@ -13,7 +13,7 @@ import numpy as np
 
 from newsdesk.data.dialect import fields_of, looks_like_labels, same_name
 from newsdesk.data.examples import Examples
-from newsdesk.data.fields import NEWS_FIELDS, SUBJECTS, field, parsed, walked
+from newsdesk.data.fields import NEWS_FIELDS, SUBJECTS, parsed, value_at, walked
 from newsdesk.data.labels import (
     LabelMatcher,
     LabelMatching,
@@ -79,7 +79,7 @@ class TextLayout:
         """
         cells = {}
         for column in self.text_columns:
-            cell = field(record, column)
+            cell = value_at(record, column)
             if cell is None and column not in record and not _may_be_nested(column, record):
                 raise _no_such_column(column, list(record), "--text")
             if cell is None or (isinstance(cell, float) and math.isnan(cell)):
@@ -168,7 +168,7 @@ def column_named(table: Table, name: str) -> str | None:
     """The column that is called so, else (``2``, ``column_2``) the one in that place, from 1; None: neither.
 
     A name may be written with composed or decomposed accents, and may be a path that leads to something in
-    one row at least, or a part of a news item (see `fields.field`).
+    one row at least, or a part of a news item (see `fields.value_at`).
     """
     if name in table.columns:
         return name
@@ -184,7 +184,7 @@ def column_named(table: Table, name: str) -> str | None:
         return None
     if not len(table):  # of a stream, whose rows are still to come
         return name if table.dialect is None or table.dialect.delimiter is None else None
-    return name if any(field(record, name) is not None for record in table.records()) else None
+    return name if any(value_at(record, name) is not None for record in table.records()) else None
 
 
 def _may_be_nested(name: str, columns: Container[str]) -> bool:

@@ -29,7 +29,7 @@ NEWS_FIELDS: Mapping[str, Callable[[Mapping[str, object]], object]] = {
 """The parts of a news item that have one name in every format and version."""
 
 
-def field(record: Mapping[str, object], name: str) -> object:
+def value_at(record: Mapping[str, object], name: str) -> object:
     """What a record holds under a column's name or a path; None where there is nothing.
 
     A path leads into nested values by keys and places from 0: ``headlines.0.value``. Of a list, a key takes

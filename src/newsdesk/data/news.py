@@ -22,7 +22,7 @@ _BLOCKS = frozenset({
 _MARKUP = re.compile(  # each alternative ends where it begins or reads on to the end: linear in any text
     r"<!--.*?(?:-->|\Z)"
     r"|<!\[CDATA\[(?P<text>.*?)(?:\]\]>|\Z)"
-    r"|<(?P<raw>script|style|template)\b[^<>]*+>.*?(?:</(?P=raw)\s*+>|\Z)"
+    r"|<(?P<raw>script|style|template)\b[^<>]*+(?<!/)>.*?(?:</(?P=raw)\s*+>|\Z)"
     r"""|<(?P<end>/?)(?P<tag>[a-z][^\s<>/"']*+)(?:"[^"]*+"|'[^']*+'|[^<>"'])*+>"""
     r"|<[!?][^<>]*+>",
     re.DOTALL | re.IGNORECASE,
@@ -44,6 +44,7 @@ class _Prose:
         if name in _HIDDEN:
             self._hidden = max(0, self._hidden + (-1 if end else 1))
         elif name in _BLOCKS:
+            self._hidden = 0 if name == "body" else self._hidden  # whose head need not have been closed
             self._parts.append("\n")
 
     def text(self, text: str | None) -> None:
@@ -67,7 +68,8 @@ def prose(markup: str) -> str:
         found.text(_unescaped(markup[at : match.start()]))
         at = match.end()
         if match["tag"]:
-            found.tag(match["tag"].lower(), end=bool(match["end"]))
+            name, empty = match["tag"].lower(), match[0].endswith("/>")
+            found.tag(name, end=bool(match["end"]) or empty)
         found.text(match["text"])
     found.text(_unescaped(markup[at:]))
     return found.result()

@@ -30,7 +30,6 @@ _MOST_ELEMENTS = 100_000  # of an item
 _DECLARED = re.compile(rb"""^\s*<\?xml[^>]*?\bencoding\s*=\s*["']([\w.:-]+)["']""")
 _NEWS = "{http://iptc.org/std/nar/2006-10-01/}"
 _ATOM = ("{http://www.w3.org/2005/Atom}", "{http://purl.org/atom/ns#}")
-_RSS_1 = "{http://purl.org/rss/1.0/}"
 _CONTENT, _DUBLIN_CORE = "{http://purl.org/rss/1.0/modules/content/}", "{http://purl.org/dc/elements/1.1/}"
 _LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
 _NOT_READ = ("packageItem", "conceptItem", "knowledgeItem", "planningItem", "catalogItem")
@@ -53,8 +52,7 @@ def xml_rows(stream: BinaryIO, path: Path, dialect: Dialect) -> RowStream:
     if not sampled:
         raise UserError(
             f"{path.name} holds no news item",
-            found=f"{document.news} without items"
-            + (f", but {document.others[0]}" if document.others else ""),
+            found=f"{document.news} without items" + (document.other and f", but {document.other}"),
             fix="give a document that carries the items themselves",
         )
     read_as = Dialect(encoding=lines.encoding.name)
@@ -91,17 +89,17 @@ class _Document:
 
     Attributes:
         news: the format; None before the first element.
-        others: kinds of item that hold no text of their own and were left out.
+        other: an item without a text of its own that was left out, if there is any.
     """
 
     def __init__(self, lines: LineReader) -> None:
         self.news: str | None = None
-        self.others: list[str] = []
+        self.other = ""
         self._lines = lines
         self._found: list[Row | BadRow] = []
         self._item: _Item | None = None
         self._read: Callable[[Element, str | None], dict[str, Cell]] = _news_item
-        self._tags: frozenset[str] = frozenset()
+        self._is_item: Callable[[str], bool] = lambda tag: tag in ("newsItem", f"{_NEWS}newsItem")
         self._language: str | None = None
         self._parser = expat.ParserCreate(UTF8, "}")
         self._parser.buffer_text = True
@@ -123,7 +121,7 @@ class _Document:
                 self._parser.Parse(block, not block)
                 yield from self._taken()
                 if size - self._parser.CurrentByteIndex > lines.longest:
-                    fault = lines.limits.too_long(self._line, f"more than {lines.longest:,} bytes in one tag")
+                    fault = _too_large(self._line, "a tag is too long", f"more than {lines.longest:,} bytes")
                     yield BadRow(fault, b"", ends_file=True)
                     return
         except expat.ExpatError as error:
@@ -156,10 +154,10 @@ class _Document:
         tag = _tag(name)
         if self.news is None:
             self._begin(tag, attributes)
-        if self._item is None and tag in self._tags:
+        if self._item is None and self._is_item(tag):
             self._item = _Item(self._line, self._lines)
         elif self._item is None and tag.removeprefix(_NEWS) in _NOT_READ:
-            self.others.append(f"a {tag.removeprefix(_NEWS)}, which holds no text of its own")
+            self.other = f"a {tag.removeprefix(_NEWS)}, which holds no text of its own"
         if self._item is not None:
             self._item.start(tag, {_tag(key): value for key, value in attributes.items()})
 
@@ -168,11 +166,12 @@ class _Document:
         self._language = attributes.get(_LANGUAGE[1:])
         plain = tag.removeprefix(_NEWS)
         if plain in ("newsItem", "newsMessage", *_NOT_READ):
-            self.news, self._tags = "NewsML-G2", frozenset({"newsItem", f"{_NEWS}newsItem"})
-        elif tag == "rss" or local_name(tag) == "rdf":
-            self.news, self._read, self._tags = "RSS", _rss_item, frozenset({"item", f"{_RSS_1}item"})
+            self.news = "NewsML-G2"
+        elif local_name(tag) in ("rss", "rdf"):
+            self.news, self._read, self._is_item = "RSS", _rss_item, lambda tag: local_name(tag) == "item"
         elif local_name(tag) == "feed" and tag.startswith(_ATOM):
-            self.news, self._read, self._tags = "Atom", _atom_entry, frozenset(f"{ns}entry" for ns in _ATOM)
+            self.news, self._read = "Atom", _atom_entry
+            self._is_item = lambda tag: tag.startswith(_ATOM) and local_name(tag) == "entry"
         else:
             raise UserError(
                 f"{self._lines.path.name} is XML of a kind that newsdesk does not read",
@@ -197,6 +196,10 @@ def _tag(name: str) -> str:
     return f"{{{name}" if "}" in name else name
 
 
+def _too_large(line: int, wrong: str, found: str) -> Fault:
+    return Fault(line, wrong, found, "cut it, or raise the limit: --max-characters")
+
+
 class _Item:
     """An item while it is read; of one that is beyond the limits nothing is kept."""
 
@@ -212,15 +215,16 @@ class _Item:
         if self._depth > _DEEPEST:
             self._give_up(too_deep(self._line))
         elif self._elements > _MOST_ELEMENTS:
-            self._give_up(self._lines.limits.too_long(self._line, f"more than {_MOST_ELEMENTS:,} elements"))
+            found = f"more than {_MOST_ELEMENTS:,} elements"
+            self._give_up(Fault(self._line, "an item has too many elements", found, "leave it out"))
         elif self._fault is None:
             self._tree.start(tag, attributes)
 
     def text(self, text: str) -> None:
         self._size += len(text)
         if self._size > self._lines.longest:
-            found = f"more than {self._lines.longest:,} characters in one item"
-            self._give_up(self._lines.limits.too_long(self._line, found))
+            found = f"more than {self._lines.longest:,} characters"
+            self._give_up(_too_large(self._line, "an item is too long", found))
         elif self._fault is None:
             self._tree.data(text)
 
@@ -257,27 +261,31 @@ def _first(texts: Iterator[str]) -> str | None:
 def _news_item(item: Element, language: str | None) -> dict[str, Cell]:
     """A newsItem: headline and description of the content's metadata, body of the inline content."""
     language = item.get(_LANGUAGE) or language
-    every = {name: list(_named(item, name)) for name in ("headline", "description", "subject", "hl1")}
-    every["headline"].sort(key=lambda each: each.get("role") not in (None, "hlrole:main", "hld:main"))
-    description = _first(element_prose(each) for each in every["description"])
+    meta = [each for of_content in _named(item, "contentmeta") for each in of_content]
+    said = {
+        name: [each for each in meta if local_name(each.tag) == name]
+        for name in ("headline", "description", "subject", "language")
+    }
+    headlines = sorted(said["headline"], key=lambda each: not each.get("role", "main").endswith("main"))
+    description = _first(element_prose(each) for each in said["description"])
     return {
         "uri": item.get("guid"),
-        "published": _first((each.text or "").strip() for each in _named(item, "versionCreated")),
-        "language": _first(each.get("tag", "") for each in _named(item, "language")) or language,
-        "headline": _first(element_prose(each) for each in (*every["headline"], *every["hl1"])),
+        "published": _first((each.text or "").strip() for each in _named(item, "versioncreated")),
+        "language": _first(each.get("tag", "") for each in said["language"]) or language,
+        "headline": _first(element_prose(each) for each in (*headlines, *_named(item, "hl1"))),
         "description": description,
         "body": _first(_inline_texts(item)) or description,
-        "subject": subjects(_newsml_subject(each, language) for each in every["subject"]),
+        "subject": subjects(_newsml_subject(each, language) for each in said["subject"]),
     }
 
 
 def _named(item: Element, name: str) -> Iterator[Element]:
-    """The elements of a name among the item's own metadata and content, in whatever namespace."""
-    return (each for each in item.iter() if local_name(each.tag) == name.lower())
+    """The elements of a name in an item, in whatever namespace."""
+    return (each for each in item.iter() if local_name(each.tag) == name)
 
 
 def _inline_texts(item: Element) -> Iterator[str]:
-    for content in _named(item, "contentSet"):
+    for content in _named(item, "contentset"):
         for each in content:
             kind = each.get("contenttype", "").lower()
             if local_name(each.tag) == "inlinexml":
@@ -302,16 +310,16 @@ def _newsml_subject(subject: Element, language: str | None) -> dict[str, Any]:
 
 
 def _rss_item(item: Element, language: str | None) -> dict[str, Cell]:
+    own = item.tag.removesuffix("item")  # the namespace of RSS 1.0, or none
+
     def text(*tags: str) -> str | None:
-        found = (each for tag in tags for each in item if each.tag in (tag, f"{_RSS_1}{tag}"))
+        found = (each for tag in tags for each in item if each.tag in (tag, f"{own}{tag}"))
         return _first("".join(each.itertext()).strip() for each in found)
 
     title, description = text("title"), text("description")
     content = text(f"{_CONTENT}encoded")
     description = prose(description) if description else None
-    subjects = [
-        each for each in item if each.tag in ("category", f"{_RSS_1}category", f"{_DUBLIN_CORE}subject")
-    ]
+    categories = [each for each in item if each.tag in (f"{own}category", f"{_DUBLIN_CORE}subject")]
     return {
         "uri": text("guid", "link"),
         "published": text("pubDate", f"{_DUBLIN_CORE}date"),
@@ -319,7 +327,7 @@ def _rss_item(item: Element, language: str | None) -> dict[str, Cell]:
         "headline": prose(title) if title else None,
         "description": description,
         "body": (prose(content) if content else None) or description,
-        "subject": [_feed_subject((each.text or "").strip(), each.get("domain")) for each in subjects],
+        "subject": [_feed_subject((each.text or "").strip(), each.get("domain")) for each in categories],
     }
 
 

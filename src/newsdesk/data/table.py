@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from newsdesk.data.fields import NEWS_FIELDS
-from newsdesk.data.fields import field as field_of
+from newsdesk.data.fields import NEWS_FIELDS, value_at
 from newsdesk.errors import UserError
 
 if TYPE_CHECKING:
@@ -224,9 +223,9 @@ class Table:
         return len(self.rows)
 
     def column(self, name: str) -> tuple[Cell, ...]:
-        """The cells of one column, or what a path leads to, in row order: see `fields.field`."""
+        """The cells of one column, or what a path leads to, in row order: see `fields.value_at`."""
         if name not in self.columns or (self.news and name in NEWS_FIELDS):
-            return tuple(field_of(record, name) for record in self.records())
+            return tuple(value_at(record, name) for record in self.records())
         position = self.columns.index(name)
         return tuple(row[position] for row in self.rows)
 

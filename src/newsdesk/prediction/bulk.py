@@ -17,7 +17,7 @@ import numpy as np
 from newsdesk import __version__
 from newsdesk.data.columns import TextLayout
 from newsdesk.data.dialect import DETECTED, Dialect
-from newsdesk.data.fields import field as value_of
+from newsdesk.data.fields import value_at
 from newsdesk.data.stream import open_rows, rows_of
 from newsdesk.data.table import BadRow, Fault, Row, RowStream
 from newsdesk.errors import UserError, listed
@@ -139,7 +139,7 @@ def _take(
         record = row.record(stream.head.columns)
         window.size += len(row.source or "") or sum(len(cell) for cell in row.cells if isinstance(cell, str))
         text: str | Fault
-        if all(value_of(record, column) is None for column in layout.text_columns):
+        if all(value_at(record, column) is None for column in layout.text_columns):
             named = ", ".join(map(repr, layout.text_columns))
             text = Fault(row.line, NO_TEXT, f"{named} missing or null", "complete the row, or drop it")
         else:
