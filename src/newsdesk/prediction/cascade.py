@@ -166,7 +166,7 @@ class CascadeClassifier(Classifier):
         if whole.linear is None:
             raise UserError(
                 f"{whole.path} has no linear model for a cascade",
-                found="a run of an older version, or trained with --no-baseline or --no-stack",
+                found="a ready-made classifier, a run of an older version, or of --no-baseline or --no-stack",
                 fix="newsdesk calibrate RUN --stack adds one to its answers; --no-stack after that keeps it "
                 "for the cascade alone",
             )
