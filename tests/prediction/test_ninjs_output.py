@@ -152,6 +152,13 @@ def added(source: str, *labels: tuple[str, float]) -> str:
             {"code": "N2:US"},
         ),
         (
+            '{"uri":"u","standard":{"name":"ninjs","version":"2.0"}}',
+            "subjects",
+            {"uri": f"{IPTC}15000000", "literal": "medtop:15000000"},
+            {"name": "Sci/Tech"},
+            {"literal": "N2:US"},
+        ),
+        (
             '{"uri":"u","subjects":[],"versioncreated":"x"}',
             "subjects",
             {"uri": f"{IPTC}15000000", "literal": "medtop:15000000", "creator": "newsdesk", "confidence": 91},

@@ -21,6 +21,7 @@ _JSON = json.JSONDecoder()
 _CREATED = ("versioncreated", "versionCreated", "pubstatus", "pubStatus")
 _TEXT_LISTS = ("headlines", "bodies", "descriptions")
 _OLD_TEXT = re.compile(r"(?P<what>headline|body|description)_(?P<form>[a-zA-Z0-9_]+)")
+_OLD_BODY = re.compile(r"(?:body|description)_(?:text|x?html5?|nitf)")
 _OLD_KEYS = ("headline", "subject", "byline", "person", "organisation", "place", "$standard")
 _LOOKS_LIKE_HTML = re.compile(
     r"</(?:p|div|span|b|i|em|strong|a|li|h[1-6]|body)>|<(?:br|p)\s*/?>", re.IGNORECASE
@@ -36,7 +37,7 @@ def is_item(record: Mapping[str, object]) -> bool:
     if any(key in record for key in _CREATED) or "ninjs" in _standard(record)[0]:
         return True
     lists = any(_entries(record.get(key)) for key in _TEXT_LISTS)
-    return lists or any(isinstance(key, str) and _OLD_TEXT.fullmatch(key) for key in record)
+    return lists or any(_OLD_BODY.fullmatch(key) for key in record)
 
 
 def ninjs_version(item: Mapping[str, object]) -> int:
@@ -51,8 +52,8 @@ def ninjs_version(item: Mapping[str, object]) -> int:
 
 
 def _takes_provenance(item: Mapping[str, object]) -> bool:
-    """Whether subjects of the item may say who set them, and how surely: not in ninjs 1.0 to 1.4."""
-    return _standard(item)[1] not in ("1.0", "1.1", "1.2", "1.3", "1.4")
+    """Whether subjects of the item may say who set them, and how surely: not in ninjs 1.0 to 1.4, and 2.0."""
+    return _standard(item)[1] not in ("1.0", "1.1", "1.2", "1.3", "1.4", "2.0")
 
 
 def _standard(item: Mapping[str, object]) -> tuple[str, str]:
