@@ -161,3 +161,15 @@ def test_its_flags_need_the_engine(newsdesk, trained):
     for flags in (["--loss", "0.01"], ["--estimated"]):
         assert newsdesk("predict", trained, CLEAR, *flags).code == 2
     assert json.dumps(newsdesk("predict", trained, CLEAR, "--json").json).count("notes") == 0
+
+
+def test_the_benchmark_prints_speeds_accuracies_and_the_loss(
+    judged, more_rows, benchmark_script, monkeypatch, capsys
+):
+    flags = [judged, "--data", more_rows, "--loss", "0.02", "--rows", "90", "--rounds", "1"]
+    monkeypatch.setattr("sys.argv", ["cascade.py", *map(str, flags)])
+    benchmark_script("cascade").main()
+    printed = capsys.readouterr().out
+    assert "x faster" in printed
+    assert "points lost [" in printed
+    assert " of 90 texts (" in printed

@@ -124,7 +124,11 @@ class Classifier(ABC):
 
     def held_out_rows(self) -> HeldOutRows | None:
         """The rows that its promises rest on; None where there are none. Raises UserError if damaged."""
-        return read_held_out_rows(self.path)
+        rows = read_held_out_rows(self.path)
+        if rows is not None and rows.logits.shape[1] != len(self.label_names):
+            found = f"logits of {rows.logits.shape[1]} classes, not {len(self.label_names)}"
+            raise damaged(self.path / CALIBRATION_ROWS, found, fix=f"newsdesk calibrate {self.path}")
+        return rows
 
     def decision_rule(self, **asked: Unpack[Promises]) -> DecisionRule | None:
         """What it answers to keep the promises asked for; None: it answers every text.
@@ -148,9 +152,6 @@ class Classifier(ABC):
                     fix=f"newsdesk calibrate {self.path}, with labelled rows by --data if its own are not "
                     "known",
                 )
-            if rows.logits.shape[1] != len(self.label_names):
-                found = f"logits of {rows.logits.shape[1]} classes, not {len(self.label_names)}"
-                raise damaged(self.path / CALIBRATION_ROWS, found, fix=f"newsdesk calibrate {self.path}")
         return decision_rule(rows, self.temperature, self.off_topic, **asked)
 
     def predict(
