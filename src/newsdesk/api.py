@@ -146,6 +146,11 @@ def sweep(
         )
     results.write_table()
     write_page(results)
+    best = results.best_run
+    if best is not None and not (
+        results.interrupted or results.in_work or RunFolder(best).off_topic.is_file()
+    ):
+        calibrate(best, progress=progress)  # the off-topic score, which no trial fits
     return results
 
 

@@ -135,6 +135,7 @@ def test_the_best_run_is_whole_and_of_the_rows_that_its_recipe_gives(recipe, tmp
     metrics = results.points[0].seeds[0]
     assert metrics.accuracy == np.mean(answers.logits[0].argmax(axis=1) == answers.labels)
     assert (run.path / "README.md").is_file()
+    assert run.off_topic.is_file()
 
 
 def test_a_cross_validation_measures_every_row_once_with_its_copies(tiny_recipe, tmp_path, write_rows):

@@ -321,7 +321,7 @@ class _Trial:
             resume=True,
             observe=self._take,
             progress=self.progress,
-            part=OneOfMany(data, keep, with_score=may_be_kept),
+            part=OneOfMany(data, keep),
         )
         if trained.manifest.is_interrupted:
             return False

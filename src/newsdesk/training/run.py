@@ -152,12 +152,12 @@ class OneOfMany:
         data: the rows that its recipe names, read and split once for all.
         at_end: called with the loop that came to its own end, before the run is complete, and with what the
             run says of all validation rows, logits (rows, classes).
-        with_score: whether to fit the off-topic score, which only a run needs that may be used.
+
+    It fits no off-topic score, which only a run needs that is used: newsdesk calibrate does.
     """
 
     data: TrainingData
     at_end: Callable[[TrainingLoop, NDArray[np.float32] | None], None]
-    with_score: bool
 
 
 class _Training:
@@ -306,7 +306,7 @@ class _Training:
         loop = self.loop
         calibrating, choosing = loop.held_out.calibrating, len(loop.held_out.choosing)
         fitted = None
-        if in_full and (self.part is None or self.part.with_score):
+        if in_full and self.part is None:
 
             def features_of(sequences: Sequence[TokenIds]) -> NDArray[np.float32]:
                 batch_size = 2 * loop.training.batch_size
