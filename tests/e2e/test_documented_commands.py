@@ -179,7 +179,9 @@ class Workplace:
     def shell(self, command: str) -> tuple[int, str]:
         if "--dry-run" not in command:
             settings = " ".join(f"--set {key}={value}" for key, value in QUICKLY.items())
-            command = command.replace("newsdesk train ", f"newsdesk train {settings} ")
+            for verb in ("train", "sweep"):
+                if verb == "train" or "--resume" not in command:
+                    command = command.replace(f"newsdesk {verb} ", f"newsdesk {verb} {settings} ")
         environment = {
             **os.environ,
             "PATH": os.pathsep.join(

@@ -181,6 +181,19 @@ def test_a_trial_that_fails_is_a_result_and_the_others_go_on(tiny_recipe, tmp_pa
     assert (failed.state, "diverged" in failed.reason or "nan" in failed.reason) == ("failed", True)
 
 
+def test_values_that_do_not_go_together_are_a_trial_that_fails(recipe, tmp_path):
+    vary = ("training.label_smoothing=0,0.1", "training.class_weights=none,balanced")
+    results = sweep(recipe, out=tmp_path / "sweep", vary=vary)
+    assert len(results.points) == 3
+    (failed,) = results.others
+    assert "cannot be combined" in failed.reason
+
+
+def test_where_the_first_three_trials_fail_the_sweep_ends_with_their_reason(recipe, tmp_path):
+    with pytest.raises(UserError, match="reads at most 48 tokens"):
+        sweep(recipe, out=tmp_path / "sweep", vary=("model.max_length=60,70,80,90",))
+
+
 def test_a_pruned_trial_keeps_its_log_and_not_its_run(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(Study, "report", lambda _study, number, _step, _score: number == 1)
     results = sweep(recipe, out=tmp_path / "sweep", vary=("lora.rank=1,2",))

@@ -85,6 +85,8 @@ def sweep(
         base = load_recipe(recipe, flags, overrides)
     results = _sweep_and_tell(base, wanted, out)
     say(results.to_dict() if as_json else render_sweep(results))
+    if not results.points and not results.interrupted and not results.in_work:
+        click.get_current_context().exit(1)
     if results.interrupted:
         click.get_current_context().exit(130)
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from newsdesk.config import SWEEPS, Recipe, ResolvedRecipe, read_recipe, recipe_names, resolve
-from newsdesk.errors import UserError, counted
+from newsdesk.errors import UserError, counted, first_line
 from newsdesk.experiments.folder import Outcome, SweepFacts, begin, begun, require_same
 from newsdesk.experiments.results import Answers, SweepResults, score_of
 from newsdesk.experiments.rows import SweepRows
 from newsdesk.experiments.space import METHODS, Method, Space
 from newsdesk.experiments.study import Study, Trial
 from newsdesk.files import write_bytes
+from newsdesk.model.catalog import resolve_base
 from newsdesk.progress import Progress
 from newsdesk.runs.calibration import HeldOutRows, write_held_out_rows
 from newsdesk.runs.folder import RunFolder
@@ -103,6 +104,18 @@ Observer = Callable[[SweepEvent], None]
 
 class _Pruned(Exception):  # noqa: N818
     """A training is ended because its trial does worse than most."""
+
+
+class _FailedError(Exception):
+    """A training failed because of its point."""
+
+    def __init__(self, reason: str, error: UserError) -> None:
+        super().__init__(reason)
+        self.error = error
+
+
+_FAILURES = 3
+"""Trials that fail before any is complete: then it is not the points."""
 
 
 def read_sweep(
@@ -272,7 +285,6 @@ class _Trial:
         self.observe(
             TrialBegun(trial.number, count + study.left(study.facts.trials), self.label, len(self.trainings))
         )
-        self._began = False
         try:
             for number, (seed, of_fold) in enumerate(self.trainings, start=1):
                 self._training = number
@@ -281,11 +293,11 @@ class _Trial:
                     return False
         except _Pruned:
             self._tell("pruned")
-        except UserError as error:
-            # What a point's values make of a training is its result; a full disk or missing data is not.
-            if not self._began or isinstance(error.__cause__, OSError):
-                raise
-            self._tell("failed", reason=error.wrong)
+        except _FailedError as failure:
+            self._tell("failed", reason=str(failure))
+            states = [each.state for each in study.trials()]
+            if states.count("failed") >= _FAILURES and "complete" not in states:
+                raise failure.error from None
         else:
             answers = Answers.of(study, trial.number, self.rows.label_names)
             self._tell("complete", score_of(answers, self.rows.label_names, study.metric))
@@ -302,7 +314,10 @@ class _Trial:
             not may_be_kept or run.is_complete() or not run.path.exists()
         ):
             return True
-        recipe = study.space.recipe(self.trial.parameters, seed)
+        recipe = self._recipe(seed)
+        resolve_base(
+            recipe.recipe.model.base, progress=self.progress
+        )  # that it is missing is not the point's
         data = self.rows.of(recipe.recipe.data, of_fold)
 
         def keep(loop: TrainingLoop, logits: NDArray[np.float32] | None) -> None:
@@ -315,23 +330,35 @@ class _Trial:
             # Written last: it says that the training is through.
             Outcome(seed, of_fold, *_work_in(run.log), loop.step, parameters).write(folder)
 
-        trained = run_training(
-            recipe,
-            run.path,
-            resume=True,
-            observe=self._take,
-            progress=self.progress,
-            part=OneOfMany(data, keep),
-        )
+        try:
+            trained = run_training(
+                recipe,
+                run.path,
+                resume=True,
+                observe=self._take,
+                progress=self.progress,
+                part=OneOfMany(data, keep),
+            )
+        except UserError as error:
+            # What a point's values make of a training is its result; a full disk is not.
+            if isinstance(error.__cause__, OSError):
+                raise
+            raise _FailedError(error.wrong, error) from error
         if trained.manifest.is_interrupted:
             return False
         if not may_be_kept:
             shutil.rmtree(run.path)
         return True
 
+    def _recipe(self, seed: int) -> ResolvedRecipe:
+        try:
+            return self.study.space.recipe(self.trial.parameters, seed)
+        except UserError as error:  # values that are possible, but not together
+            raise _FailedError(first_line(error.found), error) from error
+
     def _take(self, event: Event) -> None:
         if isinstance(event, Started):
-            self._began, self._steps = True, event.steps
+            self._steps = event.steps
         self.observe(event)
         if isinstance(event, Validation):
             metric = self.study.metric
