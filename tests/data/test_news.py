@@ -346,6 +346,32 @@ def test_every_example_of_iptc_is_read_or_refused_with_a_true_sentence():
     assert without_text == ["LISTING_24_News_Message_conveying_a_complete_News_Package.xml"] * 4
 
 
+def test_newsml_falls_back_to_what_there_is_and_chooses_names_by_language(write):
+    path = write(
+        "a.xml",
+        """<newsItem xmlns="http://iptc.org/std/nar/2006-10-01/" guid="a" xml:lang="de-AT"><contentMeta>
+        <headline role="hld:teaser">no</headline><headline role="hld:main">Ja</headline>
+        <description>So &amp; so</description><subject qcode="medtop:20000822" type="cpnat:abstract">
+        <name xml:lang="en">sport</name><name xml:lang="de">Sport</name>
+        <broader qcode="medtop:15000000"/></subject>
+        </contentMeta><contentSet><remoteContent href="x"/><inlineXML/></contentSet></newsItem>""",
+    )
+    table = read_table(path)
+    assert text_layout(table).texts(table) == ("Ja So & so",)
+    assert labels_with_faults(table, "subject")[0] == ("Sport",)
+    (subject,) = table.column("subject")[0]
+    assert (subject["code"], subject["broader"]) == ("medtop:20000822", ["medtop:15000000"])
+    html = NEWSML.replace("text/plain", "text/html").replace(
+        "As &lt;is&gt;.", "&lt;p&gt;As&lt;/p&gt;&lt;p&gt;is"
+    )
+    assert texts_of(write("b.xml", html))[1] == "Plain As\nis"
+
+
+def test_categories_without_a_name_are_none(write):
+    path = write("a.rss", ITEM.format("x</title><category> </category><title>"))
+    assert read_table(path).column("subject") == (None,)
+
+
 def test_old_and_oddly_encoded_feeds_are_read_too(write):
     rdf = """<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#" xmlns="{}"
      xmlns:dc="http://purl.org/dc/elements/1.1/"><channel><title>no</title></channel>

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import html
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -297,7 +297,8 @@ def _inline_texts(item: Element) -> Iterator[str]:
 
 def _newsml_subject(subject: Element, language: str | None) -> dict[str, Any]:
     names = [each for each in subject if local_name(each.tag) == "name"]
-    names.sort(key=lambda each: each.get(_LANGUAGE) not in (None, language))
+    wanted = (language or "")[:2]
+    names.sort(key=lambda each: each.get(_LANGUAGE, wanted)[:2] != wanted)
     name = _first(element_prose(each) for each in names)
     said = {
         "code" if key == "qcode" else key: value for key, value in subject.attrib.items() if "}" not in key
@@ -327,7 +328,7 @@ def _rss_item(item: Element, language: str | None) -> dict[str, Cell]:
         "headline": prose(title) if title else None,
         "description": description,
         "body": (prose(content) if content else None) or description,
-        "subject": [_feed_subject((each.text or "").strip(), each.get("domain")) for each in categories],
+        "subject": _known(((each.text or "").strip(), each.get("domain"), None) for each in categories),
     }
 
 
@@ -347,10 +348,10 @@ def _atom_entry(entry: Element, language: str | None) -> dict[str, Cell]:
         "headline": text("title"),
         "description": summary,
         "body": text("content") or summary,
-        "subject": [
-            _feed_subject(each.get("label") or each.get("term"), each.get("scheme"), each.get("term"))
+        "subject": _known(
+            (each.get("label") or each.get("term"), each.get("scheme"), each.get("term"))
             for each in children("category")
-        ],
+        ),
     }
 
 
@@ -363,6 +364,10 @@ def _atom_text(construct: Element) -> str:
     return prose(text) if "html" in kind else text.strip()
 
 
-def _feed_subject(name: str | None, scheme: str | None, code: str | None = None) -> dict[str, Any]:
-    known = (("name", name), ("code", code), ("scheme", scheme))
-    return {key: value for key, value in known if value}
+def _known(categories: Iterable[tuple[str | None, str | None, str | None]]) -> list[dict[str, str]]:
+    """Subjects of the names, schemes and codes of those categories that have a name."""
+    return [
+        {key: value for key, value in (("name", name), ("code", code), ("scheme", scheme)) if value}
+        for name, scheme, code in categories
+        if name
+    ]
