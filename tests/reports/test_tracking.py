@@ -302,6 +302,13 @@ def test_a_server_that_never_answers_is_not_waited_for(recipe, noting, remarks, 
     ]
 
 
+def test_what_cannot_be_written_is_one_remark(recipe, noting, remarks):
+    Path("tensorboard").write_text("a file in the way of the folder")
+    run = newsdesk.train(recipe, out="wire", track="tensorboard", observe=noting)
+    assert run.is_complete()
+    assert len([remark for remark in remarks if "tensorboard did not take" in remark]) == 1
+
+
 def test_a_training_that_fails_is_shown_as_failed(recipe):
     def fail(event: Any) -> None:
         if isinstance(event, Step) and event.step == 6:

@@ -26,6 +26,7 @@ from newsdesk.runs.log import Step, Validation
 SECONDS_TO_FINISH = 60.0
 """How long a finished training waits for its trackers, all together."""
 
+_SECONDS_TO_ANSWER = 20.0
 _NOT_IN_NAMES = re.compile(r"[^\w./ -]")
 
 
@@ -270,20 +271,32 @@ class WeightsAndBiases:
         """Begin or continue a run; offline one that is to replace those of earlier processes."""
         import wandb
 
+        wandb.setup(wandb.Settings(silent=True))  # it also tells of the key that it finds
         mode: Any = os.environ.get("WANDB_MODE") or (
             "online" if os.environ.get("WANDB_API_KEY") else "offline"
         )
-        self.run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "newsdesk"),
-            id=beginning.id,
-            name=beginning.name,
-            config=dict(beginning.parameters),
-            mode=mode,
-            dir=os.environ.get("WANDB_DIR", Path.cwd()),  # else that of the process's first run
-            resume="allow" if mode == "online" else None,
-            reinit="create_new",
-            settings=wandb.Settings(silent=True, console="off", finish_timeout=SECONDS_TO_FINISH),
-        )
+        alone = wandb.run is None
+        try:
+            self.run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "newsdesk"),
+                id=beginning.id,
+                name=beginning.name,
+                config=dict(beginning.parameters),
+                mode=mode,
+                dir=os.environ.get("WANDB_DIR", Path.cwd()),  # else that of the process's first run
+                resume="allow" if mode == "online" else None,
+                reinit="create_new",
+                settings=wandb.Settings(
+                    silent=True,
+                    console="off",
+                    init_timeout=_SECONDS_TO_ANSWER,
+                    finish_timeout=SECONDS_TO_FINISH,
+                ),
+            )
+        except Exception:
+            if alone:
+                wandb.teardown()  # else the id counts as in use when this is tried again
+            raise
         return dict.fromkeys(("training", "validation"), self.run.starting_step - 1)
 
     def describe(self, text: str) -> None:

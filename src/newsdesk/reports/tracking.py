@@ -110,7 +110,7 @@ class _Worker(threading.Thread):
                 self._send()
                 self.done = True
             except Exception as error:  # whatever a tracker raises, the training goes on
-                self.trouble = first_line(error) or type(error).__name__
+                self.trouble = self.trouble or first_line(error) or type(error).__name__
                 if last:
                     return
                 self._ended.wait(SECONDS_BEFORE_RETRY)
