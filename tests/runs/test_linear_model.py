@@ -109,6 +109,7 @@ def test_what_is_saved_scores_the_same(model, tmp_path):
         ("keys", lambda keys: keys[0]),
         ("idf", lambda idf: idf[:-1]),
         ("idf", lambda idf: idf * np.nan),
+        ("idf", lambda idf: idf * 0),
         ("weights", lambda weights: weights[:, :2]),
         ("weights", lambda weights: weights.astype(np.float32)),
         ("weights", lambda weights: weights * np.float16(np.inf)),
@@ -117,6 +118,7 @@ def test_what_is_saved_scores_the_same(model, tmp_path):
         ("special", lambda _special: np.array([1, 1 << 40])),
         ("stack", lambda _stack: np.array([-1.0])),
         ("stack", lambda _stack: np.array([np.nan])),
+        ("stack", lambda _stack: np.array([1e300])),
         ("stack", None),
     ],
 )

@@ -29,6 +29,7 @@ MOST_FEATURES, MOST_WEIGHTS = 300_000, 4_000_000
 _ROWS_WHERE_RARE_ONES_GO = 1000  # in more rows than these, what occurs in one alone is not counted
 _TOKENS_AT_ONCE = 1 << 18
 _MOST_SPECIAL = 64  # tokens around a text
+_MOST_STACK = 1e6
 _PAIR = 32  # bits by which the first token of a pair is shifted
 _SPREAD = 0.3  # standard deviation of what the weights of a stack are expected to be
 _NEWTON_STEPS = 50
@@ -176,7 +177,9 @@ class LinearModel:
             special, stack = tensors.pop("special"), float(tensors.pop("stack")[0])
             if not (features and (np.diff(tensors["keys"]) > 0).all()):
                 raise ValueError("keys are none, or not ascending")
-            if stack < 0 or not ((special >= 0) & (special <= _MOST_SPECIAL)).all():
+            if not (tensors["idf"] > 0).all():
+                raise ValueError("idf holds numbers that are not positive")
+            if not 0 <= stack <= _MOST_STACK or not ((special >= 0) & (special <= _MOST_SPECIAL)).all():
                 raise ValueError(f"special is {special.tolist()}, stack {stack}: out of their range")
             tensors["weights"] = tensors["weights"].astype(np.float32)
             return cls(**tensors, opening=int(special[0]), closing=int(special[1]), stack=stack)
