@@ -199,7 +199,7 @@ class SweepDisplay(Display):
     def __init__(self, console: Console) -> None:
         """Write to ``console``; a bar where it is a terminal."""
         super().__init__(console)
-        self._trial = self._training = ""
+        self._trial = self._training = self._bar_name = ""
         self._trainings = self._number = 1
         self._steps, self._ended = 1, 0
         self._remarks: set[str] = set()
@@ -211,16 +211,18 @@ class SweepDisplay(Display):
         if isinstance(event, TrialBegun):
             self._trainings = event.trainings
             self._trial = f"trial {event.number} ({event.number + 1} of {event.of})"
+            self._bar_name = f"trial {event.number}"
             self.line(f"{self._trial}: {event.label}")
-            self.draw(f"trial {event.number}", 1.0, TaskProgressColumn())
         elif isinstance(event, TrainingBegun):
             self._number = event.training
             fold = f", fold {event.fold}" if event.fold else ""
             self._training = f"seed {event.seed}{fold}"
+            self.close()  # what is fetched or computed first has a bar of its own
         elif isinstance(event, TrialEnded):
             self._end(event)
         elif isinstance(event, Started):
             self._steps = event.steps
+            self.draw(self._bar_name, 1.0, TaskProgressColumn())
         elif isinstance(event, Step):
             self._step(event)
         elif isinstance(event, Resumed):

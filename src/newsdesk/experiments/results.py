@@ -269,10 +269,13 @@ class SweepResults:
         noise = sum(point.against is not None and point.against.is_noise for point in others)
         if not others:
             return "there is one point alone, and nothing to compare"
+        basis = f"on {counted(self.rows, 'row')} with {counted(self.study.facts.seeds, 'seed')}"
+        if not noise:
+            return f"the best point is better than {counted(len(others), 'other point')} {basis}"
+        worse = f"; {len(others) - noise:,} worse" if noise < len(others) else ""
         return (
-            f"{noise:,} of {counted(len(others), 'other point')} cannot be told from the best one on "
-            f"{counted(self.rows, 'row')} with {counted(self.study.facts.seeds, 'seed')}: the difference is "
-            f"noise; {len(others) - noise:,} are worse"
+            f"{noise:,} of {counted(len(others), 'other point')} cannot be told from the best one {basis}: "
+            f"noise{worse}"
         )
 
     @property
