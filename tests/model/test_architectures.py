@@ -164,3 +164,11 @@ def test_the_seed_recipe_trains_741124_parameters_of_the_real_architecture(base:
     assert counted[0] == 741_124
     assert total is None or counted[1] == total
     assert [group.trainable for group in groups if group.name == "LoRA adapters"] == [147_456]
+
+
+def test_the_best_recipe_trains_no_more_than_the_reference_does():
+    from newsdesk.config import load_recipe
+
+    recipe = load_recipe("best").recipe
+    model = outline_classifier(dict(resolve_config(recipe.model.base)), 4, recipe.model, recipe.lora)
+    assert sum(group.trainable for group in parameter_table(model)) == 729_988
