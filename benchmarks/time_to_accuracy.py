@@ -161,6 +161,7 @@ def train_newsdesk(job: Job, recipe_name: str) -> Curve:
     tokenizer = TextTokenizer.from_folder(base, length)
     measured = tokenizer.encode(rows.measured_texts)
     with tempfile.TemporaryDirectory() as folder:
+        build_classifier(base, rows.label_names, recipe.model, recipe.lora)  # imports what it needs
         clock = Clock()
         seed_everything(recipe.training.seed)
         model = build_classifier(base, rows.label_names, recipe.model, recipe.lora)
@@ -204,6 +205,7 @@ def train_published(job: Job, name: str) -> Curve:
     tokenizer = TextTokenizer.from_folder(base, recipe.model.max_length)
     on_gpu = torch.cuda.is_available()
     mixed = on_gpu or cpu_has_bfloat16()
+    peft_classifier(str(base), len(rows.label_names), recipe)  # imports what it needs
     clock = Clock()
     torch.manual_seed(recipe.training.seed)
     model = peft_classifier(str(base), len(rows.label_names), recipe)
@@ -314,6 +316,7 @@ def fit_frozen(job: Job, _name: str) -> Curve:
 def fitted(name: str, what: str, rows: Rows, fit: Callable[[Labels], Callable[[], Labels]]) -> Curve:
     """A model that is fitted at once, on more and more rows; every moment is a fit of its own."""
     curve = Curve(name, what, len(rows.measured_labels))
+    fit(rows.subset(SHARES[0]))  # imports what it needs
     for share in SHARES:
         clock = Clock()
         predict = fit(rows.subset(share))
@@ -399,7 +402,8 @@ def draw(curves: Sequence[Curve], out: Path) -> None:
             if curve.name == TARGET:
                 axes.axhline(100 * accuracies[-1], color="grey", linewidth=0.8, linestyle="--")
         axes.set(xscale="log", xlabel="seconds", ylabel="accuracy, %")
-        axes.legend(loc="lower right", fontsize=8)
+        axes.xaxis.set_major_formatter(lambda seconds, _position: f"{seconds:g}")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
         out.with_suffix(".svg").write_bytes(as_svg(figure))
         out.with_suffix(".png").write_bytes(as_png(figure))
 
