@@ -22,20 +22,20 @@ FLAGS = {
     "train": {
         *("--recipe", "--data", "--valid", "--base", "--out", "--text", "--label", "--template"),
         *("--normaliser", *LABELLED, "--epochs", "--set", "--overwrite", "--resume", "--dry-run"),
-        *("--baseline", "--no-baseline", "--json"),
+        *("--baseline", "--no-baseline", "--stack", "--no-stack", "--track", "--json"),
     },
     "sweep": {
         *("--recipe", "--data", "--valid", "--base", "--out", "--text", "--label", "--template"),
         *("--normaliser", *LABELLED, "--epochs", "--set", "--baseline", "--no-baseline", "--json"),
         *("--vary", "--method", "--trials", "--seeds", "--folds", "--budget", "--prune", "--no-prune"),
-        "--resume",
+        *("--stack", "--no-stack", "--resume"),
     },
     "evaluate": {
         *("--data", "--split", "--baseline", "--with-text", "--unknown-labels"),
         *("--text", "--label", "--template", *LABELLED, "--json"),
     },
     "calibrate": {
-        "--data",
+        *("--data", "--stack", "--no-stack"),
         "--learned-rows",
         "--unknown-labels",
         "--text",
@@ -52,7 +52,16 @@ FLAGS = {
     "predict": {
         *("--input", "--output", "--format", "--top-k", "--probabilities"),
         *("--abstain", "--confidence", "--sets", "--off-topic", "--answer-empty"),
-        *("--engine", "--rejects", "--strict", "--ray-address", "--ray-workers", "--ray-cores"),
+        *(
+            "--engine",
+            "--loss",
+            "--estimated",
+            "--rejects",
+            "--strict",
+            "--ray-address",
+            "--ray-workers",
+            "--ray-cores",
+        ),
         *("--text", "--template", *DIALECT, "--json"),
     },
     "export": {
