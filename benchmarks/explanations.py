@@ -40,7 +40,7 @@ STEPS = 32  # of the path from no text to the text
 
 def masked_by(predictor: RunClassifier) -> Erase:
     """Replace each span by the tokenizer's mask token."""
-    tokenizer = predictor._tokenizer._tokenizer
+    tokenizer = predictor.tokenizer._tokenizer
     mask = next(token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is not None)
 
     def erase(text: str, spans: Sequence[Span]) -> str:
@@ -84,7 +84,7 @@ def integrated_gradients(predictor: RunClassifier, text: str, words: Sequence[Sp
     """Gradients of the log-odds on the straight way from mask tokens to the text (Sundararajan, 2017)."""
     import torch
 
-    tokenizer = predictor._tokenizer._tokenizer
+    tokenizer = predictor.tokenizer._tokenizer
     encoding = tokenizer.encode(text)
     model = predictor._network.model
     table = model.get_input_embeddings()

@@ -152,7 +152,7 @@ def test_batches_computed_at_once_give_the_same_logits_in_the_same_order(built):
     together = OnnxClassifier(find_exported(built), threads=3)
     counted: list[int] = []
     logits, _ = together.outputs(
-        together._tokenizer.encode(texts), progress=lambda done, *_: counted.append(done)
+        together.tokenizer.encode(texts), progress=lambda done, *_: counted.append(done)
     )
     assert np.array_equal(logits, alone.predict_logits(texts))
     assert len(counted) >= 7
