@@ -59,12 +59,12 @@ def test_on_many_rows_intervals_are_those_of_resampling_rows(predicted):
 
 
 def test_leaving_out_a_row_is_what_computing_anew_without_it_gives(predicted):
-    from newsdesk.evaluation.significance import _macro_f1
+    from newsdesk.evaluation.significance import macro_f1_without_each
 
     metrics = pytest.importorskip("sklearn.metrics")
     # The last row is the only one that names class 2, the first is the only one right in class 1.
     labels, given = np.array([1, 0, 0, 0, 0]), np.array([1, 0, 0, 1, 2])
-    figure, left_out = _macro_f1(labels, given, 4)
+    figure, left_out = macro_f1_without_each(labels, given, 4)
     assert figure == pytest.approx(metrics.f1_score(labels, given, average="macro", zero_division=0))
     for row in range(5):
         others = np.arange(5) != row

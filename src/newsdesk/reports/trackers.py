@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -163,6 +164,9 @@ class TensorBoard:
         from torch.utils.tensorboard.summary import hparams
 
         folder = Path("tensorboard") / f"{beginning.name}-{beginning.id[:8]}"
+        # Files are read in the order of their names: the second, then the process.
+        while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+            time.sleep(0.05)
         self.writer = SummaryWriter(str(folder), purge_step=0, flush_secs=10)
         for summary in hparams(dict(beginning.parameters), {}):
             self.writer._get_file_writer().add_summary(summary)
