@@ -50,9 +50,9 @@ export DEMO_ENDS
 dev: $(VENV)/.test ## set up the environment that tests and pre-commit use
 
 # A file's tests share what they build; tiny models are computed fastest by one thread each. Some tests wait
-# for processes and clocks: four at a time keep two cores busy.
+# for processes and clocks: three at a time keep two cores busy.
 test: lint ## all checks: style, types, tests with branch coverage
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --cov --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --cov --cov-fail-under=90
 
 lint: $(VENV)/.test ## style and types alone
 	$(BIN)/ruff check .

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import re
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -349,4 +351,6 @@ def test_a_large_answer_does_not_fill_the_memory(hub, run, monkeypatch):
     monkeypatch.setattr(transfer, "_MOST_MEMORY", 50 << 20)
     monkeypatch.setattr(transfer, "_REPORT_SECONDS", 0.01)
     hub.instead["api/models/desk/wire"] = large
+    if sys.platform == "linux":  # what earlier tests left for use again would hold the answer
+        ctypes.CDLL(None).malloc_trim(0)
     assert "bytes of memory" in str(refusal_of(run).found)

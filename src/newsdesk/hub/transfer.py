@@ -8,7 +8,6 @@ with the Hub client's session, so that proxies and certificates are those that w
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -179,12 +178,11 @@ def _wait(
 
 
 def _memory() -> int:
-    """The most bytes of memory that this process has had; 0 where the system does not say."""
-    if sys.platform != "linux":
+    """The bytes of memory that this process has; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, AttributeError):
         return 0
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def _size_of(folder: Path) -> int:
