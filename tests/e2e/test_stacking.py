@@ -76,6 +76,22 @@ def test_a_stacked_run_answers_by_both_and_is_calibrated_so(newsdesk, stacked, d
     np.testing.assert_array_equal(same.linear, kept.linear)
 
 
+@pytest.mark.parametrize(("missing", "again"), [("calibration.json", ()), (LINEAR_MODEL, ("--stack",))])
+def test_what_a_run_answers_with_cannot_be_left_out_unnoticed(newsdesk, stacked, tmp_path, missing, again):
+    run = shutil.copytree(stacked, tmp_path / "run")
+    before = newsdesk("predict", run, *TEXTS, "--json").json["predictions"]
+    (run / missing).unlink()
+    refused = newsdesk("predict", run, *TEXTS)
+    assert refused.code == 1
+    assert f"{missing} is missing or damaged" in refused.err
+    assert "newsdesk calibrate" in refused.err
+    assert newsdesk("calibrate", run, *again).code == 0
+    after = newsdesk("predict", run, *TEXTS, "--json").json["predictions"]
+    for old, new in zip(before, after, strict=True):
+        assert new["label"] == old["label"]
+        assert new["probability"] == pytest.approx(old["probability"], abs=1e-3)
+
+
 @pytest.mark.parametrize("kind", ["onnx-fp32", "merged"])
 def test_exports_answer_as_the_run_and_other_programs_are_told_what_they_lose(
     newsdesk, stacked, tmp_path, kind

@@ -20,6 +20,7 @@ from newsdesk.prediction.abstention import DecisionRule, Promises, decision_rule
 from newsdesk.prediction.predictions import Predictions
 from newsdesk.progress import Progress
 from newsdesk.runs.calibration import (
+    CALIBRATION,
     CALIBRATION_ROWS,
     Calibration,
     HeldOutRows,
@@ -28,7 +29,7 @@ from newsdesk.runs.calibration import (
     softmax,
 )
 from newsdesk.runs.folder import Labels
-from newsdesk.runs.linear_model import LinearModel
+from newsdesk.runs.linear_model import LINEAR_MODEL, LinearModel
 from newsdesk.runs.off_topic import OFF_TOPIC, OffTopicScore
 
 _DECIDES_NOTHING = (
@@ -87,6 +88,10 @@ class Classifier(ABC):
         self, sequences: Sequence[TokenIds], *, progress: Progress | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """What the encoder computes, with the scores of a linear model added where one is stacked."""
+        if self.linear is None:  # whose scores may have been a part of the answers
+            self._require_unlisted(
+                LINEAR_MODEL, "newsdesk calibrate RUN --stack or --no-stack makes it again"
+            )
         logits, distances = self.encoder_outputs(sequences, progress=progress)
         if self.linear is not None and self.linear.stack:
             logits = self.linear.stacked(logits, self.linear.scores(sequences))
@@ -110,8 +115,19 @@ class Classifier(ABC):
 
     @property
     def temperature(self) -> float:
-        """What logits are divided by before they become probabilities."""
-        return 1.0 if self.calibration is None else self.calibration.temperature
+        """What logits are divided by before they become probabilities.
+
+        Raises UserError where the manifest lists a calibration that is not there: probabilities would differ.
+        """
+        if self.calibration is None:
+            self._require_unlisted(CALIBRATION, "newsdesk calibrate makes it again")
+            return 1.0
+        return self.calibration.temperature
+
+    def _require_unlisted(self, name: str, fix: str) -> None:
+        """Raise UserError for a file that is not there, if the manifest lists it."""
+        if name in self.files:
+            raise damaged(self.path / name, "listed in manifest.json, and not there", fix=fix)
 
     @property
     def folded(self) -> float:
