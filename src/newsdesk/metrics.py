@@ -168,11 +168,10 @@ def evaluate_probabilities(
     )
 
 
-def over_classes(occurring: int, classes: int) -> str:
-    """``8 classes`` where all occur, else ``1 of 2 classes``."""
-    return (
-        counted(classes, "class") if occurring == classes else f"{occurring:,} of {counted(classes, 'class')}"
-    )
+def over_classes(occurring: int, classes: int, noun: str = "class") -> str:
+    """``8 classes`` where all occur, else ``1 of 2 classes``; ``noun`` is what they are called."""
+    total = counted(classes, noun)
+    return total if occurring == classes else f"{occurring:,} of {total}"
 
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -1,9 +1,9 @@
-"""Calibration: a temperature for the logits, and the rows it was fitted on."""
+"""Calibration: a temperature for the logits, or decisions for several labels, and the rows they rest on."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.files import damaged, open_tensors, write_bytes
+from newsdesk.label_set_metrics import binary_log_loss, label_calibration_error
 from newsdesk.metrics import expected_calibration_error
-from newsdesk.stored import read_stored, write_stored
+from newsdesk.runs.label_decisions import LabelDecisions, rarest_labels
+from newsdesk.stored import OPTIONAL, read_stored, write_stored
 
 CALIBRATION = "calibration.json"
 CALIBRATION_ROWS = "calibration.safetensors"
@@ -28,7 +30,8 @@ class HeldOutRows:
 
     Attributes:
         logits: float32 of shape (rows, classes), before any temperature.
-        labels: int64 class ids of shape (rows,).
+        labels: int64 class ids of shape (rows,), or bool of shape (rows, classes) where a text may have
+            several labels.
         sha256: ``Examples.fingerprint()`` of the rows.
         distances: float32 of shape (rows,), how far each is from the training topics (`OffTopicScore`); None
             where there is no such score, or an earlier version kept none.
@@ -41,7 +44,7 @@ class HeldOutRows:
     """
 
     logits: NDArray[np.float32]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     sha256: str
     distances: NDArray[np.float32] | None = None
     readable: NDArray[np.bool_] | None = None
@@ -49,24 +52,31 @@ class HeldOutRows:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be calibrated on."""
-        if self.logits.ndim != 2 or self.labels.shape != (len(self.logits),) or not len(self.labels):
+        wanted = self.logits.shape if self.is_multi else self.logits.shape[:1]
+        if self.logits.ndim != 2 or self.labels.shape != wanted or not len(self.labels):
             raise ValueError(f"logits of shape {self.logits.shape} for labels of shape {self.labels.shape}")
         if not np.isfinite(self.logits).all():
             raise ValueError("logits that are not finite numbers")
-        if not np.isin(self.labels, np.arange(self.logits.shape[1])).all():
+        if not self.is_multi and not np.isin(self.labels, np.arange(self.logits.shape[1])).all():
             raise ValueError(f"labels that are none of {self.logits.shape[1]} classes")
         for name, column in (("distances", self.distances), ("readable", self.readable)):
-            if column is not None and column.shape != self.labels.shape:
+            if column is not None and column.shape != self.labels.shape[:1]:
                 raise ValueError(f"{name} of shape {column.shape} for {len(self.labels)} rows")
         if self.linear is not None and self.linear.shape != self.logits.shape:
             raise ValueError(f"linear of shape {self.linear.shape} for logits of {self.logits.shape}")
         if self.linear is not None and not np.isfinite(self.linear).all():
             raise ValueError("scores of the linear model that are not finite numbers")
 
+    @property
+    def is_multi(self) -> bool:
+        """Whether a text may have several labels."""
+        return self.labels.dtype == np.bool_
+
     def halves(self) -> tuple[HeldOutRows, HeldOutRows]:
         """Two halves at random, each class in both: what is chosen on one can be promised on the other."""
         shuffled = np.random.Generator(np.random.PCG64(0)).permutation(len(self.labels))
-        by_class = shuffled[np.argsort(self.labels[shuffled], kind="stable")]
+        classes = rarest_labels(self.labels) if self.is_multi else self.labels
+        by_class = shuffled[np.argsort(classes[shuffled], kind="stable")]
 
         first, second = (self._select(np.sort(by_class[start::2])) for start in (0, 1))
         return first, second
@@ -84,7 +94,7 @@ class HeldOutRows:
 
 @dataclass(frozen=True)
 class Change:
-    """A figure before and after the logits are divided by the temperature."""
+    """A figure before and after the logits are divided by the temperature, or scaled and shifted."""
 
     before: float
     after: float
@@ -92,7 +102,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A temperature and what it changed on the rows it was fitted on.
+    """A temperature, or decisions for several labels, and what they changed on the rows they were fitted on.
 
     Attributes:
         temperature: what logits are divided by; above 1 it makes a classifier less sure.
@@ -100,10 +110,12 @@ class Calibration:
         source: where they came from.
         sha256: their fingerprint.
         expected_calibration_error: 0 to 1, as in ``metrics``, on these very rows.
-        negative_log_likelihood: nats per row, likewise.
+        negative_log_likelihood: nats per row, likewise. Where a text may have several labels, it is the mean
+            over all labels of all rows, and the calibration error is over these too.
         how: the method.
         folded: what an export's logits are divided by already, in the weights of its last layer, so that
             other programs give calibrated probabilities; 1: nothing.
+        decisions: where a text may have several labels; the temperature is 1 then.
     """
 
     temperature: float
@@ -114,6 +126,7 @@ class Calibration:
     negative_log_likelihood: Change
     how: str
     folded: float = 1.0
+    decisions: LabelDecisions | None = field(default=None, metadata=OPTIONAL)
 
 
 def softmax(logits: NDArray[np.floating], temperature: float = 1.0) -> NDArray[np.float32]:
@@ -165,7 +178,12 @@ def negative_log_likelihood(
 
 
 def calibrate(rows: HeldOutRows, source: str) -> Calibration:
-    """Fit the temperature on held-out rows that came from ``source``, and measure what it changes."""
+    """Fit the temperature on held-out rows that came from ``source``, and measure what it changes.
+
+    `LabelDecisions` in its place where a text may have several labels.
+    """
+    if rows.is_multi:
+        return _calibrate_labels(rows, source)
     temperature = fit_temperature(rows.logits, rows.labels)
     bounds = (LOWEST_TEMPERATURE * 1.001, HIGHEST_TEMPERATURE / 1.001)
     at_bound = "" if bounds[0] < temperature < bounds[1] else "; the rows ask for more than the bound"
@@ -183,8 +201,29 @@ def calibrate(rows: HeldOutRows, source: str) -> Calibration:
     )
 
 
+def _calibrate_labels(rows: HeldOutRows, source: str) -> Calibration:
+    decisions = LabelDecisions.fit(rows.logits, rows.labels)
+    as_trained = replace(decisions, scales=(1.0,) * len(decisions), shifts=(0.0,) * len(decisions))
+    before, after = (each.probabilities(rows.logits) for each in (as_trained, decisions))
+    return Calibration(
+        temperature=1.0,
+        rows=len(rows.labels),
+        source=source,
+        sha256=rows.sha256,
+        expected_calibration_error=Change(
+            label_calibration_error(before, rows.labels), label_calibration_error(after, rows.labels)
+        ),
+        negative_log_likelihood=Change(
+            binary_log_loss(before, rows.labels), binary_log_loss(after, rows.labels)
+        ),
+        how="a scale and a shift for each label (Platt, 1999), and its threshold of the highest F1; rare "
+        "labels shrunk toward all labels",
+        decisions=decisions,
+    )
+
+
 def store_calibration(folder: Path, rows: HeldOutRows, source: str, *, folded: float = 1.0) -> Calibration:
-    """Fit a temperature and keep it, with the rows, as two files in a run or exported model; each is atomic.
+    """Calibrate, and keep the result and the rows as two files in a run or exported model; each is atomic.
 
     ``folded`` is what an export's head divides by. Whoever calls this seals the folder afterwards.
     """
@@ -205,7 +244,7 @@ def write_held_out_rows(folder: Path, rows: HeldOutRows) -> None:
 
     tensors: dict[str, NDArray[Any]] = {
         "logits": np.ascontiguousarray(rows.logits, dtype=np.float32),
-        "labels": np.ascontiguousarray(rows.labels, dtype=np.int64),
+        "labels": np.ascontiguousarray(rows.labels, dtype=np.bool_ if rows.is_multi else np.int64),
     }
     if rows.distances is not None:
         tensors["distances"] = np.ascontiguousarray(rows.distances, dtype=np.float32)
