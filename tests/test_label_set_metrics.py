@@ -26,7 +26,9 @@ def texts(rows, *, labels=6, seed=0, correlated=1.0):
     easy = correlated * generator.normal(size=(rows, 1))
     of_text = generator.normal(size=(rows, labels)) + easy
     truth = of_text > np.linspace(0.3, 2.5, labels)
-    probabilities = 1 / (1 + np.exp(-3 * (of_text - np.linspace(0.3, 2.5, labels)) + 2 * generator.normal(size=(rows, 1))))
+    probabilities = 1 / (
+        1 + np.exp(-3 * (of_text - np.linspace(0.3, 2.5, labels)) + 2 * generator.normal(size=(rows, 1)))
+    )
     return probabilities.astype(np.float32), probabilities >= 0.5, truth
 
 
@@ -45,7 +47,7 @@ def test_figures_are_those_of_scikit_learn(seed):
     probabilities = np.round(probabilities, 1)  # equal ones, whose order must not matter
     truth[:, 5] = assigned[:, 5] = False  # a label that does not occur
     truth[:5] = False
-    truth[5] = True
+    truth[5, :5] = True
     found = measured(probabilities, assigned, truth)
     for average, figures in (
         ("micro", (found.micro_precision, found.micro_recall, found.micro_f1)),
@@ -113,15 +115,13 @@ def test_texts_without_labels_stay_in_the_figures():
     assert (wrong.subset_accuracy, wrong.micro_precision, wrong.macro_f1_labels) == (0, 0, 2)
 
 
-@pytest.mark.parametrize("rows", [100, 1000])
-def test_interval_coverage(rows):
-    """Over 400 draws of texts whose labels go together, the interval of micro F1 contains the true value."""
-    truth = {figure: figure(Counts.of(*texts(400_000, seed=1)[1:])) for figure in (Counts.micro_f1,)}
-    inside = 0
-    for draw in range(400):
-        ((low, high),) = bootstrap_intervals(*texts(rows, seed=1000 + draw)[1:], tuple(truth))
-        inside += low <= truth[Counts.micro_f1] <= high
-    assert 0.92 * 400 <= inside <= 0.98 * 400
+def test_interval_coverage():
+    """In about 95 % of draws of texts whose labels go together, micro F1 of all texts is in its interval."""
+    truth, inside = float(Counts.of(*texts(200_000, seed=1)[1:]).micro_f1()), 0
+    for draw in range(200):
+        ((low, high),) = bootstrap_intervals(*texts(150, seed=1000 + draw)[1:], [Counts.micro_f1])
+        inside += low <= truth <= high
+    assert 182 <= inside <= 198
 
 
 def test_the_interval_takes_texts_not_labels_for_independent():
@@ -137,17 +137,19 @@ def test_the_interval_of_one_label_has_a_width_however_good_it_is():
     assert f1_interval(0, 0) == (0.0, 1.0)
     generator = np.random.default_rng(0)
     inside = 0
-    for _draw in range(2_000):  # 60 texts in which the label is true or assigned, of which 0.7 agree
-        low, high = f1_interval(generator.binomial(60, 0.7), 60)
+    for hits in generator.binomial(
+        60, 0.7, 2_000
+    ):  # in 0.7 of 60 texts with the label, true or assigned, both
+        low, high = f1_interval(hits, 60)
         inside += low <= 1.4 / 1.7 <= high
-    assert 0.935 <= inside / 2_000 <= 0.97
+    assert 0.92 <= inside / 2_000 <= 0.98
 
 
 def test_intervals_are_the_same_every_time_and_cost_less_than_a_second():
     given = texts(10_000, labels=100)
     began = time.process_time()
     found = measured(*given)
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 2  # 0.6 where nobody else computes
     assert measured(*given) == found
 
 

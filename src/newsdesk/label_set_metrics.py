@@ -88,8 +88,8 @@ class LabelSetMetrics:
         micro_f1: F1 over all labels of all texts, ``sklearn.metrics.f1_score(average="micro")``.
         micro_precision: share of the assigned labels that are true.
         micro_recall: share of the true labels that are assigned.
-        micro_f1_interval: 95 % interval (low, high) of the F1, by drawing texts with replacement (Efron, 1979):
-            the labels of one text are not independent.
+        micro_f1_interval: 95 % interval (low, high) of the F1, by drawing texts with replacement (Efron,
+            1979): the labels of one text are not independent.
         macro_f1: mean F1 over the labels that occur among the true or the assigned ones.
         macro_precision: mean precision over the same.
         macro_recall: mean recall over the same.
@@ -190,7 +190,9 @@ class Counts(NamedTuple):
     @classmethod
     def of(cls, assigned: NDArray[np.bool_], labels: NDArray[np.bool_]) -> Counts:
         """Of all texts, from (texts, labels) each."""
-        return cls(*(np.sum(each, axis=0).astype(np.float64) for each in (labels & assigned, assigned, labels)))
+        return cls(
+            *(np.sum(each, axis=0).astype(np.float64) for each in (labels & assigned, assigned, labels))
+        )
 
     def micro_f1(self) -> NDArray[np.float64]:
         """F1 over all labels together, (...); 0 where none is true or assigned."""
@@ -233,7 +235,9 @@ def evaluate_label_sets(
     micro, macro = bootstrap_intervals(assigned, labels, (Counts.micro_f1, Counts.macro_f1))
 
     def over_occurring(figure: Callable[[LabelMetrics], float]) -> float:
-        return float(np.mean([figure(one) for one, there in zip(per_label, occurs, strict=True) if there] or 0))
+        return float(
+            np.mean([figure(one) for one, there in zip(per_label, occurs, strict=True) if there] or 0)
+        )
 
     return LabelSetMetrics(
         rows=len(labels),
@@ -277,7 +281,9 @@ def bootstrap_intervals(
 
     ``assigned`` and ``labels`` are (texts, labels), figures are functions of `Counts`. Texts are drawn whole.
     """
-    drawn = [[figure(counts) for figure in figures] for (counts,) in resampled_counts(labels, [assigned], seed)]
+    drawn = [
+        [figure(counts) for figure in figures] for (counts,) in resampled_counts(labels, [assigned], seed)
+    ]
     ends = np.quantile(np.concatenate(drawn, axis=-1), [LEVEL / 2, 1 - LEVEL / 2], axis=-1)
     return tuple((float(low), float(high)) for low, high in ends.T)
 
@@ -287,19 +293,23 @@ def resampled_counts(
 ) -> Iterator[tuple[Counts, ...]]:
     """The counts of 1,000 draws of the texts, with replacement, a few hundred draws at a time.
 
-    One `Counts` of (draws, labels) for each of the classifiers whose labels are ``assigned``; all see the same
+    One `Counts` of (draws, labels) for each of the classifiers whose labels are ``assigned``, on the same
     draws. Texts with the same labels, true and assigned, are interchangeable: how often each kind is drawn
     is multinomial, which is the same as drawing texts and needs far fewer numbers.
     """
     packed = np.packbits(np.concatenate([labels, *assigned], axis=1), axis=1)
     _kinds, first, texts = np.unique(packed, axis=0, return_index=True, return_counts=True)
     parts = [labels[first], *(part[first] for given in assigned for part in (labels & given, given))]
-    columns = np.concatenate(parts, axis=1).astype(np.float32 if len(labels) < _EXACT_IN_FLOAT32 else np.float64)
+    columns = np.concatenate(parts, axis=1).astype(
+        np.float32 if len(labels) < _EXACT_IN_FLOAT32 else np.float64
+    )
     generator = np.random.Generator(np.random.PCG64(seed))
     at_once = max(1, _DRAWN_AT_ONCE // len(first))
     for done in range(0, RESAMPLES, at_once):
         draws = generator.multinomial(len(labels), texts / len(labels), min(at_once, RESAMPLES - done))
-        true, *others = np.split((draws.astype(columns.dtype) @ columns).astype(np.float64), len(parts), axis=1)
+        true, *others = np.split(
+            (draws.astype(columns.dtype) @ columns).astype(np.float64), len(parts), axis=1
+        )
         yield tuple(Counts(hits, given, true) for hits, given in zip(others[::2], others[1::2], strict=True))
 
 
@@ -315,9 +325,9 @@ def f1_interval(hits: int, either: int) -> tuple[float, float]:
 
 
 def binary_log_loss(probabilities: NDArray[np.floating], labels: NDArray[np.bool_]) -> float:
-    """Mean -ln p of what is true over all labels of all texts, in nats, p clipped to ``SMALLEST_PROBABILITY``.
+    """Mean -ln p of what is true over all labels of all texts, in nats; both arrays are (texts, labels).
 
-    Both arrays are (texts, labels).
+    Probabilities are clipped to ``SMALLEST_PROBABILITY``.
     """
     given = np.asarray(probabilities, dtype=np.float64)
     return float(-np.log(np.clip(np.where(labels, given, 1 - given), SMALLEST_PROBABILITY, 1.0)).mean())
@@ -331,9 +341,7 @@ def label_calibration_error(probabilities: NDArray[np.floating], labels: NDArray
     return expected_calibration_error(np.ravel(probabilities), np.ravel(labels))
 
 
-def label_ranking_average_precision(
-    probabilities: NDArray[np.floating], labels: NDArray[np.bool_]
-) -> float:
+def label_ranking_average_precision(probabilities: NDArray[np.floating], labels: NDArray[np.bool_]) -> float:
     """Mean over texts of the mean precision at the rank of each true label (Tsoumakas et al., 2010), 0 to 1.
 
     Both arrays are (texts, labels). Labels of equal probability share the last of their ranks. Texts without

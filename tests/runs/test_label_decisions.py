@@ -24,7 +24,7 @@ SHARES = np.array([0.4, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.003])
 
 
 def simulated(rows, *, seed=0, scale=1.0, shift=0.0, shares=SHARES):
-    """Logits of a good classifier that needs (logit - shift) / scale to be honest, and the labels drawn by it."""
+    """Logits that are honest once shifted back and divided by the scale, and labels drawn by them."""
     generator = np.random.default_rng(seed)
     honest = generator.normal(np.log(shares / (1 - shares)) * 1.5, 3.0, (rows, len(shares)))
     labels = generator.random(honest.shape) < 1 / (1 + np.exp(-honest))
@@ -50,7 +50,9 @@ def test_no_other_scale_or_shift_makes_frequent_labels_likelier():
     least = binary_log_loss(found.probabilities(logits), labels)
     for factor, step in ((0.8, 0.0), (1.25, 0.0), (1.0, 0.3), (1.0, -0.3)):
         other = replace(
-            found, scales=tuple(factor * a for a in found.scales), shifts=tuple(step + b for b in found.shifts)
+            found,
+            scales=tuple(factor * a for a in found.scales),
+            shifts=tuple(step + b for b in found.shifts),
         )
         assert least < binary_log_loss(other.probabilities(logits), labels)
 
@@ -110,7 +112,9 @@ def test_every_text_gets_a_label_only_where_the_rows_say_so():
 
 def test_the_label_that_comes_closest_is_assigned_where_one_must_be():
     decisions = LabelDecisions((1.0,) * 3, (0.0,) * 3, (0.5, 0.2, 0.8), at_least_one=True)
-    probabilities = np.array([[0.4, 0.19, 0.1], [0.4, 0.1, 0.7], [0.5, 0.2, 0.0], [0.0, 0.0, 0.0]], np.float32)
+    probabilities = np.array(
+        [[0.4, 0.19, 0.1], [0.4, 0.1, 0.7], [0.5, 0.2, 0.0], [0.0, 0.0, 0.0]], np.float32
+    )
     assert decisions.assigned(probabilities).tolist() == [
         [False, True, False],  # 0.19 of 0.2
         [False, False, True],

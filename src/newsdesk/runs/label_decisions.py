@@ -90,7 +90,8 @@ class LabelDecisions:
         which behave as those of all labels together do: its targets are blended with what one scale and shift
         for all labels say, and its counts of hits and false alarms with those of all labels, scaled to that
         many positive rows. A label without positive rows gets just these; one of hundreds is its own.
-        (Positive rows, or negative ones where those are fewer.)
+        (Positive rows, or negative ones where those are fewer; for the calibration as many as expected, too:
+        that none of 50 likely ones came true says something.)
 
         ``logits`` and ``labels`` are (rows, labels), at least one of each. Raises ValueError otherwise.
         """
@@ -106,9 +107,7 @@ class LabelDecisions:
         return cls(uncut.scales, uncut.shifts, tuple(thresholds.tolist()), at_least_one)
 
 
-def _calibrated(
-    logits: Floats, labels: NDArray[np.bool_], fewer: NDArray[np.int64]
-) -> tuple[Floats, Floats]:
+def _calibrated(logits: Floats, labels: NDArray[np.bool_], fewer: NDArray[np.int64]) -> tuple[Floats, Floats]:
     """Scale and shift of each label, (labels,) both, shrunk toward those that all labels share."""
     largest = float(np.abs(logits).max()) or 1.0
     unit = largest * (float(np.sqrt(np.mean((logits / largest) ** 2))) or 1.0)
@@ -118,7 +117,8 @@ def _calibrated(
     odds = float(log(smoothed.mean() / (1 - smoothed.mean())))
     scale, shift = _logistic(values.reshape(-1, 1), smoothed, np.ones(1), np.array([odds]))
     shared = _sigmoid(scale * values + shift)
-    own = fewer / (fewer + _PRIOR_POSITIVES)
+    evidence = np.maximum(fewer, (shared * (1 - shared)).sum(axis=0))
+    own = evidence / (evidence + _PRIOR_POSITIVES)
     targets = own * labels + (1 - own) * shared
     count = labels.shape[1]
     scales, shifts = _logistic(values, targets, np.repeat(scale, count), np.repeat(shift, count))
@@ -173,7 +173,7 @@ def _thresholds(probabilities: Floats, labels: NDArray[np.bool_], fewer: NDArray
     positives = labels.sum(axis=0)
     for_all = _of_highest_f1(hits.sum(axis=0), assigned.sum(axis=0), np.array(every), 0.5)
     share = _PRIOR_POSITIVES / every
-    evidence = (fewer / np.maximum(1, positives))[:, None]  # 1 but where most rows have the label
+    evidence = np.where(positives > 0, fewer / np.maximum(1, positives), 1.0)[:, None]
     return _of_highest_f1(
         evidence * hits + share * hits.sum(axis=0),
         evidence * assigned + share * assigned.sum(axis=0),
@@ -201,7 +201,7 @@ def _of_highest_f1(
 
 
 def rarest_labels(labels: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Of each row the label that the fewest rows have, (rows,), from (rows, labels); none: one beyond the last.
+    """Of each row the label that the fewest rows have, (rows,), from (rows, labels); none: beyond the last.
 
     What is stratified by these gives every part its share of the rare labels.
     """
