@@ -387,9 +387,10 @@ def _check(
 def _per_label(counts: Counts, label_names: Sequence[str]) -> tuple[LabelMetrics, ...]:
     precision, recall = _ratio(counts.hits, counts.assigned), _ratio(counts.hits, counts.true)
     either = counts.assigned + counts.true - counts.hits
-    columns = (precision, recall, counts.f1(), counts.true.astype(int), counts.hits, either)
-    rows = zip(label_names, *(column.tolist() for column in columns), strict=True)
-    return tuple(LabelMetrics(*figures, f1_interval(int(hits), int(of))) for *figures, hits, of in rows)
+    intervals = map(f1_interval, counts.hits.astype(int).tolist(), either.astype(int).tolist())
+    figures = (precision, recall, counts.f1(), counts.true.astype(int))
+    rows = zip(label_names, *(figure.tolist() for figure in figures), intervals, strict=True)
+    return tuple(LabelMetrics(*row) for row in rows)
 
 
 def _most_frequent_pairs(
@@ -405,4 +406,5 @@ def _most_frequent_pairs(
 def _ratio(numerator: NDArray[np.floating], denominator: NDArray[np.floating]) -> NDArray[np.float64]:
     """0 where the denominator is."""
     zeros = np.zeros(np.shape(numerator), dtype=np.float64)
-    return np.divide(numerator, denominator, out=zeros, where=np.asarray(denominator) > 0)
+    np.divide(numerator, denominator, out=zeros, where=np.asarray(denominator) > 0)
+    return zeros

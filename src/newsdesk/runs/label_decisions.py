@@ -208,4 +208,5 @@ def rarest_labels(labels: NDArray[np.bool_]) -> NDArray[np.int64]:
     positives = labels.sum(axis=0)
     by_rarity = np.argsort(positives, kind="stable")
     ranked = labels[:, by_rarity]
-    return np.where(ranked.any(axis=1), by_rarity[ranked.argmax(axis=1)], labels.shape[1]).astype(np.int64)
+    rarest = np.where(ranked.any(axis=1), by_rarity[ranked.argmax(axis=1)], labels.shape[1])
+    return np.asarray(rarest, dtype=np.int64)
