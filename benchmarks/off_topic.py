@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from newsdesk.data.columns import to_examples
+from newsdesk.data.labelled import to_examples
 from newsdesk.data.load import load_split
 from newsdesk.data.words import normalise
 from newsdesk.errors import UserError

@@ -128,7 +128,7 @@ class Rows:
 
 
 def test_rows(data: str, loaded: Any) -> Examples:
-    from newsdesk.data.columns import to_examples
+    from newsdesk.data.labelled import to_examples
 
     table = load_split(data, "test").table
     names = loaded.train.label_names

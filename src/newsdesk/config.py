@@ -49,6 +49,15 @@ class DataSection(Section):
     train_rows: PositiveInt | None = Field(None, description="use only so many rows (stratified)")
     text: Names = Field((), description="text columns, in order; empty: recognised by name")
     label: str | None = Field(None, description="label column; absent: recognised by name")
+    task: Literal["auto", "single", "multi"] = Field(
+        "auto",
+        description="whether a text has one label or may have several; auto: several where the file has lists "
+        "of them, or label_separator or label_columns are given",
+    )
+    label_separator: str | None = Field(
+        None, description="between the labels of a cell, such as ';'; absent: several labels are a list"
+    )
+    label_columns: Names = Field((), description="0/1 columns, a label each, instead of one label column")
     template: str | None = Field(None, description="how columns make one text, such as '{title}. {body}'")
     normaliser: str = Field("none", description="named text normaliser; ag_news undoes its escapes")
     header: bool | None = Field(None, description="whether the first row names columns; absent: detected")

@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 OPTIONAL = {"optional": True}
 """Metadata of a field that, where it is None, is not in the file at all."""
+UNSAID = {"unsaid": True}
+"""Metadata of a field that, where it has its default, is not in the file."""
 UNSTORED = {"unstored": True}
 """Metadata of a field that is never written; it needs a default."""
 KEY = "key"
@@ -44,6 +46,7 @@ def to_content(value: Any) -> Any:
             for of in fields(value)
             if not of.metadata.get("unstored")
             and not (of.metadata.get("optional") and getattr(value, of.name) is None)
+            and not (of.metadata.get("unsaid") and getattr(value, of.name) == of.default)
         }
     if isinstance(value, Mapping):
         return {str(key): to_content(entry) for key, entry in value.items()}

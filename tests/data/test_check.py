@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from newsdesk.data.check import Leak, LineGroups, Places, check, render_check
+from newsdesk.cli.data import render_check
+from newsdesk.data.check import Leak, LineGroups, Places, check
 from newsdesk.data.dialect import Dialect
 from newsdesk.data.words import VocabularyFit
 from newsdesk.errors import UserError

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from newsdesk.data.check import CheckReport, Leak, Leakage, LineGroups, Places, TokenLengths, render_check
+from newsdesk.cli.data import render_check
+from newsdesk.data.check import CheckReport, Leak, Leakage, LineGroups, Places, TokenLengths
 from newsdesk.data.table import Fault
 
 SOUND = CheckReport(

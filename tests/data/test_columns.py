@@ -7,14 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from newsdesk.data.columns import (
-    AG_NEWS_LABELS,
-    TextLayout,
-    label_column,
-    labels_of,
-    text_layout,
-    to_examples,
-)
+from newsdesk.data.columns import TextLayout, label_column, text_layout
+from newsdesk.data.labelled import AG_NEWS_LABELS, labels_with_faults, to_examples
 from newsdesk.data.stream import read_table
 from newsdesk.data.table import Table
 from newsdesk.errors import UserError
@@ -65,9 +59,10 @@ def test_names_that_a_parquet_file_declares_are_used_and_minus_one_means_unlabel
 
 def test_numbers_are_ids_where_a_parquet_file_declares_names_that_are_numbers():
     stars = {"label": ("1", "2", "3")}
-    assert labels_of(table("text,label", ("a", 0), ("b", 1), ("c", 2), class_names=stars), "label") == (
-        *("1", "2", "3"),
+    found = labels_with_faults(
+        table("text,label", ("a", 0), ("b", 1), ("c", 2), class_names=stars), "label"
     )
+    assert found == (("1", "2", "3"), ())
 
 
 def test_declared_names_are_matched_by_name_whatever_the_order_of_the_run():
@@ -196,7 +191,7 @@ def test_a_label_that_is_unknown_or_missing_names_its_line(rows, names, said):
 @pytest.mark.parametrize("label", ["0", "5", "x"])
 def test_a_class_index_outside_ag_news_names_its_line_and_the_numbers(label):
     with pytest.raises(UserError, match=r"(?s)line 3: the label '.'.*1 World, .*4 Sci/Tech"):
-        labels_of(table("class_index,title", ("1", "a"), (label, "b")), "class_index")
+        to_examples(table("class_index,title", ("1", "a"), (label, "b")))
 
 
 def test_a_class_index_alone_is_no_sign_of_ag_news():
@@ -210,7 +205,7 @@ def test_each_cell_is_normalised_before_the_columns_are_joined():
 
 def test_cells_that_are_no_text_name_their_line():
     assert to_examples(table("text,label", (7, "x"), (float("nan"), "y"))).texts == ("7", "")
-    assert labels_of(table("text,label", ("a", float("nan"))), "label") == ("",)
+    assert labels_with_faults(table("text,label", ("a", float("nan"))), "label") == (("",), ())
     with pytest.raises(UserError, match=r"(?s)line 3: column 'text' holds no text.*list"):
         to_examples(table("text,label", ("a", "x"), (["b"], "y")))
 

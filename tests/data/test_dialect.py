@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from newsdesk.data.columns import text_layout, to_examples
+from newsdesk.data.columns import text_layout
 from newsdesk.data.dialect import DETECTED, Dialect
+from newsdesk.data.labelled import to_examples
 from newsdesk.data.stream import read_table, read_with_faults
 from newsdesk.errors import UserError
 

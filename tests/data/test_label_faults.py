@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from newsdesk.cli.data import render_check
 from newsdesk.config import DataSection
-from newsdesk.data.check import CheckReport, check, render_check
+from newsdesk.data.check import CheckReport, check
 from newsdesk.data.load import load_training_data
 from newsdesk.errors import UserError
 
@@ -104,13 +105,15 @@ def test_a_class_whose_name_has_a_separator_is_no_fault(report, label):
     assert report("World", "Sport", label).is_ok
 
 
-def test_cells_that_list_labels_are_refused_by_line_in_csv_and_jsonl(report, tmp_path):
-    found = report("World", ("['World', 'Sport']", 2), ("['Sport']", 6))
+def test_cells_that_list_labels_are_refused_by_line_where_a_text_has_one(report, tmp_path):
+    written(tmp_path / "wire.csv", "World", ("['World', 'Sport']", 2), ("['Sport']", 6))
+    found = check(tmp_path / "wire.csv", task="single")
     assert [fault.line for fault in found.malformed] == [8, 9]
     assert found.label_counts == {"World": 6, "Sport": 6}
     with pytest.raises(UserError, match=r"line 8: the row has several labels") as refused:
-        load_training_data(DataSection(train=str(tmp_path / "wire.csv")), seed=0)
+        load_training_data(DataSection(train=str(tmp_path / "wire.csv"), task="single"), seed=0)
     assert refused.value.found == "World, Sport"
+    assert "--task multi" in str(refused.value.fix)
     rows = "".join(f'{{"text": "t{i}", "label": ["{name}"]}}\n' for i in range(6) for name in "ab")
     (tmp_path / "wire.jsonl").write_text(rows)
     assert check(tmp_path / "wire.jsonl").label_counts == {"a": 6, "b": 6}
@@ -186,7 +189,7 @@ def test_what_spoils_the_labels_is_told_before_a_training(tmp_path):
         ("c07_comma.csv", {"text": ["Post"], "label": "Labels Set"}, "labels that look like several in one"),
         (
             "c07_labels_list.jsonl",
-            {"label": "labels"},
+            {"label": "labels", "task": "single"},
             "  line 5: the row has several labels (economy, sport)",
         ),
     ],

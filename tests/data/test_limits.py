@@ -19,8 +19,9 @@ from pyarrow import parquet
 from newsdesk.config import DataSection
 from newsdesk.data import encoding
 from newsdesk.data.check import check
-from newsdesk.data.columns import TextLayout, to_examples
+from newsdesk.data.columns import TextLayout
 from newsdesk.data.dialect import Dialect
+from newsdesk.data.labelled import to_examples
 from newsdesk.data.load import dialect_of
 from newsdesk.data.stream import open_rows, read_table, read_with_faults
 from newsdesk.data.table import LONGEST_TEXT, Row

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from newsdesk.data.check import check
-from newsdesk.data.columns import TextLayout, label_column, labels_with_faults, text_layout, to_examples
+from newsdesk.data.columns import TextLayout, label_column, text_layout
 from newsdesk.data.dialect import Dialect
 from newsdesk.data.fields import value_at
+from newsdesk.data.labelled import labels_with_faults, to_examples
 from newsdesk.data.news import prose
 from newsdesk.data.stream import open_rows, read_table, read_with_faults
 from newsdesk.data.table import BadRow, Row, Table
@@ -161,10 +162,14 @@ def test_a_label_is_a_subject_by_the_rule_that_is_named(write, label, found):
         assert "subject.0.name" in str(faults[0].fix)
 
 
-def test_items_with_several_subjects_are_refused_until_a_rule_is_named(write):
+def test_several_subjects_are_several_labels_unless_a_rule_leaves_one(write):
     path = write("a.json", ITEMS)
+    several = to_examples(read_table(path), labelled=True)
+    assert several.label_names == ("Robots", "economy", "science", "sport")
+    assert several.labels is not None
+    assert several.labels.sum(axis=1).tolist() == [1, 1, 2]
     with pytest.raises(UserError, match="line 1: the row has several labels"):
-        to_examples(read_table(path), labelled=True)
+        to_examples(read_table(path), task="single", labelled=True)
     assert (
         to_examples(read_table(path), label="subject.0.code", labelled=True).label_names[0]
         == "medtop:04000000"

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("onnx")
 
-from newsdesk.data.columns import labels_with_faults
+from newsdesk.data.labelled import labels_with_faults
 from newsdesk.data.ninjs import with_subjects
 from newsdesk.data.stream import read_table
 from newsdesk.errors import UserError

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -25,10 +25,14 @@ from newsdesk.data.words import isolated
 from newsdesk.errors import counted
 
 if TYPE_CHECKING:
+    from newsdesk.data.check import CheckReport, Leakage, LineGroups, Places
+    from newsdesk.data.labels import LabelFault
+    from newsdesk.data.table import Fault
     from newsdesk.evaluation.audit.cleaned_copy import Changes
     from newsdesk.evaluation.audit.findings import AuditReport
 
 _CONFUSIONS_SHOWN = 6
+_LINES_SHOWN, _LABELS_SHOWN = 10, 20
 # Kept in step with evaluation.audit.cleaned_copy by a test: importing it here would slow down --help.
 _KINDS = ("label-errors", "duplicates", "near-duplicates", "conflicts", "leaks")
 
@@ -67,7 +71,7 @@ _KINDS = ("label-errors", "duplicates", "near-duplicates", "conflicts", "leaks")
     metavar="FILE",
 )
 @flag("--drop", multiple=True, type=click.Choice(_KINDS), help="Findings to leave out without a review.")
-@reading_flags("text", "label", "template", "normaliser", "dialect")
+@reading_flags("text", "label", "task", "template", "normaliser", "dialect")
 @JSON_FLAG
 def audit(
     out: Path,
@@ -75,6 +79,7 @@ def audit(
     apply: Path | None,
     drop: tuple[str, ...],
     normaliser: str | None,
+    task: Literal["auto", "single", "multi"] | None,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -87,6 +92,7 @@ def audit(
             apply=apply,
             drop=drop,
             normaliser=normaliser or "none",
+            task=task or "auto",
             command=shlex.join(["newsdesk", *sys.argv[1:]]),
             progress=progress,
             **settings,
@@ -289,13 +295,20 @@ def pull_data(name: str, out: Path | None) -> None:
 @data.command("check")
 @click.argument("path", type=PATH)
 @flag("--against", type=PATH, help="A test file whose texts must not be in PATH.")
-@reading_flags("text", "label", "template", "normaliser", "dialect")
+@reading_flags("text", "label", "task", "template", "normaliser", "dialect")
 @flag("--base", help="Count tokens as this base model does.", metavar="NAME|PATH")
 @flag("--max-length", type=click.IntRange(min=2), help="Tokens a text would be cut to.")
 @JSON_FLAG
-def check_data(path: Path, base: str | None, normaliser: str | None, as_json: bool, **settings: Any) -> None:
+def check_data(
+    path: Path,
+    base: str | None,
+    normaliser: str | None,
+    task: Literal["auto", "single", "multi"] | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
     """Check a file: faults by line, labels, duplicates, leakage. Exit code 1 if problems are found."""
-    from newsdesk.data.check import check, render_check
+    from newsdesk.data.check import check
     from newsdesk.model.catalog import resolve_base
     from newsdesk.model.tokenizer import TextTokenizer
 
@@ -306,6 +319,7 @@ def check_data(path: Path, base: str | None, normaliser: str | None, as_json: bo
     report = check(
         path,
         normaliser=normaliser or "none",
+        task=task or "auto",
         tokenizer=None if tokenizer is None else tokenizer.lengths,
         vocabulary=None if tokenizer is None else tokenizer.fit,
         **settings,
@@ -313,3 +327,125 @@ def check_data(path: Path, base: str | None, normaliser: str | None, as_json: bo
     say(report.to_dict() if as_json else render_check(report))
     if not report.is_ok:
         click.get_current_context().exit(1)
+
+
+def render_check(report: CheckReport) -> list[str]:
+    """What was found, the worst first; lists are cut and say so."""
+    leave_out = "leave these rows out"
+    return [
+        f"{report.path}: {counted(report.rows, 'row')}, columns {', '.join(report.columns) or 'none'}",
+        f"text: {' + '.join(report.text_columns) or 'none'}    label: {report.label_column or 'none'}",
+        *([f"read as: {report.read_as}"] if report.read_as else []),
+        *([f"news: {report.news}"] if report.news else []),
+        *_faults("malformed rows", report.malformed),
+        *_faults("encoding faults", report.encoding),
+        *_places_found("rows without a label", report.unlabelled, f"label these rows, or {leave_out}"),
+        *_places_found("rows without text", report.empty, f"write their texts, or {leave_out}"),
+        *(line for fault in report.label_faults for line in _label_fault(fault)),
+        *_groups(
+            "texts under two labels" if report.several is None else "texts with different labels",
+            report.conflicts,
+            f"decide on {'one label' if report.several is None else 'their labels'}, or {leave_out}",
+        ),
+        *_groups("texts more than once", report.duplicates),
+        *_leaks(report.leakage),
+        *_labels(report),
+        *_lengths_and_vocabulary(report),
+        "OK" if report.is_ok else "problems found",
+    ]
+
+
+def _section(
+    title: str,
+    entries: Sequence[str],
+    *,
+    fixes: Iterable[str | None] = (),
+    count: int | None = None,
+    shown: int = _LINES_SHOWN,
+) -> Iterator[str]:
+    """A title, the first entries below it, how many more there are, and the fixes.
+
+    ``count`` is how many were found, where the report itself lists only the first of them.
+    """
+    yield title
+    yield from (f"  {entry}" for entry in entries[:shown])
+    found = len(entries) if count is None else count
+    if found > shown:
+        where = "lists them" if found == len(entries) else f"lists the first {len(entries):,}"
+        yield f"  and {found - shown:,} more (--json {where})"
+    yield from (f"  fix: {fix}" for fix in dict.fromkeys(fixes) if fix)
+
+
+def _faults(title: str, faults: Sequence[Fault]) -> Iterator[str]:
+    if faults:
+        found = [f"{fault.wrong} ({fault.found})" if fault.found else fault.wrong for fault in faults]
+        entries = [f"line {fault.line}: {each}" for fault, each in zip(faults, found, strict=True)]
+        yield from _section(f"{title}: {len(faults):,}", entries, fixes=[fault.fix for fault in faults])
+
+
+def _places_found(title: str, places: Places, fix: str) -> Iterator[str]:
+    if places.count:
+        yield from _section(f"{title}: {places.count:,}, line {_lines(places.lines)}", (), fixes=[fix])
+
+
+def _label_fault(fault: LabelFault) -> Iterator[str]:
+    lines = [f"lines {_lines(fault.lines)}"] if fault.lines else []
+    return _section(str(fault), lines, fixes=[fault.fix])
+
+
+def _groups(title: str, groups: LineGroups, fix: str | None = None) -> Iterator[str]:
+    if groups.groups:
+        title = f"{title}: {groups.groups:,} ({counted(groups.rows, 'row')})"
+        entries = [f"lines {_lines(lines)}" for lines in groups.lines]
+        yield from _section(title, entries, fixes=[fix], count=groups.groups)
+
+
+def _leaks(leakage: Leakage | None) -> Iterator[str]:
+    if leakage is None:
+        return
+    title = (
+        f"rows of {leakage.against} that are here too: {leakage.exact:,} exactly, {leakage.near:,} nearly, "
+        f"of {leakage.rows:,}"
+    )
+    entries = [
+        f"line {leak.line} here, line {leak.other_line} there, similarity {leak.similarity:.2f}"
+        for leak in leakage.leaks
+    ]
+    fixes = ["leave these rows out of one of the two files"] if entries else []
+    yield from _section(title, entries, fixes=fixes, count=leakage.exact + leakage.near)
+
+
+def _labels(report: CheckReport) -> Iterator[str]:
+    if counts := report.label_counts:
+        width = max(map(len, counts))
+        entries = [
+            f"{label:<{width}} {count:>9,}  {count / report.rows:>6.1%}" for label, count in counts.items()
+        ]
+        yield from _section(f"labels: {len(counts)}", entries, shown=_LABELS_SHOWN)
+    if (several := report.several) is not None:
+        yield (
+            f"labels a text: mean {several.mean:.2f}, at most {several.most:,}; "
+            f"{counted(several.without, 'text')} without any"
+        )
+        pairs = [
+            f"{pair.share:>4.0%} of {counted(pair.rows, 'text')} with {pair.label} have {pair.other}, too"
+            for pair in several.together
+        ]
+        if pairs:
+            yield from _section("labels that go together", pairs)
+
+
+def _lengths_and_vocabulary(report: CheckReport) -> Iterator[str]:
+    if (lengths := report.token_lengths) is not None:
+        quantiles = ", ".join(f"{share} {tokens}" for share, tokens in lengths.quantiles.items())
+        yield f"tokens a text: mean {lengths.mean:.1f}; at most: {quantiles}"
+        if lengths.truncated is not None:
+            yield f"  cut at {lengths.max_length}: {lengths.truncated:.1%} of the texts"
+    if (fit := report.vocabulary) is not None:
+        yield f"unknown tokens: {fit.unknown:.1%}; letters a token: {fit.letters_per_token:.1f}"
+        yield from [f"  {fit.warning}"] if fit.warning else []
+
+
+def _lines(lines: Sequence[int]) -> str:
+    shown = ", ".join(map(str, lines[:_LINES_SHOWN]))
+    return shown + (" ..." if len(lines) > _LINES_SHOWN else "")

@@ -102,6 +102,20 @@ _READING_FLAGS = {
         metavar="COLUMNS",
     ),
     "label": flag("--label", help="The column that holds the class.", metavar="COLUMN"),
+    "label_separator": flag(
+        "--label-separator", help="Between the labels of a cell, such as ';'.", metavar="TEXT"
+    ),
+    "label_columns": flag(
+        "--label-columns",
+        callback=lambda _context, _flag, joined: names_of(joined),
+        help="0/1 columns, a label each, comma-separated.",
+        metavar="COLUMNS",
+    ),
+    "task": flag(
+        "--task",
+        type=click.Choice(("auto", "single", "multi")),
+        help="Whether a text has one label or may have several; default: as the file and these flags say.",
+    ),
     "template": flag("--template", help="How columns make one text, such as '{title}. {body}'."),
     "normaliser": flag("--normaliser", help="Text normaliser: none, whitespace or ag_news."),
     "learned_rows": flag(
@@ -116,6 +130,7 @@ _READING_FLAGS = {
         help="Rows whose label is not a class of the run: refuse (the default), count as errors, leave out.",
     ),
 }
+_OF_LABELS = ("label", "label_separator", "label_columns")
 _DIALECT_FLAGS = {
     "header": flag(
         "--header/--no-header",
@@ -155,6 +170,7 @@ _PROMISE_FLAGS = {
 def reading_flags(*names: str) -> Callable[[Function], Function]:
     """Add the named flags that say how a file's columns become texts and classes.
 
+    ``label`` stands for all that say where labels are: --label, --label-separator and --label-columns.
     ``dialect`` stands for the flags that say how text files are written; the verb gets them as one
     ``newsdesk.data.dialect.Dialect``.
     """
@@ -166,7 +182,8 @@ def reading_flags(*names: str) -> Callable[[Function], Function]:
             dialect = Dialect(**{name: given.pop(name) for name in _DIALECT_FLAGS})
             return function(**given, dialect=dialect)
 
-        flags = [_READING_FLAGS[name] for name in names if name != "dialect"]
+        every = [each for name in names for each in (_OF_LABELS if name == "label" else (name,))]
+        flags = [_READING_FLAGS[name] for name in every if name != "dialect"]
         if "dialect" not in names:
             return _added(function, flags)
         return _added(wraps(function)(with_dialect), [*flags, *_DIALECT_FLAGS.values()])

@@ -43,7 +43,8 @@ def recipe_flags(function: Function) -> Function:
         dialect: Any,
         **given: Any,
     ) -> Any:
-        columns = ("text", "label", "template", "normaliser", "unknown_labels")
+        columns = ("text", "label", "label_separator", "label_columns", "task", "template", "normaliser")
+        columns += ("unknown_labels",)
         read_as = {name: given.pop(name) for name in columns} | dialect.to_dict()
         flags = {f"data.{name}": value for name, value in read_as.items()}
         flags |= {"data.train": train_data, "data.validation": valid}
@@ -51,7 +52,7 @@ def recipe_flags(function: Function) -> Function:
         flags["model.linear"] = {True: "stack", False: "off", None: None}[stack]
         return function(flags=flags, **given)
 
-    added = reading_flags("text", "label", "template", "normaliser", "dialect")(with_recipe)
+    added = reading_flags("text", "label", "task", "template", "normaliser", "dialect")(with_recipe)
     for add in reversed(_RECIPE_FLAGS):
         added = add(added)
     return added

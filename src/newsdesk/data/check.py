@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from newsdesk.data.columns import TextLayout, label_column, labels_with_faults, text_layout
+from newsdesk.data.columns import TextLayout, text_layout
 from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.duplicates import conflicting_groups, duplicate_groups, shared_texts
+from newsdesk.data.labelled import LabelFormat, TableLabels, Task, table_labels
 from newsdesk.data.labels import LabelFault, LabelMatcher, class_names, folded, label_faults
 from newsdesk.data.stream import read_table, read_with_faults
 from newsdesk.data.table import Fault, Table
@@ -101,6 +102,33 @@ class TokenLengths:
 
 
 @dataclass(frozen=True)
+class Together:
+    """Two labels that the same texts have: of ``rows`` with ``label`` the ``share`` that have ``other``, too."""
+
+    label: str
+    other: str
+    rows: int
+    share: float
+
+
+@dataclass(frozen=True)
+class SeveralLabels:
+    """How many labels texts have that may have several.
+
+    Attributes:
+        mean: of all texts.
+        most: of a text.
+        without: texts without any.
+        together: labels most of whose texts have another one, too, the surest first; five texts at least.
+    """
+
+    mean: float
+    most: int
+    without: int
+    together: tuple[Together, ...] = ()
+
+
+@dataclass(frozen=True)
 class CheckReport:
     """What the check of a file found.
 
@@ -109,11 +137,11 @@ class CheckReport:
         rows: rows that could be read.
         columns: all its columns.
         text_columns: those that make the text.
-        label_column: the one that holds the class; None if there is none.
+        label_column: the one that holds the class, or all 0/1 columns; None if there is none.
         label_counts: rows of each class, the largest first; empty without labels.
         malformed: rows that could not be read, and labels beyond the classes, by line.
         encoding: bytes and characters that are not what was written, by line.
-        unlabelled: rows without a label although there is a label column.
+        unlabelled: rows without a label although there is a label column, and a text has to have one.
         empty: rows without text.
         duplicates: the same text (but for case and white space) more than once.
         conflicts: duplicates that do not all carry the same label.
@@ -123,6 +151,7 @@ class CheckReport:
         read_as: encoding, delimiter, quote and header that the file was read with, for people.
         label_faults: what is wrong with the labels, each with its fix and lines.
         news: of news items, their format and the schemes of their subjects, for people.
+        several: how many labels texts have; None where each has one.
     """
 
     path: str
@@ -143,6 +172,7 @@ class CheckReport:
     read_as: str = ""
     label_faults: tuple[LabelFault, ...] = ()
     news: str = ""
+    several: SeveralLabels | None = None
 
     @property
     def is_ok(self) -> bool:
@@ -154,7 +184,12 @@ class CheckReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
-        return asdict(self) | {"vocabulary": None if self.vocabulary is None else self.vocabulary.to_dict()}
+        content = asdict(self) | {
+            "vocabulary": None if self.vocabulary is None else self.vocabulary.to_dict()
+        }
+        if self.several is None:
+            del content["several"]
+        return content
 
 
 def check(
@@ -164,6 +199,9 @@ def check(
     dialect: Dialect = DETECTED,
     text: Sequence[str] | None = None,
     label: str | None = None,
+    label_separator: str | None = None,
+    label_columns: Sequence[str] | None = None,
+    task: Task = "auto",
     template: str | None = None,
     normaliser: str = "none",
     tokenizer: Callable[[Sequence[str]], Sequence[int]] | None = None,
@@ -177,7 +215,8 @@ def check(
     model's covers them. Raises UserError when the file cannot be read as a table at all, its text column is
     not known, or ``against`` is malformed.
     """
-    dialect = dialect.asking(text, label, template)
+    form = LabelFormat.of(label, label_separator, label_columns, task)
+    dialect = dialect.asking((*(text or ()), *form.columns), label, template)
     other = None if against is None else read_table(against, dialect)
     table, faults = read_with_faults(path, dialect)
     malformed = [fault for fault in faults if not fault.encoding]
@@ -185,32 +224,68 @@ def check(
     report = CheckReport(str(path), encoding=_by_line(encoding), read_as=table.read_as)
     if not table.columns:  # no row could be read
         return replace(report, malformed=_by_line(malformed))
-    layout = text_layout(table, text=text, label=label, template=template, normaliser=normaliser)
+    layout = text_layout(
+        table, text=text, label=label, label_columns=form.columns, template=template, normaliser=normaliser
+    )
     texts = layout.texts(table)
-    column = label_column(table, label, layout.text_columns)
-    labels, not_labels = labels_with_faults(table, column) if column else ((), ())
-    told = {fault.line for fault in not_labels}
-    unlabelled = [
-        line for line, each in zip(table.lines, labels, strict=False) if not each and line not in told
-    ]
+    report = _with_labels(replace(report, rows=len(table)), table, texts, form, layout, other)
     return replace(
         report,
-        rows=len(table),
         columns=table.columns,
         text_columns=layout.text_columns,
-        label_column=column,
-        label_counts=dict(Counter(filter(None, labels)).most_common()),
-        malformed=_by_line([*malformed, *not_labels]),
-        unlabelled=_places(unlabelled),
+        malformed=_by_line([*malformed, *report.malformed]),
         empty=_places([line for line, each in zip(table.lines, texts, strict=True) if not each.strip()]),
         duplicates=_line_groups(table, duplicate_groups(texts)),
-        conflicts=_line_groups(table, conflicting_groups(texts, [*map(folded, labels)]) if column else ()),
         leakage=None if other is None else _leakage(table, texts, layout, other),
         token_lengths=None if tokenizer is None else _token_lengths(tokenizer(texts), max_length),
         vocabulary=None if vocabulary is None else vocabulary(texts),
-        label_faults=() if column is None else tuple(_label_faults(table, column, labels, other)),
         news=_recognised(table),
     )
+
+
+def _with_labels(
+    report: CheckReport,
+    table: Table,
+    texts: Sequence[str],
+    form: LabelFormat,
+    layout: TextLayout,
+    other: Table | None,
+) -> CheckReport:
+    """The report with what there is to say of labels."""
+    found = table_labels(table, form, layout.text_columns)
+    if found is None:
+        return report
+    told = {fault.line for fault in found.faults}
+    without = [
+        line for line, each in zip(table.lines, found.sets, strict=True) if not each and line not in told
+    ]
+    counts = Counter(label for _, label in found.flat())
+    return replace(
+        report,
+        label_column=listed(found.columns),
+        label_counts=dict(counts.most_common()),
+        malformed=found.faults,
+        unlabelled=Places() if found.is_multi else _places(without),
+        several=_several(found, counts, len(without)) if found.is_multi else None,
+        conflicts=_line_groups(
+            table, conflicting_groups(texts, [frozenset(map(folded, each)) for each in found.sets])
+        ),
+        label_faults=tuple(_label_faults(table, found, form, other)),
+    )
+
+
+def _several(found: TableLabels, counts: Mapping[str, int], without: int) -> SeveralLabels:
+    """How many labels texts have, and which go together far more often than by chance."""
+    each, pairs = [len(labels) for labels in found.sets], Counter[tuple[str, str]]()
+    for labels in found.sets:
+        pairs.update((label, other) for label in labels for other in labels if label != other)
+    together = [
+        Together(label, other, counts[label], rows / counts[label])
+        for (label, other), rows in pairs.items()
+        if counts[label] >= _FOLDS and rows > max(0.5, 2 * counts[other] / len(each)) * counts[label]
+    ]
+    together.sort(key=lambda pair: (-pair.share, -pair.rows, pair.label, pair.other))
+    return SeveralLabels(sum(each) / max(len(each), 1), max(each, default=0), without, tuple(together))
 
 
 def _recognised(table: Table) -> str:
@@ -238,23 +313,27 @@ def _character_faults(table: Table) -> Iterator[Fault]:
 
 
 def _label_faults(
-    table: Table, column: str, labels: Sequence[str], other: Table | None
+    table: Table, found: TableLabels, form: LabelFormat, other: Table | None
 ) -> Iterator[LabelFault]:
     """What is wrong with the labels, and the lines of the rows concerned, of ``other`` for classes there."""
-    # With the white space around them, where the file names the classes itself.
-    cells = zip(table.column(column), labels, strict=True)
-    written = [cell if isinstance(cell, str) and cell.strip() == label else label for cell, label in cells]
-    faults = label_faults(Counter(filter(None, written)), column)
-    yield from (fault.at(table.lines, written) for fault in faults)
+    flat = found.flat()
+    lines, labels = [table.lines[row] for row, _ in flat], [label for _, label in flat]
+    column = "" if form.columns else found.columns[0]
+    written = labels
+    if not found.is_multi:  # with the white space around them, where the file names the classes itself
+        cells = table.column(column)
+        written = [cell if isinstance(cell := cells[row], str) and cell.strip() == label else label for row, label in flat]
+    faults = label_faults(Counter(written), column)
+    yield from (fault.at(lines, written) for fault in faults)
     if any(not fault.labels for fault in faults):  # no column of classes at all
         return
     told = {label.strip() for fault in faults for label in fault.odd}
-    found = [(_rare_classes(Counter(each for each in labels if each and each not in told)), table, labels)]
-    there = () if other is None else _labels_of_other(other, column)
-    if other is not None and any(there):
+    odd = [(_rare_classes(Counter(each for each in labels if each not in told)), lines, labels)]
+    there, there_lines = ([], []) if other is None else _labels_of_other(other, form, found.columns[0])
+    if other is not None and there:
         missing, untested = _absent_classes(labels, there, other.path)
-        found += [(missing, other, there), (untested, table, labels)]
-    yield from (fault.at(rows.lines, each) for fault, rows, each in found if fault.labels)
+        odd += [(missing, there_lines, there), (untested, lines, labels)]
+    yield from (fault.at(at, each) for fault, at, each in odd if fault.labels)
 
 
 def _rare_classes(counts: Mapping[str, int]) -> LabelFault:
@@ -271,7 +350,7 @@ def _absent_classes(
     labels: Sequence[str], other_labels: Sequence[str], other: Path
 ) -> tuple[LabelFault, LabelFault]:
     """Classes of the file ``other`` that this one does not have, and the other way round."""
-    here, there = (Counter(filter(None, every)) for every in (labels, other_labels))
+    here, there = Counter(labels), Counter(other_labels)
     names = tuple(class_names(tuple(here)))
     positions = LabelMatcher(names).positions(there) or {}  # numbers there may count the classes here
     there = Counter({names[positions[each]] if each in positions else each: n for each, n in there.items()})
@@ -296,14 +375,16 @@ def _unmatched(labels: Collection[str], classes: Collection[str]) -> list[str]:
     return [label for label in labels if not matcher.candidates(label)]
 
 
-def _labels_of_other(other: Table, column: str) -> Sequence[str]:
-    """The labels of the other file, in the column of the same name or one with a usual name."""
-    if column not in other.columns:
-        try:
-            column = label_column(other) or ""
-        except UserError:  # several could be
-            return ()
-    return labels_with_faults(other, column)[0] if column else ()
+def _labels_of_other(other: Table, form: LabelFormat, column: str) -> tuple[list[str], list[int]]:
+    """The labels of the other file, in the column of the same name or one with a usual name, and their lines."""
+    if not form.columns:
+        form = replace(form, column=column if column in other.columns else None)
+    try:
+        found = table_labels(other, form)
+    except UserError:  # several columns could be the class, or the label columns are not there
+        found = None
+    flat = [] if found is None else found.flat()
+    return [label for _, label in flat], [other.lines[row] for row, _ in flat]
 
 
 def _leakage(table: Table, texts: Sequence[str], layout: TextLayout, other: Table) -> Leakage:
@@ -338,114 +419,3 @@ def _places(lines: Sequence[int]) -> Places:
 def _line_groups(table: Table, groups: Sequence[Sequence[int]]) -> LineGroups:
     lines = tuple(tuple(table.lines[row] for row in group) for group in groups[:_SHOWN])
     return LineGroups(len(groups), sum(map(len, groups)), lines)
-
-
-_LINES_SHOWN = 10
-_LABELS_SHOWN = 20
-
-
-def render_check(report: CheckReport) -> list[str]:
-    """What was found, the worst first; lists are cut and say so."""
-    leave_out = "leave these rows out"
-    return [
-        f"{report.path}: {counted(report.rows, 'row')}, columns {', '.join(report.columns) or 'none'}",
-        f"text: {' + '.join(report.text_columns) or 'none'}    label: {report.label_column or 'none'}",
-        *([f"read as: {report.read_as}"] if report.read_as else []),
-        *([f"news: {report.news}"] if report.news else []),
-        *_faults("malformed rows", report.malformed),
-        *_faults("encoding faults", report.encoding),
-        *_places_found("rows without a label", report.unlabelled, f"label these rows, or {leave_out}"),
-        *_places_found("rows without text", report.empty, f"write their texts, or {leave_out}"),
-        *(line for fault in report.label_faults for line in _label_fault(fault)),
-        *_groups("texts under two labels", report.conflicts, f"decide on one label, or {leave_out}"),
-        *_groups("texts more than once", report.duplicates),
-        *_leaks(report.leakage),
-        *_labels(report),
-        *_lengths_and_vocabulary(report),
-        "OK" if report.is_ok else "problems found",
-    ]
-
-
-def _section(
-    title: str,
-    entries: Sequence[str],
-    *,
-    fixes: Iterable[str | None] = (),
-    count: int | None = None,
-    shown: int = _LINES_SHOWN,
-) -> Iterator[str]:
-    """A title, the first entries below it, how many more there are, and the fixes.
-
-    ``count`` is how many were found, where the report itself lists only the first of them.
-    """
-    yield title
-    yield from (f"  {entry}" for entry in entries[:shown])
-    found = len(entries) if count is None else count
-    if found > shown:
-        where = "lists them" if found == len(entries) else f"lists the first {len(entries):,}"
-        yield f"  and {found - shown:,} more (--json {where})"
-    yield from (f"  fix: {fix}" for fix in dict.fromkeys(fixes) if fix)
-
-
-def _faults(title: str, faults: Sequence[Fault]) -> Iterator[str]:
-    if faults:
-        found = [f"{fault.wrong} ({fault.found})" if fault.found else fault.wrong for fault in faults]
-        entries = [f"line {fault.line}: {each}" for fault, each in zip(faults, found, strict=True)]
-        yield from _section(f"{title}: {len(faults):,}", entries, fixes=[fault.fix for fault in faults])
-
-
-def _places_found(title: str, places: Places, fix: str) -> Iterator[str]:
-    if places.count:
-        yield from _section(f"{title}: {places.count:,}, line {_lines(places.lines)}", (), fixes=[fix])
-
-
-def _label_fault(fault: LabelFault) -> Iterator[str]:
-    lines = [f"lines {_lines(fault.lines)}"] if fault.lines else []
-    return _section(str(fault), lines, fixes=[fault.fix])
-
-
-def _groups(title: str, groups: LineGroups, fix: str | None = None) -> Iterator[str]:
-    if groups.groups:
-        title = f"{title}: {groups.groups:,} ({counted(groups.rows, 'row')})"
-        entries = [f"lines {_lines(lines)}" for lines in groups.lines]
-        yield from _section(title, entries, fixes=[fix], count=groups.groups)
-
-
-def _leaks(leakage: Leakage | None) -> Iterator[str]:
-    if leakage is None:
-        return
-    title = (
-        f"rows of {leakage.against} that are here too: {leakage.exact:,} exactly, {leakage.near:,} nearly, "
-        f"of {leakage.rows:,}"
-    )
-    entries = [
-        f"line {leak.line} here, line {leak.other_line} there, similarity {leak.similarity:.2f}"
-        for leak in leakage.leaks
-    ]
-    fixes = ["leave these rows out of one of the two files"] if entries else []
-    yield from _section(title, entries, fixes=fixes, count=leakage.exact + leakage.near)
-
-
-def _labels(report: CheckReport) -> Iterator[str]:
-    if counts := report.label_counts:
-        width = max(map(len, counts))
-        entries = [
-            f"{label:<{width}} {count:>9,}  {count / report.rows:>6.1%}" for label, count in counts.items()
-        ]
-        yield from _section(f"labels: {len(counts)}", entries, shown=_LABELS_SHOWN)
-
-
-def _lengths_and_vocabulary(report: CheckReport) -> Iterator[str]:
-    if (lengths := report.token_lengths) is not None:
-        quantiles = ", ".join(f"{share} {tokens}" for share, tokens in lengths.quantiles.items())
-        yield f"tokens a text: mean {lengths.mean:.1f}; at most: {quantiles}"
-        if lengths.truncated is not None:
-            yield f"  cut at {lengths.max_length}: {lengths.truncated:.1%} of the texts"
-    if (fit := report.vocabulary) is not None:
-        yield f"unknown tokens: {fit.unknown:.1%}; letters a token: {fit.letters_per_token:.1f}"
-        yield from [f"  {fit.warning}"] if fit.warning else []
-
-
-def _lines(lines: Sequence[int]) -> str:
-    shown = ", ".join(map(str, lines[:_LINES_SHOWN]))
-    return shown + (" ..." if len(lines) > _LINES_SHOWN else "")

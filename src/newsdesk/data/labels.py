@@ -9,9 +9,10 @@ from __future__ import annotations
 import ast
 import math
 import re
+import shlex
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from itertools import islice
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from newsdesk.data.table import Cell, canonical
 from newsdesk.errors import UserError, counted, listed
+from newsdesk.stored import OPTIONAL
 
 UnknownLabels = Literal["error", "count-wrong", "drop"]
 """What to do about labels that are not classes of the run: refuse, count as errors, leave the rows out."""
@@ -69,6 +71,11 @@ def labels_in(cell: Cell) -> tuple[str, ...]:
     if isinstance(cell, Mapping):
         raise ValueError(f"an object with the keys {', '.join(map(str, cell))}")
     return tuple(filter(None, (str(cell).strip(),)))
+
+
+def is_list(cell: Cell) -> bool:
+    """Whether a cell is a list of labels, or the text of one."""
+    return isinstance(cell, _LISTS) or (isinstance(cell, str) and _listed(cell.strip()) is not None)
 
 
 def _listed(text: str) -> list[Cell] | None:
@@ -245,6 +252,7 @@ class LabelMatching:
         respelled: labels that a class spells differently, and that class.
         positions: where the labels are numbers that count the classes off: the class of each.
         unlabelled: rows without a label, which were left out.
+        texts_with_unknown: rows with an unknown label; None where a row has one label.
     """
 
     rows: int
@@ -253,10 +261,13 @@ class LabelMatching:
     respelled: Mapping[str, str] = field(default_factory=dict)
     positions: Mapping[str, str] = field(default_factory=dict)
     unlabelled: int = 0
+    texts_with_unknown: int | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def unknown_rows(self) -> int:
         """How many rows have an unknown label."""
+        if self.texts_with_unknown is not None:
+            return self.texts_with_unknown
         return sum(label.rows for label in self.unknown)
 
     @property
@@ -311,11 +322,14 @@ def match_labels(
     *,
     source: str,
     unknown_labels: UnknownLabels = "error",
+    of_rows: Sequence[int] | None = None,
+    rows: int | None = None,
 ) -> MatchedLabels:
     """Match the label of each row, none of them empty, to the classes of a run called ``names``.
 
-    ``lines`` says where each row begins, ``source`` what the file is called. Raises UserError for labels that
-    are not among the classes, unless ``unknown_labels`` says what to do with them, and if none is.
+    ``lines`` says where each row begins, ``source`` what the file is called. Where a row may have several,
+    ``of_rows`` names the row of each label, and ``rows`` is how many there are. Raises UserError for labels
+    that are not among the classes, unless ``unknown_labels`` says what to do with them, and if none is.
     """
     matcher = LabelMatcher(names)
     distinct = dict.fromkeys(labels)
@@ -333,12 +347,14 @@ def match_labels(
     ]
     pairs = sorted(known.items(), key=itemgetter(1))
     otherwise = {label: names[i] for label, i in pairs if label != names[i]}
+    unknown_in = {row for row, label in zip(of_rows or (), labels, strict=False) if label in at}
     matching = LabelMatching(
-        rows=len(labels),
+        rows=len(labels) if rows is None else rows,
         unknown=tuple(sorted(unknown, key=lambda label: -label.rows)),
         policy=unknown_labels,
         respelled={} if counted_off else otherwise,
         positions=otherwise if counted_off else {},
+        texts_with_unknown=None if of_rows is None else len(unknown_in),
     )
     if unknown and (unknown_labels == "error" or not known):
         raise _refusal(matching, matcher, source)
@@ -368,6 +384,9 @@ def _refusal(matching: LabelMatching, matcher: LabelMatcher, source: str) -> Use
         wrong = f"the labels of {source} are numbers, and it is not clear which classes they stand for"
         found += f"; without 0 or {len(classes)} among them they may count from 0 or from 1"
         fix = "write the names of the classes into the file"
+    joined = joined_labels([label.label for label in unknown], classes)
+    if matching.texts_with_unknown is not None and joined:
+        fix = f"say what is between two labels of a cell: --label-separator {shown_separator(next(iter(joined)))}"
     return UserError(wrong, found=found, fix=fix)
 
 
@@ -430,27 +449,37 @@ def label_faults(counts: Mapping[str, int], column: str) -> list[LabelFault]:
             "the header repeated as a row, which makes the column's name a class",
             "delete these lines",
         ),
-        (
-            list(_joined(counts)),
-            "labels that look like several in one",
-            "keep one label in each row: a classifier learns one class a text, several are not supported yet",
-        ),
     )
-    found = (LabelFault.of(counts, labels, wrong, fix) for labels, wrong, fix in others if labels)
+    found = [LabelFault.of(counts, labels, wrong, fix) for labels, wrong, fix in others if labels]
+    for separator, labels in joined_labels(counts).items():
+        fix = f"if a text may have several labels, say so: --label-separator {shown_separator(separator)}"
+        fix += "; else keep one label in each row"
+        found.append(LabelFault.of(counts, labels, "labels that look like several in one", fix))
     return [*spellings, *found]
 
 
-def _joined(counts: Mapping[str, int]) -> Iterator[str]:
-    """Labels made of several: their parts are labels themselves, or parts of other ones."""
-    whole = set(map(folded, counts))
+def joined_labels(labels: Collection[str], known: Collection[str] = ()) -> dict[str, list[str]]:
+    """By separator the labels made of several: their parts are ``known``, labels, or parts of other ones."""
+    whole = set(map(folded, (*labels, *known)))
+    found: dict[str, list[str]] = {}
     for separator in _SEPARATORS:
         parts = {
             label: [part for part in map(folded, label.split(separator)) if part]
-            for label in counts
+            for label in labels
             if separator in label
         }
-        among = Counter(part for found in parts.values() for part in set(found))
+        among = Counter(part for each in parts.values() for part in set(each))
         every: Callable[[Iterable[object]], bool] = all if separator in _ONLY_BETWEEN_KNOWN else any
-        for label, found in parts.items():
-            if len(found) > 1 and every(part in whole or among[part] > 1 for part in found):
-                yield label
+        joined = [
+            label
+            for label, each in parts.items()
+            if len(each) > 1 and every(part in whole or among[part] > 1 for part in each)
+        ]
+        if joined:
+            found[separator] = joined
+    return found
+
+
+def shown_separator(separator: str) -> str:
+    r"""A separator as one types it in a shell; ``\n`` and ``\t`` are understood."""
+    return shlex.quote(separator.replace("\n", "\\n").replace("\t", "\\t"))

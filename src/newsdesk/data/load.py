@@ -16,9 +16,10 @@ from types import MappingProxyType
 import numpy as np
 
 from newsdesk.config import DataSection
-from newsdesk.data.columns import TextLayout, label_column, text_layout, to_examples
+from newsdesk.data.columns import TextLayout, label_column, text_layout
 from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.examples import Examples, hold_out, split
+from newsdesk.data.labelled import LabelFormat, task_notes, to_examples
 from newsdesk.data.labels import label_faults
 from newsdesk.data.stream import FORMATS, class_folders, read_table
 from newsdesk.data.table import IN_MEMORY, Table
@@ -256,19 +257,23 @@ def load_training_data(
     train_from = data.train if given is None else given
     found = load_split(train_from, "train", dialect=dialect, offline=offline, progress=progress)
     layout = text_layout(
-        found.table, text=data.text, label=data.label, template=data.template, normaliser=data.normaliser
+        found.table,
+        text=data.text,
+        label=data.label,
+        label_columns=data.label_columns,
+        template=data.template,
+        normaliser=data.normaliser,
     )
     train = _labelled(found.table, layout, data)
     require_two_classes(train)
-    column = label_column(found.table, data.label, layout.text_columns) or ""
-    counts = Counter(train.label_names[label] for label in train.labels)  # type: ignore[union-attr]
     notes = [] if train.matching is None else train.matching.notes()
-    notes += [f"{fault}; fix: {fault.fix}" for fault in label_faults(counts, column)]
+    notes += _label_notes(found.table, layout, data, train)
     read = [found.table]
     if data.validation is not None:
         source = data.validation if given_validation is None else given_validation
         table = load_split(source, "test", dialect=dialect, offline=offline, progress=progress).table
-        validation = _labelled(table, layout.for_table(table), data, train.label_names)
+        as_train = data.model_copy(update={"task": "multi" if train.is_multi else "single"})
+        validation = _labelled(table, layout.for_table(table), as_train, train.label_names)
         notes += [] if validation.matching is None else validation.matching.notes()
         read.append(table)
     elif proportional:
@@ -287,11 +292,28 @@ def _labelled(
         table,
         layout,
         label=data.label,
+        label_separator=data.label_separator,
+        label_columns=data.label_columns,
+        task=data.task,
         label_names=label_names,
         labelled=True,
         unknown_labels=data.unknown_labels,
         merge_case=data.merge_case,
     )
+
+
+def _label_notes(table: Table, layout: TextLayout, data: DataSection, train: Examples) -> list[str]:
+    """What to know of the labels of training rows, a sentence each."""
+    assert train.labels is not None
+    form = LabelFormat.of(data.label, data.label_separator, data.label_columns, data.task)
+    column = "" if form.columns else label_column(table, data.label, layout.text_columns) or ""
+    if train.is_multi:
+        pairs = zip(train.label_names, train.label_rows().tolist(), strict=True)
+        counts = Counter({name: rows for name, rows in pairs if rows})
+    else:
+        counts = Counter(train.label_names[label] for label in train.labels)
+    faults = [f"{fault}; fix: {fault.fix}" for fault in label_faults(counts, column)]
+    return task_notes(table, form, train, column) + faults
 
 
 def dialect_of(data: DataSection) -> Dialect:
@@ -301,17 +323,20 @@ def dialect_of(data: DataSection) -> Dialect:
     """
     stated = {name: getattr(data, name) for name in DETECTED.to_dict()}
     dialect = Dialect(**stated)
-    return dialect.asking(data.text, data.label, data.template)
+    return dialect.asking((*data.text, *data.label_columns), data.label, data.template)
 
 
 def require_two_classes(train: Examples) -> None:
     """Raise UserError unless at least two classes have rows."""
-    classes = [] if train.labels is None else [train.label_names[label] for label in np.unique(train.labels)]
+    classes = [name for name, rows in zip(train.label_names, train.label_rows(), strict=True) if rows]
     if len(classes) < 2:
+        fix = "name the column that holds the class with --label, or give other data with --data"
+        if train.is_multi:
+            fix = "name more labels; of one 0/1 column the values can be two classes: --label COLUMN"
         raise UserError(
             "a classifier needs rows of at least two classes",
             found=f"only {''.join(classes) or 'unlabelled rows'} in {train.source}",
-            fix="name the column that holds the class with --label, or give other data with --data",
+            fix=fix,
         )
 
 
@@ -322,7 +347,7 @@ def first_rows(train: Examples, rows: int | None, seed: int) -> Examples:
     """
     if rows is None or rows >= len(train):
         return train
-    classes = len(np.unique(train.labels)) if train.labels is not None else 1
+    classes = 1 if train.labels is None or train.is_multi else len(np.unique(train.labels))
     if rows < classes:
         raise UserError(
             f"{counted(rows, 'training row')} cannot cover {counted(classes, 'class')}",

@@ -295,13 +295,20 @@ def _values(column: Any, first: int, limits: Limits, faults: dict[int, Fault]) -
 
 
 def _hub_class_names(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ...]]:
-    """Class names by column from the schema metadata of `datasets` (its ClassLabel features)."""
+    """Class names by column from the schema metadata of `datasets` (its features ClassLabel, or lists of it)."""
     try:
         features = parsed_json(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-        return {
-            column: tuple(map(str, feature["names"]))
-            for column, feature in features.items()
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and "names" in feature
-        }
+        found = ((column, _class_label(feature)) for column, feature in features.items())
+        return {column: tuple(map(str, each["names"])) for column, each in found if "names" in each}
     except (ValueError, AttributeError, TypeError):
         return {}
+
+
+def _class_label(feature: Any) -> dict[str, Any]:
+    """The ClassLabel that a feature is, or a list of; an empty one where it is something else."""
+    if isinstance(feature, list):
+        feature = {"feature": feature[0]} if len(feature) == 1 else {}
+    if isinstance(feature, dict) and "feature" in feature:
+        feature = feature["feature"]
+    is_class = isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+    return feature if is_class else {}

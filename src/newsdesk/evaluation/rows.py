@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal, TypedDict, Unpack
 
-from newsdesk.config import load_recipe
-from newsdesk.data.columns import column_named, to_examples
+from newsdesk.config import DataSection, load_recipe
+from newsdesk.data.columns import column_named
 from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.duplicates import KnownTexts
 from newsdesk.data.examples import Examples, joined
+from newsdesk.data.labelled import to_examples
 from newsdesk.data.labels import UnknownLabels
 from newsdesk.data.load import TrainingData, load_split, load_training_data
 from newsdesk.data.table import Table
@@ -86,6 +87,8 @@ class Reading(TypedDict, total=False):
 
     text: Sequence[str] | None
     label: str | None
+    label_separator: str | None
+    label_columns: Sequence[str] | None
     template: str | None
     dialect: Dialect
     unknown_labels: UnknownLabels | None
@@ -99,6 +102,8 @@ def evaluation_rows(
     *,
     text: Sequence[str] | None = None,
     label: str | None = None,
+    label_separator: str | None = None,
+    label_columns: Sequence[str] | None = None,
     template: str | None = None,
     dialect: Dialect = DETECTED,
     unknown_labels: UnknownLabels | None = None,
@@ -107,22 +112,31 @@ def evaluation_rows(
 ) -> Examples:
     """The rows of a named data set, folder or file, with the run's text layout and class ids.
 
-    Columns are those that ``text``, ``template`` and ``label`` name, else the ones the run was trained on,
-    else those with usual names. ``unknown_labels`` says what to do about labels that are not classes of the
+    Columns are those that ``text``, ``template``, ``label`` and ``label_columns`` name, else the ones the run
+    was trained on, else those with usual names; so it is with ``label_separator``. Whether a text may have
+    several labels is the run's, not the file's. ``unknown_labels`` says what to do about labels that are not classes of the
     run: ``count-wrong`` adds them to the classes of the rows, ``drop`` leaves their rows out, None refuses.
     ``notice`` is called with what a person should know about how labels were matched, a sentence each.
     Raises UserError when there are no rows, or they carry unknown labels.
     """
-    trained_on = load_recipe(str(run.recipe)).recipe.data.label if isinstance(run, RunFolder) else None
-    dialect = dialect.asking(text or run.labels.layout.text_columns, label or trained_on, template)
+    own = load_recipe(str(run.recipe)).recipe.data if isinstance(run, RunFolder) else DataSection()
+    columns = (*(text or run.labels.layout.text_columns), *(label_columns or own.label_columns))
+    dialect = dialect.asking(columns, label or own.label, template)
     table = load_split(data, split, dialect=dialect, progress=progress).table
     layout = run.labels.layout.for_table(table, text=text, template=template)
-    if label is None and trained_on is not None:
-        label = column_named(table, trained_on)
+    if not (label or label_separator or label_columns):
+        label_columns = [name for name in own.label_columns if column_named(table, name)] and own.label_columns
+    if not label_columns:
+        if label is None and own.label is not None:
+            label = column_named(table, own.label)
+        label_separator = own.label_separator if label_separator is None else label_separator
     rows = to_examples(
         table,
         layout,
         label=label,
+        label_separator=label_separator,
+        label_columns=label_columns,
+        task=run.labels.task,
         label_names=run.labels.names,
         labelled=True,
         unknown_labels=unknown_labels or "error",

@@ -34,7 +34,7 @@ from newsdesk.runs.linear_model import LINEAR_MODEL
 from newsdesk.runs.manifest import Manifest
 from newsdesk.runs.off_topic import OFF_TOPIC
 from newsdesk.runs.ready_made import located, ready_made
-from newsdesk.stored import KEY, OPTIONAL, read_content, read_stored, write_stored
+from newsdesk.stored import KEY, OPTIONAL, UNSAID, read_content, read_stored, write_stored
 
 MANIFEST = "manifest.json"
 LABELS = "labels.json"
@@ -59,7 +59,6 @@ _REPORT = b'<meta name="generator" content="newsdesk'
 _ORIGIN = re.compile(r"^\w+ = .*  # (default|flag|flag --set|recipe .+|imported)$", re.MULTILINE)
 """A line of a recipe from before it had a header."""
 
-
 _MOST_TOKENS = 1 << 20
 
 LabelKind = Literal["text", "integer", "number", "boolean"]
@@ -68,12 +67,13 @@ LabelKind = Literal["text", "integer", "number", "boolean"]
 
 @dataclass(frozen=True)
 class Labels:
-    """What PEFT's folder forgets: class names in id order, how a row becomes a text, where it is cut."""
+    """What PEFT's folder forgets: class names in id order, how many a text may have, how a row becomes a text."""
 
     names: tuple[str, ...] = field(metadata={KEY: "labels"})
     layout: TextLayout = field(metadata={KEY: "text"})
     max_length: int
     kind: LabelKind = field(default="text", metadata=OPTIONAL)
+    task: Literal["single", "multi"] = field(default="single", metadata=UNSAID)
 
     def __post_init__(self) -> None:
         """Raise ValueError for names that do not tell classes apart, and texts without a token."""

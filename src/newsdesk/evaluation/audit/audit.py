@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk import __version__
-from newsdesk.data.columns import TextLayout, label_column, labels_with_faults, text_layout, to_examples
+from newsdesk.data.columns import TextLayout, label_column, text_layout
 from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.duplicates import NearDuplicate, duplicate_groups, near_copies, shared_texts
 from newsdesk.data.examples import Examples, aligned_labels
+from newsdesk.data.labelled import Task, labels_with_faults, to_examples
 from newsdesk.data.labels import LabelMatcher
 from newsdesk.data.load import DATA_SETS, folder_splits, load_split, require_two_classes
 from newsdesk.data.table import Table
@@ -76,6 +77,9 @@ class Layout(TypedDict, total=False):
 
     text: Sequence[str] | None
     label: str | None
+    label_separator: str | None
+    label_columns: Sequence[str] | None
+    task: Task
     template: str | None
     normaliser: str
     dialect: Dialect
@@ -120,8 +124,8 @@ def audit(
         drop: of ``KINDS``, the findings whose rows the cleaned copy leaves out without a review.
         command: what was typed, for audit.json.
         progress: called while things are fetched, and with the rows embedded.
-        layout: ``text``, ``label``, ``template``, ``normaliser`` and ``dialect``: how rows become texts and
-            classes, as in training.
+        layout: ``text``, ``label``, ``template``, ``normaliser``, ``dialect`` and so on: how rows become texts
+            and classes, as in training.
 
     Raises UserError when data, base or packages do not allow it, or the copy cannot go where it should.
     """
@@ -201,17 +205,35 @@ def load_audited(
     test: str | None = None,
     progress: Progress | None = None,
     dialect: Dialect = DETECTED,
+    label_separator: str | None = None,
+    task: Task = "auto",
     **columns: Any,
 ) -> AuditedData:
     """Read the rows that the arguments of ``audit`` name, and make texts of them.
 
     Raises UserError for anything that keeps the rows from being read, and unless two classes have rows.
     """
-    label = columns.get("label")
-    dialect = dialect.asking(columns.get("text"), label, columns.get("template"))
+    label, label_columns = columns.get("label"), columns.get("label_columns")
+    dialect = dialect.asking(
+        (*(columns.get("text") or ()), *(label_columns or ())), label, columns.get("template")
+    )
     table = load_split(data, split, dialect=dialect, progress=progress).table
     layout = text_layout(table, **columns)
-    examples = to_examples(table, layout, label=label, labelled=True)
+    examples = to_examples(
+        table,
+        layout,
+        label=label,
+        label_separator=label_separator,
+        label_columns=label_columns,
+        task=task,
+        labelled=True,
+    )
+    if examples.is_multi:
+        raise UserError(
+            "an audit cannot judge several labels a text yet",
+            found=f"{table.path.name}, whose texts may have several labels",
+            fix="newsdesk data check finds faults of its labels",
+        )
     require_two_classes(examples)
     column = label_column(table, label, layout.text_columns)
     assert column is not None  # or the rows had no labels
