@@ -6,18 +6,18 @@ import shutil
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
-from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from newsdesk.data.given import LABEL, TEXT, given_labels, given_table, given_texts, one_each, uneven
 from newsdesk.data.labels import LabelMatcher
-from newsdesk.data.table import IN_MEMORY, Table
+from newsdesk.data.table import IN_MEMORY
 from newsdesk.files import damaged
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from newsdesk.runs.folder import LabelKind
     from newsdesk.runs.log import Event
 
-_TEXT, _LABEL = "text", "label"
 _KEYS = {
     "base": "model.base",
     "epochs": "training.epochs",
@@ -50,12 +49,14 @@ class TextClassifier:
     ``TextClassifier(recipe="quick", epochs=3).fit(texts, labels).predict(["oil prices fall"])``
 
     Texts and labels are lists, tuples, numpy arrays, pandas or polars Series, or columns of a
-    ``datasets.Dataset``. `fit` trains in a temporary folder; `save` keeps it as a run folder, the same that
-    ``newsdesk train`` writes, which every verb of the command line takes. It works in scikit-learn's
-    ``Pipeline``, ``GridSearchCV``, ``cross_val_score`` and ``clone``.
+    ``datasets.Dataset``. Where a text may have several labels, these are lists of lists or sets, or a 0/1
+    matrix: an array, a sparse one, both as scikit-learn's MultiLabelBinarizer gives them, or a frame. `fit`
+    trains in a temporary folder; `save` keeps it as a run folder, the same that ``newsdesk train`` writes,
+    which every verb of the command line takes. It works in scikit-learn's ``Pipeline``, ``GridSearchCV``,
+    ``cross_val_score`` and ``clone``.
 
     Attributes, once fitted or loaded:
-        classes_: (classes,) the labels as they were given, ascending.
+        classes_: (classes,) the labels as they were given, ascending; those of a matrix in its order.
         path_: the folder of the run or exported model.
     """
 
@@ -124,20 +125,20 @@ class TextClassifier:
         self.track = track
 
     def fit(self, X: Any, y: Any, validation: tuple[Any, Any] | None = None) -> Self:  # noqa: N803
-        """Train on texts (rows,) and their labels (rows,).
+        """Train on texts (rows,) and their labels (rows,), or 0/1 for each label, (rows, labels).
 
         ``validation``: texts and labels to choose the best state and to calibrate by; without them a part of
-        the rows is held out. Raises TypeError for what holds no texts, and UserError for rows, labels or
-        parameters that cannot be trained on.
+        the rows is held out. Raises TypeError for what holds no texts or labels, ValueError for a matrix of
+        anything but 0 and 1, and UserError for rows, labels or parameters that cannot be trained on.
         """
         from newsdesk import api
         from newsdesk.reports.tracking import Tracking
 
-        labels = _one_each(y, "labels")
-        table = _table(_texts(X), labels)
+        labels = given_labels(y)
+        table = given_table(given_texts(X), labels)
         held_out = None
         if validation is not None:
-            held_out = _table(_texts(validation[0]), _one_each(validation[1], "labels"))
+            held_out = given_table(given_texts(validation[0]), given_labels(validation[1]))
         folder = tempfile.mkdtemp(prefix="newsdesk-")
         finalizer = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         try:
@@ -149,17 +150,18 @@ class TextClassifier:
                 run = api.train(
                     self.recipe,
                     out=out,
-                    flags=self._flags(held_out is not None),
+                    flags=self._flags(held_out is not None, is_multi=labels.is_multi),
                     observe=tracking.observe,
                     tables=(table, held_out),
                 )
-                run.write_kind(_kind_of(labels))
+                run.write_kind(_kind_of(labels.names or labels.flat()))
                 tracking.finish(run)
         except BaseException:
             finalizer()
             raise
         self._use(run.path, finalizer)
-        first = dict(reversed([*zip(_ids_of(labels, run.labels.names).tolist(), labels, strict=True)]))
+        flat = [*(labels.names or labels.flat())]
+        first = dict(reversed([*zip(_ids_of(flat, run.labels.names).tolist(), flat, strict=True)]))
         self.classes_ = np.array([first[i] for i in self._columns])  # as given: "01", where the run has "1"
         return self
 
@@ -171,16 +173,16 @@ class TextClassifier:
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
         """Calibrated probabilities, (rows, classes), in the order of ``classes_``; rows sum to one."""
-        found = self.classifier.predict(_texts(X), answer_empty=True).probabilities.astype(np.float64)
+        found = self.classifier.predict(given_texts(X), answer_empty=True).probabilities.astype(np.float64)
         ordered: NDArray[np.float64] = (found / found.sum(axis=1, keepdims=True))[:, self._columns]
         return ordered
 
     def score(self, X: Any, y: Any) -> float:  # noqa: N803
         """The accuracy on labelled texts; labels of unknown classes count as errors."""
-        ids = _ids_of(_one_each(y, "labels"), self.classifier.label_names)
+        ids = _ids_of(one_each(y, "labels"), self.classifier.label_names)
         found = self.predict_proba(X).argmax(axis=1)
         if len(ids) != len(found):
-            raise _uneven(len(found), len(ids))
+            raise uneven(len(found), len(ids))
         return float(np.mean(self._columns[found] == ids))
 
     def answers(
@@ -197,7 +199,7 @@ class TextClassifier:
         ``abstain`` is the error rate promised of the answered texts. Classes are named as in the run.
         """
         return self.classifier.predict(
-            _texts(X), abstain=abstain, confidence=confidence, sets=sets, off_topic=off_topic
+            given_texts(X), abstain=abstain, confidence=confidence, sets=sets, off_topic=off_topic
         )
 
     def evaluate(self, X: Any, y: Any, *, split: str = "test") -> Evaluation:  # noqa: N803
@@ -209,7 +211,7 @@ class TextClassifier:
         from newsdesk import api
 
         self._require_fitted()
-        table = _table(_texts(X), _one_each(y, "labels"))
+        table = given_table(given_texts(X), given_labels(y))
         return api.evaluate(self.path_, table, split=split)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -304,12 +306,14 @@ class TextClassifier:
             place.write_bytes(content)
         self.path_ = folder / "run"
 
-    def _flags(self, validation: bool) -> dict[str, Any]:
+    def _flags(self, validation: bool, *, is_multi: bool) -> dict[str, Any]:
         """The parameters under the recipe's keys."""
         flags = {key: getattr(self, name) for name, key in _KEYS.items()}
         flags["training.baseline"] = False  # nobody would see it, and a grid would pay for it many times
         flags["model.linear"] = "stack" if self.stack else None
-        data = {"data.train": IN_MEMORY, "data.text": (_TEXT,), "data.label": _LABEL}
+        data = {"data.train": IN_MEMORY, "data.text": (TEXT,), "data.label": LABEL}
+        if is_multi:
+            data["data.task"] = "multi"
         if validation:
             data["data.validation"] = IN_MEMORY
         return {**flags, **(self.settings or {}), **data}
@@ -326,7 +330,9 @@ class TextClassifier:
         except ValueError as error:
             fix = "copy the run again from an undamaged copy"
             raise damaged(path / LABELS, f"labels of the kind {labels.kind}: {error}", fix=fix) from None
-        self._columns = np.argsort(values, kind="stable")
+        # A matrix of several labels a text has its own order; that of lists is ascending already.
+        is_multi = labels.task == "multi"
+        self._columns = np.arange(len(values)) if is_multi else np.argsort(values, kind="stable")
         self.classes_, self.path_, self._loaded = values[self._columns], path, None
         earlier, self._finalizer = getattr(self, "_finalizer", None), finalizer
         if earlier is not None:
@@ -341,53 +347,6 @@ class TextClassifier:
         except ModuleNotFoundError:  # in the base install, which loads and predicts
             raise ValueError(wrong) from None
         raise NotFittedError(wrong)
-
-
-def _texts(given: Any) -> list[Any]:
-    """The texts as a list. Raises TypeError for what holds anything else, ValueError for missing ones."""
-    texts = _one_each(given, "texts")
-    for number, text in enumerate(texts):
-        if text is None:
-            raise ValueError(f"texts[{number}] is missing: leave such rows out, or fill them with ''")
-        if not isinstance(text, str):
-            raise TypeError(f"texts[{number}] is no text but {type(text).__name__}: {text!r:.60}")
-    return texts
-
-
-def _one_each(given: Any, what: str) -> list[Any]:
-    """The values of a list, array, Series or column, missing ones as None. Raises TypeError for others."""
-    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
-        raise TypeError(
-            f"{what} are a list, array or Series, not {type(given).__name__}: for one, write [one]"
-        )
-    shape: tuple[int, ...] = getattr(given, "shape", ())
-    if len(shape) == 2 and shape[1] == 1:  # a table of one column, as some pipelines hand on
-        given = np.asarray(given)[:, 0]
-    elif len(shape) > 1:
-        raise TypeError(f"{what} have one dimension, not the shape {tuple(shape)}; choose one column")
-    values = given.tolist() if isinstance(given, np.ndarray) else list(given)
-    return [_plain(value) for value in values]
-
-
-def _plain(value: Any) -> Any:
-    """A value as Python's own type; None for NaN, and for pandas' missing values."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    missing = type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and isnan(value))
-    return None if missing else value
-
-
-def _table(texts: Sequence[Any], labels: Sequence[Any]) -> Table:
-    """Texts and labels as the table of a file. Raises ValueError unless they are as many."""
-    if len(texts) != len(labels):
-        raise _uneven(len(texts), len(labels))
-    cells = [str(label) if isinstance(label, bool) else label for label in labels]
-    rows = tuple(zip(texts, cells, strict=True))
-    return Table(Path(IN_MEMORY), (_TEXT, _LABEL), rows, tuple(range(1, len(rows) + 1)), has_header=True)
-
-
-def _uneven(texts: int, labels: int) -> ValueError:
-    return ValueError(f"as many labels as texts are needed: {texts:,} texts, {labels:,} labels")
 
 
 def _kind_of(labels: Sequence[Any]) -> LabelKind:
