@@ -49,6 +49,12 @@ class SweepRows:
         self._loaded: dict[str, TrainingData] = {}
         whole = data.model_copy(update={"train_rows": None})
         first = self._load(whole)
+        if first.train.is_multi:
+            raise UserError(
+                "a sweep cannot compare runs of several labels a text yet",
+                found=f"rows whose texts may have several labels: {first.train.source}",
+                fix="train the runs one by one with newsdesk train",
+            )
         validation = first.train if folds else first.validation
         if not len(validation):
             raise UserError(
