@@ -51,7 +51,7 @@ class DataSection(Section):
     label: str | None = Field(None, description="label column; absent: recognised by name")
     task: Literal["auto", "single", "multi"] = Field(
         "auto",
-        description="whether a text has one label or may have several; auto: several where the file has lists "
+        description="whether a text has one label or may have several; auto: several where there are lists "
         "of them, or label_separator or label_columns are given",
     )
     label_separator: str | None = Field(

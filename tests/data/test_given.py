@@ -1,4 +1,4 @@
-"""Labels that a program gives become a table's, several a row from lists, sets and 0/1 matrices of any make."""
+"""Labels that a program gives become a table's, several a row from lists, sets and 0/1 matrices."""
 
 from __future__ import annotations
 

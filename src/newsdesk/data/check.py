@@ -103,7 +103,7 @@ class TokenLengths:
 
 @dataclass(frozen=True)
 class Together:
-    """Two labels that the same texts have: of ``rows`` with ``label`` the ``share`` that have ``other``, too."""
+    """Two labels that texts have together: ``share`` of the ``rows`` with ``label`` have ``other``, too."""
 
     label: str
     other: str
@@ -319,10 +319,12 @@ def _label_faults(
     flat = found.flat()
     lines, labels = [table.lines[row] for row, _ in flat], [label for _, label in flat]
     column = "" if form.columns else found.columns[0]
-    written = labels
+    written = [*labels]
     if not found.is_multi:  # with the white space around them, where the file names the classes itself
         cells = table.column(column)
-        written = [cell if isinstance(cell := cells[row], str) and cell.strip() == label else label for row, label in flat]
+        for place, (row, label) in enumerate(flat):
+            cell = cells[row]
+            written[place] = cell if isinstance(cell, str) and cell.strip() == label else label
     faults = label_faults(Counter(written), column)
     yield from (fault.at(lines, written) for fault in faults)
     if any(not fault.labels for fault in faults):  # no column of classes at all
@@ -376,7 +378,7 @@ def _unmatched(labels: Collection[str], classes: Collection[str]) -> list[str]:
 
 
 def _labels_of_other(other: Table, form: LabelFormat, column: str) -> tuple[list[str], list[int]]:
-    """The labels of the other file, in the column of the same name or one with a usual name, and their lines."""
+    """The labels of the other file, in the column of that name or one with a usual name, and their lines."""
     if not form.columns:
         form = replace(form, column=column if column in other.columns else None)
     try:

@@ -117,8 +117,8 @@ def text_layout(
 ) -> TextLayout:
     """The layout of a table's text: the columns of ``text``, else those of the template, else the usual ones.
 
-    ``label`` and ``label_columns`` name columns that are not text even if they are called so. Raises UserError when a column is
-    missing or none has a usual name (title, headline, text, description, content ...).
+    ``label`` and ``label_columns`` name columns that are not text even if they are called so. Raises
+    UserError when a column is missing or none has a usual name (title, headline, text, content ...).
     """
     columns = tuple(existing_column(table, column, "--text") for column in text or ())
     if not columns and template is not None:

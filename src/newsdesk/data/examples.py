@@ -23,8 +23,8 @@ class Examples:
 
     Attributes:
         texts: one string a row, ready for the tokenizer (template and normaliser applied).
-        labels: int64 class ids of shape (rows,) where a text has one label; where it may have several, bool of
-            shape (rows, classes), a row perhaps without any; None for unlabelled texts.
+        labels: int64 class ids, (rows,), where a text has one label; bool, (rows, classes), where it may have
+            several and a row perhaps none; None for unlabelled texts.
         label_names: class names in id order; empty when unlabelled.
         source: where the rows came from, for messages and manifests.
         matching: how the file's labels became these classes, where they are those of a run.
@@ -58,7 +58,7 @@ class Examples:
             return np.zeros(len(self.label_names), np.int64)
         if self.is_multi:
             return label_counts(self.labels)[:-1]
-        return np.bincount(self.labels, minlength=len(self.label_names))
+        return np.bincount(self.labels, minlength=len(self.label_names)).astype(np.int64)
 
     def select(self, rows: Sequence[int] | NDArray[np.int64]) -> Examples:
         """The rows at these positions, in this order."""
@@ -151,7 +151,7 @@ def hold_out(examples: Examples, share: float | None, *, seed: int) -> Splits:
     return _parted(examples, _Pool(examples, size, seed).take_of_every_class(size))
 
 
-def _least(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+def _least(rows: NDArray[Any]) -> NDArray[np.int64]:
     """Rows to hold out, at least, of classes with so many rows."""
     return np.where(rows >= _OF_ROWS, _ROWS_A_CLASS, rows >= 2).astype(np.int64)
 
@@ -190,7 +190,7 @@ def _dealt(
 
 
 def _exactly(examples: Examples, size: int, seed: int) -> NDArray[np.int64]:
-    """The positions of ``size`` rows to set aside: as `_dealt`, then others too, whole groups of copies first.
+    """The positions of ``size`` rows to set aside: as `_dealt`, then others, whole groups of copies first.
 
     Raises UserError when training would be left without some label.
     """

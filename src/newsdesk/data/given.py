@@ -75,7 +75,7 @@ def given_labels(given: Any) -> GivenLabels:
             raise ValueError(f"labels[{number}] has a missing label among others: leave it out")
         sets.append(tuple(sorted(labels, key=str) if isinstance(value, set | frozenset) else labels))
     if len({*map(len, sets)}) == 1 < len(sets[0]) and {label for each in sets for label in each} <= {0, 1}:
-        raise ValueError("lists of 0 and 1 may be a matrix or name the labels 0 and 1: give numpy.array(labels)")
+        raise ValueError("lists of 0 and 1 may be a matrix, or the labels 0 and 1: give numpy.array(labels)")
     return GivenLabels(sets, is_multi=True)
 
 

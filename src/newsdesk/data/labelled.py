@@ -161,7 +161,7 @@ def table_labels(table: Table, form: LabelFormat, text: Sequence[str] = ()) -> T
 
 
 def labels_with_faults(table: Table, column: str) -> tuple[tuple[str, ...], tuple[Fault, ...]]:
-    """The one label of every row, empty for rows without one, and as faults the cells without a single label."""
+    """The one label of every row, empty for rows without one; as faults, cells without a single label."""
     sets, faults = _label_sets(table, column, None, several=False)
     return tuple("".join(labels) for labels in sets), faults
 
@@ -217,8 +217,14 @@ def to_examples(
     if label_names is None:
         return _examples(table, texts, found, _own_classes(found, merge_case=merge_case))
     found = replace(found, sets=_as_learned(table, found, label_names))
+    return _examples(table, texts, found, _matched(table, found, label_names, unknown_labels))
+
+
+def _matched(
+    table: Table, found: TableLabels, label_names: Sequence[str], unknown_labels: UnknownLabels
+) -> MatchedLabels:
     flat = found.flat()
-    matched = match_labels(
+    return match_labels(
         [label for _, label in flat],
         [table.lines[row] for row, _ in flat],
         label_names,
@@ -227,7 +233,6 @@ def to_examples(
         of_rows=[row for row, _ in flat] if found.is_multi else None,
         rows=len(table) if found.is_multi else None,
     )
-    return _examples(table, texts, found, matched)
 
 
 def _examples(table: Table, texts: Sequence[str], found: TableLabels, matched: MatchedLabels) -> Examples:
@@ -272,7 +277,7 @@ def _no_labels(table: Table, found: TableLabels | None) -> UserError:
 
 
 def _as_learned(table: Table, found: TableLabels, label_names: Sequence[str]) -> tuple[LabelSet, ...]:
-    """The labels of each row: as numbers where the file declares classes, but the run learned from numbers."""
+    """The labels of each row; as numbers where the file declares classes, but the run learned numbers."""
     declared, first = _declared_names(table, found.columns[0])
     numbers = set(map(str, range(first, first + len(declared))))
     if not found.declared or set(map(number_of, label_names)) != numbers:
@@ -285,7 +290,8 @@ def _own_classes(found: TableLabels, *, merge_case: bool) -> MatchedLabels:
     """The labels of a file whose classes nothing else names."""
     labels = [label for _, label in found.flat()]
     marked = found.columns if found.is_multi and len(found.columns) > 1 else ()
-    classes = {name: name for name in found.declared} or class_names([*labels, *marked], merge_case=merge_case)
+    names = [*labels, *marked]
+    classes = {name: name for name in found.declared} or class_names(names, merge_case=merge_case)
     number = {name: i for i, name in enumerate(dict.fromkeys(classes.values()))}
     ids = np.array([number[classes[label]] for label in labels], dtype=np.int64)
     respelled = {label: name for label, name in classes.items() if label != name}
@@ -410,7 +416,7 @@ def _declared_names(table: Table, column: str) -> tuple[LabelSet, int]:
 
 
 def task_notes(table: Table, form: LabelFormat, train: Examples, column: str) -> list[str]:
-    """What was decided on the labels of training rows, a sentence each; nothing where it goes without saying."""
+    """What was decided on the labels of training rows, a sentence each; none where it goes without saying."""
     if not train.is_multi:
         lists = form.task == "auto" and not table.news and any(True for _ in _lists(table, column))
         return [_LISTS_OF_ONE.format(column)] if lists else []
@@ -433,5 +439,5 @@ def task_notes(table: Table, form: LabelFormat, train: Examples, column: str) ->
 
 
 _LISTS_OF_ONE = (
-    "each list in {!r} has one label, so that a text has one class; where texts may have several: --task multi"
+    "each list in {!r} has one label: one class a text is learned; where texts may have several: --task multi"
 )

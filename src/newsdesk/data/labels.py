@@ -386,7 +386,8 @@ def _refusal(matching: LabelMatching, matcher: LabelMatcher, source: str) -> Use
         fix = "write the names of the classes into the file"
     joined = joined_labels([label.label for label in unknown], classes)
     if matching.texts_with_unknown is not None and joined:
-        fix = f"say what is between two labels of a cell: --label-separator {shown_separator(next(iter(joined)))}"
+        separator = shown_separator(next(iter(joined)))
+        fix = f"say what is between two labels of a cell: --label-separator {separator}"
     return UserError(wrong, found=found, fix=fix)
 
 

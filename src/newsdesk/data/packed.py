@@ -295,7 +295,7 @@ def _values(column: Any, first: int, limits: Limits, faults: dict[int, Fault]) -
 
 
 def _hub_class_names(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ...]]:
-    """Class names by column from the schema metadata of `datasets` (its features ClassLabel, or lists of it)."""
+    """Class names by column from the schema metadata of `datasets`: of ClassLabel, and of lists of it."""
     try:
         features = parsed_json(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
         found = ((column, _class_label(feature)) for column, feature in features.items())

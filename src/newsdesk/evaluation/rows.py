@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal, TypedDict, Unpack
 
 from newsdesk.config import DataSection, load_recipe
@@ -114,9 +115,10 @@ def evaluation_rows(
 
     Columns are those that ``text``, ``template``, ``label`` and ``label_columns`` name, else the ones the run
     was trained on, else those with usual names; so it is with ``label_separator``. Whether a text may have
-    several labels is the run's, not the file's. ``unknown_labels`` says what to do about labels that are not classes of the
-    run: ``count-wrong`` adds them to the classes of the rows, ``drop`` leaves their rows out, None refuses.
-    ``notice`` is called with what a person should know about how labels were matched, a sentence each.
+    several labels is the run's, not the file's. ``unknown_labels`` says what to do about labels that are not
+    classes of the run: ``count-wrong`` adds them to the classes of the rows, ``drop`` leaves their rows out,
+    None refuses. ``notice`` is called with what a person should know about how labels were matched, a
+    sentence each.
     Raises UserError when there are no rows, or they carry unknown labels.
     """
     own = load_recipe(str(run.recipe)).recipe.data if isinstance(run, RunFolder) else DataSection()
@@ -124,8 +126,9 @@ def evaluation_rows(
     dialect = dialect.asking(columns, label or own.label, template)
     table = load_split(data, split, dialect=dialect, progress=progress).table
     layout = run.labels.layout.for_table(table, text=text, template=template)
+    in_table = partial(column_named, table)
     if not (label or label_separator or label_columns):
-        label_columns = [name for name in own.label_columns if column_named(table, name)] and own.label_columns
+        label_columns = own.label_columns if any(map(in_table, own.label_columns)) else None
     if not label_columns:
         if label is None and own.label is not None:
             label = column_named(table, own.label)

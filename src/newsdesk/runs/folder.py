@@ -67,7 +67,7 @@ LabelKind = Literal["text", "integer", "number", "boolean"]
 
 @dataclass(frozen=True)
 class Labels:
-    """What PEFT's folder forgets: class names in id order, how many a text may have, how a row becomes a text."""
+    """What PEFT's folder forgets: class names in id order, how a row becomes a text, where it is cut."""
 
     names: tuple[str, ...] = field(metadata={KEY: "labels"})
     layout: TextLayout = field(metadata={KEY: "text"})
