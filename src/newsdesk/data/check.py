@@ -331,7 +331,7 @@ def _label_faults(
         return
     told = {label.strip() for fault in faults for label in fault.odd}
     odd = [(_rare_classes(Counter(each for each in labels if each not in told)), lines, labels)]
-    there, there_lines = ([], []) if other is None else _labels_of_other(other, form, found.columns[0])
+    there, there_lines = _labels_of_other(other, form, found.columns[0])
     if other is not None and there:
         missing, untested = _absent_classes(labels, there, other.path)
         odd += [(missing, there_lines, there), (untested, lines, labels)]
@@ -377,8 +377,12 @@ def _unmatched(labels: Collection[str], classes: Collection[str]) -> list[str]:
     return [label for label in labels if not matcher.candidates(label)]
 
 
-def _labels_of_other(other: Table, form: LabelFormat, column: str) -> tuple[list[str], list[int]]:
+def _labels_of_other(
+    other: Table | None, form: LabelFormat, column: str
+) -> tuple[list[str], list[int]]:
     """The labels of the other file, in the column of that name or one with a usual name, and their lines."""
+    if other is None:
+        return [], []
     if not form.columns:
         form = replace(form, column=column if column in other.columns else None)
     try:
