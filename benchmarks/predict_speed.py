@@ -39,8 +39,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from newsdesk.data.labelled import to_examples
 from newsdesk.data.examples import Examples
+from newsdesk.data.labelled import to_examples
 from newsdesk.data.load import load_split
 from newsdesk.evaluation.rows import evaluation_rows
 from newsdesk.files import write_json

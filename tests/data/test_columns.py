@@ -59,9 +59,7 @@ def test_names_that_a_parquet_file_declares_are_used_and_minus_one_means_unlabel
 
 def test_numbers_are_ids_where_a_parquet_file_declares_names_that_are_numbers():
     stars = {"label": ("1", "2", "3")}
-    found = labels_with_faults(
-        table("text,label", ("a", 0), ("b", 1), ("c", 2), class_names=stars), "label"
-    )
+    found = labels_with_faults(table("text,label", ("a", 0), ("b", 1), ("c", 2), class_names=stars), "label")
     assert found == (("1", "2", "3"), ())
 
 

@@ -183,7 +183,10 @@ def several(sets, names=("a", "b", "c"), texts=None) -> Examples:
 def test_examples_tell_rows_apart_by_their_labels():
     first, second = several([[1, 0, 0], [0, 1, 1]]), several([[1, 0, 0], [0, 1, 0]])
     assert first.fingerprint() == several([[1, 0, 0], [0, 1, 1]]).fingerprint() != second.fingerprint()
-    assert joined([first, second]).select([3, 0]).labels.tolist() == [[False, True, False], [True, False, False]]
+    assert joined([first, second]).select([3, 0]).labels.tolist() == [
+        [False, True, False],
+        [True, False, False],
+    ]
     assert first.label_rows().tolist() == [1, 1, 1]
     single = Examples(("x",), np.array([0]), ("a", "b", "c"), "test")
     with pytest.raises(ValueError, match="labels of the same classes"):
@@ -257,7 +260,7 @@ def test_the_seed_alone_decides_what_is_held_out_and_its_choice_is_pinned():
     assert chosen[0] == PINNED
 
 
-PINNED = ()
+PINNED = (*("text 6", "text 7", "text 12", "text 15", "text 16"), *("text 21", "text 31", "text 33"))
 
 
 def test_samples_are_of_exactly_the_rows_asked_for_and_keep_every_label():
@@ -294,7 +297,9 @@ def run(tmp_path):
     def run(task: str = "multi", **data: object) -> RunFolder:
         folder = RunFolder(tmp_path / "run")
         folder.path.mkdir(exist_ok=True)
-        folder.write_recipe(load_recipe(None, {f"data.{key}": value for key, value in data.items()}).to_toml())
+        folder.write_recipe(
+            load_recipe(None, {f"data.{key}": value for key, value in data.items()}).to_toml()
+        )
         folder.write_labels(Labels(NAMES, TextLayout(("text",)), 128, task=task))
         return folder
 
@@ -320,14 +325,12 @@ def test_a_run_of_one_class_a_text_refuses_several(tmp_path, run):
     with pytest.raises(UserError, match="line 1: the row has several labels"):
         evaluation_rows(run("single"), str(write(tmp_path / "a.jsonl", ["money", "sport"])), "test")
     with pytest.raises(UserError, match="where a text has one class"):
-        evaluation_rows(
-            run("single"), str(write(tmp_path / "a.jsonl", "money")), "test", label_separator=";"
-        )
+        evaluation_rows(run("single"), str(write(tmp_path / "a.jsonl", "money")), "test", label_separator=";")
 
 
 def test_unknown_labels_are_refused_dropped_or_counted_label_by_label(tmp_path, run):
     path = write(tmp_path / "a.jsonl", ["money", "rain"], ["SPORT"], [], ["rain", "hail"])
-    with pytest.raises(UserError, match="2 of 4 rows in a.jsonl have labels that are not classes") as refused:
+    with pytest.raises(UserError, match=r"2 of 4 rows in a\.jsonl have labels that are not") as refused:
         evaluation_rows(run(), str(path), "test")
     assert "'rain' (2 rows, lines 1, 4), 'hail' (1 row, line 4)" in str(refused.value.found)
     dropped = evaluation_rows(run(), str(path), "test", unknown_labels="drop")
@@ -337,7 +340,9 @@ def test_unknown_labels_are_refused_dropped_or_counted_label_by_label(tmp_path, 
     wrong = evaluation_rows(run(), str(path), "test", unknown_labels="count-wrong", notice=said.append)
     assert wrong.label_names == ("money", "sport", "rain", "hail")
     assert wrong.labels.astype(int).tolist() == [[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 1]]
-    assert any("2 of 4 rows, whose labels are not classes of the run, are counted as errors" in s for s in said)
+    assert any(
+        "2 of 4 rows, whose labels are not classes of the run, are counted as errors" in s for s in said
+    )
 
 
 def test_joined_labels_that_a_run_does_not_know_name_the_separator(tmp_path, run):

@@ -43,8 +43,8 @@ def recipe_flags(function: Function) -> Function:
         dialect: Any,
         **given: Any,
     ) -> Any:
-        columns = ("text", "label", "label_separator", "label_columns", "task", "template", "normaliser")
-        columns += ("unknown_labels",)
+        columns = ["text", "label", "label_separator", "label_columns", "task", "template", "normaliser"]
+        columns.append("unknown_labels")
         read_as = {name: given.pop(name) for name in columns} | dialect.to_dict()
         flags = {f"data.{name}": value for name, value in read_as.items()}
         flags |= {"data.train": train_data, "data.validation": valid}

@@ -377,9 +377,7 @@ def _unmatched(labels: Collection[str], classes: Collection[str]) -> list[str]:
     return [label for label in labels if not matcher.candidates(label)]
 
 
-def _labels_of_other(
-    other: Table | None, form: LabelFormat, column: str
-) -> tuple[list[str], list[int]]:
+def _labels_of_other(other: Table | None, form: LabelFormat, column: str) -> tuple[list[str], list[int]]:
     """The labels of the other file, in the column of that name or one with a usual name, and their lines."""
     if other is None:
         return [], []

@@ -174,9 +174,7 @@ def _groups_of(texts: Sequence[str]) -> list[Group]:
     return list(groups.values())
 
 
-def _dealt(
-    examples: Examples, size: int, seed: int, least: NDArray[np.int64] | int = 0
-) -> NDArray[np.int64]:
+def _dealt(examples: Examples, size: int, seed: int, least: NDArray[np.int64] | int = 0) -> NDArray[np.int64]:
     """1 for about ``size`` rows to set aside, 0 for the others, (rows,), in proportion by labels.
 
     ``least`` is how many rows of each label are to be set aside, (labels,). Every label keeps a row.
@@ -360,7 +358,7 @@ def aligned_labels(examples: Examples, label_names: Sequence[str]) -> NDArray[An
             fix="rename the classes or drop those rows; to learn new classes, train on them",
         )
     if not examples.is_multi:
-        return labels
+        return np.asarray(labels)
     sets = np.zeros((len(examples), len(label_names)), dtype=np.bool_)
     for column in np.flatnonzero(ids_here >= 0):
         sets[:, ids_here[column]] |= examples.labels[:, column]

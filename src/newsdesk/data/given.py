@@ -90,7 +90,7 @@ def _of_matrix(matrix: np.ndarray[Any, Any], names: Sequence[Any]) -> GivenLabel
     if len(wrong):
         row, column = wrong[0].tolist()
         raise ValueError(f"labels[{row}, {column}] is {matrix[row, column]!r:.60}, neither 0 nor 1")
-    values = [tuple(names[place] for place in np.flatnonzero(row)) for row in is_set]
+    values = [tuple(names[place] for place in np.flatnonzero(row).tolist()) for row in is_set]
     return GivenLabels(values, is_multi=True, names=tuple(names))
 
 

@@ -124,8 +124,7 @@ def audit(
         drop: of ``KINDS``, the findings whose rows the cleaned copy leaves out without a review.
         command: what was typed, for audit.json.
         progress: called while things are fetched, and with the rows embedded.
-        layout: ``text``, ``label``, ``template``, ``dialect`` and so on: how rows become texts and classes, as
-            in training.
+        layout: ``text``, ``label``, ``dialect`` and so on: how rows become texts and classes, as in training.
 
     Raises UserError when data, base or packages do not allow it, or the copy cannot go where it should.
     """
