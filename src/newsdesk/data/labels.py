@@ -419,7 +419,7 @@ class LabelFault:
     def at(self, lines: Sequence[int], labels: Sequence[str]) -> Self:
         """The fault with the lines of its rows; both arguments have one entry a row."""
         odd = set(self.odd)
-        found = (line for line, label in zip(lines, labels, strict=True) if label in odd)
+        found = dict.fromkeys(line for line, label in zip(lines, labels, strict=True) if label in odd)
         return replace(self, lines=tuple(islice(found, _LINES_KEPT)))
 
     def __str__(self) -> str:
