@@ -274,7 +274,7 @@ def test_parameters_are_shown_and_checked(quick):
         (TEXTS, [*LABELS[:-1], None], UserError, "has no label"),
         (TEXTS, ["a"] * 240, UserError, "two classes"),
         ([], [], UserError, "no rows"),
-        (TEXTS, [["a", "b"]] * 240, UserError, "several labels"),
+        (TEXTS, [["a", "b"], *LABELS[1:]], TypeError, r"labels\[1\] is no list of labels"),
     ],
 )
 def test_bad_rows_are_refused_in_one_sentence(quick, texts, labels, error, says):

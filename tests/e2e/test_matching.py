@@ -277,16 +277,19 @@ def test_validation_rows_are_matched_to_the_training_rows_classes(tiny_base, new
     assert "class numbers, read as 1 = Gadgets, 2 = Sport, 3 = Tech-markets" in told.err
 
 
-def test_labels_that_are_lists_are_refused_by_train_in_csv_and_jsonl(tiny_base, newsdesk, tmp_path):
+def test_lists_of_labels_are_refused_by_train_in_csv_and_jsonl_where_a_text_has_one(
+    tiny_base, newsdesk, tmp_path
+):
     rows = rows_of(30, seed=1)
     listed = tmp_path / "rows.jsonl"
     listed.write_text("".join(json.dumps({"text": text, "label": [one, "All"]}) + "\n" for text, one in rows))
     spelled = write(tmp_path / "rows.csv", [(text, f"['{one}', 'All']") for text, one in rows])
     for data in (listed, spelled):
-        refused = newsdesk("train", "--data", data, "--base", tiny_base("bert"), "--out", tmp_path / "run")
+        flags = ("--task", "single", "--base", tiny_base("bert"), "--out", tmp_path / "run")
+        refused = newsdesk("train", "--data", data, *flags)
         assert refused.code == 1
         assert "the row has several labels" in refused.err
-        assert "several are not supported yet" in refused.err
+        assert "--task multi" in refused.err
 
 
 CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"

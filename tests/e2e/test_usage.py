@@ -17,35 +17,36 @@ from newsdesk.prediction import open_model as loading
 COMMON = {"--debug", "--help"}
 LIMITS = ("--max-characters", "--max-columns", "--max-unpacked")
 DIALECT = ("--header", "--no-header", "--delimiter", "--quote", "--encoding", *LIMITS)
+LABEL = ("--label", "--label-separator", "--label-columns")
 LABELLED = ("--unknown-labels", *DIALECT)
 FLAGS = {
     "train": {
-        *("--recipe", "--data", "--valid", "--base", "--out", "--text", "--label", "--template"),
+        *("--recipe", "--data", "--valid", "--base", "--out", "--text", *LABEL, "--task", "--template"),
         *("--normaliser", *LABELLED, "--epochs", "--set", "--overwrite", "--resume", "--dry-run"),
         *("--baseline", "--no-baseline", "--stack", "--no-stack", "--track", "--json"),
     },
     "sweep": {
-        *("--recipe", "--data", "--valid", "--base", "--out", "--text", "--label", "--template"),
+        *("--recipe", "--data", "--valid", "--base", "--out", "--text", *LABEL, "--task", "--template"),
         *("--normaliser", *LABELLED, "--epochs", "--set", "--baseline", "--no-baseline", "--json"),
         *("--vary", "--method", "--trials", "--seeds", "--folds", "--budget", "--prune", "--no-prune"),
         *("--stack", "--no-stack", "--resume"),
     },
     "evaluate": {
         *("--data", "--split", "--baseline", "--with-text", "--unknown-labels"),
-        *("--text", "--label", "--template", *LABELLED, "--json"),
+        *("--text", *LABEL, "--template", *LABELLED, "--json"),
     },
     "calibrate": {
         *("--data", "--stack", "--no-stack"),
         "--learned-rows",
         "--unknown-labels",
         "--text",
-        "--label",
+        *LABEL,
         "--template",
         *LABELLED,
         "--json",
     },
     "compare": {
-        *("--split", "--data", "--csv", "--unknown-labels", "--text", "--label", "--template"),
+        *("--split", "--data", "--csv", "--unknown-labels", "--text", *LABEL, "--template"),
         *(*LABELLED, "--json"),
     },
     "explain": {"--top", "--target", "--json"},
@@ -65,7 +66,7 @@ FLAGS = {
         *("--text", "--template", *DIALECT, "--json"),
     },
     "export": {
-        *("--to", "--out", "--data", "--overwrite", "--text", "--label", "--template", *LABELLED, "--json"),
+        *("--to", "--out", "--data", "--overwrite", "--text", *LABEL, "--template", *LABELLED, "--json"),
         *("--learned-rows", "--unknown-labels", "--max-loss", "--max-loss-upper"),
     },
     "import-adapter": {
@@ -88,7 +89,7 @@ FLAGS = {
     "data list": {"--json"},
     "data pull": {"--out"},
     "data check": {
-        *("--against", "--text", "--label", "--template", "--normaliser", *DIALECT),
+        *("--against", "--text", *LABEL, "--task", "--template", "--normaliser", *DIALECT),
         *("--base", "--max-length", "--json"),
     },
 }
