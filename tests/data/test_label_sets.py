@@ -396,5 +396,11 @@ def test_the_check_proposes_the_separator_that_then_leaves_nothing_to_say(tmp_pa
     assert check(path, label_separator=";").is_ok
 
 
+def test_many_combinations_of_few_labels_are_no_free_text(tmp_path):
+    cells = [f"{first};{second}" for first in "abcdefg" for second in "abcdefg" if first < second]
+    fault, _rare = check(write(tmp_path / "a.jsonl", *cells, "a", "b", "c")).label_faults
+    assert "--label-separator ';'" in fault.fix
+
+
 def test_the_separator_may_be_written_as_it_is_typed():
     assert LabelFormat.of(label_separator=r"\n").separator == "\n"

@@ -430,8 +430,9 @@ class LabelFault:
 
 def label_faults(counts: Mapping[str, int], column: str) -> list[LabelFault]:
     """What is wrong with labels that occur so many times in the column of that name."""
-    rows = sum(counts.values())
-    if rows >= _FREE_TEXT_ROWS and len(counts) > _FREE_TEXT_SHARE * rows:
+    rows, joined = sum(counts.values()), joined_labels(counts)
+    most = rows * _FREE_TEXT_SHARE
+    if rows >= _FREE_TEXT_ROWS and len(counts) > most and not _are_few_when_split(counts, joined, most):
         wrong = f"{len(counts):,} classes in {rows:,} rows: {column!r} looks like free text or row numbers"
         return [LabelFault(wrong, {}, "name the column that holds the class with --label")]
     several = "write it in one way, or train with --set data.merge_case=true, which reads them as one class"
@@ -452,11 +453,19 @@ def label_faults(counts: Mapping[str, int], column: str) -> list[LabelFault]:
         ),
     )
     found = [LabelFault.of(counts, labels, wrong, fix) for labels, wrong, fix in others if labels]
-    for separator, labels in joined_labels(counts).items():
+    for separator, labels in joined.items():
         fix = f"if a text may have several labels, say so: --label-separator {shown_separator(separator)}"
         fix += "; else keep one label in each row"
         found.append(LabelFault.of(counts, labels, "labels that look like several in one", fix))
     return [*spellings, *found]
+
+
+def _are_few_when_split(counts: Collection[str], joined: Mapping[str, Collection[str]], most: float) -> bool:
+    """Whether most cells are several labels joined by one separator, of which there are at most so many."""
+    usual = [separator for separator, labels in joined.items() if 2 * len(labels) > len(counts)]
+    return any(
+        len({folded(part) for label in counts for part in label.split(each)}) <= most for each in usual
+    )
 
 
 def joined_labels(labels: Collection[str], known: Collection[str] = ()) -> dict[str, list[str]]:
