@@ -213,8 +213,8 @@ def evaluate(
         with_text: put the texts into the predictions file.
         tell: called with why a tracker of the run did not get the figures, a sentence each.
         progress: called while things are fetched, and with the rows done.
-        reading: ``text``, ``label``, ``template``, ``dialect``, ``unknown_labels``: how columns and labels
-            are read, as for :func:`evaluation_rows`.
+        reading: ``text``, ``label``, ``label_separator``, ``label_columns``, ``template``, ``dialect``,
+            ``unknown_labels``: how columns and labels are read, as for :func:`evaluation_rows`.
 
     Raises:
         UserError: when run, base model or rows cannot be used together.

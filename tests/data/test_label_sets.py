@@ -269,6 +269,9 @@ def test_samples_are_of_exactly_the_rows_asked_for_and_keep_every_label():
         first = first_rows(examples, rows, seed=1)
         assert len(first) == rows
         assert first.label_rows().min() >= 1
+    assert len(first_rows(several([[1, 1, 1], [1, 0, 0], [0, 1, 0]]), 1, seed=0)) == 1
+    with pytest.raises(UserError, match=r"(?s)2 training rows cannot cover 3 classes.*train_rows=3"):
+        first_rows(several(np.eye(3)), 2, seed=0)
     copies = several([[1, 1, 0]] * 10, texts=["same"] * 10)
     assert tuple(map(len, split(copies, 3, seed=0))) == (7, 3)
     with pytest.raises(UserError, match=r"(?s)too few rows would be left.*3 rows of 3 labels; 2 set aside"):
