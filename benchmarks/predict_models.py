@@ -21,7 +21,8 @@ from newsdesk.exports.onnx_conversion import to_onnx, traced, write_onnx
 from newsdesk.files import sha256_of, write_json
 from newsdesk.model.catalog import resolve_base, resolve_config
 from newsdesk.runs.exported import KINDS, MODEL_FILES, ExportManifest, Kind, find_exported
-from newsdesk.runs.folder import MANIFEST, Labels
+from newsdesk.runs.folder import MANIFEST
+from newsdesk.runs.labels import Labels
 from newsdesk.runs.manifest import BaseFacts, ExportedRun
 from newsdesk.stored import write_stored
 

@@ -36,7 +36,8 @@ from newsdesk.files import open_tensors, sha256_of, write_text
 from newsdesk.reports.facts import RunFacts
 from newsdesk.reports.model_card import card_text
 from newsdesk.runs.calibration import CALIBRATION, read_held_out_rows, write_held_out_rows
-from newsdesk.runs.folder import CARD, LABELS, MANIFEST, RunFolder, open_run
+from newsdesk.runs.folder import CARD, MANIFEST, RunFolder, open_run
+from newsdesk.runs.labels import LABELS
 from newsdesk.runs.log import Step, read_log, to_record
 from newsdesk.runs.manifest import DataFacts
 from newsdesk.runs.ready_made import CATALOGUE, ReadyMade, ready_made

@@ -15,7 +15,8 @@ from newsdesk.data.examples import Examples
 from newsdesk.evaluation.evaluate import evaluate_examples, write_metrics
 from newsdesk.evaluation.predicted_rows import write_evaluated_rows
 from newsdesk.files import write_text
-from newsdesk.runs.folder import Labels, RunFolder
+from newsdesk.runs.folder import RunFolder
+from newsdesk.runs.labels import Labels
 from newsdesk.runs.log import Event, EventLog, Started, Step, Validation
 from newsdesk.runs.manifest import SPLIT_OFF, BaseFacts, DataFacts, Manifest, RowFacts, TrainingFacts
 

@@ -11,7 +11,7 @@ import numpy as np
 from newsdesk.data.columns import TextLayout
 from newsdesk.files import sha256_of, write_json
 from newsdesk.runs.exported import MODEL_FILES, ExportedModel, ExportManifest, Kind
-from newsdesk.runs.folder import Labels
+from newsdesk.runs.labels import Labels
 from newsdesk.runs.manifest import BaseFacts, ExportedRun
 from newsdesk.stored import write_stored
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Unpack
 from newsdesk.errors import UserError
 from newsdesk.prediction.open_model import find_model, needing_train_extra, open_model
 from newsdesk.prediction.predictions import Predictions
-from newsdesk.runs.calibration import softmax
 from newsdesk.runs.folder import ModelFolder, RunFolder, open_run
 from newsdesk.runs.ready_made import name_of, require_own
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from newsdesk.config import ResolvedRecipe
     from newsdesk.data.table import Table
     from newsdesk.evaluation.evaluate import Evaluation
+    from newsdesk.evaluation.label_sets import LabelSetEvaluation
     from newsdesk.evaluation.rows import LearnedRowsRule, Reading
     from newsdesk.experiments.results import SweepResults
     from newsdesk.experiments.sweep import SweepEvent, SweepSettings
@@ -201,7 +201,7 @@ def evaluate(
     tell: Callable[[str], None] = lambda _sentence: None,
     progress: Progress | None = None,
     **reading: Unpack[Reading],
-) -> Evaluation:
+) -> Evaluation | LabelSetEvaluation:
     """Evaluate a run or export on labelled rows; write ``metrics.json`` and ``predictions-<split>.csv``.
 
     Of a ready-made classifier nothing is written: it belongs to the installation.
@@ -219,8 +219,8 @@ def evaluate(
     Raises:
         UserError: when run, base model or rows cannot be used together.
     """
-    from newsdesk.evaluation.evaluate import evaluate_examples
-    from newsdesk.evaluation.predicted_rows import predictions_path, write_evaluated_rows
+    from newsdesk.evaluation.measured import measured
+    from newsdesk.evaluation.predicted_rows import predictions_path
     from newsdesk.evaluation.rows import baseline_of, evaluation_rows, known_texts_of
 
     run = find_model(run_path)
@@ -229,29 +229,26 @@ def evaluate(
     known = known_texts_of(run, progress)
     reference = baseline_of(run, rows, progress) if baseline else None
     classifier = open_model(run, engine="own", checks="all", progress=progress)
-    encoded = classifier.encode(rows.texts)
-    logits, _distances = classifier.outputs(encoded.ids, progress=progress)
-    probabilities = softmax(logits, classifier.temperature)
-    evaluation = evaluate_examples(
-        probabilities,
+    kept = None if name_of(run.path) else target
+    found = measured(
+        classifier,
         rows,
-        run.labels.names,
         split=split,
         model=name_of(run.path) or str(run.path),
-        temperature=classifier.temperature,
-        uncalibrated=softmax(logits),
         baseline=reference,
-        encoded=encoded,
         learned=None if known is None else known.learned_rows(rows.texts),
+        target=kept,
+        with_text=with_text,
+        progress=progress,
     )
-    if not name_of(run.path):
-        names = evaluation.metrics.label_names
-        write_evaluated_rows(probabilities, rows, names, target, with_text=with_text)
-        _keep(evaluation, run, tell)
-    return evaluation
+    if kept is not None:
+        _keep(found, run, tell)
+    return found
 
 
-def _keep(evaluation: Evaluation, model: ModelFolder, tell: Callable[[str], None]) -> None:
+def _keep(
+    evaluation: Evaluation | LabelSetEvaluation, model: ModelFolder, tell: Callable[[str], None]
+) -> None:
     """Write an evaluation's figures where a model's card and trackers have them."""
     from newsdesk.evaluation.evaluate import write_metrics
     from newsdesk.reports.model_card import refresh_card

@@ -15,16 +15,26 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.data.given import LABEL, TEXT, given_labels, given_table, given_texts, one_each, uneven
+from newsdesk.data.given import (
+    LABEL,
+    TEXT,
+    GivenLabels,
+    given_labels,
+    given_table,
+    given_texts,
+    one_each,
+    uneven,
+)
 from newsdesk.data.labels import LabelMatcher
 from newsdesk.data.table import IN_MEMORY
 from newsdesk.files import damaged
 
 if TYPE_CHECKING:
     from newsdesk.evaluation.evaluate import Evaluation
+    from newsdesk.evaluation.label_sets import LabelSetEvaluation
     from newsdesk.prediction.classifier import Classifier
     from newsdesk.prediction.predictions import Predictions
-    from newsdesk.runs.folder import LabelKind
+    from newsdesk.runs.labels import LabelKind
     from newsdesk.runs.log import Event
 
 _KEYS = {
@@ -166,24 +176,51 @@ class TextClassifier:
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
-        """The likeliest class of each text, (rows,), as the labels were given; empty texts get one, too."""
+        """The likeliest class of each text, (rows,), as the labels were given; empty texts get one, too.
+
+        Where a text may have several labels, 0 or 1 for each label, (rows, labels), in the order of
+        ``classes_``, as scikit-learn's classifiers answer; `answers` names them.
+        """
+        decisions = self.classifier.decisions
+        if decisions is not None:
+            found = self.classifier.predict(given_texts(X), answer_empty=True).assigned
+            return np.asarray(found[:, self._columns], dtype=np.int64)
         best = self.predict_proba(X).argmax(axis=1)
         answers: NDArray[Any] = self.classes_[best]
         return answers
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
-        """Calibrated probabilities, (rows, classes), in the order of ``classes_``; rows sum to one."""
+        """Calibrated probabilities, (rows, classes), in the order of ``classes_``; rows sum to one.
+
+        Where a text may have several labels, each has a probability of its own, and rows do not.
+        """
         found = self.classifier.predict(given_texts(X), answer_empty=True).probabilities.astype(np.float64)
+        if self.classifier.task == "multi":
+            return np.asarray(found[:, self._columns], dtype=np.float64)
         ordered: NDArray[np.float64] = (found / found.sum(axis=1, keepdims=True))[:, self._columns]
         return ordered
 
     def score(self, X: Any, y: Any) -> float:  # noqa: N803
-        """The accuracy on labelled texts; labels of unknown classes count as errors."""
+        """The accuracy on labelled texts; labels of unknown classes count as errors.
+
+        Where a text may have several labels: the share of texts that get just their own (subset accuracy).
+        """
+        if self.classifier.task == "multi":
+            return self._subset_accuracy(X, given_labels(y))
         ids = _ids_of(one_each(y, "labels"), self.classifier.label_names)
         found = self.predict_proba(X).argmax(axis=1)
         if len(ids) != len(found):
             raise uneven(len(found), len(ids))
         return float(np.mean(self._columns[found] == ids))
+
+    def _subset_accuracy(self, texts: Any, labels: GivenLabels) -> float:
+        ids = LabelMatcher(self.classifier.label_names)
+        wanted = [{ids.match(str(label)) for label in row} for row in labels.values]
+        found = self.predict(texts)
+        if len(wanted) != len(found):
+            raise uneven(len(found), len(wanted))
+        given = (set(self._columns[np.flatnonzero(row)].tolist()) for row in found)
+        return float(np.mean([one == other for one, other in zip(given, wanted, strict=True)]))
 
     def answers(
         self,
@@ -202,7 +239,13 @@ class TextClassifier:
             given_texts(X), abstain=abstain, confidence=confidence, sets=sets, off_topic=off_topic
         )
 
-    def evaluate(self, X: Any, y: Any, *, split: str = "test") -> Evaluation:  # noqa: N803
+    def evaluate(
+        self,
+        X: Any,  # noqa: N803
+        y: Any,
+        *,
+        split: str = "test",
+    ) -> Evaluation | LabelSetEvaluation:
         """Accuracy, F1, calibration and the rest, with intervals, on texts that were not trained on.
 
         What ``newsdesk evaluate`` writes is kept in the run under the name ``split``. Raises UserError for
@@ -321,7 +364,7 @@ class TextClassifier:
     def _use(self, path: Path, finalizer: Callable[[], object] | None = None) -> None:
         """Predict with the run or exported model at ``path`` from now on; a folder of an earlier fit goes."""
         from newsdesk.prediction.open_model import find_model
-        from newsdesk.runs.folder import LABELS
+        from newsdesk.runs.labels import LABELS
 
         found = find_model(path)
         path, labels = found.path, found.labels

@@ -20,7 +20,8 @@ from newsdesk.data.stratification import label_counts, stratified
 from newsdesk.data.stream import read_table
 from newsdesk.errors import UserError
 from newsdesk.evaluation.rows import evaluation_rows
-from newsdesk.runs.folder import Labels, RunFolder
+from newsdesk.runs.folder import RunFolder
+from newsdesk.runs.labels import Labels
 
 ROWS = (
     ("Budget talks at the stadium", ("money", "sport")),

@@ -18,8 +18,8 @@ from newsdesk.data.table import Row
 from newsdesk.errors import UserError
 from newsdesk.prediction.bulk import Classified, predict_file
 from newsdesk.prediction.open_model import open_model
+from newsdesk.prediction.output_formats import OUTPUT_TABLES
 from newsdesk.prediction.output_table import (
-    OUTPUT_TABLES,
     Piece,
     check_destination,
     output_format,

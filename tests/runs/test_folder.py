@@ -10,7 +10,8 @@ import pytest
 from newsdesk.data.columns import TextLayout
 from newsdesk.errors import UserError
 from newsdesk.files import sha256_of
-from newsdesk.runs.folder import HEADER, MANIFEST, Labels, RunFolder, open_run, require_free, staged
+from newsdesk.runs.folder import HEADER, MANIFEST, RunFolder, open_run, require_free, staged
+from newsdesk.runs.labels import Labels
 from newsdesk.runs.manifest import BaseFacts, Manifest
 
 SEALED = Manifest(newsdesk="0.1.0", versions={}, base=BaseFacts("b", "b", None), seed=42)

@@ -42,9 +42,9 @@ from newsdesk.runs.manifest import (  # noqa: E402
 )
 from newsdesk.runs.off_topic import OffTopicScore  # noqa: E402
 from newsdesk.training.run import (  # noqa: E402
-    class_ids,
     run_training,
     seed_everything,
+    truth_of,
 )
 
 ARABIC = Path(__file__).parents[1] / "languages" / "arabic.csv"
@@ -420,7 +420,7 @@ def test_the_reference_of_a_base_is_what_others_can_load_it_by():
 
 def test_rows_without_labels_are_no_training_rows():
     with pytest.raises(ValueError, match="carry labels"):
-        class_ids(Examples(("a",), None, (), "x"))
+        truth_of(Examples(("a",), None, (), "x"))
 
 
 def test_one_seed_decides_all_random_states():

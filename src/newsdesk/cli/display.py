@@ -134,8 +134,10 @@ class TrainingDisplay(Display):
             self._paused += time.monotonic() - self._last_event
             best = "  (best so far)" if event.best and self._chooses else ""
             classes = over_classes(event.macro_f1_classes, event.classes)
+            of_sets = "" if event.micro_f1 is None else f"micro F1 {event.micro_f1:.2%}, "
+            accuracy = "accuracy" if event.micro_f1 is None else "all labels right"
             self.line(
-                f"epoch {event.epoch:.2f}  validation: accuracy {event.accuracy:.2%}, "
+                f"epoch {event.epoch:.2f}  validation: {of_sets}{accuracy} {event.accuracy:.2%}, "
                 f"macro F1 {event.macro_f1:.2%} over {classes}, loss {event.loss:.4f}{best}"
             )
         elif isinstance(event, Remark):

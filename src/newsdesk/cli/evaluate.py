@@ -23,6 +23,7 @@ from newsdesk.cli.shared import (
     verb,
 )
 from newsdesk.errors import UserError, counted
+from newsdesk.stored import to_content
 
 if TYPE_CHECKING:
     from newsdesk.evaluation.compare import ChangedRow, ClassChange, RunComparison
@@ -47,16 +48,20 @@ _CLASSES_SHOWN = 12
 def evaluate(run: Path, data: str, split: str, as_json: bool, **settings: Any) -> None:
     """Measure a run on labelled rows, with intervals."""
     from newsdesk import api
-    from newsdesk.cli.tables import render_errors, render_evaluation, render_notes
+    from newsdesk.cli.tables import render_errors, render_evaluation, render_label_sets, render_notes
+    from newsdesk.evaluation.label_sets import LabelSetEvaluation
     from newsdesk.evaluation.predicted_rows import predictions_path
     from newsdesk.runs.ready_made import located, name_of
 
     with shown_progress() as progress:
         result = api.evaluate(run, data, split=split, tell=notice, progress=progress, **settings)
     if as_json:
-        say(result.to_dict())
+        say(to_content(result))
         return
-    say([*render_evaluation(result), *render_errors(result.errors), *render_notes(result)])
+    if isinstance(result, LabelSetEvaluation):
+        say([*render_label_sets(result), *render_notes(result)])
+    else:
+        say([*render_evaluation(result), *render_errors(result.errors), *render_notes(result)])
     if name := name_of(located(run)):
         note(
             f"not kept: newsdesk models pull {name} --out runs/{name} makes a run of your own, which keeps it"
@@ -97,10 +102,14 @@ def calibrate(run: Path, data: tuple[str, ...], stack: bool | None, as_json: boo
 
 def _render_calibration(folder: Path, found: Calibration) -> list[str]:
     error, loss = found.expected_calibration_error, found.negative_log_likelihood
+    by = f"temperature {found.temperature:.4f}"
+    if found.decisions is not None:
+        by = f"probabilities and thresholds of {len(found.decisions):,} labels"
+    unit = "row" if found.decisions is None else "label of a text"
     lines = [
-        f"{folder}: temperature {found.temperature:.4f} by {found.source}",
+        f"{folder}: {by} by {found.source}",
         f"  calibration error {100 * error.before:.2f} points before, {100 * error.after:.2f} after",
-        f"  negative log-likelihood {loss.before:.4f} nats per row before, {loss.after:.4f} after",
+        f"  negative log-likelihood {loss.before:.4f} nats per {unit} before, {loss.after:.4f} after",
     ]
     if found.folded not in (1.0, found.temperature):
         lines.append(

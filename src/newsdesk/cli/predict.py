@@ -72,6 +72,11 @@ _FAINTEST = 0.15  # of the strongest weight: weaker words are not coloured
     is_flag=True,
     help="With --engine cascade: keep to --loss as the calibration rows estimate it, without a promise.",
 )
+@flag(
+    "--indicators",
+    is_flag=True,
+    help="Where a text may have several labels: a column of 0 and 1 for each, not a list of labels.",
+)
 @flag("--rejects", help="The file for rows that cannot be classified; default: beside the output.")
 @flag("--strict", is_flag=True, help="Stop at the first row that cannot be classified.")
 @flag("--answer-empty", is_flag=True, help="Label empty texts, and texts without a known token, too.")
@@ -136,6 +141,8 @@ def predict(
         from newsdesk.prediction.output_table import check_destination
 
         check_destination(target, source=given, format=form)
+    if settings["indicators"] and (as_json or (texts and not (output or form))):
+        raise click.UsageError("--indicators is for a file: give --output or --format.")
     if as_json or (texts and not (output or form)):
         _predict_in_memory(opened, texts, given, settings, promise, as_json=as_json)
     else:

@@ -17,11 +17,12 @@ from newsdesk.data.words import isolated
 from newsdesk.errors import counted
 from newsdesk.evaluation.evaluate import Evaluation, RowError, TextsRead
 from newsdesk.evaluation.significance import PairedComparison
-from newsdesk.metrics import Metrics
+from newsdesk.metrics import Metrics, over_classes
 from newsdesk.reports.facts import confusions
 from newsdesk.training.linear_baseline import BaselineResult
 
 if TYPE_CHECKING:
+    from newsdesk.evaluation.label_sets import LabelSetEvaluation
     from newsdesk.training.plan import Lengths, Plan
 
 WIDTH = 80
@@ -110,7 +111,62 @@ def render_evaluation(evaluation: Evaluation) -> list[str]:
     return [*lines, "", *_class_table(metrics), "", *confusions]
 
 
-def render_notes(evaluation: Evaluation) -> list[str]:
+def render_label_sets(evaluation: LabelSetEvaluation) -> list[str]:
+    """The lines of a report where a text may have several labels: headline figures, labels, confusions."""
+    found = evaluation.metrics
+    low, high = found.micro_f1_interval
+    lines = [
+        figure("micro F1", _accuracy(found.micro_f1, (low, high))),
+        figure("  precision, recall", f"{_percent(found.micro_precision)}, {_percent(found.micro_recall)}"),
+        figure(
+            "macro F1",
+            f"{_accuracy(found.macro_f1, found.macro_f1_interval)}   over "
+            f"{over_classes(found.macro_f1_labels, len(found.label_names), 'label')}",
+        ),
+        figure("all labels right", _accuracy(found.subset_accuracy, found.subset_accuracy_interval)),
+        figure("texts", f"{found.rows:,}, of which {found.texts_without_labels:,} without a label"),
+        figure("labels a text", f"{found.labels_per_text:.2f}; assigned {found.assigned_per_text:.2f}"),
+        figure("ranking average precision", f"{found.label_ranking_average_precision:.4f}"),
+        figure("coverage error", f"{found.coverage_error:.2f} labels"),
+        figure("negative log-likelihood", f"{found.negative_log_likelihood:.4f} nats a label"),
+        figure(
+            "calibration error", f"{100 * found.assigned_calibration_error:.2f} points of assigned labels"
+        ),
+    ]
+    if evaluation.texts is not None:
+        lines += _texts_read(evaluation.texts)
+    shown = [one for one in found.per_label if one.support or one.f1]
+    title = ""
+    if len(shown) > LARGEST_MATRIX:
+        shown = sorted(shown, key=lambda one: (one.f1, -one.support))[:WORST_SHOWN]
+        title = f"the {WORST_SHOWN} labels of the lowest F1"
+    width = max([_LEAST_LABEL_WIDTH, *(min(_LABEL_WIDTH, cell_len(one.label)) for one in shown)])
+    rows = [
+        {
+            "label": cut(one.label, width),
+            "precision": f"{one.precision:.1%}",
+            "recall": f"{one.recall:.1%}",
+            "F1": f"{one.f1:.1%}",
+            "95 % interval": f"{one.f1_interval[0]:.1%} to {one.f1_interval[1]:.1%}",
+            "texts": one.support,
+        }
+        for one in shown
+    ]
+    lines += ["", *([title] if title else []), *(render_columns(rows) if rows else [])]
+    for what, pairs in (
+        ("assigned in place of", found.confused),
+        ("assigned, and beside it missed", found.missed_beside),
+    ):
+        if pairs:
+            lines += ["", f"{what} (texts)"]
+            lines += [
+                f"{pair.texts:>7,}  {cut(pair.assigned, _LABEL_WIDTH)} -> {cut(pair.missed, _LABEL_WIDTH)}"
+                for pair in pairs[:WORST_SHOWN]
+            ]
+    return lines
+
+
+def render_notes(evaluation: Evaluation | LabelSetEvaluation) -> list[str]:
     """What a person should know of the rows behind the figures, wrapped."""
     sentences = (note if note.startswith("WARNING") else f"note: {note}" for note in evaluation.notes())
     notes = [line for sentence in sentences for line in wrap(sentence, WIDTH, break_on_hyphens=False)]

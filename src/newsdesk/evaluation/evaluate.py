@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +26,27 @@ from newsdesk.progress import Progress
 from newsdesk.runs.calibration import Calibration, Change, HeldOutRows, store_calibration
 from newsdesk.runs.exported import KINDS, ExportedModel, find_exported
 from newsdesk.runs.folder import RunFolder
+from newsdesk.runs.label_decisions import strata
+from newsdesk.runs.labels import require_single
 from newsdesk.runs.linear_model import LinearModel, Stack
 from newsdesk.runs.off_topic import OFF_TOPIC, off_topic_score
-from newsdesk.stored import OPTIONAL, UNSTORED, read_stored_by_name, to_content, with_format
+from newsdesk.stored import (
+    OPTIONAL,
+    UNSTORED,
+    WrongContentError,
+    from_content,
+    read_content,
+    to_content,
+    with_format,
+)
 from newsdesk.training.linear_baseline import BaselineResult
 
+if TYPE_CHECKING:
+    from newsdesk.evaluation.label_sets import LabelSetEvaluation
+
+LABEL_SETS = "label_sets"
+"""What metrics.json calls the figures of texts with several labels."""
+_FIX = "move it away and evaluate again"
 _ERRORS_NAMED = 5
 _CLEARLY_MORE = 0.2  # share of the rows that agree beyond the accuracy
 
@@ -247,7 +263,7 @@ def require_plausible_numbers(
 
     ``labels`` is (rows,), ``logits`` (rows, classes). Raises UserError: nothing may be fitted on such rows.
     """
-    if examples.matching is None or not examples.matching.positions:
+    if examples.matching is None or not examples.matching.positions or examples.is_multi:
         return
     found = _likelier_order(confusion_matrix(labels, np.argmax(logits, axis=1), len(names)), names)
     if found is not None:
@@ -264,25 +280,40 @@ def padded(probabilities: NDArray[np.floating], classes: int) -> NDArray[np.floa
     return np.pad(probabilities, ((0, 0), (0, beyond))) if beyond > 0 else probabilities
 
 
-def write_metrics(evaluation: Evaluation, path: Path) -> None:
+def write_metrics(evaluation: Evaluation | LabelSetEvaluation, path: Path) -> None:
     """Put the evaluation into a metrics.json under its split's name, beside the splits already there.
 
     An earlier evaluation of the same split is replaced. Atomic. Raises UserError when the file there
     is not one of ours, and leaves it as it is.
     """
-    evaluations = {**read_metrics(path), evaluation.split: evaluation}
-    write_json(path, with_format({split: entry.to_dict() for split, entry in evaluations.items()}))
+    content = {**read_entries(path), evaluation.split: to_content(evaluation)}
+    write_json(path, with_format(content))
+
+
+def read_entries(path: Path) -> dict[str, dict[str, Any]]:
+    """What a metrics.json has by split, empty where there is none. Raises UserError if damaged."""
+    if not path.exists():
+        return {}
+    found = read_content(path, fix=_FIX)
+    for split, entry in found.items():
+        if not isinstance(entry, dict):
+            raise damaged(path, f"{split:.80} is not an object", fix=_FIX)
+    return found
 
 
 def read_metrics(path: Path) -> dict[str, Evaluation]:
-    """The evaluations in a metrics.json by split, empty where there is none. Raises UserError if damaged."""
-    if not path.exists():
-        return {}
-    fix = "move it away and evaluate again"
-    found = read_stored_by_name(path, Evaluation, fix=fix)
+    """The evaluations in a metrics.json by split, without those of several labels a text (`label_sets`).
+
+    Empty where there is none. Raises UserError if damaged.
+    """
+    entries = {split: entry for split, entry in read_entries(path).items() if LABEL_SETS not in entry}
+    try:
+        found = {split: from_content(Evaluation, entry, split) for split, entry in entries.items()}
+    except WrongContentError as error:
+        raise damaged(path, str(error), fix=_FIX) from None
     for split, evaluation in found.items():
         if evaluation.split != split:
-            raise damaged(path, f"{split:.80}.split is {evaluation.split!r:.80}", fix=fix)
+            raise damaged(path, f"{split:.80}.split is {evaluation.split!r:.80}", fix=_FIX)
     return found
 
 
@@ -338,6 +369,7 @@ def linear_model_for(
     if not stack:
         linear = LinearModel.of_folder(found.path, len(found.labels.names))
         return linear and linear.with_stack(0.0)
+    require_single(found.path, found.labels, "a linear model beside the encoder")
     own = known_rows(
         found, purpose="a linear model learns from", otherwise="leave out --stack", progress=progress
     )
@@ -374,8 +406,7 @@ def fit_off_topic_score(run: RunFolder, data: TrainingData, progress: Progress |
     """Fit the off-topic score of a run that was trained without one, on its own rows."""
     classifier = RunClassifier(run, progress=progress)
     train, held_out = (classifier.token_ids(rows.texts) for rows in (data.train, data.calibrating))
-    found = off_topic_score(
-        classifier.features, train, aligned_labels(data.train, data.train.label_names), held_out
-    )
+    labels = strata(aligned_labels(data.train, data.train.label_names))
+    found = off_topic_score(classifier.features, train, labels, held_out)
     if found is not None:
         found[0].save(run.off_topic)

@@ -20,6 +20,7 @@ from newsdesk.errors import UserError, counted
 from newsdesk.progress import Progress
 from newsdesk.runs.exported import ExportedModel
 from newsdesk.runs.folder import RunFolder
+from newsdesk.runs.label_decisions import strata
 from newsdesk.runs.ready_made import name_of
 from newsdesk.training.held_out import HeldOut
 from newsdesk.training.linear_baseline import BaselineResult, linear_baseline
@@ -70,7 +71,9 @@ def known_rows(
             # Runs of earlier versions do not say which rows chose their state.
             if trained is None or not trained.choosing_rows or data.validation.labels is None:
                 return data
-            return replace(data, choosing=tuple(HeldOut.split(data.validation.labels, seed)[0].tolist()))
+            return replace(
+                data, choosing=tuple(HeldOut.split(strata(data.validation.labels), seed)[0].tolist())
+            )
     name, part = changed[0]
     raise UserError(
         f"the {name} rows are no longer those that {found.path} was trained with",

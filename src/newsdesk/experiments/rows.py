@@ -115,6 +115,12 @@ class SweepRows:
             found = load_training_data(
                 data.model_copy(update=shared), seed=self._seed, progress=self._progress
             )
+            if found.train.is_multi:
+                raise UserError(
+                    "a sweep cannot be made yet where a text may have several labels",
+                    found=f"rows of {found.train.source} with several labels",
+                    fix="train each recipe by itself, and compare the runs",
+                )
             if self._loaded:
                 first = next(iter(self._loaded.values()))
                 _require_same_rows(first, found, cross_validated=bool(self._folds))

@@ -26,6 +26,7 @@ from newsdesk.exports.parity import (
     Loss,
     Quality,
     compare,
+    compare_sets,
     measured_with,
     no_setting_passes,
     require_enough_rows,
@@ -47,6 +48,8 @@ from newsdesk.prediction.open_model import RunClassifier, open_model
 from newsdesk.progress import Progress
 from newsdesk.runs.calibration import (
     Calibration,
+    HeldOutRows,
+    calibrate,
     fit_temperature,
     read_calibration,
     read_held_out_rows,
@@ -61,6 +64,7 @@ from newsdesk.runs.exported import (
     find_exported,
 )
 from newsdesk.runs.folder import MANIFEST, RunFolder, figures_in, require_not_around_us, require_nothing_else
+from newsdesk.runs.label_decisions import LabelDecisions
 from newsdesk.runs.linear_model import LINEAR_MODEL, LinearModel
 from newsdesk.runs.off_topic import OFF_TOPIC
 from newsdesk.stored import write_stored
@@ -117,7 +121,9 @@ def export_run(
         _write_common(run, kind, model, folder)
         manifest = _unsealed_manifest(run, kind)
         write_stored(folder / MANIFEST, manifest)  # enough to open it; the files' hashes come last
-        candidate = Candidate(run, kind, folder, model, evidence, reference, observe, progress)
+        candidate = Candidate(
+            run, kind, folder, model, evidence, reference, observe, progress, classifier.decisions
+        )
         tried = candidate.write_int8(limits) if limits is not None else [candidate.write_float32()]
         without_linear = candidate.fold_temperature()
         quality = ExportQuality(
@@ -151,6 +157,7 @@ class Candidate:
     reference: Logits
     observe: Callable[[Quality], None]
     progress: Progress | None
+    decisions: LabelDecisions | None = None
 
     @property
     def weights(self) -> Path:
@@ -187,10 +194,9 @@ class Candidate:
         encoded = classifier.encode(self.evidence.examples.texts)
         logits, distances = classifier.outputs(encoded.ids, progress=self.progress)
         megabytes = self.weights.stat().st_size / 1e6
-        rows = self.evidence.validation_rows
-        quality = compare(setting, self.reference, logits, self.evidence.labels, megabytes, rows)
         scores = classifier.linear_scores(encoded.ids)
         held_out = self.evidence.held_out(logits, distances, encoded.readable, scores)
+        quality = self._compared(setting, logits, megabytes, held_out)
         if held_out is not None:  # the last to be measured is the one that is taken
             source = f"{counted(len(held_out.labels), 'row')} held out from {self.evidence.examples.source}"
             store_calibration(self.folder, held_out, source)
@@ -198,6 +204,23 @@ class Candidate:
                 classifier.off_topic.with_reference(held_out.distances).save(self.folder / OFF_TOPIC)
         self.observe(quality)
         return quality
+
+    def _compared(
+        self, setting: str, logits: Logits, megabytes: float, held_out: HeldOutRows | None
+    ) -> Quality:
+        rows, labels = self.evidence.validation_rows, self.evidence.labels
+        if self.run.labels.task == "single":
+            return compare(setting, self.reference, logits, labels, megabytes, rows)
+        outputs = self.reference, logits
+        decisions = [self.decisions, self.decisions]
+        if held_out is not None:  # both by decisions that were fitted on the same rows
+            count = len(held_out.labels)
+            alike = (replace(held_out, logits=each[:count], linear=None) for each in outputs)
+            decisions = [calibrate(rows, "").decisions for rows in alike]
+        own, its = decisions
+        assert own is not None  # a run of several labels has them
+        assert its is not None
+        return compare_sets(setting, outputs, (own, its), labels, megabytes, rows)
 
     def fold_temperature(self) -> Loss | None:
         """Divide the last layer by the temperature, so that other programs give calibrated probabilities.
@@ -207,7 +230,7 @@ class Candidate:
         same as before.
         """
         found, rows = read_calibration(self.folder), read_held_out_rows(self.folder)
-        if found is None or rows is None:
+        if found is None or rows is None or found.decisions is not None:
             return None
         temperature, lost = found.temperature, None
         linear = LinearModel.of_folder(self.folder, len(self.run.labels.names))
@@ -265,6 +288,8 @@ def _divide_head(model: PreTrainedModel, temperature: float) -> None:
 
 def _write_common(run: RunFolder, kind: Kind, model: PreTrainedModel, folder: Path) -> None:
     """Configuration, tokenizer and labels: what every kind carries."""
+    if run.labels.task == "multi":
+        model.config.problem_type = "multi_label_classification"
     model.config.save_pretrained(folder)
     for file in sorted(run.tokenizer.iterdir()):
         write_bytes(folder / file.name, read_regular(file))

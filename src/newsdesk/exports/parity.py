@@ -9,6 +9,7 @@ from importlib.metadata import version
 from math import ceil
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +19,18 @@ from newsdesk.data.examples import Examples, joined
 from newsdesk.data.load import TrainingData
 from newsdesk.errors import UserError, counted
 from newsdesk.evaluation.significance import LEVEL, paired_difference_interval
+from newsdesk.label_set_metrics import Counts, bootstrap_intervals, resampled_counts
 from newsdesk.metrics import wilson_interval
 from newsdesk.runs.calibration import HeldOutRows
 from newsdesk.runs.exported import Kind
+from newsdesk.runs.label_decisions import LabelDecisions
 from newsdesk.stored import OPTIONAL
 
 LARGEST_DIFFERENCE = 1e-3
 """Between a float32 export's logits and the run's: rounding of sums in another order stays far below."""
 LEAST_AGREEMENT = 0.99
+LEAST_LABELS_SHARED = 0.95
+"""Of the labels that the run or the export assigns, those that both do."""
 MOST_ROWS = 5000
 FEW_ROWS, FILLED_ROWS = 1000, 2000
 """Below so many validation rows, training rows are taken besides, up to so many in all."""
@@ -56,8 +61,8 @@ class Evidence:
         return len(self.examples) - self.validation_rows
 
     @property
-    def labels(self) -> NDArray[np.int64]:
-        """Class ids, (rows,)."""
+    def labels(self) -> NDArray[Any]:
+        """Class ids, (rows,), or truth values, (rows, labels)."""
         assert self.examples.labels is not None  # every way to make one wants labelled rows
         return self.examples.labels
 
@@ -152,11 +157,13 @@ class Limits:
         tried = range(max(1, near - 1), near + 3)
         return next(n for n in tried if paired_difference_interval(0, 0, n)[1] <= self.loss_upper)
 
-    def describe(self) -> str:
-        """The limits in words."""
+    def describe(self, *, of_sets: bool = False) -> str:
+        """The limits in words; ``of_sets`` where a text may have several labels."""
+        agreement = f"{LEAST_LABELS_SHARED if of_sets else LEAST_AGREEMENT:.0%} agreement"
+        points = "points of micro F1 lost" if of_sets else "points lost"
         return (
-            f"at most {100 * self.loss:g} points lost and {100 * self.loss_upper:g} at the upper end of the "
-            f"interval, more than {LEAST_AGREEMENT:.0%} agreement"
+            f"at most {100 * self.loss:g} {points} and {100 * self.loss_upper:g} at the upper end of the "
+            f"interval, more than {agreement}"
         )
 
 
@@ -181,6 +188,21 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class LostF1:
+    """What a candidate loses of the run's micro F1 where a text may have several labels.
+
+    Attributes:
+        rows: the texts compared.
+        interval: 95 % interval of the loss, by drawing texts with replacement.
+        validation: the loss on the validation rows alone; None without any.
+    """
+
+    rows: int
+    interval: tuple[float, float]
+    validation: float | None = None
+
+
+@dataclass(frozen=True)
 class Quality:
     """How one candidate compares with the run in float32, on the same rows.
 
@@ -193,6 +215,9 @@ class Quality:
         megabytes: size of the model file, 10**6 bytes.
         loss: what the accuracy lost rests on; None in an export made before this was kept.
         validation_loss: the same of the validation rows alone; None without any.
+        f1_lost: where a text may have several labels, what is lost of micro F1, by which ``accuracy`` and
+            ``accuracy_lost`` count then; agreement is the share of labels that both assign, of those that
+            either does. None: a text has one label.
     """
 
     setting: str
@@ -206,6 +231,14 @@ class Quality:
     agreement_interval: tuple[float, float]
     loss: Loss | None = None
     validation_loss: Loss | None = None
+    f1_lost: LostF1 | None = field(default=None, metadata=OPTIONAL)
+
+    @property
+    def lost_interval(self) -> tuple[float, float] | None:
+        """95 % interval of what is lost; None in an export made before this was kept."""
+        if self.f1_lost is not None:
+            return self.f1_lost.interval
+        return None if self.loss is None else self.loss.interval
 
     @property
     def is_exact(self) -> bool:
@@ -218,13 +251,17 @@ class Quality:
         As measured on the validation rows alone it may not lose more than the limit of the upper end, either:
         training rows, on which the run is more confident, could outvote them.
         """
-        if not self.keeps_answers(limits) or self.loss is None or self.loss.interval[1] > limits.loss_upper:
+        interval = self.lost_interval
+        if not self.keeps_answers(limits) or interval is None or interval[1] > limits.loss_upper:
             return False
-        return self.validation_loss is None or self.validation_loss.lost <= limits.loss_upper
+        alone = None if self.validation_loss is None else self.validation_loss.lost
+        alone = alone if self.f1_lost is None else self.f1_lost.validation
+        return alone is None or alone <= limits.loss_upper
 
     def keeps_answers(self, limits: Limits) -> bool:
         """Whether it is close as measured, were there no chance in it."""
-        return self.accuracy_lost <= limits.loss + 1e-12 and self.agreement > LEAST_AGREEMENT
+        least = LEAST_AGREEMENT if self.f1_lost is None else LEAST_LABELS_SHARED
+        return self.accuracy_lost <= limits.loss + 1e-12 and self.agreement > least
 
 
 @dataclass(frozen=True)
@@ -293,6 +330,47 @@ def compare(
     )
 
 
+def compare_sets(
+    setting: str,
+    outputs: tuple[Logits, Logits],
+    decisions: tuple[LabelDecisions, LabelDecisions],
+    labels: NDArray[Any],
+    megabytes: float,
+    validation_rows: int = 0,
+) -> Quality:
+    """As `compare` of the run's and a candidate's logits, each (rows, labels), by the decisions of each."""
+    finite = bool(np.isfinite(outputs[1]).all())
+    expected, given = (
+        rule.assigned(rule.probabilities(np.nan_to_num(logits)))
+        for rule, logits in zip(decisions, outputs, strict=True)
+    )
+    rows = len(labels)
+    either = int((expected | given).sum())
+    both = int((expected & given).sum()) if finite else 0
+    of_run, of_export = _micro_f1(expected, labels), _micro_f1(given, labels)
+    drawn = [mine.micro_f1() - its.micro_f1() for mine, its in resampled_counts(labels, [expected, given], 0)]
+    low, high = np.quantile(np.concatenate(drawn), [LEVEL / 2, 1 - LEVEL / 2])
+    ((export_low, export_high),) = bootstrap_intervals(given, labels, [Counts.micro_f1])
+    first = slice(validation_rows)
+    alone = _micro_f1(expected[first], labels[first]) - _micro_f1(given[first], labels[first])
+    return Quality(
+        setting=setting,
+        rows=rows,
+        accuracy=of_export if finite else 0.0,
+        accuracy_lost=of_run - of_export if finite else 1.0,
+        agreement=both / either if either else 1.0,
+        largest_difference=float(np.abs(outputs[0] - outputs[1]).max()) if finite else float("inf"),
+        megabytes=megabytes,
+        accuracy_interval=(export_low, export_high),
+        agreement_interval=wilson_interval(both, either) if either else (1.0, 1.0),
+        f1_lost=LostF1(rows, (float(low), float(high)), alone if validation_rows else None),
+    )
+
+
+def _micro_f1(assigned: NDArray[np.bool_], labels: NDArray[np.bool_]) -> float:
+    return float(Counts.of(assigned, labels).micro_f1())
+
+
 def _loss(only_run: NDArray[np.bool_], only_export: NDArray[np.bool_]) -> Loss:
     rows, to_wrong, to_right = len(only_run), int(only_run.sum()), int(only_export.sum())
     return Loss(rows, to_wrong, to_right, paired_difference_interval(to_wrong, to_right, rows))
@@ -333,6 +411,11 @@ def no_setting_passes(tried: Sequence[Quality], rows: EvidenceFacts, limits: Lim
 
 def rows_to_tell(quality: Quality, limits: Limits) -> int | None:
     """On how many rows it would pass if all went as on these; None where more rows would not help."""
+    if quality.f1_lost is not None:
+        lost, (_low, high) = quality.accuracy_lost, quality.f1_lost.interval
+        if not quality.keeps_answers(limits) or lost >= limits.loss_upper:
+            return None
+        return ceil(quality.rows * max(1.0, (high - lost) / (limits.loss_upper - lost)) ** 2)
     loss = quality.loss
     if loss is None or not quality.keeps_answers(limits) or loss.lost >= limits.loss_upper:
         return None
@@ -366,8 +449,9 @@ def require_exact(quality: Quality) -> None:
 
 def render_progress(quality: Quality) -> str:
     """A line for a setting that was just measured."""
+    lost = f"{quality.accuracy_lost * 100:+.2f} points lost{_interval_of(quality.lost_interval)}"
     return (
-        f"{quality.setting}: {quality.accuracy_lost * 100:+.2f} points lost{_interval_of(quality.loss)}, "
+        f"{quality.setting}: {lost}, "
         f"{quality.agreement:.2%} agreement with the run on {counted(quality.rows, 'row')}, "
         f"{quality.megabytes:.1f} MB"
     )
@@ -376,22 +460,23 @@ def render_progress(quality: Quality) -> str:
 def render_tried(tried: Sequence[Quality], rows: EvidenceFacts, limits: Limits | None) -> list[str]:
     """The table of settings tried, a line each, what is allowed, and the rows that it rests on."""
     width = max((len(quality.setting) for quality in tried), default=0)
+    of_sets = any(quality.f1_lost is not None for quality in tried)
     lines = [f"{'setting':<{width}} {'points lost':>11} {'95 % interval':>15} {'agreement':>9} {'MB':>6}"]
     for quality in tried:
-        low, high = (0.0, 0.0) if quality.loss is None else quality.loss.interval
+        low, high = quality.lost_interval or (0.0, 0.0)
         interval = f"{100 * low:.2f} to {100 * high:.2f}"
         lines.append(
             f"{quality.setting:<{width}} {quality.accuracy_lost * 100:>11.2f} {interval:>15} "
             f"{quality.agreement:>9.2%} {quality.megabytes:>6.1f}"
         )
     exact = f"logits within {LARGEST_DIFFERENCE:g} of the run's"
-    lines.append(f"allowed: {exact if limits is None else limits.describe()}")
+    lines.append(f"allowed: {exact if limits is None else limits.describe(of_sets=of_sets)}")
     kinds = {"row": (rows.validation, " held out"), "training row": (rows.training, "")}
     measured = " and ".join(counted(n, row) + where for row, (n, where) in kinds.items() if n)
     of_validation = tried[-1].validation_loss if tried else None
     if limits is None or not rows.training or of_validation is None:
         return [*lines, f"measured on {measured}"]
-    alone = f"{100 * of_validation.lost:.2f} points lost{_interval_of(of_validation)}"
+    alone = f"{100 * of_validation.lost:.2f} points lost{_interval_of(of_validation.interval)}"
     return [
         *lines,
         f"measured on {measured}: {_OF_TRAINING_ROWS}",
@@ -401,14 +486,15 @@ def render_tried(tried: Sequence[Quality], rows: EvidenceFacts, limits: Limits |
 
 def render_without_linear(loss: Loss) -> str:
     """What other programs lose, a sentence."""
+    rows = counted(loss.rows, "calibration row")
     return (
         "programs other than newsdesk compute the encoder without the linear model stacked on it: "
-        f"{100 * loss.lost:+.2f} points lost{_interval_of(loss)} on {counted(loss.rows, 'calibration row')}"
+        f"{100 * loss.lost:+.2f} points lost{_interval_of(loss.interval)} on {rows}"
     )
 
 
-def _interval_of(loss: Loss | None) -> str:
-    if loss is None:
+def _interval_of(interval: tuple[float, float] | None) -> str:
+    if interval is None:
         return ""
-    low, high = loss.interval
+    low, high = interval
     return f" (95 % interval {100 * low:.2f} to {100 * high:.2f})"

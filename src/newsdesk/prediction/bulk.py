@@ -24,8 +24,8 @@ from newsdesk.errors import UserError, listed
 from newsdesk.model.tokenizer import Truncation
 from newsdesk.prediction.abstention import REASON, DecisionRule, Promises
 from newsdesk.prediction.classifier import Classifier
+from newsdesk.prediction.output_formats import OUTPUT_TABLES
 from newsdesk.prediction.output_table import (
-    OUTPUT_TABLES,
     Format,
     OutputTable,
     Piece,
@@ -220,6 +220,7 @@ def predict_file(
     dialect: Dialect = DETECTED,
     top_k: int = 1,
     all_probabilities: bool = False,
+    indicators: bool = False,
     rejects: Path | None = None,
     strict: bool = False,
     observe: Observer = lambda _event: None,
@@ -240,6 +241,7 @@ def predict_file(
         template: how columns make one text; None: likewise.
         dialect: how the input is written, and whether it has a header; by default detected.
         top_k, all_probabilities: how many classes to name, and whether to append a column for each.
+        indicators: where a text may have several labels, a column of 0 and 1 for each instead of a list.
         rejects: the file for bad rows; None: ``OUTPUT.rejects.jsonl``, and for a stream ``observe`` alone.
         strict: stop at the first bad row; what was written stays, and the call without ``strict`` resumes.
         observe: called with every event.
@@ -262,6 +264,8 @@ def predict_file(
         "all_probabilities": all_probabilities,
         "answer_empty": asked.get("answer_empty", False),
     }
+    if indicators:
+        settings["indicators"] = True
     job = _Job(predictor, settings, predictor.decision_rule(**asked), strict, observe)
     stated = dialect.asking(text or predictor.layout.text_columns, template=template)
     with _opened(source, stated) as stream:
@@ -296,6 +300,8 @@ class _Job:
             arrow_schema=stream.arrow_schema,
             packed=packed,
             in_array=stream.in_array,
+            several=self.predictor.task == "multi",
+            indicators=self.settings.get("indicators", False),
         )
 
     def identity(self) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from newsdesk.prediction.open_model import open_model
 from newsdesk.progress import Progress, Unit
 from newsdesk.runs.calibration import HeldOutRows, fit_temperature, softmax
 from newsdesk.runs.exported import ExportedModel
-from newsdesk.runs.folder import Labels, RunFolder
+from newsdesk.runs.folder import RunFolder
+from newsdesk.runs.labels import Labels
 
 LOSS, CONFIDENCE = 0.002, 0.95
 CASCADE_THRESHOLDS = THRESHOLDS[::4]

@@ -28,7 +28,8 @@ from newsdesk.runs.calibration import (
     read_held_out_rows,
     softmax,
 )
-from newsdesk.runs.folder import Labels
+from newsdesk.runs.label_decisions import LabelDecisions
+from newsdesk.runs.labels import Labels, several_labels
 from newsdesk.runs.linear_model import LINEAR_MODEL, LinearModel
 from newsdesk.runs.off_topic import OFF_TOPIC, OffTopicScore
 
@@ -43,6 +44,7 @@ class Classifier(ABC):
     Attributes:
         path, files: the folder it was loaded from, and the sha256 of each file by its manifest.
         label_names: class names in id order.
+        task: whether each text has one of them (``single``), or any number (``multi``).
         layout: how rows of a file become texts.
         engine: what computes it, in a few words.
         tokenizer: what makes token ids of texts.
@@ -58,6 +60,7 @@ class Classifier(ABC):
         self.path = path
         self.files = files
         self.label_names = labels.names
+        self.task = labels.task
         self.layout: TextLayout = labels.layout
         self.engine = engine
         self.calibration: Calibration | None = read_calibration(path)
@@ -124,6 +127,33 @@ class Classifier(ABC):
             return 1.0
         return self.calibration.temperature
 
+    @property
+    def decisions(self) -> LabelDecisions | None:
+        """Which labels a text gets by its logits; None where each has one.
+
+        Of a run that was not calibrated: those more probable than not. Raises UserError where the manifest
+        lists a calibration that is not there, and where it is of other labels.
+        """
+        if self.task == "single":
+            return None
+        if self.calibration is None:
+            self._require_unlisted(CALIBRATION, "newsdesk calibrate makes it again")
+            labels = len(self.label_names)
+            return LabelDecisions((1.0,) * labels, (0.0,) * labels, (0.5,) * labels, at_least_one=False)
+        found = self.calibration.decisions
+        if found is None or len(found) != len(self.label_names):
+            wrong = f"decisions of {len(found or ())} labels, not {len(self.label_names)}"
+            raise damaged(self.path / CALIBRATION, wrong, fix=f"newsdesk calibrate {self.path}")
+        return found
+
+    def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Calibrated probabilities of logits, both (rows, classes).
+
+        Rows sum to one; where a text may have several labels, each label has a probability of its own.
+        """
+        decisions = self.decisions
+        return softmax(logits, self.temperature) if decisions is None else decisions.probabilities(logits)
+
     def _require_unlisted(self, name: str, fix: str) -> None:
         """Raise UserError for a file that is not there, if the manifest lists it."""
         if name in self.files:
@@ -152,6 +182,8 @@ class Classifier(ABC):
         Raises UserError where its calibration rows cannot promise as much, or it has none, or no off-topic
         score.
         """
+        if self.task == "multi" and (asked.get("abstain") is not None or asked.get("sets") is not None):
+            raise several_labels(self.path, "--abstain and --sets promise of one label a text, and")
         if asked.get("off_topic") is not None and self.off_topic is None:
             raise UserError(
                 f"{self.path} cannot say which texts are off topic",
@@ -208,23 +240,24 @@ class Classifier(ABC):
         encoded = self.encode(texts)
         logits, distances = self.outputs(encoded.ids, progress=progress)
         return Predictions(
-            softmax(logits, self.temperature),
+            self.probabilities(logits),
             self.label_names,
             rule,
             None if distances is None or not self.off_topic else self.off_topic.p_values(distances),
             None if answer_empty else encoded.unreadable,
             encoded.truncation,
+            self.decisions,
         )
 
     def predict_probabilities(
         self, texts: Sequence[str], *, progress: Progress | None = None
     ) -> NDArray[np.float32]:
-        """Calibrated probabilities, (texts, classes), rows summing to one; ``texts`` as for the logits.
+        """Calibrated probabilities, (texts, classes); ``texts`` as for the logits.
 
         Raises TypeError for a single str.
         """
         _refuse_one_text(texts, "predict_probabilities")
-        return softmax(self.predict_logits(texts, progress=progress), self.temperature)
+        return self.probabilities(self.predict_logits(texts, progress=progress))
 
     def predict_logits(
         self, texts: Sequence[str], *, progress: Progress | None = None

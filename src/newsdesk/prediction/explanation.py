@@ -15,6 +15,7 @@ from newsdesk.data.words import Span, language_tag, normalise, without, word_spa
 from newsdesk.errors import UserError
 from newsdesk.model.tokenizer import Truncation
 from newsdesk.prediction.classifier import Classifier
+from newsdesk.prediction.predictions import Predictions
 
 PARTS = 128
 """How many parts of a text are left out in turn; a longer text is taken apart into phrases first."""
@@ -103,15 +104,17 @@ def explain(classifier: Classifier, text: str, *, target: str | None = None) -> 
     read = predictions.truncation or Truncation()
     predicted = int(probabilities.argmax())
     target_id = predicted if asked is None else asked
+    decisions = classifier.decisions
 
     def score(texts: Sequence[str]) -> NDArray[np.float64]:
-        return log_odds(_logits_of_distinct(classifier, texts), target_id)
+        logits = _logits_of_distinct(classifier, texts)
+        return log_odds(logits, target_id) if decisions is None else decisions.log_odds(logits)[:, target_id]
 
     base, full = score(["", text]).tolist()
     weights = {} if reason else _occlude_in_two_steps(score, text, full)
     return Explanation(
         text=text,
-        label=None if reason else classifier.label_names[predicted],
+        label=None if reason else _named(predictions, classifier.label_names[predicted]),
         probability=float(probabilities[predicted]),
         target=classifier.label_names[target_id],
         target_probability=float(probabilities[target_id]),
@@ -125,6 +128,12 @@ def explain(classifier: Classifier, text: str, *, target: str | None = None) -> 
         tokens=read.tokens,
         tokens_lost=read.lost,
     )
+
+
+def _named(predictions: Predictions, likeliest: str) -> str:
+    """The label of the one text there is; where it may have several, those that it has."""
+    labels = predictions.label_sets[0]
+    return likeliest if labels is None else ", ".join(labels) or "no label"
 
 
 def log_odds(logits: NDArray[np.floating], target: int) -> NDArray[np.float64]:

@@ -9,16 +9,23 @@ import shutil
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 
-from newsdesk.data.ninjs import CREATED_HERE, with_subjects
+from newsdesk.data.ninjs import CREATED_HERE
 from newsdesk.data.table import Fault, Row
-from newsdesk.errors import UserError, missing_package
+from newsdesk.errors import UserError
 from newsdesk.prediction.abstention import CANDIDATES, OFF_TOPIC, REASON
-from newsdesk.prediction.predictions import Predictions, delimited_lines, probability_column, rounded
+from newsdesk.prediction.predictions import (
+    LABELS,
+    PROBABILITIES,
+    Prediction,
+    Predictions,
+    probability_column,
+    rounded,
+)
 
 Format = Literal["csv", "tsv", "jsonl", "parquet", "ninjs", "submission"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -29,7 +36,8 @@ _ENDINGS: dict[str, Format] = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
 }
-_COMPRESSION = 6  # of gzip; 9 takes three times as long for one per cent
+GZIP_LEVEL = 6
+"""Of compressed output; 9 takes three times as long for one per cent."""
 _LOOKED_AT = 1 << 16  # bytes at the beginning and end of a file that tell whether predictions are in it
 
 Cells = Sequence[object]
@@ -74,14 +82,14 @@ def _holds_predictions(path: Path) -> bool:
     if not beginning:
         return True
     if beginning.startswith(b"PAR1"):
-        return b"probability" in end
+        return b"probabilit" in end
     if beginning.startswith(b"\x1f\x8b"):
         with suppress(zlib.error):
             beginning = zlib.decompressobj(wbits=31).decompress(beginning)
     if CREATED_HERE in beginning or CREATED_HERE in end:
         return True
     first_line = beginning.partition(b"\n")[0]
-    return b"probability" in first_line or first_line.strip() == b"ID,Label"
+    return b"probabilit" in first_line or first_line.strip() == b"ID,Label"
 
 
 def output_format(path: Path) -> Format:
@@ -112,7 +120,9 @@ class OutputTable(ABC):
 
     The input's columns come first, unchanged and in order. Then ``label`` and ``probability``; with ``top_k``
     2 or more ``label_2``, ``probability_2`` and so on; with ``all_probabilities`` a column ``p(<label>)`` for
-    each class; and the ``remarks`` asked for: candidates, reason, off_topic.
+    each class; and the ``remarks`` asked for: candidates, reason, off_topic. Where a text may have several
+    labels, there are ``labels`` and ``probabilities`` instead, lists of equal length, or with
+    ``indicators`` one column of 0 and 1 for each label.
 
     Attributes:
         columns: the input's columns.
@@ -135,17 +145,22 @@ class OutputTable(ABC):
         arrow_schema: Any = None,
         packed: bool = False,
         in_array: bool = False,
+        several: bool = False,
+        indicators: bool = False,
     ) -> None:
         """Take the input's columns; ``arrow_schema``, a pyarrow.Schema, gives them their types in parquet.
 
         A ``packed`` file is compressed with gzip, without name and time: the same content is the same bytes.
-        ``in_array`` says that the rows are the entries of a JSON array, as ninjs is written again.
+        ``in_array``: the rows are entries of a JSON array. ``several``: a text may have several labels.
 
-        Raises UserError when jsonl or parquet would need two columns of one name, and for parquet without
-        pyarrow.
+        Raises UserError when jsonl or parquet would need two columns of one name, for parquet without
+        pyarrow, and for ``top_k`` or ``indicators`` where they say nothing.
         """
+        _refuse_other_task(several=several, top_k=top_k, indicators=indicators)
         ranks = range(1, min(top_k, len(label_names)) + 1)
         ranked = [f"{name}_{rank}".removesuffix("_1") for rank in ranks for name in ("label", "probability")]
+        sets = [*label_names] if indicators else [LABELS, PROBABILITIES]
+        self._indicators = indicators
         every = map(probability_column, label_names) if all_probabilities else ()
         self.columns = tuple(columns)
         self._top_k = top_k
@@ -153,7 +168,7 @@ class OutputTable(ABC):
         self._remarks = tuple(remarks)
         self._arrow_schema = arrow_schema
         self._packed, self._in_array = packed, in_array
-        self._wanted = [*ranked, *every, *remarks]
+        self._wanted = [*(sets if several else ranked), *every, *remarks]
         self.names = output_names(self._wanted, columns)
         self._begun = False
         if self.knows_columns_by_name:
@@ -170,7 +185,7 @@ class OutputTable(ABC):
         content, refused = self._write(piece)
         self._begun = True
         if self._packed and not self.needs_conversion:
-            content = gzip.compress(content, _COMPRESSION, mtime=0)
+            content = gzip.compress(content, GZIP_LEVEL, mtime=0)
         return content, refused
 
     def resume(self, written: BinaryIO) -> None:
@@ -189,17 +204,25 @@ class OutputTable(ABC):
 
         The first class of a row that is not answered is None.
         """
-        ids, probabilities = predictions.top_k(self._top_k)
+        if predictions.decisions is None:
+            ids, probabilities = predictions.top_k(self._top_k)
+            named = [
+                _ranked(predictions, row, ids[row], probabilities[row]) for row in range(len(predictions))
+            ]
+        elif self._indicators:
+            unanswered: list[object] = [None] * len(predictions.label_names)
+            given = zip(predictions.assigned.astype(int).tolist(), predictions.answered, strict=True)
+            named = [row if is_answered else unanswered for row, is_answered in given]
+        else:
+            named = [_label_set(prediction) for prediction in predictions]
         cells: list[list[object]] = []
-        for row, label in enumerate(predictions.labels):
-            pairs = zip(ids[row], probabilities[row], strict=True)
-            _, *ranked = chain.from_iterable((predictions.label_names[i], rounded(p)) for i, p in pairs)
+        for row, answer in enumerate(named):
             others = map(rounded, predictions.probabilities[row]) if self._every_class else ()
             said: dict[str, object] = {REASON: predictions.reasons[row]}
             said[CANDIDATES] = predictions.candidates_of(row)
             if predictions.off_topic is not None:
                 said[OFF_TOPIC] = rounded(predictions.off_topic[row])
-            cells.append([label, *ranked, *others, *(said[name] for name in self._remarks)])
+            cells.append([*answer, *others, *(said[name] for name in self._remarks)])
         return cells
 
     def _lines(self, piece: Piece) -> tuple[dict[int, list[object]], dict[int, Fault]]:
@@ -228,223 +251,35 @@ class OutputTable(ABC):
         return cells
 
 
-class DelimitedTable(OutputTable):
-    """csv, or with another delimiter tsv. A row with a key that no column has is refused."""
-
-    delimiter = ","
-
-    def _write(self, piece: Piece) -> tuple[bytes, Refused]:
-        lines, faults = self._lines(piece)
-        header: list[Cells] = [] if self._begun else [[*self.columns, *self.names]]
-        return b"".join(delimited_lines(chain(header, lines.values()), self.delimiter)), faults
-
-    def _appended(self, predictions: Predictions) -> list[list[object]]:
-        cells = super()._appended(predictions)
-        return [[" | ".join(cell) if isinstance(cell, tuple) else cell for cell in row] for row in cells]
+def _ranked(
+    predictions: Predictions, row: int, ids: Iterable[Any], probabilities: Iterable[Any]
+) -> list[object]:
+    """The classes of a row and their probabilities in turn; the first class is None where not answered."""
+    pairs = zip(ids, probabilities, strict=True)
+    _, *others = chain.from_iterable((predictions.label_names[i], rounded(p)) for i, p in pairs)
+    return [predictions.labels[row], *others]
 
 
-class TabDelimitedTable(DelimitedTable):
-    """tsv."""
-
-    delimiter = "\t"
-
-
-class SubmissionTable(OutputTable):
-    """``ID,Label`` alone: the 0-based number of the row in the input, and the class id."""
-
-    def _write(self, piece: Piece) -> tuple[bytes, Refused]:
-        ids, answered = piece.predictions.class_ids.tolist(), piece.predictions.answered
-        labels = (label if is_answered else None for label, is_answered in zip(ids, answered, strict=True))
-        lines: Iterable[Cells] = zip(piece.numbers, labels, strict=True)
-        header: list[Cells] = [] if self._begun else [("ID", "Label")]
-        return b"".join(delimited_lines(chain(header, lines))), {}
+def _label_set(prediction: Prediction) -> list[object]:
+    """The labels of a row and their probabilities, as two lists; None where it is not answered."""
+    if prediction.labels is None:
+        return [None, None]
+    return [[*prediction.labels], [rounded(prediction.probabilities[name]) for name in prediction.labels]]
 
 
-class JsonLinesTable(OutputTable):
-    """One object a line; a row from jsonl keeps its own keys in their order."""
-
-    knows_columns_by_name = True
-
-    def _write(self, piece: Piece) -> tuple[bytes, Refused]:
-        return b"".join(map(self._line, piece.rows, self._appended(piece.predictions))), {}
-
-    def _line(self, row: Row, appended: Cells) -> bytes:
-        keys, names = self.columns if row.keys is None else row.keys, self.names
-        if not set(keys).isdisjoint(names):  # a key that came up after the first rows
-            names = output_names(self._wanted, [*self.columns, *keys])
-        values = (*(row.cells if row.keys else self._cells(row)), *appended)
-        return json_line(dict(zip((*keys, *names), values, strict=True)))
-
-
-_ROWS_PER_GROUP = 1 << 16
-_UNFIT = (ValueError, TypeError, OverflowError)  # pyarrow's own errors derive from these
-
-
-class ParquetTable(OutputTable):
-    """Pieces are Arrow record batches, the first after a schema; at the end they become row groups.
-
-    Types are the input's own where it has any, else those that the first piece shows: numbers where all
-    are numbers, text where they have no type in common. A later row of another type is refused.
-    """
-
-    knows_columns_by_name = True
-    needs_conversion = True
-
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        try:
-            import pyarrow.parquet
-        except ImportError as error:
-            raise missing_package("pyarrow", "parquet", "writing parquet") from error
-        super().__init__(*arguments, **settings)
-        self._pyarrow = pyarrow
-        self._schema: Any = None
-
-    def resume(self, written: BinaryIO) -> None:
-        """Take the types from what was written."""
-        self._schema = self._pyarrow.ipc.open_stream(written).schema
-        self._begun = True
-
-    def convert(self, written: BinaryIO, sink: BinaryIO) -> None:
-        """Write the parquet file of the pieces in ``written``, some row groups in memory at a time."""
-        batches = self._pyarrow.ipc.open_stream(written)
-        with (
-            gzip.GzipFile("", "wb", _COMPRESSION, sink, mtime=0)
-            if self._packed
-            else nullcontext(sink) as file,
-            self._pyarrow.parquet.ParquetWriter(file, batches.schema) as writer,
-        ):
-            waiting: list[Any] = []
-            for batch in batches:
-                waiting.append(batch)
-                if sum(map(len, waiting)) >= _ROWS_PER_GROUP:
-                    writer.write_table(self._pyarrow.Table.from_batches(waiting))
-                    waiting.clear()
-            if waiting:
-                writer.write_table(self._pyarrow.Table.from_batches(waiting))
-
-    def _write(self, piece: Piece) -> tuple[bytes, Refused]:
-        lines, faults = self._lines(piece)
-        head = b""
-        if not self._begun:
-            self._schema = self._schema_of(list(lines.values()))
-            head = self._schema.serialize().to_pybytes()
-        try:
-            batch = self._batch(list(lines.values()))
-        except _UNFIT:
-            for position in list(lines):
-                fault = self._misfit(piece.rows[position].line, lines[position])
-                if fault is not None:
-                    faults[position] = fault
-                    del lines[position]
-            batch = self._batch(list(lines.values()))
-        return head + batch.serialize().to_pybytes(), faults
-
-    def _batch(self, lines: Sequence[Cells]) -> Any:
-        columns = zip(*lines, strict=True) if lines else [()] * len(self._schema)
-        arrays = [self._array(cells, field.type) for cells, field in zip(columns, self._schema, strict=True)]
-        return self._pyarrow.RecordBatch.from_arrays(arrays, schema=self._schema)
-
-    def _schema_of(self, lines: Sequence[Cells]) -> Any:
-        fields = []
-        for i, name in enumerate((*self.columns, *self.names)):
-            if self._arrow_schema is not None and i < len(self.columns):
-                arrow_type = self._arrow_schema.field(i).type
-                if self._pyarrow.types.is_dictionary(arrow_type):
-                    arrow_type = arrow_type.value_type
-            elif i >= len(self.columns) and self._wanted[i - len(self.columns)] == CANDIDATES:
-                arrow_type = self._pyarrow.list_(self._pyarrow.string())  # the first rows may have none
-            else:
-                arrow_type = self._type_of([cells[i] for cells in lines])
-            fields.append((name, arrow_type))
-        return self._pyarrow.schema(fields)
-
-    def _type_of(self, values: list[object]) -> Any:
-        try:
-            found = self._pyarrow.array(values).type
-        except _UNFIT:
-            return self._pyarrow.string()
-        return self._pyarrow.string() if self._pyarrow.types.is_null(found) else found
-
-    def _array(self, values: Cells, arrow_type: Any) -> Any:
-        if self._pyarrow.types.is_string(arrow_type):
-            texts = (value if value is None or isinstance(value, str) else str(value) for value in values)
-            # A lone surrogate has no form in UTF-8.
-            values = [text and text.encode(errors="backslashreplace").decode() for text in texts]
-        return self._pyarrow.array(values, arrow_type)
-
-    def _misfit(self, line: int, cells: Cells) -> Fault | None:
-        for value, field in zip(cells, self._schema, strict=True):
-            try:
-                self._array([value], field.type)
-            except _UNFIT:
-                return Fault(
-                    line,
-                    f"a value of another type than the column {field.name!r} has in the first rows",
-                    f"{type(value).__name__}, not {field.type}",
-                    "write jsonl, or give the column one type",
-                )
-        return None
-
-
-class NinjsTable(OutputTable):
-    """The ninjs items themselves, each with its classes among its subjects: as an array if they came in one.
-
-    Nothing else about an item changes, not a byte. Its subjects get a name or a code, and who set them how
-    surely (0 to 100), under the names of the item's own version of ninjs. An unanswered item gets none.
-    """
-
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
-        if self._every_class:
-            raise UserError(
-                "ninjs has no place for the probabilities of all classes",
-                found="--probabilities --format ninjs",
-                fix="name so many classes with --top-k, or write jsonl",
-            )
-        self.needs_conversion = self._in_array  # which has an end
-        self._holds_items = False
-
-    def resume(self, written: BinaryIO) -> None:
-        """Continue an array after its bracket, or after an item."""
-        self._begun, self._holds_items = True, len(written.read(2)) > 1
-
-    def convert(self, written: BinaryIO, sink: BinaryIO) -> None:
-        """Close the array."""
-        with (
-            gzip.GzipFile("", "wb", _COMPRESSION, sink, mtime=0)
-            if self._packed
-            else nullcontext(sink) as file
-        ):
-            shutil.copyfileobj(written, file)
-            file.write(b"\n]\n")
-
-    def _write(self, piece: Piece) -> tuple[bytes, Refused]:
-        items, faults = [], {}
-        ids, probabilities = piece.predictions.top_k(self._top_k)
-        names, answered = piece.predictions.label_names, piece.predictions.answered
-        for position, row in enumerate(piece.rows):
-            pairs = zip(ids[position], probabilities[position], strict=True) if answered[position] else ()
-            labels = [(names[label], float(share)) for label, share in pairs]
-            try:
-                items.append(with_subjects(row.record(()), row.source, labels).encode())
-            except ValueError as error:
-                fix = "correct the item, leave it out, or write jsonl"
-                faults[position] = Fault(row.line, "subjects cannot be added", str(error), fix)
-        if not self._in_array:
-            return b"".join(item + b"\n" for item in items), faults
-        content = (b"" if self._begun else b"[") + (b"," if self._holds_items and items else b"")
-        self._holds_items = self._holds_items or bool(items)
-        return content + b"".join([b"\n" + b",\n".join(items)] if items else []), faults
-
-
-OUTPUT_TABLES: dict[Format, type[OutputTable]] = {
-    "csv": DelimitedTable,
-    "tsv": TabDelimitedTable,
-    "jsonl": JsonLinesTable,
-    "parquet": ParquetTable,
-    "ninjs": NinjsTable,
-    "submission": SubmissionTable,
-}
+def _refuse_other_task(*, several: bool, top_k: int, indicators: bool) -> None:
+    if several and top_k > 1:
+        raise UserError(
+            "a text gets all labels that are likely enough, not the most likely ones",
+            found=f"--top-k {top_k} of a run whose texts may have several labels",
+            fix="leave --top-k out; --probabilities writes the probability of every label",
+        )
+    if indicators and not several:
+        raise UserError(
+            "columns of 0 and 1 are for texts that may have several labels",
+            found="--indicators, and a run whose texts have one label each",
+            fix="leave --indicators out; --probabilities writes a column for each class",
+        )
 
 
 def output_names(names: Sequence[str], taken: Sequence[str]) -> list[str]:

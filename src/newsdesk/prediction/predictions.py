@@ -16,8 +16,11 @@ from newsdesk.data.dialect import NO_QUOTE, Dialect
 from newsdesk.errors import UserError
 from newsdesk.model.tokenizer import Truncation
 from newsdesk.prediction.abstention import CANDIDATES, IS_OFF_TOPIC, OFF_TOPIC, REASON, DecisionRule
+from newsdesk.runs.label_decisions import LabelDecisions
 
 PROBABILITY_DIGITS = 6
+LABELS, PROBABILITIES = "labels", "probabilities"
+"""What a list of labels, and that of their probabilities, is called where a text may have several."""
 
 WRITTEN = Dialect(header=True, delimiter=",", quote='"', encoding="utf-8")
 """How ``delimited_lines`` writes a table with a header: what newsdesk wrote itself is not guessed at."""
@@ -68,12 +71,14 @@ class Prediction:
 
     Attributes:
         label: the most probable class; of equals, the one with the lowest id. None: there is no answer, for
-            the ``reason``.
+            the ``reason``, or no label is assigned.
         probability: the highest probability, 0 to 1, whether or not it was enough.
         probabilities: the probability of every class by name, in id order.
         candidates: classes that may be the true one, the most probable first; None where not asked for.
         reason: why there is no label; None where there is one.
         off_topic: share of the calibration rows that are at least as untypical, 0 to 1; None: not known.
+        labels: where a text may have several, those assigned, the most probable first; None where it has
+            one, and where there is no answer.
     """
 
     label: str | None
@@ -82,6 +87,8 @@ class Prediction:
     candidates: tuple[str, ...] | None = None
     reason: str | None = None
     off_topic: float | None = None
+    labels: tuple[str, ...] | None = None
+    may_have_several: bool = False
 
     def top_k(self, k: int) -> tuple[tuple[str, float], ...]:
         """The ``k`` most probable classes with their probabilities; all of them where there are fewer.
@@ -97,9 +104,12 @@ class Prediction:
 
         Without ``top_k`` these are an object ``probabilities`` of all classes in id order; with it, a list
         ``top_k`` of objects with ``label`` and ``probability``, the most probable first. Where candidates
-        were asked for, ``candidates`` and ``reason`` come before them; ``off_topic`` where it is known.
+        were asked for, ``candidates`` and ``reason`` come before them; ``off_topic`` where it is known. Where
+        a text may have several labels, a list ``labels`` takes the place of ``label`` and ``probability``.
         """
         content: dict[str, Any] = {"label": self.label, "probability": rounded(self.probability)}
+        if self.may_have_several:
+            content = {LABELS: None if self.labels is None else list(self.labels)}
         if self.candidates is not None:
             content[CANDIDATES] = list(self.candidates)
         if self.candidates is not None or self.reason is not None:
@@ -125,6 +135,8 @@ class Predictions:
         unreadable: of each row, why its text says nothing and gets no answer, as "empty text"; None where it
             says something, and for all rows together where such texts are answered like others.
         truncation: how many of the texts were cut; None: not known.
+        decisions: which labels a text gets, where it may have several: its probabilities are those of each
+            label by itself. None: it has one.
 
     Raises ValueError when the first two do not fit, and UserError when the classifier gave anything but
     numbers.
@@ -136,6 +148,7 @@ class Predictions:
     off_topic: NDArray[np.float32] | None = None
     unreadable: tuple[str | None, ...] | None = None
     truncation: Truncation | None = None
+    decisions: LabelDecisions | None = None
 
     def __post_init__(self) -> None:
         """Bring the probabilities to float32 and refuse what cannot be a prediction."""
@@ -166,6 +179,8 @@ class Predictions:
             self.candidates_of(row),
             self.reasons[row],
             None if self.off_topic is None else float(self.off_topic[row]),
+            self.label_sets[row],
+            self.decisions is not None,
         )
 
     def __iter__(self) -> Iterator[Prediction]:
@@ -201,8 +216,32 @@ class Predictions:
     @cached_property
     def labels(self) -> tuple[str | None, ...]:
         """The most probable class of each row, by name; None where it is not answered."""
+        if self.decisions is not None:
+            return tuple(labels[0] if labels else None for labels in self.label_sets)
         pairs = zip(self.class_ids, self.answered, strict=True)
         return tuple(self.label_names[i] if answered else None for i, answered in pairs)
+
+    @cached_property
+    def assigned(self) -> NDArray[np.bool_]:
+        """Which labels each text gets, (rows, labels), where it may have several; none where not answered."""
+        if self.decisions is None:
+            raise ValueError("these texts have one label each")
+        return self.decisions.assigned(self.probabilities) & self.answered[:, None]
+
+    @cached_property
+    def label_sets(self) -> tuple[tuple[str, ...] | None, ...]:
+        """The labels that each text gets, the most probable first, where it may have several.
+
+        None where it is not answered, and for all texts where each has one label.
+        """
+        if self.decisions is None:
+            return (None,) * len(self)
+        ranked = np.argsort(-self.probabilities, axis=1, kind="stable")
+        rows = zip(self.answered, ranked, self.assigned, strict=True)
+        return tuple(
+            tuple(self.label_names[i] for i in ids if given[i]) if answered else None
+            for answered, ids, given in rows
+        )
 
     @cached_property
     def reasons(self) -> tuple[str | None, ...]:

@@ -14,13 +14,15 @@ from newsdesk.config import Recipe, load_recipe
 from newsdesk.data.load import DATA_SETS
 from newsdesk.errors import UserError
 from newsdesk.evaluation.evaluate import Evaluation, read_metrics
+from newsdesk.evaluation.label_sets import LabelSetEvaluation, read_label_set_metrics
 from newsdesk.files import open_tensors
 from newsdesk.hub.cache import Slot
 from newsdesk.hub.source import HubSource
 from newsdesk.metrics import Metrics
 from newsdesk.model.catalog import BASE_MODELS
 from newsdesk.runs.calibration import Calibration, read_calibration
-from newsdesk.runs.folder import Labels, RunFolder
+from newsdesk.runs.folder import RunFolder
+from newsdesk.runs.labels import Labels
 from newsdesk.runs.linear_model import LinearModel
 from newsdesk.runs.log import Finished, Started, read_log
 from newsdesk.runs.manifest import Manifest
@@ -83,7 +85,8 @@ class RunFacts:
         manifest: the run's manifest.
         recipe: the run's recipe.
         labels: class names, text layout, length.
-        splits: evaluations by split, as in metrics.json.
+        splits: evaluations by split, as in metrics.json, where a text has one label.
+        sets: the same where it may have several.
         calibration: the temperature and what it was fitted on; None for a run without.
         tells_off_topic: whether the run can recognise off-topic texts.
         is_stacked: whether a linear model has a part in its answers.
@@ -98,6 +101,7 @@ class RunFacts:
     recipe: Recipe
     labels: Labels
     splits: Mapping[str, Evaluation]
+    sets: Mapping[str, LabelSetEvaluation]
     calibration: Calibration | None
     tells_off_topic: bool
     is_stacked: bool
@@ -117,6 +121,7 @@ class RunFacts:
             recipe=load_recipe(str(run.recipe)).recipe,
             labels=run.labels,
             splits=read_metrics(run.metrics),
+            sets=read_label_set_metrics(run.metrics),
             calibration=read_calibration(run.path),
             tells_off_topic=run.off_topic.is_file(),
             is_stacked=linear is not None and linear.stack > 0,

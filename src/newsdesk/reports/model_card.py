@@ -10,11 +10,15 @@ import json
 import re
 from functools import cache
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from newsdesk.data.words import isolated
 from newsdesk.errors import UserError, counted
+from newsdesk.evaluation.evaluate import Evaluation
+from newsdesk.evaluation.label_sets import LabelSetEvaluation
 from newsdesk.files import damaged, write_text
+from newsdesk.label_set_metrics import LabelSetMetrics
+from newsdesk.metrics import Metrics
 from newsdesk.reports.facts import RunFacts, Source, confusions, duration
 from newsdesk.runs.folder import CARD, RunFolder
 
@@ -138,18 +142,38 @@ def card_metadata(facts: RunFacts) -> ModelCardData:
     )
 
 
+_Figure = tuple[str, str, float, dict[str, Any]]
+
+
+def _figures(of: Metrics) -> list[_Figure]:
+    interval = {"interval": list(of.accuracy_interval), "confidence": 0.95}
+    return [
+        ("accuracy", "Accuracy", of.accuracy, interval),
+        ("f1", "Macro F1", of.macro_f1, {"average": "macro"}),
+    ]
+
+
+def _set_figures(of: LabelSetMetrics) -> list[_Figure]:
+    intervals = (of.micro_f1_interval, of.macro_f1_interval)
+    micro, macro = ({"interval": [*interval], "confidence": 0.95} for interval in intervals)
+    return [
+        ("f1", "Micro F1", of.micro_f1, {"average": "micro", **micro}),
+        ("f1", "Macro F1", of.macro_f1, {"average": "macro", **macro}),
+        ("accuracy", "Accuracy of whole label sets", of.subset_accuracy, {}),
+    ]
+
+
 def evaluation_results(facts: RunFacts) -> list[EvalResult]:
     """Accuracy and macro F1 of every evaluated split in the Hub's terms."""
     from huggingface_hub import EvalResult
 
     results = []
-    for split, entry in facts.splits.items():
+    measured: list[tuple[str, Evaluation | LabelSetEvaluation, list[_Figure]]] = []
+    measured += [(split, entry, _figures(entry.metrics)) for split, entry in facts.splits.items()]
+    measured += [(split, entry, _set_figures(entry.metrics)) for split, entry in facts.sets.items()]
+    for split, entry, its_figures in measured:
         source, figures = Source.of(entry.source), entry.metrics
-        interval = {"interval": list(figures.accuracy_interval), "confidence": 0.95}
-        for kind, name, value, arguments in (
-            ("accuracy", "Accuracy", figures.accuracy, interval),
-            ("f1", "Macro F1", figures.macro_f1, {"average": "macro"}),
-        ):
+        for kind, name, value, arguments in its_figures:
             results.append(
                 EvalResult(
                     task_type="text-classification",

@@ -33,6 +33,7 @@ from newsdesk.reports.plots import (
     tint,
 )
 from newsdesk.runs.folder import RunFolder, is_report
+from newsdesk.runs.labels import require_single
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -85,6 +86,7 @@ def write_report(
     The run is sealed again where the report is inside it. Raises UserError when files of the run are damaged,
     matplotlib is missing, or a file is in the way that no report wrote.
     """
+    require_single(run.path, run.labels, "a report")
     content = gather(run, split, texts=texts, classifier=classifier, quote=quote)
     charts = draw_charts(content)
     drawn: dict[Path, bytes] = {}

@@ -21,7 +21,8 @@ from newsdesk.progress import silent
 from newsdesk.reports.facts import RunFacts
 from newsdesk.reports.model_card import card_text, existing_card, require_readable_metadata
 from newsdesk.runs.exported import KINDS, find_exported
-from newsdesk.runs.folder import CARD, LABELS, MANIFEST, RunFolder, open_run
+from newsdesk.runs.folder import CARD, MANIFEST, RunFolder, open_run
+from newsdesk.runs.labels import LABELS
 from newsdesk.runs.linear_model import LINEAR_MODEL
 from newsdesk.runs.manifest import Manifest
 from newsdesk.stored import read_stored, stored_bytes

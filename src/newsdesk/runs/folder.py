@@ -10,15 +10,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from newsdesk.data.columns import TextLayout
 from newsdesk.data.duplicates import KNOWN_TEXTS, KnownTexts
 from newsdesk.errors import UserError, listed
 from newsdesk.files import (
@@ -30,14 +28,14 @@ from newsdesk.files import (
     write_text,
 )
 from newsdesk.runs.calibration import CALIBRATION, CALIBRATION_ROWS
+from newsdesk.runs.labels import LABELS, LabelKind, Labels
 from newsdesk.runs.linear_model import LINEAR_MODEL
 from newsdesk.runs.manifest import Manifest
 from newsdesk.runs.off_topic import OFF_TOPIC
 from newsdesk.runs.ready_made import located, ready_made
-from newsdesk.stored import KEY, OPTIONAL, UNSAID, read_content, read_stored, write_stored
+from newsdesk.stored import read_content, read_stored, write_stored
 
 MANIFEST = "manifest.json"
-LABELS = "labels.json"
 CARD = "README.md"
 METRICS = "metrics.json"
 HEADER = "# The recipe of a run of newsdesk: every value, and where it came from.\n"
@@ -58,39 +56,6 @@ _PART = re.compile(r"\..+\.part")
 _REPORT = b'<meta name="generator" content="newsdesk'
 _ORIGIN = re.compile(r"^\w+ = .*  # (default|flag|flag --set|recipe .+|imported)$", re.MULTILINE)
 """A line of a recipe from before it had a header."""
-
-_MOST_TOKENS = 1 << 20
-
-LabelKind = Literal["text", "integer", "number", "boolean"]
-"""What a program's labels were before they became names."""
-
-
-@dataclass(frozen=True)
-class Labels:
-    """What PEFT's folder forgets: class names in id order, how a row becomes a text, where it is cut."""
-
-    names: tuple[str, ...] = field(metadata={KEY: "labels"})
-    layout: TextLayout = field(metadata={KEY: "text"})
-    max_length: int
-    kind: LabelKind = field(default="text", metadata=OPTIONAL)
-    task: Literal["single", "multi"] = field(default="single", metadata=UNSAID)
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for names that do not tell classes apart, and texts without a token."""
-        if not self.names or len(set(self.names)) != len(self.names):
-            twice = Counter(self.names).most_common(1)
-            raise ValueError(f"labels has {twice[0][0]!r:.80} twice" if twice else "labels is empty")
-        if not 1 <= self.max_length <= _MOST_TOKENS:
-            raise ValueError(f"max_length is {self.max_length}, not from 1 to {_MOST_TOKENS:,}")
-
-    def write(self, folder: Path) -> None:
-        """Write them as labels.json."""
-        write_stored(folder / LABELS, self)
-
-    @classmethod
-    def read(cls, folder: Path, *, fix: str) -> Labels:
-        """The labels.json of a run or an export. Raises UserError, with ``fix``, when it is damaged."""
-        return read_stored(folder / LABELS, cls, fix=fix)
 
 
 @dataclass(frozen=True)

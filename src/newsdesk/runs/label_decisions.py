@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf, log
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,8 +66,12 @@ class LabelDecisions:
 
     def probabilities(self, logits: NDArray[np.floating]) -> NDArray[np.float32]:
         """The probability of each label, computed in float64; both are (rows, labels)."""
-        exact = np.asarray(logits, dtype=np.float64)
-        return _sigmoid(exact * np.array(self.scales) + np.array(self.shifts)).astype(np.float32)
+        return _sigmoid(self.log_odds(logits)).astype(np.float32)
+
+    def log_odds(self, logits: NDArray[np.floating]) -> Floats:
+        """ln p/(1-p) of each label, in nats; both are (rows, labels)."""
+        scaled = np.asarray(logits, dtype=np.float64) * np.array(self.scales)
+        return np.asarray(scaled + np.array(self.shifts), dtype=np.float64)
 
     def assigned(self, probabilities: NDArray[np.floating]) -> NDArray[np.bool_]:
         """Which labels each text gets by its probabilities; both are (rows, labels)."""
@@ -210,3 +214,8 @@ def rarest_labels(labels: NDArray[np.bool_]) -> NDArray[np.int64]:
     ranked = labels[:, by_rarity]
     rarest = np.where(ranked.any(axis=1), by_rarity[ranked.argmax(axis=1)], labels.shape[1])
     return np.asarray(rarest, dtype=np.int64)
+
+
+def strata(labels: NDArray[Any]) -> NDArray[np.int64]:
+    """One class id for each row, (rows,), to divide rows by: class ids themselves, or `rarest_labels`."""
+    return rarest_labels(labels) if labels.ndim == 2 else np.asarray(labels, dtype=np.int64)

@@ -7,13 +7,13 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
 from newsdesk.files import damaged, explaining_full_disk, parsed_json, read_regular
-from newsdesk.stored import WrongContentError, from_content, to_content
+from newsdesk.stored import OPTIONAL, WrongContentError, from_content, to_content
 
 FinishReason = Literal["completed", "early-stopping", "interrupted"]
 
@@ -64,8 +64,10 @@ class Validation:
     """The state of the model on validation rows: those that choose the best state, or all where none do.
 
     ``best`` when this is the state to be kept so far: better than every earlier one, or where none choose
-    the last. Macro F1 is a mean over ``macro_f1_classes`` of the ``classes``. In logs of earlier versions the
-    last three are missing and read as 0.
+    the last. Macro F1 is a mean over ``macro_f1_classes`` of the ``classes``. In logs of earlier versions
+    these and ``rows`` are missing and read as 0. Where a text may have several labels there is a
+    ``micro_f1``, the accuracy is the share of texts with exactly the right ones, and the loss a mean over
+    texts and labels.
     """
 
     step: int
@@ -77,6 +79,7 @@ class Validation:
     rows: int = 0
     macro_f1_classes: int = 0
     classes: int = 0
+    micro_f1: float | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from newsdesk.data.words import VocabularyFit
 from newsdesk.errors import UserError, counted
 from newsdesk.metrics import wilson_interval
 from newsdesk.model.tokenizer import Encoded
+from newsdesk.runs.label_decisions import strata
 from newsdesk.training.batches import Schedule
 
 Positions = NDArray[np.int64]
@@ -88,8 +89,8 @@ def classes_not_held_out(train: Examples, validation: Examples) -> list[str]:
     """A sentence on the classes without a validation row; none where all have one, or no row is held out."""
     if train.labels is None or validation.labels is None or not len(validation):
         return []
-    rows = np.bincount(train.labels, minlength=len(train.label_names))
-    missing = np.setdiff1d(np.flatnonzero(rows), validation.labels)
+    rows, held_out = train.label_rows(), validation.label_rows()
+    missing = np.flatnonzero((rows > 0) & (held_out == 0))
     if not len(missing):
         return []
     named = ", ".join(
@@ -155,6 +156,6 @@ def remarks_on_rows(
         )
     remarks += classes_not_held_out(data.train, data.validation)
     if data.validation.labels is not None:
-        held_out = HeldOut.of(data.validation.labels, schedule.validations, training)
+        held_out = HeldOut.of(strata(data.validation.labels), schedule.validations, training)
         remarks += held_out.remarks(training)
     return remarks

@@ -33,7 +33,8 @@ from newsdesk.model.classifier import (
 )
 from newsdesk.model.tokenizer import TextTokenizer
 from newsdesk.progress import Progress
-from newsdesk.runs.folder import Labels, RunFolder, require_free, staged
+from newsdesk.runs.folder import RunFolder, require_free, staged
+from newsdesk.runs.labels import Labels
 from newsdesk.runs.manifest import ImportFacts, Manifest, base_facts, installed_versions
 
 TEXT_COLUMN = TextLayout(("text",))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from newsdesk.config import TrainingSection
-from newsdesk.metrics import Metrics, evaluate_probabilities
+from newsdesk.label_set_metrics import evaluate_label_sets
+from newsdesk.metrics import evaluate_probabilities
 from newsdesk.model.classifier import restore_state, trainable_state
 from newsdesk.model.network import Network, predict_logits
 from newsdesk.model.tokenizer import TokenIds, lengths_of
+from newsdesk.runs.label_decisions import strata
 from newsdesk.runs.log import Event, Finished, FinishReason, Interrupted, Started, Step, Validation
 from newsdesk.training.batches import Batcher, Schedule, rate_factor
 from newsdesk.training.checkpoints import Counters, Snapshot, gather_state, hand_out_state
@@ -36,10 +39,10 @@ _STEPS_READ_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """Token ids of each row, and class ids of shape (rows,)."""
+    """Token ids of each row, and class ids (rows,); of several labels a text truth values, (rows, labels)."""
 
     token_ids: list[TokenIds]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -99,7 +102,7 @@ class TrainingLoop:
             seed=training.seed,
             group_by_length=training.group_by_length,
         )
-        self.held_out = HeldOut.of(validation.labels, self.schedule.validations, training)
+        self.held_out = HeldOut.of(strata(validation.labels), self.schedule.validations, training)
         self.pad_to = max_length if training.pad_to_max_length else None
         classes = network.model.config.num_labels
         self.optimiser = build_optimiser(network.model, training)
@@ -109,7 +112,7 @@ class TrainingLoop:
         self.row_weights = row_weights(loss, rows.labels)
         capture = cuda_graphs(network) if training.compile == "on" else None
         self.arithmetic = StepArithmetic(network, loss, self.optimiser, training.clip, capture)
-        self.watch = DivergenceWatch(classes, training)
+        self.watch = DivergenceWatch(2 if rows.labels.ndim == 2 else classes, training)
         self.step = self.validated_step = self.best_step = 0
         self.best_score, self.best_loss = -math.inf, math.inf
         self.best_state: dict[str, Tensor] = {}
@@ -293,34 +296,21 @@ class TrainingLoop:
         if not np.isfinite(logits).all():
             raise self.watch.error(self.step, "the validation loss is nan", "validation rows")
         measured = self.held_out.measured
-        names = [str(label) for label in range(logits.shape[1])]
-        probabilities = torch.from_numpy(logits[measured]).double().softmax(-1).numpy()
-        metrics = evaluate_probabilities(probabilities, self.validation.labels[measured], names)
-        best = self._is_best(metrics)
+        found = _measured(logits[measured], self.validation.labels[measured])
+        best = self._is_best(found)
         if best:
             self.best_step = self.step
             self.best_state, self.best_logits = trainable_state(self.network.model), logits
         self.validated_step = self.step
-        return Validation(
-            step=self.step,
-            epoch=self.epoch,
-            loss=metrics.negative_log_likelihood,
-            accuracy=metrics.accuracy,
-            macro_f1=metrics.macro_f1,
-            best=best,
-            rows=metrics.rows,
-            macro_f1_classes=metrics.macro_f1_classes,
-            classes=len(names),
-        )
+        return replace(found, step=self.step, epoch=self.epoch, best=best)
 
-    def _is_best(self, metrics: Metrics) -> bool:
+    def _is_best(self, found: Validation) -> bool:
         """Whether this state is to be kept: the higher score, of equal ones the lower loss; else the last."""
         if not len(self.held_out.choosing):
             return True
-        loss = metrics.negative_log_likelihood
-        score = {"accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1, "loss": -loss}[
-            self.training.metric
-        ]
+        loss = found.loss
+        accuracy = found.accuracy if found.micro_f1 is None else found.micro_f1
+        score = {"accuracy": accuracy, "macro_f1": found.macro_f1, "loss": -loss}[self.training.metric]
         self.validations_without_gain = 0 if score > self.best_score else self.validations_without_gain + 1
         if (score, -loss) <= (self.best_score, -self.best_loss):
             return False
@@ -361,6 +351,38 @@ _COUNTERS = (
     "tokens",
     "padded_tokens",
 )
+
+
+def _measured(logits: NDArray[np.float32], labels: NDArray[Any]) -> Validation:
+    """How good logits (rows, classes) are, by step 0; label sets are those more probable than not."""
+    names = [str(label) for label in range(logits.shape[1])]
+    exact = torch.from_numpy(logits).double()
+    if labels.ndim == 2:
+        of_sets = evaluate_label_sets(exact.sigmoid().numpy(), logits > 0, labels, names)
+        return Validation(
+            step=0,
+            epoch=0.0,
+            loss=of_sets.negative_log_likelihood,
+            accuracy=of_sets.subset_accuracy,
+            macro_f1=of_sets.macro_f1,
+            best=False,
+            rows=of_sets.rows,
+            macro_f1_classes=of_sets.macro_f1_labels,
+            classes=len(names),
+            micro_f1=of_sets.micro_f1,
+        )
+    metrics = evaluate_probabilities(exact.softmax(-1).numpy(), labels, names)
+    return Validation(
+        step=0,
+        epoch=0.0,
+        loss=metrics.negative_log_likelihood,
+        accuracy=metrics.accuracy,
+        macro_f1=metrics.macro_f1,
+        best=False,
+        rows=metrics.rows,
+        macro_f1_classes=metrics.macro_f1_classes,
+        classes=len(names),
+    )
 
 
 class _StoppedError(Exception):

@@ -38,7 +38,6 @@ from newsdesk.model.tokenizer import Encoded, TextTokenizer, TokenIds
 from newsdesk.progress import Progress
 from newsdesk.runs.calibration import HeldOutRows, store_calibration
 from newsdesk.runs.folder import (
-    Labels,
     RunFolder,
     in_use,
     put_in_place,
@@ -47,6 +46,8 @@ from newsdesk.runs.folder import (
     staged,
     working_folder,
 )
+from newsdesk.runs.label_decisions import strata
+from newsdesk.runs.labels import Labels, Task
 from newsdesk.runs.linear_model import LinearModel, Stack
 from newsdesk.runs.log import (
     Event,
@@ -75,7 +76,7 @@ from newsdesk.training.distributed import Team, gathered
 from newsdesk.training.held_out import remarks_on_rows
 from newsdesk.training.linear_baseline import remark_on_baseline
 from newsdesk.training.loop import EncodedRows, TrainingLoop
-from newsdesk.training.train_step import explaining_memory
+from newsdesk.training.train_step import explaining_memory, start_at_shares
 
 Observer = Callable[[Event], None]
 
@@ -189,6 +190,8 @@ class _Training:
         seed_everything(seed)
         train, validation = self.data.train, self.data.validation
         model = build_classifier(self.base.path, train.label_names, recipe.model, recipe.lora)
+        if train.is_multi:
+            start_at_shares(model, truth_of(train).mean(axis=0))
         require_length(model.config, recipe.model.max_length)
         self.tokenizer_files = scratch / "tokenizer"
         copy_tokenizer(self.base.path, self.tokenizer_files)
@@ -201,8 +204,8 @@ class _Training:
         self.special = tokenizer.opening, len(tokenizer.closing_ids)
         self.loop = TrainingLoop(
             Network(model, device, precision, compiled=recipe.training.compile == "on"),
-            EncodedRows(encoded.ids, class_ids(train)),
-            EncodedRows(held_out.ids, class_ids(validation)),
+            EncodedRows(encoded.ids, truth_of(train)),
+            EncodedRows(held_out.ids, truth_of(validation)),
             recipe.training,
             max_length=recipe.model.max_length,
             team=team,
@@ -246,7 +249,9 @@ class _Training:
         if self.team.leads and resume:
             content, passed_over = self.checkpoints.find()
         content = self.team.bytes_from_lead(content)
-        labels = Labels(self.data.train.label_names, self.data.layout, self.resolved.recipe.model.max_length)
+        train, max_length = self.data.train, self.resolved.recipe.model.max_length
+        task: Task = "multi" if train.is_multi else "single"
+        labels = Labels(train.label_names, self.data.layout, max_length, task=task)
         if content:
             try:
                 checkpoint = decode(content)
@@ -313,7 +318,7 @@ class _Training:
                 return predict_with_features(loop.network, sequences, batch_size=batch_size)[1]
 
             held_out = [loop.validation.token_ids[row] for row in calibrating]
-            fitted = off_topic_score(features_of, loop.rows.token_ids, loop.rows.labels, held_out)
+            fitted = off_topic_score(features_of, loop.rows.token_ids, strata(loop.rows.labels), held_out)
         linear = self._linear_model() if in_full else None
         if fitted is not None:
             fitted[0].save(self.run.off_topic)
@@ -336,7 +341,7 @@ class _Training:
         source = f"{counted(len(rows), 'validation row')} of {rows.source}{others}"
         answers = HeldOutRows(
             logits[calibrating],
-            class_ids(rows),
+            truth_of(rows),
             rows.fingerprint(),
             distances=None if fitted is None else fitted[1],
             readable=self.readable[calibrating],
@@ -348,7 +353,8 @@ class _Training:
     def _linear_model(self) -> LinearModel | None:
         """The linear model beside the encoder, learned from all training rows; None where none is wanted."""
         model, training = self.resolved.recipe.model, self.resolved.recipe.training
-        if model.linear == "off" or (model.linear == "auto" and not training.baseline):
+        unwanted = model.linear == "off" or (model.linear == "auto" and not training.baseline)
+        if unwanted or self.data.train.is_multi:  # a linear model learns one class a text
             return None
         opening, closing = self.special
         return LinearModel.fit(
@@ -456,8 +462,8 @@ def _require_same_recipe(run: RunFolder, asked: ResolvedRecipe) -> None:
         )
 
 
-def class_ids(examples: Examples) -> NDArray[np.int64]:
-    """The class ids of labelled examples, (rows,). Raises ValueError for unlabelled ones."""
+def truth_of(examples: Examples) -> NDArray[Any]:
+    """Class ids (rows,) of labelled examples, or truth values (rows, labels). Raises ValueError without."""
     if examples.labels is None:
         raise ValueError("training rows carry labels")
     return examples.labels

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from newsdesk.config import TrainingSection
 from newsdesk.errors import UserError, counted
+from newsdesk.model.classifier import OUTPUT_LAYERS
 from newsdesk.model.network import Network
 from newsdesk.model.tokenizer import TokenIds, pad
 
@@ -48,8 +49,55 @@ def build_optimiser(model: nn.Module, training: TrainingSection) -> torch.optim.
     )
 
 
-def build_loss(training: TrainingSection, labels: NDArray[np.int64], classes: int) -> nn.CrossEntropyLoss:
+_OUTPUT_BIASES = tuple(
+    name
+    for layer in OUTPUT_LAYERS
+    for name in (
+        f"{layer}.modules_to_save.default.bias",
+        f"modules_to_save.default.{layer.split('.')[-1]}.bias",
+    )
+)
+_LEAST_SHARE = 1e-3
+
+
+def start_at_shares(classifier: nn.Module, shares: Sequence[float] | NDArray[np.floating]) -> None:
+    """Let a fresh head of several labels a text begin at each label's share of the rows, (labels,).
+
+    Else it begins at a half for all of them, and spends its first steps on unlearning it (Lin et al., 2017).
+    """
+    inside = np.clip(np.asarray(shares, dtype=np.float64), _LEAST_SHARE, 1 - _LEAST_SHARE)
+    biases = [
+        parameter
+        for name, parameter in classifier.named_parameters()
+        if parameter.requires_grad and parameter.ndim == 1 and name.endswith(_OUTPUT_BIASES)
+    ]
+    with torch.no_grad():
+        for bias in biases:
+            bias.copy_(torch.from_numpy(np.log(inside / (1 - inside))))
+
+
+class LabelSetLoss(nn.BCEWithLogitsLoss):
+    """Binary cross-entropy of every label of every text, as a sum; takes truth values, (rows, labels)."""
+
+    def __init__(self, positive_weights: Tensor | None, smoothing: float) -> None:
+        """Weigh the texts that have a label by ``positive_weights`` (labels,); smooth truth toward a half."""
+        super().__init__(pos_weight=positive_weights, reduction="sum")
+        self.smoothing = smoothing
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of logits (rows, labels), a scalar."""
+        truth = labels.to(logits.dtype)
+        return super().forward(logits, truth * (1 - self.smoothing) + self.smoothing / 2)
+
+
+def build_loss(
+    training: TrainingSection, labels: NDArray[Any], classes: int
+) -> nn.CrossEntropyLoss | LabelSetLoss:
     """Cross-entropy as a sum, with the recipe's label smoothing (Szegedy et al., 2016) or class weights.
+
+    Of class ids (rows,) over all classes, of truth values (rows, labels) binary, label by label; then
+    balanced weights give a text that has a label the square root of what evens out those without it, since
+    the whole of it makes labels of a few texts drown all others.
 
     Balanced weights are inversely proportional to class frequency, mean 1 over the rows (King & Zeng, 2001);
     a class without rows gets 0. The mean of a step is this sum over the sum of its rows' weights
@@ -57,6 +105,12 @@ def build_loss(training: TrainingSection, labels: NDArray[np.int64], classes: in
     processes.
     """
     weight = None
+    if labels.ndim == 2:
+        if training.class_weights == "balanced":
+            having = labels.sum(axis=0)
+            evening = (len(labels) - having) / np.maximum(having, 1)
+            weight = torch.tensor(np.where(having > 0, np.sqrt(evening), 1.0), dtype=torch.float32)
+        return LabelSetLoss(weight, training.label_smoothing)
     if training.class_weights == "balanced":
         counts = np.bincount(labels, minlength=classes)
         balanced = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
@@ -64,8 +118,10 @@ def build_loss(training: TrainingSection, labels: NDArray[np.int64], classes: in
     return nn.CrossEntropyLoss(weight=weight, label_smoothing=training.label_smoothing, reduction="sum")
 
 
-def row_weights(loss: nn.CrossEntropyLoss, labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """What each row counts in the mean loss, (rows,): its class's weight, or one."""
+def row_weights(loss: nn.CrossEntropyLoss | LabelSetLoss, labels: NDArray[Any]) -> NDArray[np.float64]:
+    """What each row counts in the mean loss, (rows,): its class's weight, or one; the labels of a set."""
+    if labels.ndim == 2:
+        return np.full(len(labels), float(labels.shape[1]))
     if loss.weight is None:
         return np.ones(len(labels))
     weights: NDArray[np.float64] = loss.weight.double().cpu().numpy()[labels]
@@ -131,7 +187,7 @@ class StepArithmetic:
     def add_gradients(
         self,
         sequences: Sequence[TokenIds],
-        labels: NDArray[np.int64],
+        labels: NDArray[Any],
         total_weight: float,
         to_length: int | None = None,
     ) -> Tensor:

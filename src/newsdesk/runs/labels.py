@@ -1,0 +1,65 @@
+"""labels.json: what PEFT's folder forgets of a classifier's labels, and how a row becomes a text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from newsdesk.data.columns import TextLayout
+from newsdesk.errors import UserError
+from newsdesk.stored import KEY, OPTIONAL, UNSAID, read_stored, write_stored
+
+LABELS = "labels.json"
+_MOST_TOKENS = 1 << 20
+
+LabelKind = Literal["text", "integer", "number", "boolean"]
+"""What a program's labels were before they became names."""
+
+
+Task = Literal["single", "multi"]
+"""Whether each text has one of the labels, or any number of them."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What PEFT's folder forgets: class names in id order, how a row becomes a text, where it is cut."""
+
+    names: tuple[str, ...] = field(metadata={KEY: "labels"})
+    layout: TextLayout = field(metadata={KEY: "text"})
+    max_length: int
+    kind: LabelKind = field(default="text", metadata=OPTIONAL)
+    task: Task = field(default="single", metadata=UNSAID)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for names that do not tell classes apart, and texts without a token."""
+        if not self.names or len(set(self.names)) != len(self.names):
+            twice = Counter(self.names).most_common(1)
+            raise ValueError(f"labels has {twice[0][0]!r:.80} twice" if twice else "labels is empty")
+        if not 1 <= self.max_length <= _MOST_TOKENS:
+            raise ValueError(f"max_length is {self.max_length}, not from 1 to {_MOST_TOKENS:,}")
+
+    def write(self, folder: Path) -> None:
+        """Write them as labels.json."""
+        write_stored(folder / LABELS, self)
+
+    @classmethod
+    def read(cls, folder: Path, *, fix: str) -> Labels:
+        """The labels.json of a run or an export. Raises UserError, with ``fix``, when it is damaged."""
+        return read_stored(folder / LABELS, cls, fix=fix)
+
+
+def several_labels(path: Path, what: str) -> UserError:
+    """The error for what there is for texts with one label only; ``what`` begins the sentence."""
+    return UserError(
+        f"{what} cannot be used yet where a text may have several labels",
+        found=f"{path}: a run whose texts may have several labels",
+        fix="train on rows with one label each (--task single) where you need it",
+    )
+
+
+def require_single(path: Path, labels: Labels, what: str) -> None:
+    """Raise UserError where texts may have several labels; ``what`` begins the sentence."""
+    if labels.task == "multi":
+        raise several_labels(path, what)

@@ -1,0 +1,252 @@
+"""Texts with several labels: from a file to training, answers, figures, explanations and exports."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+
+import numpy as np
+import pytest
+
+import newsdesk as package
+from newsdesk.runs.calibration import read_held_out_rows
+from topics import FILLER_WORDS, TOPIC_WORDS
+
+pytest.importorskip("torch")
+
+NAMES = tuple(TOPIC_WORDS)
+ROWS = 240
+TEXTS = [
+    "bank profit market shares goal coach league striker the of a in on and",
+    "orbit genome telescope laser the of a in on and",
+    "the of a in on and",
+]
+TRAINING = ("--epochs", "24", "--set", "data.validation_share=0.3", "--set", "training.metric=accuracy")
+
+
+def rows_with_several(count, seed):
+    """Texts of no topic, one or two, whose words tell them; with their topics in the order of the words."""
+    generator = random.Random(seed)
+    for number in range(count):
+        topics = generator.sample(NAMES, k=(0, 1, 1, 2)[number % 4])
+        words = [word for topic in topics for word in generator.choices(TOPIC_WORDS[topic], k=4)]
+        words += generator.choices(FILLER_WORDS, k=6)
+        generator.shuffle(words)
+        yield " ".join(words), topics
+
+
+def written(path, rows):
+    """The rows as jsonl, as csv with a separator, or as csv with columns of 0 and 1, by the file's name."""
+    if path.suffix == ".jsonl":
+        lines = (json.dumps({"words": text, "desks": topics}) for text, topics in rows)
+        path.write_text("\n".join(lines) + "\n")
+        return path
+    with path.open("w", newline="") as stream:
+        write = csv.writer(stream).writerow
+        if path.stem.endswith("columns"):
+            write(["words", *NAMES])
+            for text, topics in rows:
+                write([text, *(int(name in topics) for name in NAMES)])
+        else:
+            write(["words", "desks"])
+            for text, topics in rows:
+                write([text, ";".join(topics)])
+    return path
+
+
+@pytest.fixture(scope="module")
+def sets(desk, tmp_path_factory):
+    """A run whose texts may have several labels, and the file of its test rows; nobody may change them."""
+    folder = tmp_path_factory.mktemp("sets")
+    settings = [flag.removeprefix("--set=") for flag in desk.flags if flag.startswith("--set=")]
+    settings += ["data.validation_share=0.3", "training.metric=accuracy", "training.epochs=24"]
+    rows = written(folder / "train.jsonl", rows_with_several(ROWS, seed=3))
+    flags = {
+        "data.train": str(rows),
+        "data.text": ("words",),
+        "data.label": "desks",
+        "model.base": str(desk.base),
+    }
+    run = package.train(out=folder / "run", flags=flags, overrides=settings)
+    return run.path, written(folder / "test.jsonl", rows_with_several(80, seed=4))
+
+
+def test_a_file_with_lists_trains_a_run_that_knows_it(sets):
+    run, _ = sets
+    assert json.loads((run / "labels.json").read_text())["task"] == "multi"
+    assert package.load(run).task == "multi"
+    kept = read_held_out_rows(run)
+    assert kept.labels.dtype == np.bool_
+    assert kept.labels.shape[1] == len(NAMES)
+    events = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert any("a text may have several labels" in event.get("text", "") for event in events)
+    best = max(event["micro_f1"] for event in events if event["event"] == "validation")
+    assert best > 0.9
+
+
+@pytest.mark.parametrize("form", ["rows.csv", "rows-columns.csv"])
+def test_other_ways_to_write_the_same_labels_train_the_same_adapter(sets, form, desk, newsdesk, tmp_path):
+    run, _ = sets
+    rows = written(tmp_path / form, rows_with_several(ROWS, seed=3))
+    flags = ["--label-separator", ";", "--label", "desks"]
+    if "columns" in form:
+        flags = ["--label-columns", ",".join(NAMES)]
+    given = ["--data", rows, "--text", "words", *flags, "--base", desk.base]
+    settings = [flag for flag in desk.flags if flag.startswith("--set=")]
+    outcome = newsdesk("train", *given, *settings, *TRAINING, "--out", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    weights = "adapter/adapter_model.safetensors"
+    assert (tmp_path / "run" / weights).read_bytes() == (run / weights).read_bytes()
+
+
+def test_answers_are_sets_and_agree_with_the_probabilities(sets):
+    run, _ = sets
+    classifier = package.load(run)
+    answers = classifier.predict(TEXTS)
+    assert answers[0].labels is not None
+    assert set(answers[0].labels) == {"Business", "Sports"}
+    assert answers[1].labels[0] == answers[1].label == "Science"
+    assert answers[2].labels == ()
+    assert answers[2].label is None
+    np.testing.assert_array_equal(
+        answers.assigned, classifier.decisions.assigned(classifier.predict_probabilities(TEXTS))
+    )
+
+
+def test_predictions_in_every_format_say_the_same(sets, newsdesk, tmp_path):
+    run, test = sets
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for form in ("csv", "jsonl", "parquet"):
+        assert newsdesk("predict", run, "--input", test, "--output", tmp_path / f"out.{form}").code == 0
+    wide = tmp_path / "wide.csv"
+    assert newsdesk("predict", run, "--input", test, "--output", wide, "--indicators").code == 0
+    of_jsonl = [json.loads(line)["labels"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert parquet.read_table(tmp_path / "out.parquet")["labels"].to_pylist() == of_jsonl
+    with (tmp_path / "out.csv").open(newline="") as stream:
+        assert [
+            row["labels"].split(";") if row["labels"] else [] for row in csv.DictReader(stream)
+        ] == of_jsonl
+    with wide.open(newline="") as stream:
+        rows = [{name for name in NAMES if row[name] == "1"} for row in csv.DictReader(stream)]
+    assert rows == list(map(set, of_jsonl))
+    assert {len(labels) for labels in of_jsonl} >= {0, 1, 2}
+
+
+def test_what_predict_wrote_is_what_train_reads(sets, newsdesk, tmp_path, desk):
+    run, test = sets
+    out = tmp_path / "out.csv"
+    assert newsdesk("predict", run, "--input", test, "--output", out).code == 0
+    checked = newsdesk(
+        "evaluate",
+        run,
+        "--data",
+        out,
+        "--label",
+        "labels",
+        "--label-separator",
+        ";",
+        "--json",
+        "--split",
+        "own",
+    )
+    assert checked.code == 0, checked.err
+    assert checked.json["label_sets"]["subset_accuracy"] == 1.0
+
+
+def test_evaluation_is_kept_shown_and_in_the_card(sets, newsdesk, tmp_path):
+    from shutil import copytree
+
+    from newsdesk.evaluation.label_sets import read_label_set_metrics
+
+    run, test = sets
+    copy = copytree(run, tmp_path / "run")
+    shown = newsdesk("evaluate", copy, "--data", test)
+    assert shown.code == 0, shown.err
+    assert shown.lines[0].startswith("micro F1")
+    found = read_label_set_metrics(copy / "metrics.json")["test"].metrics
+    with (copy / "predictions-test.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    same = sum(set(row["true_labels"].split(";")) == set(row["predicted_labels"].split(";")) for row in rows)
+    assert found.subset_accuracy == same / len(rows)
+    assert f"{found.micro_f1:.4f}" in (copy / "README.md").read_text()
+
+
+def test_an_export_answers_as_the_run(sets, newsdesk, tmp_path):
+    pytest.importorskip("onnx")
+    run, test = sets
+    for kind in ("onnx-fp32", "merged"):
+        done = newsdesk("export", run, "--to", kind, "--out", tmp_path / kind)
+        assert done.code == 0, done.err
+        texts = [json.loads(line)["words"] for line in test.read_text().splitlines()]
+        own, its = (package.load(folder).predict(texts) for folder in (run, tmp_path / kind))
+        assert (own.assigned != its.assigned).mean() < 0.01
+        np.testing.assert_allclose(own.probabilities, its.probabilities, atol=0.03)
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
+
+
+def test_an_int8_export_is_gated_by_micro_f1(sets, newsdesk, tmp_path):
+    pytest.importorskip("onnx")
+    run, _ = sets
+    rows = written(tmp_path / "more.jsonl", rows_with_several(400, seed=9))
+    done = newsdesk(
+        "export", run, "--to", "onnx-int8", "--data", rows, "--max-loss-upper", "3", "--max-loss", "2",
+        "--out", tmp_path / "int8",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    quality = json.loads((tmp_path / "int8" / "quality.json").read_text())["tried"][-1]
+    assert quality["f1_lost"]["interval"][1] <= 0.03
+    assert quality["accuracy"] > 0.9
+
+
+def test_words_of_a_label_are_explained_beside_others(sets):
+    explained = package.explain(package.load(sets[0]), TEXTS[0], target="Sports")
+    assert set(explained.label.split(", ")) == {"Business", "Sports"}
+    weights = {word.text: word.weight for word in explained.words}
+    assert min(weights[word] for word in ("goal", "coach", "league")) > max(
+        weights["bank"], weights["profit"]
+    )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("predict", "RUN", "--abstain", "0.05", "goal"),
+        ("predict", "RUN", "--input", "TEST", "--output", "OUT", "--top-k", "2"),
+        ("report", "RUN"),
+        ("calibrate", "RUN", "--stack"),
+    ],
+)
+def test_what_does_not_know_label_sets_yet_says_so_in_a_sentence(sets, command, newsdesk, tmp_path):
+    places = {"RUN": sets[0], "TEST": sets[1], "OUT": tmp_path / "out.csv"}
+    done = newsdesk(*(places.get(part, part) for part in command))
+    assert done.code == 1
+    assert "several labels" in done.err
+    assert done.err.count("error:") == 1
+
+
+def test_a_classifier_for_notebooks_learns_lists_and_matrices_alike(desk):
+    """As scikit-learn's do: 0 and 1 for each label come out, whichever way they went in."""
+    sklearn = pytest.importorskip("sklearn.preprocessing")
+    texts, topics = zip(*rows_with_several(ROWS, seed=3), strict=True)
+    binarizer = sklearn.MultiLabelBinarizer()
+    matrix = binarizer.fit_transform(topics)
+    settings = dict(
+        flag.removeprefix("--set=").split("=", 1) for flag in desk.flags if flag.startswith("--set=")
+    )
+    settings = {key: value for key, value in settings.items() if key != "lora.targets"}
+    learned = [
+        package.TextClassifier(
+            base=str(desk.base), epochs=24, settings=settings | {"lora.targets": ("all-linear",)}
+        ).fit(texts, labels)
+        for labels in (topics, matrix)
+    ]
+    assert list(learned[0].classes_) == sorted(NAMES)
+    assert list(learned[1].classes_) == [0, 1, 2]
+    answers = [one.predict(list(texts)) for one in learned]
+    assert answers[0].shape == matrix.shape
+    np.testing.assert_array_equal(*answers)
+    assert learned[0].score(texts, topics) == np.mean((answers[0] == matrix).all(axis=1))
+    assert learned[1].score(texts, matrix) == learned[0].score(texts, topics)
+    assert learned[0].evaluate(texts, topics).metrics.micro_f1 > 0.8
