@@ -6,7 +6,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from newsdesk.data.duplicates import fold
 from newsdesk.data.labels import LabelMatcher, LabelMatching
 from newsdesk.data.stratification import dealt, label_counts
 from newsdesk.errors import UserError, counted
+
+Task = Literal["single", "multi"]
+"""Whether each text has one of the labels, or any number of them."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ class Examples:
     def is_multi(self) -> bool:
         """Whether a text may have several labels."""
         return self.labels is not None and self.labels.ndim == 2
+
+    @property
+    def task(self) -> Task:
+        """The same in a word."""
+        return "multi" if self.is_multi else "single"
 
     def label_rows(self) -> NDArray[np.int64]:
         """How many rows have each label, (classes,); zeros where they are not labelled."""

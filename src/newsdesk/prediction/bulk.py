@@ -263,9 +263,8 @@ def predict_file(
         "top_k": top_k,
         "all_probabilities": all_probabilities,
         "answer_empty": asked.get("answer_empty", False),
+        **({"indicators": True} if indicators else {}),
     }
-    if indicators:
-        settings["indicators"] = True
     job = _Job(predictor, settings, predictor.decision_rule(**asked), strict, observe)
     stated = dialect.asking(text or predictor.layout.text_columns, template=template)
     with _opened(source, stated) as stream:

@@ -162,10 +162,8 @@ class OutputTable(ABC):
         sets = [*label_names] if indicators else [LABELS, PROBABILITIES]
         self._indicators = indicators
         every = map(probability_column, label_names) if all_probabilities else ()
-        self.columns = tuple(columns)
-        self._top_k = top_k
-        self._every_class = all_probabilities
-        self._remarks = tuple(remarks)
+        self.columns, self._remarks = tuple(columns), tuple(remarks)
+        self._top_k, self._every_class = top_k, all_probabilities
         self._arrow_schema = arrow_schema
         self._packed, self._in_array = packed, in_array
         self._wanted = [*(sets if several else ranked), *every, *remarks]

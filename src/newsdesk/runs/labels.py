@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from newsdesk.data.columns import TextLayout
+from newsdesk.data.examples import Task
 from newsdesk.errors import UserError
 from newsdesk.stored import KEY, OPTIONAL, UNSAID, read_stored, write_stored
 
@@ -16,10 +17,6 @@ _MOST_TOKENS = 1 << 20
 
 LabelKind = Literal["text", "integer", "number", "boolean"]
 """What a program's labels were before they became names."""
-
-
-Task = Literal["single", "multi"]
-"""Whether each text has one of the labels, or any number of them."""
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ from newsdesk.runs.folder import (
     working_folder,
 )
 from newsdesk.runs.label_decisions import strata
-from newsdesk.runs.labels import Labels, Task
+from newsdesk.runs.labels import Labels
 from newsdesk.runs.linear_model import LinearModel, Stack
 from newsdesk.runs.log import (
     Event,
@@ -249,9 +249,8 @@ class _Training:
         if self.team.leads and resume:
             content, passed_over = self.checkpoints.find()
         content = self.team.bytes_from_lead(content)
-        train, max_length = self.data.train, self.resolved.recipe.model.max_length
-        task: Task = "multi" if train.is_multi else "single"
-        labels = Labels(train.label_names, self.data.layout, max_length, task=task)
+        names, task = self.data.train.label_names, self.data.train.task
+        labels = Labels(names, self.data.layout, self.resolved.recipe.model.max_length, task=task)
         if content:
             try:
                 checkpoint = decode(content)
@@ -356,13 +355,12 @@ class _Training:
         unwanted = model.linear == "off" or (model.linear == "auto" and not training.baseline)
         if unwanted or self.data.train.is_multi:  # a linear model learns one class a text
             return None
-        opening, closing = self.special
         return LinearModel.fit(
             self.loop.rows.token_ids,
             self.loop.rows.labels,
             len(self.data.train.label_names),
-            opening=opening,
-            closing=closing,
+            opening=self.special[0],
+            closing=self.special[1],
             seed=training.seed,
         )
 
