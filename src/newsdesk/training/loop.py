@@ -31,6 +31,7 @@ from newsdesk.training.train_step import (
     build_optimiser,
     cuda_graphs,
     row_weights,
+    start_at_shares,
 )
 
 # Reading a loss makes the processor wait for an accelerator; read in groups, its queue rarely runs empty.
@@ -105,6 +106,8 @@ class TrainingLoop:
         self.held_out = HeldOut.of(strata(validation.labels), self.schedule.validations, training)
         self.pad_to = max_length if training.pad_to_max_length else None
         classes = network.model.config.num_labels
+        if rows.labels.ndim == 2:
+            start_at_shares(network.model, rows.labels.mean(axis=0))
         self.optimiser = build_optimiser(network.model, training)
         self.trained = [p for group in self.optimiser.param_groups for p in group["params"]]
         self.team.copy_from_lead(self.trained)

@@ -76,7 +76,7 @@ from newsdesk.training.distributed import Team, gathered
 from newsdesk.training.held_out import remarks_on_rows
 from newsdesk.training.linear_baseline import remark_on_baseline
 from newsdesk.training.loop import EncodedRows, TrainingLoop
-from newsdesk.training.train_step import explaining_memory, start_at_shares
+from newsdesk.training.train_step import explaining_memory
 
 Observer = Callable[[Event], None]
 
@@ -190,8 +190,6 @@ class _Training:
         seed_everything(seed)
         train, validation = self.data.train, self.data.validation
         model = build_classifier(self.base.path, train.label_names, recipe.model, recipe.lora)
-        if train.is_multi:
-            start_at_shares(model, truth_of(train).mean(axis=0))
         require_length(model.config, recipe.model.max_length)
         self.tokenizer_files = scratch / "tokenizer"
         copy_tokenizer(self.base.path, self.tokenizer_files)
