@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 SHOWS_EVERY_TEXT_HAS_ONE = 100
 """From so many rows on, each with a label, every text is given at least one."""
 
-_PRIOR_POSITIVES = 10.0
+_PRIOR_OF_CALIBRATION, _PRIOR_OF_THRESHOLDS = 10.0, 30.0  # positive rows
 _STEPS = 50
 _FURTHEST_STEP = 2.0  # in a shift or the logarithm of a scale
 _CONVERGED = 1e-10  # of the loss, relative
@@ -90,12 +90,16 @@ class LabelDecisions:
 
         **Calibration** is Platt's (1999): a logistic regression on the label's own logit. **Thresholds** are
         those of the highest F1. A label of three positive rows determines neither; by itself it would get a
-        certain probability and an extreme threshold. So each label counts as if it had 10 positive rows more,
-        which behave as those of all labels together do: its targets are blended with what one scale and shift
-        for all labels say, and its counts of hits and false alarms with those of all labels, scaled to that
-        many positive rows. A label without positive rows gets just these; one of hundreds is its own.
-        (Positive rows, or negative ones where those are fewer; for the calibration as many as expected, too:
-        that none of 50 likely ones came true says something.)
+        certain probability and an extreme threshold. So each label counts as if it had some positive rows more,
+        which behave as those of all labels together do. Of its targets these are 10, blended in with what one
+        scale and shift for all labels say; of its hits and false alarms 30, with those of all labels scaled
+        to that many. A label without positive rows gets just these; one of hundreds is its own. (Positive
+        rows, or negative ones where those are fewer; for the calibration as many as expected, too: that none
+        of 50 likely ones came true says something.)
+
+        10 and 30 are of Reuters-21578's 90 topics, fitted on 231 to 1,885 rows and measured on the others:
+        log-loss is lowest, and a macro F1 1.5 to 2 points above that at 0.5 costs 0.2 of micro F1. Without
+        shrinkage both F1 are 1 point lower on 231 rows.
 
         ``logits`` and ``labels`` are (rows, labels), at least one of each. Raises ValueError otherwise.
         """
@@ -122,7 +126,7 @@ def _calibrated(logits: Floats, labels: NDArray[np.bool_], fewer: NDArray[np.int
     scale, shift = _logistic(values.reshape(-1, 1), smoothed, np.ones(1), np.array([odds]))
     shared = _sigmoid(scale * values + shift)
     evidence = np.maximum(fewer, (shared * (1 - shared)).sum(axis=0))
-    own = evidence / (evidence + _PRIOR_POSITIVES)
+    own = evidence / (evidence + _PRIOR_OF_CALIBRATION)
     targets = own * labels + (1 - own) * shared
     count = labels.shape[1]
     scales, shifts = _logistic(values, targets, np.repeat(scale, count), np.repeat(shift, count))
@@ -176,12 +180,12 @@ def _thresholds(probabilities: Floats, labels: NDArray[np.bool_], fewer: NDArray
     assigned, hits = (_at_least(reached, kept) for kept in (np.ones_like(labels), labels))
     positives = labels.sum(axis=0)
     for_all = _of_highest_f1(hits.sum(axis=0), assigned.sum(axis=0), np.array(every), 0.5)
-    share = _PRIOR_POSITIVES / every
+    share = _PRIOR_OF_THRESHOLDS / every
     evidence = np.where(positives > 0, fewer / np.maximum(1, positives), 1.0)[:, None]
     return _of_highest_f1(
         evidence * hits + share * hits.sum(axis=0),
         evidence * assigned + share * assigned.sum(axis=0),
-        fewer + _PRIOR_POSITIVES,
+        fewer + _PRIOR_OF_THRESHOLDS,
         float(for_all),
     )
 
