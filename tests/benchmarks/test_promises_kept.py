@@ -91,11 +91,10 @@ def test_calibrating_on_rows_that_say_nothing_would_be_noticed(
 
 def test_a_hint_that_costs_nothing_would_be_noticed(promises: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from newsdesk.prediction import abstention as decision
-    from newsdesk.prediction.abstention import promised_threshold
 
-    def anything_goes(score: Any, correct: Any, _above: float, confidence: float) -> Any:
+    def anything_goes(promise_at: Any, _above: float, _confidence: float) -> Any:
         rates = np.arange(1, 500) / 1000
-        found = (promised_threshold(score, correct, float(rate), 0.3) for rate in rates)
+        found = (promise_at(float(rate), 0.3) for rate in rates)
         return next(promise for promise in found if promise is not None)
 
     monkeypatch.setattr(decision, "lowest_promise", anything_goes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import comb
 
 import numpy as np
@@ -96,14 +97,15 @@ def test_a_surer_promise_answers_less():
 
 def test_the_lowest_promise_pays_for_the_search():
     score, correct = np.full(300, 0.9), np.full(300, True)
-    found = lowest_promise(score, correct, above=0.001)
+    promised = partial(promised_threshold, score, correct)
+    found = lowest_promise(promised, above=0.001)
     assert found.confidence == 0.9962  # 1 - 0.05 / 13
     assert found.error_rate == 0.02  # 0.98 ** 300 = 0.002; 0.985 ** 300 = 0.011 is more than 0.0038
     assert found == promised_threshold(score, correct, 0.02, 0.9962)
-    assert lowest_promise(score, correct, above=0.02).error_rate == 0.03
-    assert lowest_promise(score, ~correct, above=0.001) is None
-    assert lowest_promise(score, correct, above=0.4) is None
-    assert lowest_promise(score, correct, above=0.001, confidence=0.99999) is None
+    assert lowest_promise(promised, above=0.02).error_rate == 0.03
+    assert lowest_promise(partial(promised_threshold, score, ~correct), above=0.001) is None
+    assert lowest_promise(promised, above=0.4) is None
+    assert lowest_promise(promised, above=0.001, confidence=0.99999) is None
 
 
 @pytest.mark.parametrize(("rate", "confidence"), [(0, 0.9), (1, 0.9), (0.1, 0), (0.1, 1)])

@@ -6,8 +6,9 @@ about the others, and rest on the calibration rows that pass the same filters.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil, log, log1p, sqrt
 from typing import TypedDict
 
@@ -132,15 +133,17 @@ def promised_threshold(
     return best
 
 
-def lowest_promise(
-    score: NDArray[np.floating], correct: NDArray[np.bool_], above: float, confidence: float = 0.95
-) -> Promise | None:
-    """The promise of the lowest error rate over ``above`` that these rows can give; None if they give none.
+PromiseAt = Callable[[float, float], Promise | None]
+"""What calibration rows promise for an error rate and a confidence."""
+
+
+def lowest_promise(promise_at: PromiseAt, above: float, confidence: float = 0.95) -> Promise | None:
+    """The promise of the lowest error rate over ``above`` that some rows can give; None if they give none.
 
     What holds for a rate named beforehand does not hold for one that the rows chose. So each of the
     ``RATES_SUGGESTED`` over ``above`` is tested at a higher confidence, which the returned promise carries:
     1 - ``confidence`` is divided evenly among them (Bonferroni). Only a rate that can be promised at
-    ``confidence`` itself, too, is returned. Shapes as for `promised_threshold`.
+    ``confidence`` itself, too, is returned.
     """
     rates = [rate for rate in RATES_SUGGESTED if rate > above]
     # Rounded up to what is printed, for a person to type.
@@ -148,8 +151,8 @@ def lowest_promise(
     if not stricter < 1:
         return None
     for rate in rates:
-        promise = promised_threshold(score, correct, rate, stricter)
-        if promise is not None and promised_threshold(score, correct, rate, confidence) is not None:
+        promise = promise_at(rate, stricter)
+        if promise is not None and promise_at(rate, confidence) is not None:
             return promise
     return None
 
@@ -330,28 +333,11 @@ def decision_rule(
     made of them, for ``off_topic``. ``temperature`` is what logits are divided by. Raises UserError when a
     share is not between 0 and 1, or the rows cannot promise as much.
     """
-    shares = {"--abstain": abstain, "--confidence": confidence, "--sets": sets, "--off-topic": off_topic}
-    for flag, share in shares.items():
-        if share is not None and not 0 < share < 1:
-            fix = f"for example {flag} 0.05"
-            raise UserError(f"{flag} takes a share between 0 and 1", found=str(share), fix=fix)
-    if off_topic is not None:
-        assert score is not None
-        _require_reachable(off_topic, score)
+    require_shares(score, abstain=abstain, confidence=confidence, sets=sets, off_topic=off_topic)
     if abstain is None and sets is None:
         return None if off_topic is None else DecisionRule(None, None, 1.0, 0, off_topic)
     assert rows is not None
-    passing = np.ones(len(rows.labels), dtype=np.bool_)
-    if rows.readable is not None and not answer_empty:
-        passing &= rows.readable
-    if off_topic is not None and score is not None:
-        if rows.distances is None:
-            raise UserError(
-                "--off-topic does not go with --abstain or --sets here",
-                found="calibration rows of an earlier version, of which it is not known which are off topic",
-                fix="calibrate again with newsdesk calibrate",
-            )
-        passing &= score.on_topic(rows.distances, off_topic)
+    passing = passing_rows(rows, score, off_topic, answer_empty=answer_empty)
     labels, probabilities = rows.labels[passing], softmax(rows.logits[passing], temperature)
     promise = None if abstain is None else _promise(probabilities, labels, abstain, confidence)
     most = highest_coverage(len(labels))
@@ -365,6 +351,42 @@ def decision_rule(
     coverage = sets if sets is not None else min(most, 1 - (abstain or 0.0))
     threshold = set_threshold(probabilities, labels, coverage)
     return DecisionRule(promise, sets, threshold, len(labels), off_topic)
+
+
+def require_shares(score: OffTopicScore | None, **shares: float | None) -> None:
+    """Raise UserError unless the shares asked for, by the names of `Promises`, lie between 0 and 1.
+
+    That of ``off_topic`` has to be one that a text can reach.
+    """
+    for name, share in shares.items():
+        if share is not None and not 0 < share < 1:
+            flag = f"--{name.replace('_', '-')}"
+            fix = f"for example {flag} 0.05"
+            raise UserError(f"{flag} takes a share between 0 and 1", found=str(share), fix=fix)
+    if shares["off_topic"] is not None:
+        assert score is not None
+        _require_reachable(shares["off_topic"], score)
+
+
+def passing_rows(
+    rows: HeldOutRows, score: OffTopicScore | None, off_topic: float | None, *, answer_empty: bool
+) -> NDArray[np.bool_]:
+    """Which calibration rows would be answered if nothing were promised, (rows,): promises rest on these.
+
+    Raises UserError where it is not known which are off topic.
+    """
+    passing = np.ones(len(rows.labels), dtype=np.bool_)
+    if rows.readable is not None and not answer_empty:
+        passing &= rows.readable
+    if off_topic is not None and score is not None:
+        if rows.distances is None:
+            raise UserError(
+                "--off-topic does not go with --abstain or --sets here",
+                found="calibration rows of an earlier version, of which it is not known which are off topic",
+                fix="calibrate again with newsdesk calibrate",
+            )
+        passing &= score.on_topic(rows.distances, off_topic)
+    return passing
 
 
 def _require_reachable(level: float, score: OffTopicScore) -> None:
@@ -384,12 +406,18 @@ def _promise(
 ) -> Promise:
     score = probabilities.max(axis=1).astype(np.float64)
     correct = np.asarray(probabilities.argmax(axis=1) == labels, dtype=np.bool_)
-    promise = promised_threshold(score, correct, error_rate, confidence)
-    if promise is not None:
-        return promise
     right = f", {correct.mean():.1%} of them right" if len(labels) else ""
     found = f"{counted(len(labels), 'calibration row')}{right}"
-    lowest = lowest_promise(score, correct, error_rate, confidence)
+    promised = partial(promised_threshold, score, correct)
+    return require_promise(promised, error_rate, confidence, found)
+
+
+def require_promise(promise_at: PromiseAt, error_rate: float, confidence: float, found: str) -> Promise:
+    """The promise that some rows give. Raises UserError, with what they are, where they cannot give it."""
+    promise = promise_at(error_rate, confidence)
+    if promise is not None:
+        return promise
+    lowest = lowest_promise(promise_at, error_rate, confidence)
     if lowest is None:
         found, fix = f"{found}, which cannot promise any useful error rate", _MORE_ROWS
     else:

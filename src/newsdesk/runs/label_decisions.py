@@ -89,9 +89,9 @@ class LabelDecisions:
         """Calibrate each label and choose its threshold, on rows that nothing was learned from.
 
         **Calibration** is Platt's (1999): a logistic regression on the label's own logit. **Thresholds** are
-        those of the highest F1. A label of three positive rows determines neither; by itself it would get a
-        certain probability and an extreme threshold. So each label counts as if it had some positive rows more,
-        which behave as those of all labels together do. Of its targets these are 10, blended in with what one
+        those of the highest F1. A label of three positive rows determines neither; alone it would get a
+        certain probability and an extreme threshold. So each label counts as if it had some positive rows
+        more, which behave as those of all labels together do. Of its targets these are 10, and say what one
         scale and shift for all labels say; of its hits and false alarms 30, with those of all labels scaled
         to that many. A label without positive rows gets just these; one of hundreds is its own. (Positive
         rows, or negative ones where those are fewer; for the calibration as many as expected, too: that none

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import Any, Literal
 
@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from newsdesk.data.examples import Examples, aligned_labels
 from newsdesk.data.words import words_of
 from newsdesk.errors import UserError, counted, missing_package
+from newsdesk.label_set_metrics import Counts, bootstrap_intervals
 from newsdesk.metrics import wilson_interval
 from newsdesk.progress import Progress
+from newsdesk.runs.label_decisions import rarest_labels
 from newsdesk.runs.off_topic import stratified_rows
-from newsdesk.stored import UNSTORED
+from newsdesk.stored import OPTIONAL, UNSTORED
 
 Features = Literal["words 1-2", "characters 1-3", "characters 2-5"]
 """What a linear model counts: n-grams of so many words or characters; the longer ones stay within words."""
@@ -41,7 +43,8 @@ class BaselineResult:
     """The figures of a baseline on the test rows.
 
     Attributes:
-        accuracy: share of test rows it classifies correctly, 0 to 1.
+        accuracy: share of test rows it classifies correctly, 0 to 1; where a text may have several labels, of
+            those that get just the true ones.
         accuracy_interval: its 95 % Wilson interval (low, high).
         seconds: wall time of training and predicting.
         description: what it is, in a line.
@@ -49,6 +52,10 @@ class BaselineResult:
         features: the n-grams that it counts.
         validation: accuracy of each kind of n-grams on rows held out of the training rows, 0 to 1; None where
             there were too few to choose by.
+        micro_f1: F1 over all labels of all texts, 0 to 1; as the next two None where a text has one label.
+        micro_f1_interval: its 95 % interval (low, high), by drawing texts with replacement.
+        macro_f1: mean F1 over the labels that occur.
+        assigned: which labels it gives each test row, (rows, labels); not stored.
     """
 
     accuracy: float
@@ -58,6 +65,10 @@ class BaselineResult:
     predicted: tuple[str, ...] = field(default=(), metadata=UNSTORED)
     features: str = _WORDS
     validation: Mapping[str, float] | None = None
+    micro_f1: float | None = field(default=None, metadata=OPTIONAL)
+    micro_f1_interval: tuple[float, float] | None = field(default=None, metadata=OPTIONAL)
+    macro_f1: float | None = field(default=None, metadata=OPTIONAL)
+    assigned: NDArray[np.bool_] | None = field(default=None, metadata=UNSTORED, compare=False)
 
 
 def linear_baseline(
@@ -69,6 +80,9 @@ def linear_baseline(
     see ``choose_features``. Term frequencies are sublinear, 1 + ln(count); the SVM is one against the rest
     with C = 1 and squared hinge loss, chosen on rows split off AG News' and Reuters R8's training rows.
     ``seed`` orders the rows for its coordinate descent and deals them to folds. Runs on one core.
+
+    Where a text may have several labels it gets those on whose side of the SVM it is or, where all training
+    rows have one, the nearest. Its features are then chosen by the rarest label of each row.
     Raises UserError where scikit-learn or labels are missing, ``train`` does not name a test row's class,
     or the training rows hold fewer than two classes or not one word.
     """
@@ -83,18 +97,32 @@ def linear_baseline(
     if progress is not None:
         progress(0, None, "fitting the baseline", "rows")
     begin = time.perf_counter()
-    features, validation = choose_features(train.texts, train_labels, seed)
-    predicted = _fit_and_predict(features, train.texts, train_labels, test.texts, seed)
+    classes = rarest_labels(train_labels) if train.is_multi else train_labels
+    features, validation = choose_features(train.texts, classes, seed)
+    fit = _fit_and_assign if train.is_multi else _fit_and_predict
+    predicted: NDArray[Any] = fit(features, train.texts, train_labels, test.texts, seed)
     seconds = time.perf_counter() - begin
-    correct = int((predicted == test_labels).sum())
-    return BaselineResult(
+    if train.is_multi:  # labels that are counted as errors are never assigned
+        predicted = np.pad(predicted, ((0, 0), (0, test_labels.shape[1] - predicted.shape[1])))
+    same = predicted == test_labels
+    correct = int(same.all(axis=1).sum() if train.is_multi else same.sum())
+    found = BaselineResult(
         accuracy=correct / len(test),
         accuracy_interval=wilson_interval(correct, len(test)),
         seconds=round(seconds, 1),
         description=f"TF-IDF of {features}, linear SVM (scikit-learn {sklearn.__version__})",
-        predicted=tuple(train.label_names[i] for i in predicted),
         features=features,
         validation=validation,
+    )
+    if not train.is_multi:
+        return replace(found, predicted=tuple(train.label_names[i] for i in predicted))
+    counts = Counts.of(predicted, test_labels)
+    return replace(
+        found,
+        micro_f1=float(counts.micro_f1()),
+        micro_f1_interval=bootstrap_intervals(predicted, test_labels, [Counts.micro_f1])[0],
+        macro_f1=float(counts.macro_f1()),
+        assigned=predicted,
     )
 
 
@@ -111,15 +139,18 @@ def remark_on_baseline(
     learned = train
     if len(train) > _ROWS_LEARNED_BEFORE_TRAINING:
         labels = aligned_labels(train, train.label_names)
+        labels = rarest_labels(labels) if train.is_multi else labels
         learned = train.select(stratified_rows(labels, _ROWS_LEARNED_BEFORE_TRAINING, seed=seed))
     try:
         found = linear_baseline(learned, validation, seed=seed, progress=progress)
     except UserError:  # a single class, or not one word
         return None
-    low, high = found.accuracy_interval
+    low, high = found.micro_f1_interval or found.accuracy_interval
+    share = found.accuracy if found.micro_f1 is None else found.micro_f1
+    figure = "" if found.micro_f1 is None else " micro F1"
     part = f", learned from {len(learned):,} rows" if len(learned) < len(train) else ""
     return (
-        f"a linear model (TF-IDF of {found.features}, SVM{part}) reaches {found.accuracy:.2%} "
+        f"a linear model (TF-IDF of {found.features}, SVM{part}) reaches {share:.2%}{figure} "
         f"[{low:.2%}, {high:.2%}] on the {counted(len(validation), 'row')} that validations measure on: "
         "what the encoder has to beat"
     )
@@ -193,6 +224,32 @@ def _fit_and_predict(
     return np.asarray(classifier.predict(vectorizer.transform(test_texts)), dtype=np.int64)
 
 
+def _fit_and_assign(
+    features: Features,
+    texts: Sequence[str],
+    labels: NDArray[np.bool_],
+    test_texts: Sequence[str],
+    seed: int,
+) -> NDArray[np.bool_]:
+    """The labels that one SVM for each of them gives the test texts, (test texts, labels)."""
+    from sklearn.svm import LinearSVC
+
+    vectorizer = tfidf_vectorizer(len(texts), features)
+    try:
+        counted = vectorizer.fit_transform(texts)
+    except ValueError:  # these texts share no n-gram
+        return np.tile(labels.mean(axis=0) > 0.5, (len(test_texts), 1))
+    asked = vectorizer.transform(test_texts)
+    sides = np.where(labels.any(axis=0), np.inf, -np.inf) * np.ones((len(test_texts), 1))
+    for label in np.flatnonzero(labels.any(axis=0) & ~labels.all(axis=0)):
+        classifier = LinearSVC(C=1.0, random_state=seed).fit(counted, labels[:, label])
+        sides[:, label] = classifier.decision_function(asked)
+    assigned = sides > 0
+    if labels.any(axis=1).all():
+        assigned[np.arange(len(sides)), sides.argmax(axis=1)] = True
+    return assigned
+
+
 def tfidf_vectorizer(rows: int, features: Features = _WORDS) -> Any:
     """scikit-learn's TF-IDF over n-grams, not yet fitted, for so many texts to learn from."""
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -211,7 +268,12 @@ def has_words(texts: Iterable[str]) -> bool:
     return any(map(words_of, texts))
 
 
-def _check_learnable(train: Examples, labels: NDArray[np.int64]) -> None:
+def _check_learnable(train: Examples, labels: NDArray[Any]) -> None:
+    if train.is_multi and (labels == labels[0]).all():
+        raise UserError(
+            "the linear baseline needs training rows with and without some label",
+            found=f"{counted(len(train), 'row')} that all have the same labels in {train.source}",
+        )
     if (labels == labels[0]).all():
         raise UserError(
             "the linear baseline needs training rows of at least two classes",
