@@ -20,7 +20,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 
-# A share of all steps when written with a point (0.06), a number of steps when not (500).
+# A share of the whole when written with a point (0.06), a number of steps or tokens when not (500).
 StepsOrShare = Annotated[int, Field(ge=0, strict=True)] | Share
 # Likewise in epochs, possibly several: 1.0 is every epoch and 1 every step.
 StepsOrEpochs = Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0)]
@@ -84,6 +84,20 @@ class ModelSection(Section):
 
     base: str = Field("all-MiniLM-L6-v2", description="named base model, Hub id or local folder")
     max_length: PositiveInt = Field(128, description="tokens a text is cut to")
+    long_texts: Literal["cut", "head-tail", "windows"] = Field(
+        "cut",
+        description="what is read of a text of more tokens: its beginning, its first and last ones, or all "
+        "in windows of max_length",
+    )
+    window_overlap: StepsOrShare = Field(
+        0.125, description="what two windows have in common: tokens (16) or a share of max_length (0.125)"
+    )
+    max_windows: Annotated[int, Field(ge=1, le=1024)] = Field(
+        16, description="windows a text is read in at most; what is beyond is cut"
+    )
+    pooling: Literal["mean", "max"] = Field(
+        "mean", description="of the logits of a text's windows, in training as in predicting"
+    )
     dropout: Share | None = Field(None, description="dropout in the frozen encoder; absent: the base's own")
     train_pooler: bool = Field(True, description="also train the pooler that BERT's classifier reads")
     linear: Literal["auto", "stack", "off"] = Field(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +22,7 @@ from newsdesk.cli.shared import (
     shown_progress,
     verb,
 )
-from newsdesk.data.words import isolated
+from newsdesk.data.words import Reading, isolated
 from newsdesk.errors import counted
 
 if TYPE_CHECKING:
@@ -53,6 +54,13 @@ _KINDS = ("label-errors", "duplicates", "near-duplicates", "conflicts", "leaks")
     show_default=True,
     help="The encoder that embeds the texts, frozen.",
     metavar="NAME|PATH",
+)
+@flag(
+    "--long-texts",
+    type=click.Choice(("cut", "head-tail", "windows")),
+    default="cut",
+    show_default=True,
+    help="What is read of a text of more than 128 tokens: its beginning, both ends, or all in windows.",
 )
 @flag(
     "--folds",
@@ -304,10 +312,12 @@ def check_data(
     base: str | None,
     normaliser: str | None,
     task: Literal["auto", "single", "multi"] | None,
+    max_length: int | None,
     as_json: bool,
     **settings: Any,
 ) -> None:
     """Check a file: faults by line, labels, duplicates, leakage. Exit code 1 if problems are found."""
+    from newsdesk.config import ModelSection
     from newsdesk.data.check import check
     from newsdesk.model.catalog import resolve_base
     from newsdesk.model.tokenizer import TextTokenizer
@@ -316,12 +326,15 @@ def check_data(
     if base is not None:
         with shown_progress() as progress:
             tokenizer = TextTokenizer.from_folder(resolve_base(base, progress=progress).path, None)
+        if max_length is not None:
+            settings["choices"] = partial(tokenizer.choices, ModelSection(max_length=max_length))
     report = check(
         path,
         normaliser=normaliser or "none",
         task=task or "auto",
         tokenizer=None if tokenizer is None else tokenizer.lengths,
         vocabulary=None if tokenizer is None else tokenizer.fit,
+        max_length=max_length,
         **settings,
     )
     say(report.to_dict() if as_json else render_check(report))
@@ -441,9 +454,17 @@ def _lengths_and_vocabulary(report: CheckReport) -> Iterator[str]:
         yield f"tokens a text: mean {lengths.mean:.1f}; at most: {quantiles}"
         if lengths.truncated is not None:
             yield f"  cut at {lengths.max_length}: {lengths.truncated:.1%} of the texts"
+        for choice in lengths.choices if lengths.truncated else ():
+            yield _choice(choice, lengths.choices[0])
     if (fit := report.vocabulary) is not None:
         yield f"unknown tokens: {fit.unknown:.1%}; letters a token: {fit.letters_per_token:.1f}"
         yield from [f"  {fit.warning}"] if fit.warning else []
+
+
+def _choice(choice: Reading, cut: Reading) -> str:
+    """What one way to read long texts reads, and what it costs."""
+    costs = "" if choice is cut else f", in {choice.times(cut):.2g} times the time of {cut.choice}"
+    return f"  model.long_texts={choice.choice} reads {choice.share:.1%} of all tokens{costs}"
 
 
 def _lines(lines: Sequence[int]) -> str:

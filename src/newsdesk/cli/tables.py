@@ -22,6 +22,7 @@ from newsdesk.reports.facts import confusions
 from newsdesk.training.linear_baseline import BaselineResult
 
 if TYPE_CHECKING:
+    from newsdesk.config import ModelSection
     from newsdesk.evaluation.label_sets import LabelSetEvaluation
     from newsdesk.training.plan import Lengths, Plan
 
@@ -321,7 +322,7 @@ def render_plan(plan: Plan) -> list[str]:
             [dict(enumerate(point)) for point in points],
             header=("learning rate", training.schedule, ""),
         ),
-        _token_lengths(plan.lengths, plan.recipe.model.max_length),
+        _token_lengths(plan.lengths, plan.recipe.model),
         ["time on this machine: not estimated"]
         if time is None
         else [
@@ -343,7 +344,7 @@ def _given_values(plan: Plan) -> list[str]:
     return lines or ["values: all default"]
 
 
-def _token_lengths(lengths: Lengths, max_length: int) -> list[str]:
+def _token_lengths(lengths: Lengths, model: ModelSection) -> list[str]:
     """Tokens of a text, as measured or as the catalogue knows them."""
     basis = {
         "measured": f"measured on {counted(lengths.rows, 'row')}",
@@ -355,9 +356,17 @@ def _token_lengths(lengths: Lengths, max_length: int) -> list[str]:
         shown = ", ".join(f"{name} {length:,}" for name, length in lengths.before_cutting.items())
         lines.append(figure("before cutting", shown))
     if lengths.mean is not None:
-        lines.append(figure(f"mean, cut to {max_length}", f"{lengths.mean:.1f}"))
+        how = {"cut": "cut to", "head-tail": "both ends, of", "windows": "in windows of"}[model.long_texts]
+        lines.append(figure(f"mean, {how} {model.max_length}", f"{lengths.mean:.1f}"))
     if lengths.padding is not None:
         lines.append(figure("padding", f"{100 * lengths.padding:.1f} % of what is computed"))
+    own, *others = lengths.choices or (None,)
+    if own is not None:
+        lines.append(figure(f"read by {own.choice}", f"{own.share:.1%} of all tokens"))
+        lines += [
+            figure(f"by {other.choice}", f"{other.share:.1%}, in {other.times(own):.2g} times the time")
+            for other in others
+        ]
     return lines
 
 

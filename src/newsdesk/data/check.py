@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from newsdesk.data.columns import TextLayout, text_layout
 from newsdesk.data.dialect import DETECTED, Dialect
@@ -18,7 +19,7 @@ from newsdesk.data.labelled import LabelFormat, TableLabels, Task, table_labels
 from newsdesk.data.labels import LabelFault, LabelMatcher, class_names, folded, label_faults
 from newsdesk.data.stream import read_table, read_with_faults
 from newsdesk.data.table import Fault, Table
-from newsdesk.data.words import VocabularyFit
+from newsdesk.data.words import Reading, VocabularyFit
 from newsdesk.errors import UserError, counted, listed
 
 _SHOWN = 100  # places listed of each kind; counts are always complete
@@ -93,12 +94,15 @@ class TokenLengths:
         quantiles: from ``50%`` to ``100%`` the number that this share of the texts does not exceed.
         max_length: where texts are cut off, if stated.
         truncated: share of the texts, in [0, 1], that are longer; None without max_length.
+        choices: what each way to read long texts reads of all tokens, and computes for it; none without
+            max_length.
     """
 
     mean: float
     quantiles: dict[str, int]
     max_length: int | None
     truncated: float | None
+    choices: tuple[Reading, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -207,13 +211,14 @@ def check(
     tokenizer: Callable[[Sequence[str]], Sequence[int]] | None = None,
     vocabulary: Callable[[Sequence[str]], VocabularyFit] | None = None,
     max_length: int | None = None,
+    choices: Callable[[NDArray[np.int64]], tuple[Reading, ...]] = lambda _lengths: (),
 ) -> CheckReport:
     """Look a data file over, and for texts that it shares with the file ``against`` (its test set, say).
 
     Layout flags mean what they mean to ``read_table`` and ``to_examples``. ``tokenizer`` maps texts to
     their numbers of tokens, special tokens included and nothing cut off, ``vocabulary`` to how well a base
-    model's covers them. Raises UserError when the file cannot be read as a table at all, its text column is
-    not known, or ``against`` is malformed.
+    model's covers them, ``choices`` such numbers to what each way to read long texts reads. Raises UserError
+    when the file cannot be read as a table at all, its text column is not known, or ``against`` is malformed.
     """
     form = LabelFormat.of(label, label_separator, label_columns, task)
     dialect = dialect.asking((*(text or ()), *form.columns), label, template)
@@ -237,7 +242,7 @@ def check(
         empty=_places([line for line, each in zip(table.lines, texts, strict=True) if not each.strip()]),
         duplicates=_line_groups(table, duplicate_groups(texts)),
         leakage=None if other is None else _leakage(table, texts, layout, other),
-        token_lengths=None if tokenizer is None else _token_lengths(tokenizer(texts), max_length),
+        token_lengths=None if tokenizer is None else _token_lengths(tokenizer(texts), max_length, choices),
         vocabulary=None if vocabulary is None else vocabulary(texts),
         news=_recognised(table),
     )
@@ -399,7 +404,11 @@ def _leakage(table: Table, texts: Sequence[str], layout: TextLayout, other: Tabl
     return Leakage(str(other.path), len(other), len(exact), len(near), leaks)
 
 
-def _token_lengths(lengths: Sequence[int], max_length: int | None) -> TokenLengths | None:
+def _token_lengths(
+    lengths: Sequence[int],
+    max_length: int | None,
+    choices: Callable[[NDArray[np.int64]], tuple[Reading, ...]],
+) -> TokenLengths | None:
     if not len(lengths):
         return None
     counts = np.asarray(lengths)
@@ -409,6 +418,7 @@ def _token_lengths(lengths: Sequence[int], max_length: int | None) -> TokenLengt
         quantiles={f"{share:.0%}": int(value) for share, value in zip(_QUANTILES, values, strict=True)},
         max_length=max_length,
         truncated=None if max_length is None else float((counts > max_length).mean()),
+        choices=choices(counts),
     )
 
 

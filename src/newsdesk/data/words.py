@@ -44,6 +44,33 @@ _LETTERS_AT_LEAST, _SYLLABLES_AT_LEAST = 1.5, 0.8
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What is read of some texts, and computed for it.
+
+    Attributes:
+        choice: how long texts are read, a value of ``model.long_texts``.
+        tokens: of all texts, special ones included.
+        read: of these, what is read.
+        computed: tokens that the encoder computes for that, padding aside: those of windows that overlap
+            count twice.
+    """
+
+    choice: str
+    tokens: int
+    read: int
+    computed: int
+
+    @property
+    def share(self) -> float:
+        """Share of the tokens that is read, 0 to 1."""
+        return self.read / self.tokens if self.tokens else 1.0
+
+    def times(self, other: Reading) -> float:
+        """How many times the tokens of another choice are computed: about the time that it takes."""
+        return self.computed / max(1, other.computed)
+
+
+@dataclass(frozen=True)
 class VocabularyFit:
     """How well a tokenizer's vocabulary covers texts.
 

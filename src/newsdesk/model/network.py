@@ -27,6 +27,7 @@ from newsdesk.model.tokenizer import (
     pad,
 )
 from newsdesk.model.trunk import TrunkStates
+from newsdesk.model.windows import LongTexts, Windowed, Windows
 from newsdesk.progress import Progress, counting
 
 if TYPE_CHECKING:
@@ -43,13 +44,21 @@ class Network(nn.Module):
     Attributes:
         model: the PEFT model, whose trainable parameters are also this module's.
         engine: which implementation computes it and, if it is not the fastest one, why.
+        windows: the windows that a long text is computed in, each a row of a batch.
     """
 
     def __init__(
-        self, model: PeftModel, device: torch.device, precision: Precision, *, compiled: bool = False
+        self,
+        model: PeftModel,
+        device: torch.device,
+        precision: Precision,
+        windows: Windows | None = None,
+        *,
+        compiled: bool = False,
     ) -> None:
         """Move ``model`` to ``device`` and choose the engine: the fused encoder where it can.
 
+        ``windows`` are those of the tokenizer (None: every text is one row).
         ``compiled`` has torch.compile generate the fused encoder's kernels for training, which takes tens of
         seconds once; where that fails it is left out, and ``engine`` says why.
         """
@@ -58,6 +67,7 @@ class Network(nn.Module):
         self.model = model
         self.device = device
         self.precision = precision
+        self.windows = windows or Windows()
         self.pad_id = int(model.config.pad_token_id or 0)
         # float16 underflows without scaled losses and autocast, which the fused encoder does not do.
         reason = "float16 goes through autocast" if precision == "float16" else reason_not_fusable(model)
@@ -92,12 +102,19 @@ class Network(nn.Module):
             dtype=_DTYPES[self.precision],
             compute=lambda texts: fused.trunk_states(*self.batch(texts)),
         )
-        self._trunk.keep(sequences, progress)
+        self._trunk.keep(self.windows.split(sequences).ids, progress)
         below = f"the lower {fused.trunk_layers} of {len(fused.layers)} layers"
         self.engine += f", {below} computed once, without dropout"
 
     def forward(self, sequences: Sequence[TokenIds], to_length: int | None = None) -> Tensor:
-        """Logits of a batch, float32 of shape (rows, classes) on ``device``; padded to the longest row."""
+        """Logits of a batch of texts, float32 (texts, classes) on ``device``; padded to the longest row.
+
+        A text's are pooled from those of its windows, and their gradients go through all of these.
+        """
+        windowed = self.windows.split(sequences)
+        return _pooled(self._logits_of_rows(windowed.ids, to_length), windowed)
+
+    def _logits_of_rows(self, sequences: Sequence[TokenIds], to_length: int | None) -> Tensor:
         if self._trunk is None or self._fused is None:
             return self.logits(*self.batch(sequences, to_length))
         states, mask = self._trunk.batch(sequences, to_length)
@@ -161,13 +178,14 @@ def predict_logits(
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> Values:
-    """Logits of any number of rows, (rows, classes), in their order; dropout off; computed longest first.
+    """Logits of any number of texts, (texts, classes), in their order; dropout off; computed longest first.
 
-    ``progress`` is called with the rows done.
+    ``batch_size`` counts windows; ``progress`` is called with the texts done.
     """
-    logits = np.zeros((len(sequences), network.model.config.num_labels), dtype=np.float32)
-    _fill((logits,), lambda batch: (network(batch),), network, sequences, batch_size, progress)
-    return logits
+    windowed = network.windows.split(sequences)
+    logits = np.zeros((len(windowed.ids), network.model.config.num_labels), dtype=np.float32)
+    _fill((logits,), lambda batch: (network(batch),), network, windowed, batch_size, progress)
+    return windowed.pooled(logits)
 
 
 def predict_with_features(
@@ -177,36 +195,49 @@ def predict_with_features(
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> tuple[Values, Values]:
-    """As ``predict_logits``, with the features of `Network.with_features` beside, (rows, hidden)."""
+    """As ``predict_logits``, with the features of `Network.with_features` beside, (texts, hidden).
+
+    Those of a text are the mean over its windows.
+    """
     config = network.model.config
-    logits = np.zeros((len(sequences), config.num_labels), dtype=np.float32)
-    features = np.zeros((len(sequences), config.hidden_size), dtype=np.float32)
+    windowed = network.windows.split(sequences)
+    logits = np.zeros((len(windowed.ids), config.num_labels), dtype=np.float32)
+    features = np.zeros((len(windowed.ids), config.hidden_size), dtype=np.float32)
 
     def compute(batch: Sequence[TokenIds]) -> tuple[Tensor, ...]:
         return network.with_features(*network.batch(batch))
 
-    _fill((logits, features), compute, network, sequences, batch_size, progress)
-    return logits, features
+    _fill((logits, features), compute, network, windowed, batch_size, progress)
+    return windowed.pooled(logits), windowed.mean(features)
+
+
+def _pooled(logits: Tensor, windowed: Windowed) -> Tensor:
+    """As `Windowed.pooled`, of tensors with a gradient: (windows, classes) to (texts, classes)."""
+    if windowed.is_single:
+        return logits
+    of_texts = logits.split(windowed.counts.tolist())
+    pool = torch.mean if windowed.pooling == "mean" else torch.amax
+    return torch.stack([pool(of_text, dim=0) for of_text in of_texts])
 
 
 def _fill(
     arrays: tuple[Values, ...],
     compute: Callable[[Sequence[TokenIds]], tuple[Tensor, ...]],
     network: Network,
-    sequences: Sequence[TokenIds],
+    windowed: Windowed,
     batch_size: int,
     progress: Progress | None,
 ) -> None:
-    """Write what ``compute`` gives for batches of similar length into the arrays, a row for each sequence."""
+    """Write what ``compute`` gives for batches of similar length into the arrays, a row for each window."""
     was_training = network.training
     network.eval()
-    count = counting(progress, len(sequences), "classifying")
+    count = counting(progress, len(windowed.counts), "classifying")
     with torch.inference_mode():
-        for rows in length_sorted_batches(lengths_of(sequences), batch_size):
-            tensors = compute([sequences[row] for row in rows])
+        for rows in length_sorted_batches(lengths_of(windowed.ids), batch_size):
+            tensors = compute([windowed.ids[row] for row in rows])
             for array, tensor in zip(arrays, tensors, strict=True):
                 array[rows] = tensor.cpu().numpy()
-            count(len(rows))
+            count(windowed.texts_in(rows))
     network.train(was_training)
 
 
@@ -270,9 +301,18 @@ class TextEmbedder:
         dimensions: length of a text's vector.
     """
 
-    def __init__(self, base: Path, *, max_length: int, device: str = "auto", precision: str = "auto") -> None:
-        """Load encoder and tokenizer from the folder of a base model; texts are cut to ``max_length`` tokens.
+    def __init__(
+        self,
+        base: Path,
+        *,
+        max_length: int,
+        long_texts: LongTexts | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+    ) -> None:
+        """Load encoder and tokenizer from the folder of a base model.
 
+        Texts of more than ``max_length`` tokens are read as ``long_texts`` says; None: they are cut.
         ``device`` and ``precision`` are chosen as for a training; a model that the fused encoder cannot
         compute stays in float32. Raises UserError when the folder has no fast tokenizer, or the device is
         not there.
@@ -290,23 +330,25 @@ class TextEmbedder:
             model = FusedEncoder.of(model.to(dtype))
         self._model: nn.Module = model
         length = min(max_length, longest_text(config) or max_length)
-        self._tokenizer = TextTokenizer.from_folder(base, length, vocabulary=vocabulary_of(config))
+        self._tokenizer = TextTokenizer.from_folder(
+            base, length, long_texts=long_texts, vocabulary=vocabulary_of(config)
+        )
         self._pad_id = int(config.pad_token_id or 0)
         self.dimensions = int(config.hidden_size)
 
     def embed(self, texts: Sequence[str]) -> Values:
         """A vector of length 1 for each text, float32 (rows, dimensions), in the texts' order.
 
-        Computed in batches of similar length, and texts that occur twice once; on a CPU every core computes
-        batches of its own.
+        The vector of a text that is read in windows is their mean, of length 1 as well. Computed in batches
+        of similar length, and texts that occur twice once; on a CPU every core computes batches of its own.
         """
         places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-        sequences = self._tokenizer.encode(list(places))
-        vectors = np.zeros((len(places), self.dimensions), dtype=np.float32)
-        batches = batches_by_tokens(lengths_of(sequences), _BATCH_TOKENS)
+        windowed = self._tokenizer.windows.split(self._tokenizer.encode(list(places)))
+        vectors = np.zeros((len(windowed.ids), self.dimensions), dtype=np.float32)
+        batches = batches_by_tokens(lengths_of(windowed.ids), _BATCH_TOKENS)
 
         def compute(rows: NDArray[np.int64]) -> None:
-            vectors[rows] = self._vectors([sequences[row] for row in rows])
+            vectors[rows] = self._vectors([windowed.ids[row] for row in rows])
 
         threads = torch.get_num_threads()
         workers = threads if self._device.type == "cpu" else 1
@@ -316,6 +358,9 @@ class TextEmbedder:
                 list(pool.map(compute, batches))
         finally:
             torch.set_num_threads(threads)
+        if not windowed.is_single:
+            vectors = windowed.mean(vectors)
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors[[places[text] for text in texts]]
 
     @torch.inference_mode()

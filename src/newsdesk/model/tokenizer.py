@@ -8,15 +8,20 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Regex, Tokenizer, normalizers
 
 from newsdesk.data.table import LONGEST_TEXT
-from newsdesk.data.words import VocabularyFit, is_syllable
+from newsdesk.data.words import Reading, VocabularyFit, is_syllable
 from newsdesk.errors import UserError
 from newsdesk.model.tokenizer_file import TOKENIZER, WORD_LIMIT, explained_panics, open_tokenizer, word_limit
+from newsdesk.model.windows import CUT, LongTexts, Windows, readings
+
+if TYPE_CHECKING:
+    from newsdesk.config import ModelSection
 
 TokenIds = NDArray[np.int64]
 
@@ -79,11 +84,13 @@ class Encoded:
     """Some texts as token ids, and what became of each.
 
     Attributes:
-        ids: token ids of each text, special tokens included, cut to what the model reads.
+        ids: token ids of each text, special tokens included, cut to what the model reads; of a text that is
+            read in windows, those of all windows, once.
         lengths: tokens of each text before cutting, (texts,).
         unreadable: of each text, why there is nothing in it to classify; None where there is something.
         unknown_id: the token for what the vocabulary lacks; None where it lacks nothing.
         special: how many special tokens every text has.
+        reach: tokens that are read of a text at most; None: all of them.
     """
 
     ids: list[TokenIds]
@@ -91,6 +98,7 @@ class Encoded:
     unreadable: tuple[str | None, ...]
     unknown_id: int | None
     special: int
+    reach: int | None = None
 
     @property
     def readable(self) -> NDArray[np.bool_]:
@@ -112,10 +120,11 @@ class Encoded:
 
 
 class TextTokenizer:
-    """A fast tokenizer with its special tokens, cutting texts to ``max_length`` and never padding.
+    """A fast tokenizer with its special tokens, cutting texts to what is read of them and never padding.
 
     Attributes:
-        max_length: tokens that are kept of a text, special tokens included; None: all of them.
+        max_length: tokens of a row that the encoder computes, special ones included; None: any number.
+        windows: what is read of texts that are longer, and the rows that their token ids are computed in.
         opening: how many special tokens begin every text.
         closing_ids: ids of the special tokens that end it.
     """
@@ -125,13 +134,16 @@ class TextTokenizer:
         tokenizer: Tokenizer,
         max_length: int | None,
         *,
+        long_texts: LongTexts | None = None,
         vocabulary: int | None = None,
         path: Path = Path(TOKENIZER),
     ) -> None:
         """Take ``tokenizer`` over; its own truncation and padding settings are replaced.
 
-        ``vocabulary`` is how many tokens the model knows, if that is to be checked, ``path`` for messages.
-        Raises UserError when ``max_length`` leaves no room for a token of the text itself.
+        ``max_length`` is how many tokens a row of the encoder has, special ones included (None: any number),
+        ``long_texts`` how texts of more are read (None: cut), ``vocabulary`` how many tokens the model knows,
+        if that is to be checked, ``path`` for messages. Raises UserError when ``max_length`` leaves no room
+        for a token of the text itself, or windows overlap too far.
         """
         special = tokenizer.num_special_tokens_to_add(is_pair=False)
         if max_length is not None and max_length <= special:
@@ -147,14 +159,20 @@ class TextTokenizer:
         self.opening, self.closing_ids = _special_tokens_around_text(tokenizer)
         # The mark that SentencePiece puts before a word says as little as the unknown token.
         self._unknown = {_unknown_id(tokenizer), tokenizer.token_to_id("\u2581")}
-        self.max_length = max_length
+        self.max_length, closing = max_length, len(self.closing_ids)
+        self.windows = Windows(max_length, self.opening, closing, long_texts or CUT)
         self._vocabulary, self._path = vocabulary, path
 
     @classmethod
     def from_folder(
-        cls, folder: Path, max_length: int | None, *, vocabulary: int | None = None
+        cls,
+        folder: Path,
+        max_length: int | None,
+        *,
+        long_texts: LongTexts | None = None,
+        vocabulary: int | None = None,
     ) -> TextTokenizer:
-        """Read ``tokenizer.json`` of a run or base model.
+        """Read ``tokenizer.json`` of a run or base model; the other arguments are as for the class.
 
         ``vocabulary`` is how many tokens the model knows, where texts go to one that does not check it.
         Raises UserError when it is missing or broken, or ``max_length`` too small for it.
@@ -164,10 +182,17 @@ class TextTokenizer:
             steps = tokenizer.normalizer
             if isinstance(steps, normalizers.Sequence) and WORD_LIMIT in repr(steps):  # see `limit_words`
                 tokenizer.normalizer = normalizers.Sequence([steps[place] for place in range(1, len(steps))])
-            return cls(tokenizer, max_length, vocabulary=vocabulary, path=folder / TOKENIZER)
+            path = folder / TOKENIZER
+            return cls(tokenizer, max_length, long_texts=long_texts, vocabulary=vocabulary, path=path)
+
+    @classmethod
+    def of_recipe(cls, folder: Path, model: ModelSection, *, vocabulary: int | None = None) -> TextTokenizer:
+        """As ``from_folder``, for texts that are read as a recipe says."""
+        long_texts = LongTexts.of(model)
+        return cls.from_folder(folder, model.max_length, long_texts=long_texts, vocabulary=vocabulary)
 
     def encode(self, texts: Sequence[str]) -> list[TokenIds]:
-        """Token ids of each text, special tokens included: int64 arrays of at most ``max_length``."""
+        """Token ids of each text, special tokens included: int64 arrays of what is read of it."""
         return self.encode_whole(texts).ids
 
     def encode_whole(self, texts: Sequence[str]) -> Encoded:
@@ -180,11 +205,11 @@ class TextTokenizer:
         for place, encoding in enumerate(self._encodings(cleaned)):
             whole = encoding.ids
             lengths[place] = len(whole)
-            ids.append(np.array(self._cut(whole), dtype=np.int64))
+            ids.append(np.array(self.windows.read(whole), dtype=np.int64))
         self._require_known(ids)
         reasons = tuple(map(self._reason_unreadable, cleaned, ids))
         special = self.opening + len(self.closing_ids)
-        return Encoded(ids, lengths, reasons, _unknown_id(self._tokenizer), special)
+        return Encoded(ids, lengths, reasons, _unknown_id(self._tokenizer), special, self.windows.reach)
 
     def _encodings(self, texts: Sequence[str], *, with_offsets: bool = False) -> Iterator[Encoding]:
         """The library's encodings, of so many characters at once that memory does not grow with the texts."""
@@ -244,15 +269,16 @@ class TextTokenizer:
             2 * syllables > letters,
         )
 
+    def choices(self, model: ModelSection, lengths: NDArray[np.int64]) -> tuple[Reading, ...]:
+        """What each value of ``model.long_texts`` reads and computes of texts, the given one first.
+
+        ``lengths`` are the texts' tokens before anything is cut, special ones included, (texts,).
+        """
+        return readings(model, self.opening, len(self.closing_ids), lengths)
+
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Number of tokens of each text, as many as ``encode`` gives."""
         return [len(ids) for ids in self.encode(texts)]
-
-    def _cut(self, ids: list[int]) -> list[int]:
-        """The beginning of a text that is too long, and the special tokens that end it."""
-        if self.max_length is None or len(ids) <= self.max_length:
-            return ids
-        return ids[: self.max_length - len(self.closing_ids)] + self.closing_ids
 
     def _reason_unreadable(self, text: str, ids: TokenIds) -> str | None:
         """Why a text has nothing to classify; None where it has."""

@@ -70,8 +70,8 @@ class Classifier(ABC):
 
     @property
     def max_length(self) -> int | None:
-        """Tokens that it reads of a text, special ones included."""
-        return self.tokenizer.max_length
+        """Tokens that it reads of a text at most, special ones included."""
+        return self.tokenizer.windows.reach
 
     @property
     def special_tokens(self) -> tuple[int, int]:
@@ -82,9 +82,9 @@ class Classifier(ABC):
     def encoder_outputs(
         self, sequences: Sequence[TokenIds], *, progress: Progress | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """Logits (rows, classes) of token ids, in their order, and distances (rows,) by ``off_topic``.
+        """Logits (rows, classes) of texts' token ids, in their order, and distances (rows,) by ``off_topic``.
 
-        The distances are None where ``off_topic`` is.
+        Those of a long text are pooled from its windows. The distances are None where ``off_topic`` is.
         """
 
     def outputs(

@@ -136,23 +136,32 @@ class ExportedClassifier(Classifier):
     def encoder_outputs(
         self, sequences: Sequence[TokenIds], *, progress: Progress | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """See Classifier; rows of like length share a batch."""
-        logits = np.zeros((len(sequences), len(self.label_names)), dtype=np.float32)
-        distances = None if self.off_topic is None else np.zeros(len(sequences), dtype=np.float32)
-        lengths = lengths_of(sequences)
+        """See Classifier; windows of like length share a batch."""
+        windowed = self.tokenizer.windows.split(sequences)
+        logits = np.zeros((len(windowed.ids), len(self.label_names)), dtype=np.float32)
+        distances = features = None
+        if self.off_topic is not None:
+            distances = np.zeros(len(sequences), dtype=np.float32)
+            if not windowed.is_single:  # a text's distance is that of its windows' mean
+                features = np.zeros((len(windowed.ids), len(self.off_topic.projection)), dtype=np.float32)
+        lengths = lengths_of(windowed.ids)
         batches = batches_by_tokens(lengths, self.tokens_per_batch)
         count = counting(progress, len(sequences), "classifying")
-        inputs = [pad([sequences[row] for row in rows], self.exported.pad_id) for rows in batches]
+        inputs = [pad([windowed.ids[row] for row in rows], self.exported.pad_id) for rows in batches]
         if batches and not self._shape_is_known and all(len(rows) == logits.shape[1] for rows in batches):
             self._require_plausible(self._compute(inputs[0][0][:1], inputs[0][1][:1]), 1)
         for rows, outputs in zip(batches, self._compute_all(inputs), strict=True):
             self._require_plausible(outputs, len(rows))
             logits[rows] = outputs[0]
-            if self.off_topic is not None and distances is not None:
+            if features is not None:
+                features[rows] = outputs[1]
+            elif self.off_topic is not None and distances is not None:
                 distances[rows] = self.off_topic.distances(outputs[1], lengths[rows])
-            count(len(rows))
+            count(windowed.texts_in(rows))
         self.require_numbers(logits)
-        return logits * np.float32(self.folded), distances
+        if self.off_topic is not None and features is not None:
+            distances = self.off_topic.distances(windowed.mean(features), lengths_of(sequences))
+        return windowed.pooled(logits) * np.float32(self.folded), distances
 
     def _require_plausible(self, outputs: Outputs, rows: int) -> None:
         """Raise UserError where the model was made for other classes or features than its folder says.
@@ -202,7 +211,10 @@ class OnnxClassifier(ExportedClassifier):
         self._threads = threads or default_threads()
         with ThreadPoolExecutor(1) as helper:  # hashing lets the other threads run
             verified = helper.submit(_check, exported, checks)
-            tokenizer = TextTokenizer.from_folder(exported.path, exported.labels.max_length)
+            labels = exported.labels
+            tokenizer = TextTokenizer.from_folder(
+                exported.path, labels.max_length, long_texts=labels.long_texts
+            )
             try:
                 columns = {LOGITS: len(exported.labels.names)}
                 self._folds = require_plain_graph(exported.model, INPUTS, columns)
@@ -364,7 +376,10 @@ class MergedClassifier(ExportedClassifier):
         merged: Any = load_merged(exported.path, len(exported.labels.names))
         self._model = merged.to(self._device)
         known = vocabulary_of(self._model.config)
-        tokenizer = TextTokenizer.from_folder(exported.path, exported.labels.max_length, vocabulary=known)
+        labels = exported.labels
+        tokenizer = TextTokenizer.from_folder(
+            exported.path, labels.max_length, long_texts=labels.long_texts, vocabulary=known
+        )
         super().__init__(exported, tokenizer, "transformers")
 
     def _compute(self, input_ids: TokenIds, attention_mask: TokenIds) -> Outputs:
@@ -394,10 +409,14 @@ class RunClassifier(Classifier):
             from newsdesk.model.network import Network, choose_device
 
             model = load_classifier(_base_of(run, progress), run.adapter, labels.names)
+            tokenizer = TextTokenizer.from_folder(
+                run.tokenizer,
+                labels.max_length,
+                long_texts=labels.long_texts,
+                vocabulary=vocabulary_of(model.config),
+            )
             # Evaluation figures must not depend on the machine: float32 everywhere.
-            self._network = Network(model, choose_device(device), "float32").eval()
-        known = vocabulary_of(model.config)
-        tokenizer = TextTokenizer.from_folder(run.tokenizer, labels.max_length, vocabulary=known)
+            self._network = Network(model, choose_device(device), "float32", windows=tokenizer.windows).eval()
         engine = f"torch, {self._network.engine}"
         super().__init__(run.path, labels, run.manifest.files, tokenizer, engine)
         self.run = run

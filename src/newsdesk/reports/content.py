@@ -72,10 +72,11 @@ class LengthBin:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Accuracy by length; ``cut`` is the share of texts longer than the model reads."""
+    """Accuracy by length; ``cut`` is the share of texts of more than the ``reach`` tokens that are read."""
 
     bins: tuple[LengthBin, ...]
     cut: float
+    reach: int
 
 
 @dataclass(frozen=True)
@@ -385,7 +386,9 @@ def lengths_of(rows: EvaluatedRows, texts: Sequence[str], run: RunFolder) -> Len
 
     Lengths are in tokens as the model counts them, special ones included, before texts are cut.
     """
-    lengths = np.array(TextTokenizer.from_folder(run.tokenizer, None).lengths(texts))
+    labels = run.labels
+    tokenizer = TextTokenizer.from_folder(run.tokenizer, labels.max_length, long_texts=labels.long_texts)
+    lengths = tokenizer.encode_whole(texts).lengths
     ordered = np.sort(lengths)
     firsts = ordered[np.arange(1, _LENGTH_BINS) * len(ordered) // _LENGTH_BINS]
     bin_of_row = np.searchsorted(np.unique(firsts), lengths, side="right")
@@ -393,7 +396,8 @@ def lengths_of(rows: EvaluatedRows, texts: Sequence[str], run: RunFolder) -> Len
         _length_bin(lengths[bin_of_row == number], rows.correct[bin_of_row == number])
         for number in np.unique(bin_of_row)
     )
-    return Lengths(bins, cut=float((lengths > run.labels.max_length).mean()))
+    reach = tokenizer.windows.reach or labels.max_length
+    return Lengths(bins, cut=float((lengths > reach).mean()), reach=reach)
 
 
 def _length_bin(lengths: NDArray[np.int64], correct: NDArray[np.bool_]) -> LengthBin:

@@ -197,7 +197,7 @@ def _charts(content: ReportContent) -> Iterator[Chart]:
         yield _reliability(evaluation)
         yield _risk_coverage(evaluation.risk_coverage)
         if isinstance(evaluation.lengths, Lengths):
-            yield _length_accuracy(evaluation.lengths, metrics.accuracy, content.facts.labels.max_length)
+            yield _length_accuracy(evaluation.lengths, metrics.accuracy)
     if isinstance(training, TrainingContent):
         yield from _of_training(training)
 
@@ -313,7 +313,7 @@ def _risk_coverage(curve: RiskCoverage) -> Chart:
     )
 
 
-def _length_accuracy(lengths: Lengths, accuracy: float, max_length: int) -> Chart:
+def _length_accuracy(lengths: Lengths, accuracy: float) -> Chart:
     figure, axes = canvas(
         xlabel="tokens of the text", ylabel=f"accuracy (dashed: all rows, {percent(accuracy)})"
     )
@@ -328,7 +328,7 @@ def _length_accuracy(lengths: Lengths, accuracy: float, max_length: int) -> Char
         "length-accuracy",
         "Accuracy by length",
         "Rows in bins of about equal size, the shortest texts first; bars are 95 % intervals. "
-        f"The model reads {max_length} tokens: {percent(lengths.cut)} of the texts are cut there.",
+        f"The model reads {lengths.reach} tokens: {percent(lengths.cut)} of the texts are cut there.",
         ("tokens", "rows", "accuracy", "95 % interval"),
         tuple(
             (name, f"{one.rows:,}", percent(one.accuracy), interval_in_percent(one.interval))

@@ -51,8 +51,7 @@ _OF_TRAINING = {
 """What an unfinished run keeps when it is resumed; the rest belongs to a state that will not be the last."""
 _OF_THE_END = {METRICS, CALIBRATION, CALIBRATION_ROWS, OFF_TOPIC, LINEAR_MODEL, KNOWN_TEXTS}
 _CHECKPOINT = re.compile(r"checkpoints/step-\d+-[0-9a-f]+\.safetensors")
-_PREDICTIONS = re.compile(r"predictions-(.+)\.csv")
-_PART = re.compile(r"\..+\.part")
+_PREDICTIONS, _PART = re.compile(r"predictions-(.+)\.csv"), re.compile(r"\..+\.part")
 _REPORT = b'<meta name="generator" content="newsdesk'
 _ORIGIN = re.compile(r"^\w+ = .*  # (default|flag|flag --set|recipe .+|imported)$", re.MULTILINE)
 """A line of a recipe from before it had a header."""
@@ -76,7 +75,7 @@ class ModelFolder:
 
     @cached_property
     def labels(self) -> Labels:
-        """Class names in id order, how a row becomes a text, where it is cut."""
+        """Class names in id order, how a row becomes a text, what is read of it."""
         return Labels.read(self.path, fix=self.fix)
 
 

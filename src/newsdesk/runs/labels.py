@@ -10,6 +10,7 @@ from typing import Literal
 from newsdesk.data.columns import TextLayout
 from newsdesk.data.examples import Task
 from newsdesk.errors import UserError
+from newsdesk.model.windows import LongTexts
 from newsdesk.stored import KEY, OPTIONAL, UNSAID, read_stored, write_stored
 
 LABELS = "labels.json"
@@ -21,13 +22,18 @@ LabelKind = Literal["text", "integer", "number", "boolean"]
 
 @dataclass(frozen=True)
 class Labels:
-    """What PEFT's folder forgets: class names in id order, how a row becomes a text, where it is cut."""
+    """What PEFT's folder forgets: class names in id order, how a row becomes a text, what is read of it.
+
+    ``max_length`` is how many tokens the encoder computes at once, ``long_texts`` how texts of more are read;
+    None: they are cut.
+    """
 
     names: tuple[str, ...] = field(metadata={KEY: "labels"})
     layout: TextLayout = field(metadata={KEY: "text"})
     max_length: int
     kind: LabelKind = field(default="text", metadata=OPTIONAL)
     task: Task = field(default="single", metadata=UNSAID)
+    long_texts: LongTexts | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         """Raise ValueError for names that do not tell classes apart, and texts without a token."""

@@ -66,10 +66,33 @@ class Batcher:
         return [batches[position] for position in generator.permutation(len(batches))]
 
 
-def padding_share(lengths: Rows, batches: list[Rows]) -> float:
-    """The share of computed tokens that are padding when each batch is padded to its longest row."""
-    computed = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
-    return 1.0 - int(lengths.sum()) / computed if computed else 0.0
+def parts_within(batch: Rows, windows: Rows, lengths: Rows, most_tokens: int) -> list[Rows]:
+    """The rows of a batch in parts that are computed one after the other, their gradients added.
+
+    Row i is computed as ``windows[i]`` sequences of ``lengths[i]`` tokens. A part has at most
+    ``most_tokens``, padding included, or one row. Rows that need no parts keep their order.
+    """
+    if not len(batch) or windows[batch].sum() * lengths[batch].max() <= most_tokens:
+        return [batch] if len(batch) else []
+    longest_first = batch[np.argsort(-lengths[batch], kind="stable")]
+    parts: list[Rows] = []
+    start = held = 0
+    for place, row in enumerate(longest_first):
+        held += int(windows[row])
+        if place > start and held * lengths[longest_first[start]] > most_tokens:
+            parts.append(longest_first[start:place])
+            start, held = place, int(windows[row])
+    return [*parts, longest_first[start:]]
+
+
+def padding_share(lengths: Rows, batches: list[Rows], windows: Rows | None = None) -> float:
+    """The share of computed tokens that are padding when each batch is padded to its longest row.
+
+    Row i has ``lengths[i]`` tokens, or as many in each of ``windows[i]`` sequences.
+    """
+    counts = np.ones_like(lengths) if windows is None else windows
+    computed = sum(int(lengths[batch].max()) * int(counts[batch].sum()) for batch in batches)
+    return 1.0 - int((lengths * counts).sum()) / computed if computed else 0.0
 
 
 @dataclass(frozen=True)

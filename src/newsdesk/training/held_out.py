@@ -147,8 +147,9 @@ def remarks_on_rows(
             "(training.min_steps), unless you ask for epochs with --epochs"
         )
     if encoded is not None and encoded.truncation.cut:
-        cut = encoded.truncation.describe(model.max_length)
-        remarks.append(f"training rows: {cut} (model.max_length)")
+        cut = encoded.truncation.describe(encoded.reach or model.max_length)
+        key = "max_windows" if model.long_texts == "windows" else "max_length"
+        remarks.append(f"training rows: {cut} (model.{key})")
     unreadable = 0 if encoded is None else int((~encoded.readable).sum())
     if unreadable:
         remarks.append(

@@ -20,7 +20,7 @@ from newsdesk.model.network import Network, predict_logits
 from newsdesk.model.tokenizer import TokenIds, lengths_of
 from newsdesk.runs.label_decisions import strata
 from newsdesk.runs.log import Event, Finished, FinishReason, Interrupted, Started, Step, Validation
-from newsdesk.training.batches import Batcher, Schedule, rate_factor
+from newsdesk.training.batches import Batcher, Schedule, parts_within, rate_factor
 from newsdesk.training.checkpoints import Counters, Snapshot, gather_state, hand_out_state
 from newsdesk.training.distributed import Team
 from newsdesk.training.held_out import HeldOut
@@ -86,15 +86,19 @@ class TrainingLoop:
         max_length: int,
         team: Team | None = None,
     ) -> None:
-        """Prepare a training of ``network`` on ``rows``, none of them longer than ``max_length`` tokens.
+        """Prepare a training of ``network`` on ``rows``, no window of them longer than ``max_length`` tokens.
 
+        A batch is computed in parts of no more tokens than it has where no text is longer than that: memory
+        does not grow with the windows of long texts.
         ``validation`` may be empty. Raises ValueError without training rows.
         """
         if not rows.token_ids:
             raise ValueError("there are no rows to train on")
         self.network, self.rows, self.validation, self.training = network, rows, validation, training
         self.team = team or Team()
-        self.lengths = rows.lengths
+        # The windows that each row is computed in, and the tokens of each of them.
+        self.windows, self.lengths = network.windows.shapes(rows.lengths)
+        self.most_tokens = -(-training.batch_size // self.team.size) * max_length
         self.schedule = Schedule.of(len(rows.token_ids), training)
         self.steps = self.schedule.total
         self.batcher = Batcher(
@@ -113,7 +117,8 @@ class TrainingLoop:
         self.team.copy_from_lead(self.trained)
         loss = build_loss(training, rows.labels, classes).to(network.device)
         self.row_weights = row_weights(loss, rows.labels)
-        capture = cuda_graphs(network) if training.compile == "on" else None
+        # Every number of windows would be a shape of its own.
+        capture = cuda_graphs(network) if training.compile == "on" and (self.windows == 1).all() else None
         self.arithmetic = StepArithmetic(network, loss, self.optimiser, training.clip, capture)
         self.watch = DivergenceWatch(2 if rows.labels.ndim == 2 else classes, training)
         self.step = self.validated_step = self.best_step = 0
@@ -243,10 +248,9 @@ class TrainingLoop:
         total_weight = sum(float(self.row_weights[batch].sum()) for batch in batches)
         loss = torch.zeros((), device=self.network.device)
         for batch in batches:
-            share = self.team.shares(batch)[self.team.rank]
-            if len(share):
-                sequences = [self.rows.token_ids[row] for row in share]
-                labels = self.rows.labels[share]
+            for part in self._parts(self.team.shares(batch)[self.team.rank]):
+                sequences = [self.rows.token_ids[row] for row in part]
+                labels = self.rows.labels[part]
                 loss += self.arithmetic.add_gradients(sequences, labels, total_weight, self.pad_to)
         self.team.sum_gradients(self.trained)
         norm = self.arithmetic.update()
@@ -264,6 +268,11 @@ class TrainingLoop:
         )
         return step, _rows_in(batches), loss, norm
 
+    def _parts(self, share: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """One process's share of a batch, in parts that are computed one after the other."""
+        lengths = self.lengths if self.pad_to is None else np.full_like(self.lengths, self.pad_to)
+        return parts_within(share, self.windows, lengths, self.most_tokens)
+
     def _read(self, waiting: list[tuple[Step, str, Tensor, Tensor]]) -> list[Step]:
         """The steps with losses and norms fetched from the device. Raises UserError on divergence."""
         losses = self.team.sum(torch.stack([loss for _, _, loss, _ in waiting])).tolist()
@@ -276,10 +285,13 @@ class TrainingLoop:
 
     def _count_tokens(self, batches: list[NDArray[np.int64]]) -> tuple[int, int]:
         """Real and computed tokens of one step, over the whole team."""
-        shares = [self.lengths[share] for batch in batches for share in self.team.shares(batch) if len(share)]
-        tokens = sum(int(lengths.sum()) for lengths in shares)
+        shares = (share for batch in batches for share in self.team.shares(batch))
+        parts = [(self.windows[part], self.lengths[part]) for share in shares for part in self._parts(share)]
+        tokens = sum(int((windows * lengths).sum()) for windows, lengths in parts)
         width = self.arithmetic.width
-        padded = sum(width(int(lengths.max()), self.pad_to) * len(lengths) for lengths in shares)
+        padded = sum(
+            width(int(lengths.max()), self.pad_to) * int(windows.sum()) for windows, lengths in parts
+        )
         self.tokens += tokens
         self.padded_tokens += padded
         return tokens, padded

@@ -15,13 +15,14 @@ from torch import nn
 from newsdesk.config import DataSection, Recipe, ResolvedRecipe, TrainingSection
 from newsdesk.data.examples import validation_size
 from newsdesk.data.load import DATA_SETS, TrainingData, dialect_of, load_split, load_training_data
+from newsdesk.data.words import Reading
 from newsdesk.hub.cache import Slot
 from newsdesk.model.architectures import ParameterGroup, parameter_table, require_length
 from newsdesk.model.catalog import BASE_MODELS, resolve_config
 from newsdesk.model.classifier import outline_classifier
 from newsdesk.model.network import Precision, choose_device, choose_precision
 from newsdesk.model.tokenizer import TextTokenizer, lengths_of
-from newsdesk.training.batches import Batcher, Schedule, padding_share, rate_factor
+from newsdesk.training.batches import Batcher, Schedule, padding_share, parts_within, rate_factor
 from newsdesk.training.held_out import remarks_on_rows
 
 if TYPE_CHECKING:
@@ -71,9 +72,12 @@ class Lengths:
         basis: measured on the rows with the base's tokenizer; or what the catalogue knows of the data set.
         rows: number of rows measured.
         before_cutting: quantiles by name; empty when unknown.
-        mean: after cutting to max_length; None when unknown.
+        mean: that the encoder computes for a text: after cutting to max_length, or of all its windows
+            together; None when unknown.
         padding: share of the computed tokens that the recipe's batches would be padded with; None when
             unknown.
+        choices: what each value of model.long_texts reads of the texts and computes for it, the recipe's own
+            first; none where no text is longer than max_length, or that is unknown.
     """
 
     basis: Literal["measured", "catalogue", "unknown"] = "unknown"
@@ -81,6 +85,7 @@ class Lengths:
     before_cutting: dict[str, int] | None = None
     mean: float | None = None
     padding: float | None = None
+    choices: tuple[Reading, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,8 @@ def make_plan(resolved: ResolvedRecipe, *, measure_speed: bool = True) -> Plan:
     if measure_speed and lengths.mean is not None:
         computed = lengths.mean / (1 - (lengths.padding or 0.0))
         tokens = round(computed * rows.train * steps.epochs)
-        estimate = estimate_time(model, training, tokens=tokens, tokens_per_row=computed, epochs=steps.epochs)
+        per_row = min(computed, recipe.model.max_length)  # windows are rows of their own
+        estimate = estimate_time(model, training, tokens=tokens, tokens_per_row=per_row, epochs=steps.epochs)
     return Plan(
         recipe=recipe,
         origins=resolved.origins,
@@ -212,24 +218,34 @@ def _measure_lengths(
         return Lengths(), tuple(remarks_on_rows(data, None, None, steps, training, recipe.model))
     drawn = np.random.default_rng(training.seed).permutation(len(data.train))[:_SAMPLED_ROWS]
     sample = data.train.select(drawn)
-    tokenizer = TextTokenizer.from_folder(folder, max_length)
+    tokenizer = TextTokenizer.of_recipe(folder, recipe.model)
     encoded, vocabulary = tokenizer.encode_whole(sample.texts), tokenizer.fit(sample.texts)
     remarks = remarks_on_rows(data, encoded, vocabulary, steps, training, recipe.model)
-    cut = lengths_of(encoded.ids)
-    mean = float(cut.mean())
+    windows, lengths = tokenizer.windows.shapes(lengths_of(encoded.ids))
+    mean = float((windows * lengths).mean())
     quantiles = {name: round(np.quantile(encoded.lengths, share)) for name, share in _QUANTILES.items()}
-    padding = _padding(recipe, mean, cut, len(data.train))
-    return Lengths("measured", len(sample), quantiles, mean, padding), tuple(remarks)
+    padding = _padding(recipe, mean / float(windows.mean()), lengths, windows, len(data.train))
+    choices: tuple[Reading, ...] = ()
+    if (encoded.lengths > max_length).any():
+        choices = tokenizer.choices(recipe.model, encoded.lengths)
+    return Lengths("measured", len(sample), quantiles, mean, padding, choices), tuple(remarks)
 
 
 def _padding(
-    recipe: Recipe, mean: float, lengths: np.ndarray | None = None, rows: int | None = None
+    recipe: Recipe,
+    mean: float,
+    lengths: np.ndarray | None = None,
+    windows: np.ndarray | None = None,
+    rows: int | None = None,
 ) -> float | None:
-    """The padding of an epoch over all rows by the recipe's way of batching, from a sample of ``lengths``."""
+    """The padding of an epoch over all rows by the recipe's way of batching, from a sample of ``lengths``.
+
+    ``lengths`` are those of each of a row's ``windows``, ``mean`` that of all windows.
+    """
     training = recipe.training
     if training.pad_to_max_length:
         return 1.0 - mean / recipe.model.max_length
-    if lengths is None:
+    if lengths is None or windows is None:
         return None
     batcher = Batcher(
         lengths,
@@ -238,7 +254,10 @@ def _padding(
         group_by_length=training.group_by_length,
         sample_of=rows,
     )
-    return padding_share(lengths, batcher.epoch(0))
+    most_tokens = training.batch_size * recipe.model.max_length
+    batches = batcher.epoch(0)
+    parts = [part for batch in batches for part in parts_within(batch, windows, lengths, most_tokens)]
+    return padding_share(lengths, parts, windows)
 
 
 def _tokenizer_folder(base: str) -> Path | None:

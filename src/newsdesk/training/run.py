@@ -35,6 +35,7 @@ from newsdesk.model.classifier import AdapterStore, build_classifier, copy_token
 from newsdesk.model.encoder import keep_freed_memory
 from newsdesk.model.network import Network, choose_precision, predict_with_features
 from newsdesk.model.tokenizer import Encoded, TextTokenizer, TokenIds
+from newsdesk.model.windows import LongTexts
 from newsdesk.progress import Progress
 from newsdesk.runs.calibration import HeldOutRows, store_calibration
 from newsdesk.runs.folder import (
@@ -193,15 +194,15 @@ class _Training:
         require_length(model.config, recipe.model.max_length)
         self.tokenizer_files = scratch / "tokenizer"
         copy_tokenizer(self.base.path, self.tokenizer_files)
-        tokenizer = TextTokenizer.from_folder(
-            self.tokenizer_files, recipe.model.max_length, vocabulary=vocabulary_of(model.config)
+        tokenizer = TextTokenizer.of_recipe(
+            self.tokenizer_files, recipe.model, vocabulary=vocabulary_of(model.config)
         )
         self.store = AdapterStore(model, self.base.reference)
         encoded, held_out = tokenizer.encode_whole(train.texts), tokenizer.encode_whole(validation.texts)
         self.readable = held_out.readable
         self.special = tokenizer.opening, len(tokenizer.closing_ids)
         self.loop = TrainingLoop(
-            Network(model, device, precision, compiled=recipe.training.compile == "on"),
+            Network(model, device, precision, tokenizer.windows, compiled=recipe.training.compile == "on"),
             EncodedRows(encoded.ids, truth_of(train)),
             EncodedRows(held_out.ids, truth_of(validation)),
             recipe.training,
@@ -247,8 +248,9 @@ class _Training:
         if self.team.leads and resume:
             content, passed_over = self.checkpoints.find()
         content = self.team.bytes_from_lead(content)
-        names, task = self.data.train.label_names, self.data.train.task
-        labels = Labels(names, self.data.layout, self.resolved.recipe.model.max_length, task=task)
+        names, task, model = self.data.train.label_names, self.data.train.task, self.resolved.recipe.model
+        read = LongTexts.of(model)
+        labels = Labels(names, self.data.layout, model.max_length, task=task, long_texts=read)
         if content:
             try:
                 checkpoint = decode(content)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk import __version__
+from newsdesk.config import ModelSection
 from newsdesk.data.columns import TextLayout, label_column, text_layout
 from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.duplicates import NearDuplicate, duplicate_groups, near_copies, shared_texts
@@ -53,12 +54,13 @@ from newsdesk.evaluation.audit.label_issues import (
 from newsdesk.files import read_regular, write_bytes
 from newsdesk.model.catalog import ResolvedBase, resolve_base
 from newsdesk.model.tokenizer import TextTokenizer
+from newsdesk.model.windows import LongTexts, Read
 from newsdesk.progress import Progress, counting
 from newsdesk.runs.manifest import base_facts, installed_versions
 from newsdesk.stored import to_content
 
 LONGEST_TEXT = 128
-"""Tokens a text is cut to: a news text says at its beginning what it is about."""
+"""Tokens a text is cut to, unless asked otherwise: a news text says at its beginning what it is about."""
 EMBEDDINGS = "embeddings"
 """The folder of the embeddings, inside that of the findings."""
 PIECE_ROWS = 1024
@@ -100,6 +102,7 @@ def audit(
     split: str = "train",
     test: str | None = None,
     base: str = "all-MiniLM-L6-v2",
+    long_texts: Read = "cut",
     folds: int = 5,
     apply: str | Path | None = None,
     decisions: str | Path | None = None,
@@ -118,6 +121,7 @@ def audit(
         split: which split of the data is audited.
         test: a file or split whose texts must not be among these; None: the other split, if there is one.
         base: the encoder that embeds the texts, frozen.
+        long_texts: how it reads texts of more than 128 tokens, as in a recipe; of windows the mean is taken.
         folds: of the cross-validation.
         apply: where to write a cleaned copy of the data, in its own format; None: nowhere.
         decisions: a filled copy of label-errors.csv or quality.csv that says what becomes of the rows.
@@ -142,7 +146,7 @@ def audit(
     resolved, seconds = resolve_base(base, progress=progress), dict[str, float]()
     texts = rows.examples.texts
     with _timed(seconds, "embedding"):
-        embeddings = embed(texts, resolved, folder / EMBEDDINGS, progress=progress)
+        embeddings = embed(texts, resolved, folder / EMBEDDINGS, long_texts=long_texts, progress=progress)
     vocabulary = TextTokenizer.from_folder(resolved.path, None).fit(texts)
     report = examine(rows, embeddings, vocabulary, folds=folds, seconds=seconds)
     write_findings(report, folder, {"command": command, "folds": folds, **_provenance(resolved)})
@@ -255,21 +259,30 @@ def load_audited(
 
 
 def embed(
-    texts: Sequence[str], base: ResolvedBase, folder: Path, *, progress: Progress | None = None
+    texts: Sequence[str],
+    base: ResolvedBase,
+    folder: Path,
+    *,
+    long_texts: Read = "cut",
+    progress: Progress | None = None,
 ) -> NDArray[np.float32]:
     """The texts' embeddings by the frozen base, float32 (rows, dimensions), kept in ``folder``.
 
-    ``progress`` is called with the rows done. Raises UserError where torch is missing.
+    ``long_texts`` is how texts of more tokens are read. ``progress`` is called with the rows done. Raises
+    UserError where torch is missing.
     """
+    read = LongTexts.of(ModelSection(max_length=LONGEST_TEXT, long_texts=long_texts))
 
     def embedder() -> Embed:
         try:
             from newsdesk.model.network import TextEmbedder
         except ImportError:
             raise missing_package("torch", "train", "an audit") from None
-        return TextEmbedder(base.path, max_length=LONGEST_TEXT).embed
+        return TextEmbedder(base.path, max_length=LONGEST_TEXT, long_texts=read).embed
 
     identity = f"{base.sha256 or base.path}, mean of {LONGEST_TEXT} tokens"
+    if read is not None:
+        identity += f", {read.describe(LONGEST_TEXT)}"
     return embed_stored(texts, folder, embedder, identity=identity, progress=progress)
 
 
