@@ -9,6 +9,7 @@ import pytest
 from newsdesk.evaluation.significance import (
     compare_paired,
     holm,
+    label_set_differences,
     mcnemar_power,
     paired_difference_interval,
     rows_needed,
@@ -151,3 +152,39 @@ def test_nearly_equal_runs_are_told_at_once_how_many_rows_it_would_take():
     assert time.perf_counter() - begun < 1
     assert rows is not None
     assert 0.8 <= mcnemar_power(rows, 501 / 3800, 251 / 501) < 0.81
+
+
+def label_sets(rows, generator, *, better=0.0):
+    """True labels of texts, and those of two classifiers whose errors go together in a text."""
+    labels = generator.random((rows, 5)) < np.array([0.4, 0.3, 0.2, 0.1, 0.05])
+    hard = generator.random((rows, 1))
+    first, other = (labels ^ (generator.random(labels.shape) < share * hard) for share in (0.3, 0.3 - better))
+    return labels, first, other
+
+
+def test_a_difference_of_label_sets_is_that_of_scikit_learn():
+    f1_score = pytest.importorskip("sklearn.metrics").f1_score
+    labels, first, other = label_sets(300, np.random.default_rng(0), better=0.1)
+    micro, macro, _p_value = label_set_differences(labels, first, other)
+    for found, average in ((micro, "micro"), (macro, "macro")):
+        assert found.first == pytest.approx(f1_score(labels, first, average=average))
+        assert found.other == pytest.approx(f1_score(labels, other, average=average))
+        assert found.interval[0] < found.difference < found.interval[1]
+
+
+def test_the_interval_of_a_difference_of_label_sets_covers_and_rarely_alarms():
+    generator = np.random.default_rng(1)
+    found = [label_set_differences(*label_sets(200, generator)) for _draw in range(150)]
+    for figure in (0, 1):
+        inside = sum(one[figure].interval[0] <= 0 <= one[figure].interval[1] for one in found)
+        assert 135 <= inside <= 149
+    assert sum(p_value < 0.05 for _micro, _macro, p_value in found) <= 15
+
+
+def test_a_real_difference_of_label_sets_is_found_and_none_between_equal_ones():
+    labels, first, other = label_sets(2_000, np.random.default_rng(2), better=0.1)
+    micro, _macro, p_value = label_set_differences(labels, first, other)
+    assert micro.interval[0] > 0
+    assert p_value == pytest.approx(2 / 1001)
+    same, _macro, p_value = label_set_differences(labels, first, first)
+    assert (same.interval, p_value) == ((0.0, 0.0), 1.0)

@@ -13,7 +13,7 @@ from newsdesk.data.examples import Examples
 from newsdesk.errors import UserError
 from newsdesk.metrics import wilson_interval
 from newsdesk.stored import from_content, to_content
-from newsdesk.training.linear_baseline import BaselineResult, linear_baseline
+from newsdesk.training.linear_baseline import BaselineResult, linear_baseline, remark_on_baseline
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 AG_NEWS, CASES = SHARED / "ag_news", SHARED / "cases"
@@ -183,3 +183,45 @@ def test_real_news_is_sorted_nearly_as_well_as_published_from_a_tenth_of_the_row
     held_out = np.arange(len(news)) % 10 == 0
     train, valid = news.select(np.flatnonzero(~held_out)), news.select(np.flatnonzero(held_out))
     assert linear_baseline(train, valid, seed=0).accuracy > 0.87
+
+
+def toy_sets(rows, seed, *, some_without=False):
+    """Texts of the words of one class or of both; where asked for, every fifth of neither."""
+    generator = np.random.default_rng(seed)
+    truth = np.array([(True, False), (False, True), (True, True)])[generator.integers(0, 3, rows)]
+    if some_without:
+        truth[::5] = False
+    texts = tuple(
+        " ".join(["the", *(word for i, words in enumerate(WORDS.values()) if given[i] for word in words)])
+        for given in truth
+    )
+    return Examples(texts, truth, tuple(WORDS), "toy")
+
+
+@pytest.mark.usefixtures("needs_sklearn")
+@pytest.mark.parametrize("some_without", [False, True])
+def test_several_labels_a_text_are_learnt_one_against_the_rest(some_without):
+    train, test = (toy_sets(rows, rows, some_without=some_without) for rows in (120, 60))
+    result = linear_baseline(train, test, seed=0)
+    assert (result.accuracy, result.micro_f1, result.macro_f1) == (1.0, 1.0, 1.0)
+    assert np.array_equal(result.assigned, test.labels)
+    stored = from_content(BaselineResult, to_content(result))
+    assert (stored.micro_f1, stored.micro_f1_interval) == (result.micro_f1, result.micro_f1_interval)
+    assert "micro F1" in remark_on_baseline(train, test, seed=0)
+
+
+@pytest.mark.usefixtures("needs_sklearn")
+@pytest.mark.parametrize("some_without", [False, True])
+def test_a_text_gets_at_least_one_label_where_every_training_text_has_one(some_without):
+    train = toy_sets(120, 0, some_without=some_without)
+    strange = Examples(("the", "the goal match coach"), np.eye(2, dtype=np.bool_), tuple(WORDS), "toy")
+    given = linear_baseline(train, strange, seed=0).assigned
+    assert given.any(axis=1).tolist() == [not some_without, True]
+
+
+@pytest.mark.usefixtures("needs_sklearn")
+def test_rows_that_all_have_the_same_labels_are_refused():
+    train = toy_sets(20, 0)
+    same = replace(train, labels=np.ones_like(train.labels))
+    with pytest.raises(UserError, match="with and without some label"):
+        linear_baseline(same, train, seed=0)
