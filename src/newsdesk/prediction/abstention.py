@@ -209,8 +209,6 @@ def prediction_sets(probabilities: NDArray[np.floating], threshold: float) -> ND
 
 CANDIDATES, REASON, OFF_TOPIC = "candidates", "reason", "off_topic"
 """Columns that an output may have besides the classes."""
-UNSURE = "unsure"
-"""What the candidates are called where a text may have several labels."""
 IS_OFF_TOPIC = "off topic"  # the reason that comes before others
 
 _MORE_ROWS = "calibrate on more labelled rows with newsdesk calibrate --data FILE"
@@ -273,10 +271,6 @@ class DecisionRule:
         # As float64, which is what the threshold was found on: float32 would round the threshold too.
         sure = probabilities.max(axis=1, initial=0.0).astype(np.float64) >= self.promise.threshold
         return np.asarray(sure, dtype=np.bool_)
-
-    def sure(self, _probabilities: NDArray[np.floating], assigned: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Which of the labels assigned to texts that may have several are given, (rows, labels): all."""
-        return assigned
 
     def candidate_mask(self, probabilities: NDArray[np.floating]) -> NDArray[np.bool_]:
         """Which classes are named beside the answer or instead of it, (rows, classes).

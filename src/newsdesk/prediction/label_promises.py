@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 
 from newsdesk.errors import UserError, counted
 from newsdesk.prediction.abstention import (
-    CANDIDATES,
     THRESHOLDS,
-    UNSURE,
     DecisionRule,
     Promise,
     passing_rows,
@@ -47,11 +45,9 @@ class LabelRule(DecisionRule):
 
     Attributes:
         most_labels: how many labels of one text may be sure: the most probable ones.
-        decisions: which labels a text is assigned.
     """
 
     most_labels: int = 0
-    decisions: LabelDecisions | None = None
 
     def sure(self, probabilities: NDArray[np.floating], assigned: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Which of the assigned labels are promised to be right, (rows, labels) as both arguments are."""
@@ -66,19 +62,8 @@ class LabelRule(DecisionRule):
 
     @property
     def names_candidates(self) -> bool:
-        """Whether there are unsure labels: these are the candidates."""
-        return self.promise is not None
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """What an output says of each text besides its labels."""
-        return tuple(UNSURE if name == CANDIDATES else name for name in super().columns)
-
-    def candidate_mask(self, probabilities: NDArray[np.floating]) -> NDArray[np.bool_]:
-        """Which labels are assigned and unsure, (rows, labels) as the probabilities are."""
-        assert self.decisions is not None
-        assigned = self.decisions.assigned(probabilities)
-        return assigned & ~self.sure(probabilities, assigned)
+        """No: unsure labels take the place of candidates."""
+        return False
 
     def describe(self) -> list[str]:
         """What is promised, of which texts, a line each."""
@@ -132,7 +117,7 @@ def label_rule(
     counts = counts_at_thresholds(sure_probabilities(probabilities, assigned, most), labels)
     promised = partial(promised_label_threshold, counts, int(assigned.sum()), most)
     promise = require_promise(promised, abstain, confidence, found)
-    return LabelRule(promise, None, 1.0, len(labels), off_topic, most, decisions)
+    return LabelRule(promise, None, 1.0, len(labels), off_topic, most)
 
 
 def most_labels(assigned: NDArray[np.bool_]) -> int:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from newsdesk.data.ninjs import with_subjects
 from newsdesk.data.table import Fault, Row
 from newsdesk.errors import UserError, missing_package
-from newsdesk.prediction.abstention import CANDIDATES, UNSURE
+from newsdesk.prediction.abstention import CANDIDATES
 from newsdesk.prediction.output_table import (
     GZIP_LEVEL,
     Cells,
@@ -26,7 +26,6 @@ from newsdesk.prediction.output_table import (
 )
 from newsdesk.prediction.predictions import LABELS, PROBABILITIES, Prediction, Predictions, delimited_lines
 
-_LISTS_OF_NAMES = (CANDIDATES, UNSURE, LABELS)
 SEPARATOR = ";"
 """Between the labels of a text in csv and tsv; a list of labels that hold it is written as JSON."""
 
@@ -175,7 +174,7 @@ class ParquetTable(OutputTable):
                 arrow_type = self._arrow_schema.field(i).type
                 if self._pyarrow.types.is_dictionary(arrow_type):
                     arrow_type = arrow_type.value_type
-            elif i >= len(self.columns) and self._wanted[i - len(self.columns)] in _LISTS_OF_NAMES:
+            elif i >= len(self.columns) and self._wanted[i - len(self.columns)] in (CANDIDATES, LABELS):
                 arrow_type = self._pyarrow.list_(self._pyarrow.string())  # the first rows may have none
             elif i >= len(self.columns) and self._wanted[i - len(self.columns)] == PROBABILITIES:
                 arrow_type = self._pyarrow.list_(self._pyarrow.float64())

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 from newsdesk.data.ninjs import CREATED_HERE
 from newsdesk.data.table import Fault, Row
 from newsdesk.errors import UserError
-from newsdesk.prediction.abstention import CANDIDATES, OFF_TOPIC, REASON, UNSURE
+from newsdesk.prediction.abstention import CANDIDATES, OFF_TOPIC, REASON
 from newsdesk.prediction.predictions import (
     LABELS,
     PROBABILITIES,
@@ -218,7 +218,6 @@ class OutputTable(ABC):
             others = map(rounded, predictions.probabilities[row]) if self._every_class else ()
             said: dict[str, object] = {REASON: predictions.reasons[row]}
             said[CANDIDATES] = predictions.candidates_of(row)
-            said[UNSURE] = list(predictions.candidates_of(row) or ())
             if predictions.off_topic is not None:
                 said[OFF_TOPIC] = rounded(predictions.off_topic[row])
             cells.append([*answer, *others, *(said[name] for name in self._remarks)])

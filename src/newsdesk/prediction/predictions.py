@@ -15,14 +15,7 @@ from numpy.typing import NDArray
 from newsdesk.data.dialect import NO_QUOTE, Dialect
 from newsdesk.errors import UserError
 from newsdesk.model.tokenizer import Truncation
-from newsdesk.prediction.abstention import (
-    CANDIDATES,
-    IS_OFF_TOPIC,
-    OFF_TOPIC,
-    REASON,
-    UNSURE,
-    DecisionRule,
-)
+from newsdesk.prediction.abstention import CANDIDATES, IS_OFF_TOPIC, OFF_TOPIC, REASON, DecisionRule
 from newsdesk.runs.label_decisions import LabelDecisions
 
 PROBABILITY_DIGITS = 6
@@ -81,8 +74,7 @@ class Prediction:
             the ``reason``, or no label is assigned.
         probability: the highest probability, 0 to 1, whether or not it was enough.
         probabilities: the probability of every class by name, in id order.
-        candidates: classes that may be the true one, the most probable first; where a text may have several
-            labels, those assigned for which nothing is promised. None where not asked for.
+        candidates: classes that may be the true one, the most probable first; None where not asked for.
         reason: why there is no label; None where there is one.
         off_topic: share of the calibration rows that are at least as untypical, 0 to 1; None: not known.
         labels: where a text may have several, those assigned, the most probable first; None where it has
@@ -113,14 +105,13 @@ class Prediction:
         Without ``top_k`` these are an object ``probabilities`` of all classes in id order; with it, a list
         ``top_k`` of objects with ``label`` and ``probability``, the most probable first. Where candidates
         were asked for, ``candidates`` and ``reason`` come before them; ``off_topic`` where it is known. Where
-        a text may have several labels, a list ``labels`` takes the place of ``label`` and ``probability``,
-        and ``unsure`` that of ``candidates``.
+        a text may have several labels, a list ``labels`` takes the place of ``label`` and ``probability``.
         """
         content: dict[str, Any] = {"label": self.label, "probability": rounded(self.probability)}
         if self.may_have_several:
             content = {LABELS: None if self.labels is None else list(self.labels)}
         if self.candidates is not None:
-            content[UNSURE if self.may_have_several else CANDIDATES] = list(self.candidates)
+            content[CANDIDATES] = list(self.candidates)
         if self.candidates is not None or self.reason is not None:
             content[REASON] = self.reason
         if self.off_topic is not None:
@@ -232,14 +223,10 @@ class Predictions:
 
     @cached_property
     def assigned(self) -> NDArray[np.bool_]:
-        """Which labels each text gets, (rows, labels), where it may have several: those that are not unsure.
-
-        None where it is not answered.
-        """
+        """Which labels each text gets, (rows, labels), where it may have several; none where not answered."""
         if self.decisions is None:
             raise ValueError("these texts have one label each")
-        given = self.decisions.assigned(self.probabilities) & self.answered[:, None]
-        return given if self.rule is None else self.rule.sure(self.probabilities, given)
+        return self.decisions.assigned(self.probabilities) & self.answered[:, None]
 
     @cached_property
     def label_sets(self) -> tuple[tuple[str, ...] | None, ...]:
