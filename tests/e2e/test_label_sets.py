@@ -114,6 +114,13 @@ def test_answers_are_sets_and_agree_with_the_probabilities(sets):
     )
 
 
+def test_the_terminal_shows_the_labels_of_each_text(sets, newsdesk):
+    shown = newsdesk("predict", sets[0], *TEXTS).lines
+    assert shown[0].count("%") == 2
+    assert shown[1].startswith("Science ")
+    assert shown[2].startswith("no label ")
+
+
 def test_predictions_in_every_format_say_the_same(sets, newsdesk, tmp_path):
     run, test = sets
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -212,7 +219,7 @@ def test_words_of_a_label_are_explained_beside_others(sets):
 @pytest.mark.parametrize(
     "command",
     [
-        ("predict", "RUN", "--abstain", "0.05", "goal"),
+        ("predict", "RUN", "--sets", "0.9", "goal"),
         ("predict", "RUN", "--input", "TEST", "--output", "OUT", "--top-k", "2"),
         ("report", "RUN"),
         ("calibrate", "RUN", "--stack"),
@@ -250,3 +257,30 @@ def test_a_classifier_for_notebooks_learns_lists_and_matrices_alike(desk):
     assert learned[0].score(texts, topics) == np.mean((answers[0] == matrix).all(axis=1))
     assert learned[1].score(texts, matrix) == learned[0].score(texts, topics)
     assert learned[0].evaluate(texts, topics).metrics.micro_f1 > 0.8
+
+
+def test_a_promise_leaves_labels_unsure_and_says_what_it_promises(sets, newsdesk, tmp_path):
+    run, test = sets
+    promised = package.load(run).predict(TEXTS, abstain=0.2, confidence=0.8)
+    likely = package.load(run).predict(TEXTS)
+    for sure, given in zip(promised, likely, strict=True):
+        assert {*sure.labels, *sure.unsure} == set(given.labels)
+    flags = ("--abstain", "0.2", "--confidence", "0.8")
+    done = newsdesk("predict", run, "--input", test, "--output", tmp_path / "out.jsonl", *flags)
+    assert done.code == 0, done.err
+    assert "of the assigned labels are wrong, with 80 % confidence" in " ".join(done.err.split())
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert {"labels", "probabilities", "unsure", "reason"} <= rows[0].keys()
+
+
+def test_the_baseline_is_one_svm_a_label_on_the_same_rows(sets, newsdesk, tmp_path):
+    from shutil import copytree
+
+    run, test = sets
+    copy = copytree(run, tmp_path / "run")
+    shown = newsdesk("evaluate", copy, "--data", test, "--baseline")
+    assert shown.code == 0, shown.err
+    assert any("micro F1 gained over it" in line for line in shown.lines)
+    kept = json.loads((copy / "metrics.json").read_text())["test"]
+    low, high = kept["comparison"]["micro_f1"]["interval"]
+    assert low <= kept["label_sets"]["micro_f1"] - kept["baseline"]["micro_f1"] <= high

@@ -336,6 +336,12 @@ def _shown(prediction: Prediction, top_k: int) -> str:
     def with_probability(labels: Sequence[str]) -> list[str]:
         return [f"{isolated(label)} {prediction.probabilities[label]:.1%}" for label in labels]
 
+    if prediction.labels is not None:
+        unsure = with_probability(prediction.unsure or ())
+        shown = ", ".join(with_probability(prediction.labels)) or ("" if unsure else "no label")
+        shown += f"{'; ' if shown else ''}unsure: {', '.join(unsure)}" if unsure else ""
+        likeliest = with_probability([label for label, _ in prediction.top_k(top_k)])
+        return shown if top_k == 1 else f"{shown} of {', '.join(likeliest)}"
     if prediction.label is None:
         return f"? {' or '.join(with_probability(prediction.candidates or ())) or prediction.reason}"
     ranked = ", ".join(with_probability([label for label, _ in prediction.top_k(top_k)]))

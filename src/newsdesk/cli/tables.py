@@ -23,7 +23,7 @@ from newsdesk.training.linear_baseline import BaselineResult
 
 if TYPE_CHECKING:
     from newsdesk.config import ModelSection
-    from newsdesk.evaluation.label_sets import LabelSetEvaluation
+    from newsdesk.evaluation.label_sets import LabelSetDifference, LabelSetEvaluation
     from newsdesk.training.plan import Lengths, Plan
 
 WIDTH = 80
@@ -136,6 +136,8 @@ def render_label_sets(evaluation: LabelSetEvaluation) -> list[str]:
     ]
     if evaluation.texts is not None:
         lines += _texts_read(evaluation.texts)
+    if evaluation.baseline is not None:
+        lines += ["", *_sets_beside_baseline(evaluation.baseline, evaluation.comparison)]
     shown = [one for one in found.per_label if one.support or one.f1]
     title = ""
     if len(shown) > LARGEST_MATRIX:
@@ -164,6 +166,19 @@ def render_label_sets(evaluation: LabelSetEvaluation) -> list[str]:
                 f"{pair.texts:>7,}  {cut(pair.assigned, _LABEL_WIDTH)} -> {cut(pair.missed, _LABEL_WIDTH)}"
                 for pair in pairs[:WORST_SHOWN]
             ]
+    return lines
+
+
+def _sets_beside_baseline(baseline: BaselineResult, paired: LabelSetDifference | None) -> list[str]:
+    lines = [figure("baseline", baseline.description)]
+    if baseline.micro_f1 is not None and baseline.micro_f1_interval is not None:
+        lines.append(figure("  micro F1", _accuracy(baseline.micro_f1, baseline.micro_f1_interval)))
+    if baseline.macro_f1 is not None:
+        lines.append(figure("  macro F1", _percent(baseline.macro_f1)))
+    if paired is not None:
+        gained, (low, high) = paired.micro_f1.difference, paired.micro_f1.interval
+        gain = f"{100 * gained:+.2f} points   95 % interval {100 * low:+.2f} to {100 * high:+.2f}"
+        lines.append(figure("  micro F1 gained over it", f"{gain}, p = {paired.p_value:.2g}"))
     return lines
 
 

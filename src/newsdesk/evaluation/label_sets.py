@@ -13,6 +13,7 @@ from newsdesk.data.duplicates import LearnedRows
 from newsdesk.data.examples import Examples, aligned_labels
 from newsdesk.data.labels import LabelMatching
 from newsdesk.evaluation.evaluate import LABEL_SETS, TextsRead, padded, read_entries
+from newsdesk.evaluation.significance import Difference, label_set_differences
 from newsdesk.files import atomic_writer, damaged
 from newsdesk.label_set_metrics import LabelSetMetrics, evaluate_label_sets
 from newsdesk.model.tokenizer import Encoded
@@ -20,6 +21,16 @@ from newsdesk.prediction.output_formats import joined_labels
 from newsdesk.prediction.predictions import delimited_lines, probability_column, rounded
 from newsdesk.runs.label_decisions import LabelDecisions
 from newsdesk.stored import KEY, OPTIONAL, WrongContentError, from_content
+from newsdesk.training.linear_baseline import BaselineResult
+
+
+@dataclass(frozen=True)
+class LabelSetDifference:
+    """What one classifier gains over another: see `label_set_differences`."""
+
+    micro_f1: Difference
+    macro_f1: Difference
+    p_value: float
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,8 @@ class LabelSetEvaluation:
         texts: how much of the texts it read.
         labels: how the labels of the rows were matched to those of the run, where that was needed.
         learned: how many of the rows have texts that the run learned from; None where that is not known.
+        baseline: a linear model on the same rows, where one was asked for.
+        comparison: the model and that baseline on the same draws of the texts.
     """
 
     split: str
@@ -45,6 +58,8 @@ class LabelSetEvaluation:
     texts: TextsRead | None = field(default=None, metadata=OPTIONAL)
     labels: LabelMatching | None = field(default=None, metadata=OPTIONAL)
     learned: LearnedRows | None = field(default=None, metadata=OPTIONAL)
+    baseline: BaselineResult | None = field(default=None, metadata=OPTIONAL)
+    comparison: LabelSetDifference | None = field(default=None, metadata=OPTIONAL)
 
     def notes(self) -> list[str]:
         """What a person should know about the evaluated rows, a sentence each."""
@@ -63,6 +78,7 @@ def evaluate_sets(
     model: str,
     encoded: Encoded | None = None,
     learned: LearnedRows | None = None,
+    baseline: BaselineResult | None = None,
 ) -> tuple[LabelSetEvaluation, NDArray[np.float32], NDArray[np.bool_]]:
     """Measure logits (rows, labels) on labelled examples; also the probabilities and the labels assigned.
 
@@ -84,6 +100,10 @@ def evaluate_sets(
         texts=None if encoded is None else TextsRead.of(encoded, same),
         labels=examples.matching,
         learned=learned,
+        baseline=baseline,
+        comparison=None
+        if baseline is None or baseline.assigned is None
+        else LabelSetDifference(*label_set_differences(truth, baseline.assigned, assigned)),
     )
     return found, probabilities, assigned
 

@@ -32,7 +32,7 @@ def measured(
     Args:
         classifier, rows: what is measured, and on what; the rows' labels are matched to its classes already.
         split, model: what the evaluation is called, and what the classifier.
-        baseline: a linear model on the same rows, for texts with one label.
+        baseline: a linear model on the same rows.
         learned: how many of the rows it learned from.
         target: the file to which every row's probabilities are written; None: nowhere.
         with_text: write the texts, too.
@@ -52,6 +52,7 @@ def measured(
             model=model,
             encoded=encoded,
             learned=learned,
+            baseline=baseline,
         )
         if target is not None:
             write_label_set_rows(of_sets, probabilities, assigned, rows, target, with_text=with_text)

@@ -207,7 +207,7 @@ def prediction_sets(probabilities: NDArray[np.floating], threshold: float) -> ND
     return np.asarray(most_probable | (probabilities >= threshold), dtype=np.bool_)
 
 
-CANDIDATES, REASON, OFF_TOPIC = "candidates", "reason", "off_topic"
+CANDIDATES, UNSURE, REASON, OFF_TOPIC = "candidates", "unsure", "reason", "off_topic"
 """Columns that an output may have besides the classes."""
 IS_OFF_TOPIC = "off topic"  # the reason that comes before others
 

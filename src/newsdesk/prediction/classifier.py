@@ -17,6 +17,7 @@ from newsdesk.errors import UserError
 from newsdesk.files import damaged
 from newsdesk.model.tokenizer import Encoded, TextTokenizer, TokenIds
 from newsdesk.prediction.abstention import DecisionRule, Promises, decision_rule
+from newsdesk.prediction.label_promises import label_rule
 from newsdesk.prediction.predictions import Predictions
 from newsdesk.progress import Progress
 from newsdesk.runs.calibration import (
@@ -29,7 +30,7 @@ from newsdesk.runs.calibration import (
     softmax,
 )
 from newsdesk.runs.label_decisions import LabelDecisions
-from newsdesk.runs.labels import Labels, several_labels
+from newsdesk.runs.labels import Labels
 from newsdesk.runs.linear_model import LINEAR_MODEL, LinearModel
 from newsdesk.runs.off_topic import OFF_TOPIC, OffTopicScore
 
@@ -182,8 +183,6 @@ class Classifier(ABC):
         Raises UserError where its calibration rows cannot promise as much, or it has none, or no off-topic
         score.
         """
-        if self.task == "multi" and (asked.get("abstain") is not None or asked.get("sets") is not None):
-            raise several_labels(self.path, "--abstain and --sets promise of one label a text, and")
         if asked.get("off_topic") is not None and self.off_topic is None:
             raise UserError(
                 f"{self.path} cannot say which texts are off topic",
@@ -200,6 +199,8 @@ class Classifier(ABC):
                     fix=f"newsdesk calibrate {self.path}, with labelled rows by --data if its own are not "
                     "known",
                 )
+        if self.decisions is not None:
+            return label_rule(rows, self.decisions, self.off_topic, **asked)
         return decision_rule(rows, self.temperature, self.off_topic, **asked)
 
     def predict(

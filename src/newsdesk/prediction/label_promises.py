@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from newsdesk.errors import UserError, counted
 from newsdesk.prediction.abstention import (
     THRESHOLDS,
+    UNSURE,
     DecisionRule,
     Promise,
     passing_rows,
@@ -64,6 +65,11 @@ class LabelRule(DecisionRule):
     def names_candidates(self) -> bool:
         """No: unsure labels take the place of candidates."""
         return False
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What an output says of each text besides its labels."""
+        return super().columns if self.promise is None else (UNSURE, *super().columns)
 
     def describe(self) -> list[str]:
         """What is promised, of which texts, a line each."""

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from newsdesk.data.ninjs import with_subjects
 from newsdesk.data.table import Fault, Row
 from newsdesk.errors import UserError, missing_package
-from newsdesk.prediction.abstention import CANDIDATES
+from newsdesk.prediction.abstention import CANDIDATES, UNSURE
 from newsdesk.prediction.output_table import (
     GZIP_LEVEL,
     Cells,
@@ -105,6 +105,9 @@ _ROWS_PER_GROUP = 1 << 16
 _UNFIT = (ValueError, TypeError, OverflowError)  # pyarrow's own errors derive from these
 
 
+_LISTS_OF_LABELS = (CANDIDATES, UNSURE, LABELS)
+
+
 class ParquetTable(OutputTable):
     """Pieces are Arrow record batches, the first after a schema; at the end they become row groups.
 
@@ -174,7 +177,7 @@ class ParquetTable(OutputTable):
                 arrow_type = self._arrow_schema.field(i).type
                 if self._pyarrow.types.is_dictionary(arrow_type):
                     arrow_type = arrow_type.value_type
-            elif i >= len(self.columns) and self._wanted[i - len(self.columns)] in (CANDIDATES, LABELS):
+            elif i >= len(self.columns) and self._wanted[i - len(self.columns)] in _LISTS_OF_LABELS:
                 arrow_type = self._pyarrow.list_(self._pyarrow.string())  # the first rows may have none
             elif i >= len(self.columns) and self._wanted[i - len(self.columns)] == PROBABILITIES:
                 arrow_type = self._pyarrow.list_(self._pyarrow.float64())

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 from newsdesk.data.ninjs import CREATED_HERE
 from newsdesk.data.table import Fault, Row
 from newsdesk.errors import UserError
-from newsdesk.prediction.abstention import CANDIDATES, OFF_TOPIC, REASON
+from newsdesk.prediction.abstention import CANDIDATES, OFF_TOPIC, REASON, UNSURE
 from newsdesk.prediction.predictions import (
     LABELS,
     PROBABILITIES,
@@ -217,6 +217,8 @@ class OutputTable(ABC):
         for row, answer in enumerate(named):
             others = map(rounded, predictions.probabilities[row]) if self._every_class else ()
             said: dict[str, object] = {REASON: predictions.reasons[row]}
+            unsure = predictions.unsure_sets[row]
+            said[UNSURE] = None if unsure is None else list(unsure)
             said[CANDIDATES] = predictions.candidates_of(row)
             if predictions.off_topic is not None:
                 said[OFF_TOPIC] = rounded(predictions.off_topic[row])

@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 from newsdesk.data.dialect import NO_QUOTE, Dialect
 from newsdesk.errors import UserError
 from newsdesk.model.tokenizer import Truncation
-from newsdesk.prediction.abstention import CANDIDATES, IS_OFF_TOPIC, OFF_TOPIC, REASON, DecisionRule
+from newsdesk.prediction.abstention import (
+    CANDIDATES,
+    IS_OFF_TOPIC,
+    OFF_TOPIC,
+    REASON,
+    UNSURE,
+    DecisionRule,
+)
+from newsdesk.prediction.label_promises import LabelRule
 from newsdesk.runs.label_decisions import LabelDecisions
 
 PROBABILITY_DIGITS = 6
@@ -79,6 +87,9 @@ class Prediction:
         off_topic: share of the calibration rows that are at least as untypical, 0 to 1; None: not known.
         labels: where a text may have several, those assigned, the most probable first; None where it has
             one, and where there is no answer.
+        may_have_several: whether it may.
+        unsure: labels that are likely enough, but not sure enough for what is promised, and so not among
+            ``labels``; None where nothing is promised of several labels.
     """
 
     label: str | None
@@ -89,6 +100,7 @@ class Prediction:
     off_topic: float | None = None
     labels: tuple[str, ...] | None = None
     may_have_several: bool = False
+    unsure: tuple[str, ...] | None = None
 
     def top_k(self, k: int) -> tuple[tuple[str, float], ...]:
         """The ``k`` most probable classes with their probabilities; all of them where there are fewer.
@@ -110,6 +122,8 @@ class Prediction:
         content: dict[str, Any] = {"label": self.label, "probability": rounded(self.probability)}
         if self.may_have_several:
             content = {LABELS: None if self.labels is None else list(self.labels)}
+        if self.unsure is not None:
+            content[UNSURE] = list(self.unsure)
         if self.candidates is not None:
             content[CANDIDATES] = list(self.candidates)
         if self.candidates is not None or self.reason is not None:
@@ -181,6 +195,7 @@ class Predictions:
             None if self.off_topic is None else float(self.off_topic[row]),
             self.label_sets[row],
             self.decisions is not None,
+            self.unsure_sets[row],
         )
 
     def __iter__(self) -> Iterator[Prediction]:
@@ -223,7 +238,15 @@ class Predictions:
 
     @cached_property
     def assigned(self) -> NDArray[np.bool_]:
-        """Which labels each text gets, (rows, labels), where it may have several; none where not answered."""
+        """Which labels each text gets, (rows, labels), where it may have several; none where not answered.
+
+        Where a share of wrong labels is promised, those that are sure enough.
+        """
+        assigned = self._likely_enough
+        return self.rule.sure(self.probabilities, assigned) if isinstance(self.rule, LabelRule) else assigned
+
+    @cached_property
+    def _likely_enough(self) -> NDArray[np.bool_]:
         if self.decisions is None:
             raise ValueError("these texts have one label each")
         return self.decisions.assigned(self.probabilities) & self.answered[:, None]
@@ -234,13 +257,24 @@ class Predictions:
 
         None where it is not answered, and for all texts where each has one label.
         """
-        if self.decisions is None:
+        return (None,) * len(self) if self.decisions is None else self._named(self.assigned)
+
+    @cached_property
+    def unsure_sets(self) -> tuple[tuple[str, ...] | None, ...]:
+        """The labels of each text that are likely enough, but not sure enough for what is promised.
+
+        None where nothing is promised, or a text is not answered.
+        """
+        if not isinstance(self.rule, LabelRule) or self.rule.promise is None:
             return (None,) * len(self)
+        return self._named(self._likely_enough & ~self.assigned)
+
+    def _named(self, given: NDArray[np.bool_]) -> tuple[tuple[str, ...] | None, ...]:
+        """The names of labels, (rows, labels), the most probable first; None where a text is not answered."""
         ranked = np.argsort(-self.probabilities, axis=1, kind="stable")
-        rows = zip(self.answered, ranked, self.assigned, strict=True)
         return tuple(
-            tuple(self.label_names[i] for i in ids if given[i]) if answered else None
-            for answered, ids, given in rows
+            tuple(self.label_names[i] for i in ids if row[i]) if answered else None
+            for answered, ids, row in zip(self.answered, ranked, given, strict=True)
         )
 
     @cached_property
