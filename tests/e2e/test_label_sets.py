@@ -284,3 +284,21 @@ def test_the_baseline_is_one_svm_a_label_on_the_same_rows(sets, newsdesk, tmp_pa
     kept = json.loads((copy / "metrics.json").read_text())["test"]
     low, high = kept["comparison"]["micro_f1"]["interval"]
     assert low <= kept["label_sets"]["micro_f1"] - kept["baseline"]["micro_f1"] <= high
+
+
+def test_windows_of_long_texts_have_their_labels_together(sets, desk, newsdesk, tmp_path):
+    """A label whose words stand behind the cut is found with windows, and by the export as by the run."""
+    pytest.importorskip("onnx")
+    rows = written(tmp_path / "train.jsonl", rows_with_several(ROWS, seed=3))
+    given = ["--data", rows, "--text", "words", "--label", "desks", "--base", desk.base]
+    settings = [flag for flag in desk.flags if flag.startswith("--set=")]
+    windows = ["--set", "model.long_texts=windows", "--set", "model.max_length=12"]
+    done = newsdesk("train", *given, *settings, *TRAINING, *windows, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    filler = " ".join(FILLER_WORDS)
+    text = f"goal coach league striker {filler} bank profit market shares"
+    run = package.load(tmp_path / "run")
+    assert {"Sports", "Business"} <= {*run.predict([text])[0].labels}
+    assert newsdesk("export", tmp_path / "run", "--to", "onnx-fp32").code == 0
+    export = package.load(tmp_path / "run" / "export" / "onnx-fp32")
+    np.testing.assert_allclose(export.predict_logits([text]), run.predict_logits([text]), atol=0.05)

@@ -59,6 +59,7 @@ FLAGS = {
             "--estimated",
             "--rejects",
             "--strict",
+            "--indicators",
             "--ray-address",
             "--ray-workers",
             "--ray-cores",
