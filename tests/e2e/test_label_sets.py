@@ -302,3 +302,32 @@ def test_windows_of_long_texts_have_their_labels_together(sets, desk, newsdesk, 
     assert newsdesk("export", tmp_path / "run", "--to", "onnx-fp32").code == 0
     export = package.load(tmp_path / "run" / "export" / "onnx-fp32")
     np.testing.assert_allclose(export.predict_logits([text]), run.predict_logits([text]), atol=0.05)
+
+
+def test_two_runs_are_compared_by_their_sets(sets, newsdesk, tmp_path):
+    run, test = sets
+    assert newsdesk("evaluate", run, "--data", test, "--split", "compared").code == 0
+    file = run / "predictions-compared.csv"
+    with file.open(newline="") as stream:
+        header, *rows = csv.reader(stream)
+    names = header[2], header.index("true_labels")
+    worse = tmp_path / "predictions-worse.csv"
+    with worse.open("w", newline="") as stream:  # another program that gives every text all labels
+        csv.writer(stream).writerows([header, *([*row[:2], ";".join(NAMES), *row[3:]] for row in rows)])
+    done = newsdesk("compare", run, worse, "--split", "compared", "--json")
+    assert done.code == 0
+    (found,) = done.json["comparisons"]
+    assert names == ("predicted_labels", 1)
+    assert found["verdict"].startswith(f"{run} is better than {worse} by ")
+    assert found["rows"] == 80
+    told = newsdesk("compare", run, file, "--split", "compared")
+    assert "within noise" in told.out
+    short = tmp_path / "short.csv"
+    short.write_text("\n".join(file.read_text().splitlines()[:-1]) + "\n")
+    refused = newsdesk("compare", run, short, "--split", "compared")
+    assert (refused.code, refused.err.count("error:")) == (1, 1)
+    assert "not evaluated on the same rows" in refused.err
+    short.write_text("row,true_labels,predicted_labels\n0,[no,Sports\n")
+    refused = newsdesk("compare", run, short, "--split", "compared")
+    assert (refused.code, refused.err.count("error:")) == (1, 1)
+    assert "not a file of predictions" in refused.err

@@ -139,9 +139,22 @@ def compare(
     """
     from newsdesk.evaluation.compare import compare as compare_evaluated
     from newsdesk.evaluation.compare import compare_rows, write_changed_rows
+    from newsdesk.evaluation.label_set_comparison import compare_label_sets, have_label_sets
+    from newsdesk.runs.labels import several_labels
 
     if len(runs) < 2:
         raise click.UsageError("Give two runs or more: the others are compared with the first.")
+    if have_label_sets(runs, split):
+        if data is not None or changed is not None:
+            flags = " and ".join(name for name, given in (("--data", data), ("--csv", changed)) if given)
+            raise several_labels(runs[0], flags)
+        of_sets = compare_label_sets(runs[0], runs[1:], split=split)
+        say(
+            {"split": split, "comparisons": [each.to_dict() for each in of_sets]}
+            if as_json
+            else [line for each in of_sets for line in each.lines()]
+        )
+        return
     if data is None:
         comparisons = compare_evaluated(runs[0], runs[1:], split=split)
     else:
