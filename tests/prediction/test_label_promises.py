@@ -143,7 +143,7 @@ def test_a_rule_says_what_it_promises_and_which_labels_are_unsure():
     assigned = decisions.assigned(probabilities)
     sure = rule.sure(probabilities, assigned)
     assert not (sure & ~assigned).any()
-    assert sure.sum() / assigned.sum() == pytest.approx(rule.promise.coverage)
+    assert sure.sum() / assigned.sum() == pytest.approx(rule.promise.coverage, abs=0.03)  # by other halves
     assert 0.3 < rule.promise.coverage < 1
     assert rule.confident(probabilities).all()
     assert label_rule(rows, decisions) is None

@@ -7,8 +7,9 @@ and how many of these are wrong.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import permutations
 from math import ceil
 
 import numpy as np
@@ -113,9 +114,14 @@ def label_rule(
     if abstain is None:
         return None if off_topic is None else LabelRule(None, None, 1.0, 0, off_topic)
     assert rows is not None
-    passing = passing_rows(rows, score, off_topic, answer_empty=answer_empty)
-    labels, probabilities = rows.labels[passing], decisions.probabilities(rows.logits[passing])
-    assigned = decisions.assigned(probabilities)
+    parts = []
+    # Decisions of many labels fit the rows that they were fitted on too well to be tested on them.
+    for half, other in permutations(rows.halves() if len(rows.labels) > 1 else (rows, rows)):
+        passing = passing_rows(half, score, off_topic, answer_empty=answer_empty)
+        fitted = replace(LabelDecisions.fit(other.logits, other.labels), at_least_one=decisions.at_least_one)
+        given = fitted.probabilities(half.logits[passing])
+        parts.append((half.labels[passing], given, fitted.assigned(given)))
+    labels, probabilities, assigned = (np.concatenate(part) for part in zip(*parts, strict=True))
     most = most_labels(assigned)
     found = counted(len(labels), "calibration row")
     if assigned.any():
