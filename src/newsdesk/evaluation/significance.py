@@ -385,7 +385,8 @@ def label_set_differences(
     for figure in (Counts.micro_f1, Counts.macro_f1):
         gains = np.concatenate([figure(by_other) - figure(by_first) for by_first, by_other in drawn])
         of_first, of_other = (float(figure(Counts.of(given, labels))) for given in (first, other))
-        low, high = np.quantile(gains, [LEVEL / 2, 1 - LEVEL / 2])
+        off = float(gains.mean()) - (of_other - of_first)  # of draws that lack rare labels
+        low, high = np.quantile(gains, [LEVEL / 2, 1 - LEVEL / 2]) - off
         found.append((Difference(of_first, of_other, (float(low), float(high)), of_other - of_first), gains))
     (micro, gains), (macro, _) = found
     beyond = min(int((gains <= 0).sum()), int((gains >= 0).sum()))
