@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -297,7 +298,8 @@ def read_entries(path: Path) -> dict[str, dict[str, Any]]:
     found = read_content(path, fix=_FIX)
     for split, entry in found.items():
         if not isinstance(entry, dict):
-            raise damaged(path, f"{split:.80} is not an object", fix=_FIX)
+            shown = json.dumps(entry, ensure_ascii=False)
+            raise damaged(path, f"{split:.80} is {shown:.80}, not an object", fix=_FIX)
     return found
 
 
