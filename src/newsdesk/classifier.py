@@ -435,7 +435,8 @@ def _shown(progress: bool | None) -> Iterator[Callable[[Event], None]]:
             bar.update(event.step - bar.n)
             bar.set_postfix(loss=f"{event.loss:.3f}", refresh=False)
         elif isinstance(event, Validation):
-            bar.set_postfix(validation=f"{event.accuracy:.1%}")
+            share = event.accuracy if event.micro_f1 is None else event.micro_f1
+            bar.set_postfix(validation=f"{share:.1%}")
         elif isinstance(event, Remark) and not bar.disable:
             bar.write(f"note: {event.text}")
 

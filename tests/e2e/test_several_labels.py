@@ -331,3 +331,25 @@ def test_two_runs_are_compared_by_their_sets(sets, newsdesk, tmp_path):
     refused = newsdesk("compare", run, short, "--split", "compared")
     assert (refused.code, refused.err.count("error:")) == (1, 1)
     assert "not a file of predictions" in refused.err
+
+
+def test_a_run_is_calibrated_again_on_other_rows_and_compared_from_python(sets, newsdesk, tmp_path):
+    from shutil import copytree
+
+    from newsdesk.reports.trackers import Ending
+    from newsdesk.runs.folder import RunFolder
+
+    run, test = sets
+    copies = [copytree(run, tmp_path / name) for name in ("a", "b")]
+    rows = written(tmp_path / "more.jsonl", rows_with_several(200, seed=11))
+    done = newsdesk("calibrate", copies[1], "--data", rows)
+    assert done.code == 0, done.err
+    assert "probabilities and thresholds of 3 labels" in done.out
+    before, after = (package.load(copy).decisions for copy in copies)
+    assert before != after
+    for copy in copies:
+        assert newsdesk("evaluate", copy, "--data", test).code == 0
+    assert Ending.of(RunFolder(copies[0]), tmp_path).figures["test/micro_f1"] > 0.8  # what trackers show
+    (found,) = package.compare(copies[0], [copies[1]])
+    low, high = found.micro_f1.interval
+    assert low <= found.micro_f1.other - found.micro_f1.first <= high

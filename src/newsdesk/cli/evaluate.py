@@ -137,8 +137,7 @@ def compare(
 
     Each RUN is a run, an export, or a file predictions-SPLIT.csv; all are compared with the first.
     """
-    from newsdesk.evaluation.compare import compare as compare_evaluated
-    from newsdesk.evaluation.compare import compare_rows, write_changed_rows
+    from newsdesk.evaluation.compare import compare_classes, compare_rows, write_changed_rows
     from newsdesk.evaluation.label_set_comparison import compare_label_sets, have_label_sets
     from newsdesk.runs.labels import several_labels
 
@@ -156,7 +155,7 @@ def compare(
         )
         return
     if data is None:
-        comparisons = compare_evaluated(runs[0], runs[1:], split=split)
+        comparisons = compare_classes(runs, split=split)
     else:
         first, *others = (_evaluated_on(run, data, split, reading) for run in runs)
         comparisons = compare_rows(first, others)

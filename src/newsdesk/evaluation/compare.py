@@ -12,6 +12,11 @@ import numpy as np
 
 from newsdesk.data.labels import LabelMatcher
 from newsdesk.errors import UserError, counted
+from newsdesk.evaluation.label_set_comparison import (
+    LabelSetComparison,
+    compare_label_sets,
+    have_label_sets,
+)
 from newsdesk.evaluation.predicted_rows import SMALLEST_WRITTEN, PredictedRows, read_predicted_rows
 from newsdesk.evaluation.significance import (
     LEVEL,
@@ -135,7 +140,7 @@ class RunComparison:
 
 def compare(
     first: str | Path, others: Sequence[str | Path], *, split: str = "test"
-) -> tuple[RunComparison, ...]:
+) -> tuple[RunComparison, ...] | tuple[LabelSetComparison, ...]:
     """Compare each of the others with the first, all evaluated on the same rows before.
 
     ``newsdesk.compare("runs/wire", ["runs/wire-r16"])[0].verdict``
@@ -148,7 +153,15 @@ def compare(
     Raises:
         UserError: when one was not evaluated, or they were on different rows.
     """
-    rows, *rest = (read_predicted_rows(path, split) for path in (first, *others))
+    paths = [Path(path) for path in (first, *others)]
+    if have_label_sets(paths, split):
+        return compare_label_sets(paths[0], paths[1:], split=split)
+    return compare_classes(paths, split=split)
+
+
+def compare_classes(paths: Sequence[Path], *, split: str) -> tuple[RunComparison, ...]:
+    """As :func:`compare`, the first with each of the others, where every text has one label."""
+    rows, *rest = (read_predicted_rows(path, split) for path in paths)
     for other in rest:
         fingerprints = [each.evaluation.fingerprint for each in (rows, other) if each.evaluation]
         if len(set(fingerprints)) > 1:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 LABEL_SETS = "label_sets"
 """What metrics.json calls the figures of texts with several labels."""
 _FIX = "move it away and evaluate again"
+AnyEvaluation = TypeVar("AnyEvaluation", "Evaluation", "LabelSetEvaluation")
 _ERRORS_NAMED = 5
 _CLEARLY_MORE = 0.2  # share of the rows that agree beyond the accuracy
 
@@ -308,9 +309,14 @@ def read_metrics(path: Path) -> dict[str, Evaluation]:
 
     Empty where there is none. Raises UserError if damaged.
     """
-    entries = {split: entry for split, entry in read_entries(path).items() if LABEL_SETS not in entry}
+    return parsed_entries(path, Evaluation, several=False)
+
+
+def parsed_entries(path: Path, kind: type[AnyEvaluation], *, several: bool) -> dict[str, AnyEvaluation]:
+    """The entries of a metrics.json of texts with several labels, or the others. Raises UserError."""
+    entries = {split: of for split, of in read_entries(path).items() if (LABEL_SETS in of) == several}
     try:
-        found = {split: from_content(Evaluation, entry, split) for split, entry in entries.items()}
+        found = {split: from_content(kind, entry, split) for split, entry in entries.items()}
     except WrongContentError as error:
         raise damaged(path, str(error), fix=_FIX) from None
     for split, evaluation in found.items():

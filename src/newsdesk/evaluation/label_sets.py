@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from newsdesk.data.duplicates import LearnedRows
 from newsdesk.data.examples import Examples, aligned_labels
 from newsdesk.data.labels import LabelMatching
-from newsdesk.evaluation.evaluate import LABEL_SETS, TextsRead, padded, read_entries
+from newsdesk.evaluation.evaluate import LABEL_SETS, TextsRead, padded, parsed_entries
 from newsdesk.evaluation.significance import Difference, label_set_differences
-from newsdesk.files import atomic_writer, damaged
+from newsdesk.files import atomic_writer
 from newsdesk.label_set_metrics import LabelSetMetrics, evaluate_label_sets
 from newsdesk.model.tokenizer import Encoded
 from newsdesk.prediction.output_formats import joined_labels
 from newsdesk.prediction.predictions import delimited_lines, probability_column, rounded
 from newsdesk.runs.label_decisions import LabelDecisions
-from newsdesk.stored import KEY, OPTIONAL, WrongContentError, from_content
+from newsdesk.stored import KEY, OPTIONAL
 from newsdesk.training.linear_baseline import BaselineResult
 
 
@@ -110,16 +110,7 @@ def evaluate_sets(
 
 def read_label_set_metrics(path: Path) -> dict[str, LabelSetEvaluation]:
     """The evaluations with several labels a text in a metrics.json by split. Raises UserError if damaged."""
-    fix = "move it away and evaluate again"
-    entries = {name: entry for name, entry in read_entries(path).items() if LABEL_SETS in entry}
-    try:
-        found = {name: from_content(LabelSetEvaluation, entry, name) for name, entry in entries.items()}
-    except WrongContentError as error:
-        raise damaged(path, str(error), fix=fix) from None
-    for split, evaluation in found.items():
-        if evaluation.split != split:
-            raise damaged(path, f"{split:.80}.split is {evaluation.split!r:.80}", fix=fix)
-    return found
+    return parsed_entries(path, LabelSetEvaluation, several=True)
 
 
 def write_label_set_rows(

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 from newsdesk import __version__
 from newsdesk.config import SECTIONS, load_recipe
 from newsdesk.evaluation.evaluate import read_metrics
+from newsdesk.evaluation.label_sets import read_label_set_metrics
 from newsdesk.files import write_bytes
 from newsdesk.reports.content import TrainingContent, training_story
 from newsdesk.reports.plots import Chart, as_png, draw_evaluation, draw_training
@@ -71,6 +72,8 @@ class Point:
         )
         kind: Literal["training", "validation"] = "training" if isinstance(event, Step) else "validation"
         figures = {f"{kind}/{name}": float(getattr(event, name)) for name in names}
+        if isinstance(event, Validation) and event.micro_f1 is not None:
+            figures[f"{kind}/micro_f1"] = event.micro_f1
         finite = {name: value for name, value in figures.items() if math.isfinite(value)}
         return cls(kind, event.step, at, finite)
 
@@ -116,6 +119,10 @@ class Ending:
                 figures[f"{name}/{of}"] = getattr(evaluation.metrics, of)
             for chart in draw_evaluation(evaluation) if find_spec("matplotlib") else ():
                 drawn[f"{name}-{chart.name}"] = chart
+        for split, of_sets in read_label_set_metrics(run.metrics).items():
+            name = _NOT_IN_NAMES.sub("_", split)
+            for of in ("micro_f1", "macro_f1", "subset_accuracy", "negative_log_likelihood"):
+                figures[f"{name}/{of}"] = getattr(of_sets.metrics, of)
         # Predictions and reports may quote texts of a corpus; exports are as large as the base model.
         names = [
             name for name in run.manifest.files if not name.startswith(("predictions-", "report-", "export/"))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from newsdesk.config import TrainingSection
-from newsdesk.label_set_metrics import evaluate_label_sets
+from newsdesk.label_set_metrics import Counts, binary_log_loss
 from newsdesk.metrics import evaluate_probabilities
 from newsdesk.model.classifier import restore_state, trainable_state
 from newsdesk.model.network import Network, predict_logits
@@ -370,33 +370,31 @@ _COUNTERS = (
 
 def _measured(logits: NDArray[np.float32], labels: NDArray[Any]) -> Validation:
     """How good logits (rows, classes) are, by step 0; label sets are those more probable than not."""
-    names = [str(label) for label in range(logits.shape[1])]
+    classes = logits.shape[1]
     exact = torch.from_numpy(logits).double()
+    micro_f1 = None
     if labels.ndim == 2:
-        of_sets = evaluate_label_sets(exact.sigmoid().numpy(), logits > 0, labels, names)
-        return Validation(
-            step=0,
-            epoch=0.0,
-            loss=of_sets.negative_log_likelihood,
-            accuracy=of_sets.subset_accuracy,
-            macro_f1=of_sets.macro_f1,
-            best=False,
-            rows=of_sets.rows,
-            macro_f1_classes=of_sets.macro_f1_labels,
-            classes=len(names),
-            micro_f1=of_sets.micro_f1,
-        )
-    metrics = evaluate_probabilities(exact.softmax(-1).numpy(), labels, names)
+        assigned = logits > 0
+        counts = Counts.of(assigned, labels)
+        loss = binary_log_loss(exact.sigmoid().numpy(), labels)
+        accuracy = float((assigned == labels).all(axis=1).mean())
+        micro_f1, macro_f1 = float(counts.micro_f1()), float(counts.macro_f1())
+        occurring = int(counts.occurs.sum())
+    else:
+        metrics = evaluate_probabilities(exact.softmax(-1).numpy(), labels, list(map(str, range(classes))))
+        loss, accuracy = metrics.negative_log_likelihood, metrics.accuracy
+        macro_f1, occurring = metrics.macro_f1, metrics.macro_f1_classes
     return Validation(
         step=0,
         epoch=0.0,
-        loss=metrics.negative_log_likelihood,
-        accuracy=metrics.accuracy,
-        macro_f1=metrics.macro_f1,
+        loss=loss,
+        accuracy=accuracy,
+        macro_f1=macro_f1,
         best=False,
-        rows=metrics.rows,
-        macro_f1_classes=metrics.macro_f1_classes,
-        classes=len(names),
+        rows=len(labels),
+        macro_f1_classes=occurring,
+        classes=classes,
+        micro_f1=micro_f1,
     )
 
 
