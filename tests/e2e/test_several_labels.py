@@ -223,10 +223,27 @@ def test_words_of_a_label_are_explained_beside_others(sets):
         ("predict", "RUN", "--input", "TEST", "--output", "OUT", "--top-k", "2"),
         ("report", "RUN"),
         ("calibrate", "RUN", "--stack"),
+        ("predict", "RUN", "--engine", "cascade", "goal"),
+        (
+            "train",
+            "--data",
+            "TEST",
+            "--text",
+            "words",
+            "--label",
+            "desks",
+            "--base",
+            "BASE",
+            "--stack",
+            "--set",
+            "model.max_length=32",
+            "--out",
+            "OUT",
+        ),
     ],
 )
-def test_what_does_not_know_label_sets_yet_says_so_in_a_sentence(sets, command, newsdesk, tmp_path):
-    places = {"RUN": sets[0], "TEST": sets[1], "OUT": tmp_path / "out.csv"}
+def test_what_does_not_know_label_sets_yet_says_so_in_a_sentence(sets, command, newsdesk, tmp_path, desk):
+    places = {"RUN": sets[0], "TEST": sets[1], "OUT": tmp_path / "out.csv", "BASE": desk.base}
     done = newsdesk(*(places.get(part, part) for part in command))
     assert done.code == 1
     assert "several labels" in done.err

@@ -24,7 +24,7 @@ from newsdesk.progress import Progress, Unit
 from newsdesk.runs.calibration import HeldOutRows, fit_temperature, softmax
 from newsdesk.runs.exported import ExportedModel
 from newsdesk.runs.folder import RunFolder
-from newsdesk.runs.labels import Labels
+from newsdesk.runs.labels import Labels, several_labels
 
 LOSS, CONFIDENCE = 0.002, 0.95
 CASCADE_THRESHOLDS = THRESHOLDS[::4]
@@ -163,6 +163,8 @@ class CascadeClassifier(Classifier):
         self, whole: Classifier, loss: float = LOSS, *, estimated: bool = False, halves: bool = False
     ) -> None:
         """Put the linear model of ``whole`` before it. Raises UserError as `cascade_rule`, or without one."""
+        if whole.task == "multi":
+            raise several_labels(whole.path, "a cascade")
         rows = whole.held_out_rows()
         if whole.linear is None:
             raise UserError(

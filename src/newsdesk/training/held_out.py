@@ -60,8 +60,8 @@ class HeldOut:
         """The rows that validations measure on."""
         return self.choosing if len(self.choosing) else self.calibrating
 
-    def remarks(self, training: TrainingSection) -> list[str]:
-        """What to know of it before trusting the figures, a sentence each."""
+    def remarks(self, training: TrainingSection, *, several: bool = False) -> list[str]:
+        """What to know of it before trusting the figures, a sentence each; of ``several`` labels or one."""
         rows = len(self.choosing) + len(self.calibrating)
         if not rows:
             return [
@@ -81,7 +81,7 @@ class HeldOut:
                 f"({2 * training.min_choosing_rows:,} are needed): the last one is kept{off}"
             )
         if len(self.calibrating) < LEAST_FIGURES:
-            remarks.append(_worth_of(len(self.calibrating)))
+            remarks.append(_FEW_OF_SETS if several else _worth_of(len(self.calibrating)))
         return remarks
 
 
@@ -102,6 +102,12 @@ def classes_not_held_out(train: Examples, validation: Examples) -> list[str]:
         f"no validation row for {len(missing):,} of {classes}: {named}{more}; validation figures say nothing "
         "of them"
     ]
+
+
+_FEW_OF_SETS = (
+    f"few rows to measure by: below {LEAST_FIGURES}, thresholds and probabilities of rare labels are mostly "
+    "those of all labels together, and --abstain can promise little"
+)
 
 
 def _worth_of(rows: int) -> str:
@@ -129,8 +135,14 @@ def remarks_on_rows(
     """What to know of rows and steps before training, a sentence each.
 
     ``encoded`` and ``vocabulary`` are of the training rows, or of a sample; None without a tokenizer. Raises
-    UserError where a linear model is to be stacked by rows that there are not.
+    UserError where a linear model is to be stacked by rows that there are not, or on several labels.
     """
+    if model.linear == "stack" and data.train.is_multi:
+        raise UserError(
+            "a linear model cannot be stacked yet where a text may have several labels",
+            found="model.linear = stack, and rows with several labels",
+            fix="leave out --stack",
+        )
     if model.linear == "stack" and not len(data.validation):
         raise UserError(
             "without validation rows it cannot be found how much a linear model should count",
@@ -158,5 +170,5 @@ def remarks_on_rows(
     remarks += classes_not_held_out(data.train, data.validation)
     if data.validation.labels is not None:
         held_out = HeldOut.of(strata(data.validation.labels), schedule.validations, training)
-        remarks += held_out.remarks(training)
+        remarks += held_out.remarks(training, several=data.validation.is_multi)
     return remarks
