@@ -338,7 +338,7 @@ def test_two_runs_are_compared_by_their_sets(sets, newsdesk, tmp_path):
     assert found["verdict"].startswith(f"{run} is better than {worse} by ")
     assert found["rows"] == 80
     told = newsdesk("compare", run, file, "--split", "compared")
-    assert "within noise" in told.out
+    assert f"both give the same labels to all {found['rows']} rows" in told.out
     short = tmp_path / "short.csv"
     short.write_text("\n".join(file.read_text().splitlines()[:-1]) + "\n")
     refused = newsdesk("compare", run, short, "--split", "compared")
@@ -348,6 +348,55 @@ def test_two_runs_are_compared_by_their_sets(sets, newsdesk, tmp_path):
     refused = newsdesk("compare", run, short, "--split", "compared")
     assert (refused.code, refused.err.count("error:")) == (1, 1)
     assert "not a file of predictions" in refused.err
+
+
+def test_the_texts_that_get_other_labels_are_shown_and_written(sets, newsdesk, tmp_path):
+    from shutil import copytree
+
+    run, test = sets
+    first, other = (copytree(run, tmp_path / name) for name in ("first", "other"))
+    stored = json.loads((other / "calibration.json").read_text())
+    stored["decisions"]["thresholds"] = [1.0] * len(NAMES)  # so that it gives no text any label
+    stored["decisions"]["at_least_one"] = False
+    (other / "calibration.json").write_text(json.dumps(stored))
+    done = newsdesk("compare", first, other, "--data", test, "--csv", tmp_path / "changed.csv")
+    assert done.code == 0, done.err
+    with (tmp_path / "changed.csv").open(newline="") as stream:
+        changed = list(csv.DictReader(stream))
+    wanted = [json.loads(line) for line in test.read_text().splitlines()]
+    answers = package.load(run).predict([row["words"] for row in wanted])
+    kept = [number for number, answer in enumerate(answers) if answer.labels]
+    assert [int(row["row"]) for row in changed] == kept
+    for row in changed:
+        number = int(row["row"])
+        labels = set(row["first_label"].split(";"))
+        assert labels == set(answers[number].labels)
+        assert row["other_label"] == ""
+        assert row["text"] == wanted[number]["words"]
+        assert row["change"] == (
+            "broken"
+            if labels == set(wanted[number]["desks"])
+            else "fixed"
+            if not wanted[number]["desks"]
+            else "other error"
+        )
+    assert " -> no label, labelled " in done.out
+    assert f"{first} is better than {other} by " in done.out
+    (by_label,) = package.compare(first, [other])
+    assert {label.label: label.broken for label in by_label.per_class} == {
+        name: sum(name in answers[i].labels and name in wanted[i]["desks"] for i in range(len(wanted)))
+        for name in NAMES
+    }
+
+
+def test_runs_of_one_label_and_of_several_are_not_compared(sets, newsdesk, tmp_path):
+    run, test = sets
+    assert newsdesk("evaluate", run, "--data", test, "--split", "kinds").code == 0
+    single = tmp_path / "single.csv"
+    single.write_text("row,true_label,predicted_label\n0,Sports,Sports\n")
+    refused = newsdesk("compare", run, single, "--split", "kinds")
+    assert (refused.code, refused.err.count("error:")) == (1, 1)
+    assert "one label cannot be compared with those that may give several" in refused.err
 
 
 def test_a_run_is_calibrated_again_on_other_rows_and_compared_from_python(sets, newsdesk, tmp_path):

@@ -125,10 +125,29 @@ def build(work: Path) -> None:
     newsdesk.export(run, "merged", out=work / "merged")
     newsdesk.train("quick", out=work / "begun", flags={**flags, "training.epochs": 2.0}, observe=_stop_at(20))
     newsdesk.export(run, "onnx-int8", max_loss=100, max_loss_upper=100)
-    shutil.copytree(run / "adapter", work / "adapter")
+    newsdesk.train("quick", out=work / "stacked", flags={**flags, "model.linear": "stack"})
+    newsdesk.sweep("quick", out=work / "sweep", flags=flags, vary=["lora.rank=1,4"])
+    sets = _rows_of_several(rows)
+    (work / "sets.jsonl").write_text("\n".join(map(json.dumps, sets)))
+    (work / "few.jsonl").write_text("\n".join(map(json.dumps, sets[:40])))
+    windows = {"data.train": str(work / "sets.jsonl"), "model.max_length": 12, "model.long_texts": "windows"}
+    run = newsdesk.train("quick", out=work / "sets", flags={**flags, **windows, "training.epochs": 3.0}).path
+    newsdesk.evaluate(run, str(work / "few.jsonl"))
+    newsdesk.export(run, "onnx-fp32", out=work / "sets-export")
+    shutil.copytree(work / "run" / "adapter", work / "adapter")
     (work / "files").mkdir()
     for name, content in _files_of_rows(rows[:60]):
         (work / "files" / name).write_bytes(content)
+
+
+def _rows_of_several(rows: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Neighbouring rows joined, so that texts have one label or two, and every ninth none."""
+    pairs = zip(rows, [*rows[1:], rows[0]], strict=True)
+    joined = [
+        {"text": f"{a} {b}" if number % 3 else a, "labels": sorted({of_a, of_b} if number % 3 else {of_a})}
+        for number, ((of_a, a), (of_b, b)) in enumerate(pairs)
+    ]
+    return [{**row, "labels": []} if number % 9 == 8 else row for number, row in enumerate(joined)]
 
 
 def _stop_at(step: int) -> Callable[[Any], None]:
@@ -163,13 +182,24 @@ def materials(work: Path) -> list[Material]:
         "predict {exported} --input {it} --output out.jsonl",
         "predict {exported} --input {it} --format ninjs --output out.json",
         "evaluate {sound} --data {it}",
+        "evaluate {sound_sets} --data {it}",
         f"train --base {work / 'base'} --data {{it}} --out out --dry-run",
+    )
+    of_sets = (
+        *(command.format(it="{it}", rows="{sets}") for command in of_both),
+        "predict {it} goal --abstain 0.2 --off-topic 0.1",
+        "predict {it} --input {sets} --output out.csv --indicators",
+        "compare {it} {sound_sets} --split test",
     )
     imported = f"import-adapter {{it}} --base {work / 'base'} --labels Business,Science,Sports --out out"
     return [
         Material("run", work / "run", of_both + of_runs),
         Material("export", work / "export", (*of_both, "predict {it} --input {rows} --output out.csv")),
         Material("merged", work / "merged", of_both),
+        Material("stacked", work / "stacked", (*of_both, *of_runs, "calibrate {it} --no-stack")),
+        Material("sets", work / "sets", (*of_sets, "train --out {it} --resume", "report {it} --data {sets}")),
+        Material("sets-export", work / "sets-export", of_sets),
+        Material("sweep", work / "sweep", ("sweep --out {it}", "train --out {it} --resume")),
         Material("begun", work / "begun", ("train --out {it} --resume", "predict {it} goal")),
         Material("adapter", work / "adapter", (imported,)),
         Material("data", work / "files", of_data),
@@ -200,6 +230,11 @@ def _files_of_rows(rows: list[tuple[str, str]]) -> Iterator[tuple[str, bytes]]:
         }
         for number, (label, text) in enumerate(rows)
     ]
+    sets = _rows_of_several(rows)
+    yield "sets.jsonl", "\n".join(map(json.dumps, sets)).encode()
+    listed = io.StringIO()
+    csv.writer(listed).writerows([("labels", "text"), *((row["labels"], row["text"]) for row in sets)])
+    yield "sets.csv", listed.getvalue().encode()
     yield "items.json", json.dumps(items).encode()
     yield "items.xml", _newsml(rows).encode()
     with io.BytesIO() as stream:
@@ -431,6 +466,7 @@ def trials(work: Path, count: int, seed: int, only: str | None = None, keep: Pat
         it = place / "it"
         shutil.copytree(material.folder, it)
         shutil.copytree(work / "run", place / "sound")
+        shutil.copytree(work / "sets", place / "sound-sets")
         changed = mutate(it, draw)
         target = it / changed.split()[0] if material.kind == "data" else it
         command = draw.choice(material.commands)
@@ -438,6 +474,8 @@ def trials(work: Path, count: int, seed: int, only: str | None = None, keep: Pat
             "it": target,
             "rows": work / "few.csv",
             "sound": place / "sound",
+            "sets": work / "few.jsonl",
+            "sound_sets": place / "sound-sets",
             "exported": work / "export",
         }
         arguments = command.format(**names).split()
@@ -464,7 +502,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Give mutated files to every verb.")
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="run, begun, export, merged, adapter or data")
+    parser.add_argument("--only", help="a kind of material, such as run, sets or data")
     parser.add_argument("--keep", type=Path, help="where to keep the folders that broke something")
     parser.add_argument("--build", type=Path, help="make what is to be mutated in this folder, and no more")
     asked = parser.parse_args()

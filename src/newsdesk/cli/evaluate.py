@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from newsdesk.errors import UserError, counted
 from newsdesk.stored import to_content
 
 if TYPE_CHECKING:
-    from newsdesk.evaluation.compare import ChangedRow, ClassChange, RunComparison
+    from newsdesk.evaluation.compare import ChangedRow, ClassChange, LabelSetComparison, RunComparison
     from newsdesk.evaluation.predicted_rows import PredictedRows
     from newsdesk.evaluation.significance import Difference
     from newsdesk.runs.calibration import Calibration
@@ -137,25 +138,13 @@ def compare(
 
     Each RUN is a run, an export, or a file predictions-SPLIT.csv; all are compared with the first.
     """
-    from newsdesk.evaluation.compare import compare_classes, compare_rows, write_changed_rows
-    from newsdesk.evaluation.label_set_comparison import compare_label_sets, have_label_sets
-    from newsdesk.runs.labels import several_labels
+    from newsdesk.evaluation.compare import compare as compare_evaluated
+    from newsdesk.evaluation.compare import compare_rows, write_changed_rows
 
     if len(runs) < 2:
         raise click.UsageError("Give two runs or more: the others are compared with the first.")
-    if have_label_sets(runs, split):
-        if data is not None or changed is not None:
-            flags = " and ".join(name for name, given in (("--data", data), ("--csv", changed)) if given)
-            raise several_labels(runs[0], flags)
-        of_sets = compare_label_sets(runs[0], runs[1:], split=split)
-        say(
-            {"split": split, "comparisons": [each.to_dict() for each in of_sets]}
-            if as_json
-            else [line for each in of_sets for line in each.lines()]
-        )
-        return
     if data is None:
-        comparisons = compare_classes(runs, split=split)
+        comparisons = compare_evaluated(runs[0], runs[1:], split=split)
     else:
         first, *others = (_evaluated_on(run, data, split, reading) for run in runs)
         comparisons = compare_rows(first, others)
@@ -173,7 +162,7 @@ def _evaluated_on(run: Path, data: str, split: str, reading: dict[str, Any]) -> 
     Raises UserError where it was evaluated on other rows under that name.
     """
     from newsdesk import api
-    from newsdesk.evaluation.evaluate import read_metrics
+    from newsdesk.evaluation.label_sets import read_evaluations
     from newsdesk.evaluation.predicted_rows import read_predicted_rows
     from newsdesk.evaluation.rows import evaluation_rows
     from newsdesk.prediction.open_model import find_model
@@ -186,7 +175,7 @@ def _evaluated_on(run: Path, data: str, split: str, reading: dict[str, Any]) -> 
         rows = evaluation_rows(
             folder, data, split, notice=lambda text: note(f"{run}: {text}"), progress=progress, **reading
         )
-        if split not in read_metrics(folder.metrics):
+        if split not in read_evaluations(folder.metrics):
             require_own(folder.path, f"the evaluation {split!r}")
             api.evaluate(run, data, split=split, progress=progress, **reading)
     evaluated = read_predicted_rows(run, split)
@@ -199,15 +188,18 @@ def _evaluated_on(run: Path, data: str, split: str, reading: dict[str, Any]) -> 
     return replace(evaluated, texts=rows.texts)
 
 
-def render_comparison(comparison: RunComparison, *, several: bool = False) -> list[str]:
+def render_comparison(comparison: RunComparison | LabelSetComparison, *, several: bool = False) -> list[str]:
     """The lines that a terminal shows of one comparison, its verdict last."""
+    from newsdesk.evaluation.compare import LabelSetComparison
     from newsdesk.evaluation.significance import APPROXIMATE_BELOW
 
-    paired = comparison.paired
+    adjusted = f", among several {comparison.adjusted_p_value:.2g} (Holm)" if several else ""
+    kinds = Counter(row.change for row in comparison.changed)
+    test = "McNemar's exact test"
+    if isinstance(comparison, LabelSetComparison):
+        test = "paired bootstrap of micro F1"
     few = f"; below {APPROXIMATE_BELOW} rows intervals are approximate"
     few = few if comparison.rows < APPROXIMATE_BELOW else ""
-    adjusted = f", among several {comparison.adjusted_p_value:.2g} (Holm)" if several else ""
-    both_wrong = len(comparison.changed) - paired.only_baseline_wrong - paired.only_model_wrong
     return [
         f"first: {comparison.first}",
         f"other: {comparison.other}",
@@ -216,9 +208,9 @@ def render_comparison(comparison: RunComparison, *, several: bool = False) -> li
         "",
         *_figures(comparison),
         "",
-        f"fixed {counted(paired.only_baseline_wrong, 'row')}, broke {paired.only_model_wrong:,}, "
-        f"erred otherwise in {both_wrong:,}",
-        f"McNemar's exact test: p = {paired.p_value:.2g}{adjusted}",
+        f"fixed {counted(kinds['fixed'], 'row')}, broke {kinds['broken']:,}, "
+        f"erred otherwise in {kinds['other error']:,}",
+        f"{test}: p = {comparison.p_value:.2g}{adjusted}",
         "",
         *_classes(comparison.per_class),
         "",
@@ -228,14 +220,16 @@ def render_comparison(comparison: RunComparison, *, several: bool = False) -> li
     ]
 
 
-def _figures(comparison: RunComparison) -> list[str]:
+def _figures(comparison: RunComparison | LabelSetComparison) -> list[str]:
     from newsdesk.cli.tables import render_columns
+    from newsdesk.evaluation.compare import LabelSetComparison
 
-    rows = [
-        _figure("accuracy", comparison.accuracy, 100, 2, "points"),
-        _figure("macro F1", comparison.macro_f1, 100, 2, "points"),
-    ]
-    if comparison.negative_log_likelihood is not None:
+    if isinstance(comparison, LabelSetComparison):
+        rows = [_figure("micro F1", comparison.micro_f1, 100, 2, "points")]
+    else:
+        rows = [_figure("accuracy", comparison.accuracy, 100, 2, "points")]
+    rows.append(_figure("macro F1", comparison.macro_f1, 100, 2, "points"))
+    if not isinstance(comparison, LabelSetComparison) and comparison.negative_log_likelihood is not None:
         rows.append(_figure("negative log-likelihood", comparison.negative_log_likelihood, 1, 4, "nats"))
     return render_columns(rows)
 
@@ -281,9 +275,8 @@ def _examples(changed: Sequence[ChangedRow]) -> list[str]:
     lines: list[str] = []
     for change in ("fixed", "broken", "other error"):
         for row in [row for row in changed if row.change == change][:_CHANGED_SHOWN]:
-            lines.append(
-                f"{change}, row {row.row}: {row.first_label} -> {row.other_label}, labelled {row.true_label}"
-            )
+            given = (label or "no label" for label in (row.first_label, row.other_label, row.true_label))
+            lines.append("{}, row {}: {} -> {}, labelled {}".format(change, row.row, *given))
             lines += [f"  {row.text}"] if row.text else []
     return [*lines, ""] if lines else []
 

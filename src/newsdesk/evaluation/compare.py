@@ -6,18 +6,18 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from newsdesk.data.labels import LabelMatcher
 from newsdesk.errors import UserError, counted
-from newsdesk.evaluation.label_set_comparison import (
-    LabelSetComparison,
-    compare_label_sets,
-    have_label_sets,
+from newsdesk.evaluation.predicted_rows import (
+    SMALLEST_WRITTEN,
+    PredictedRows,
+    labels_of,
+    read_predicted_rows,
 )
-from newsdesk.evaluation.predicted_rows import SMALLEST_WRITTEN, PredictedRows, read_predicted_rows
 from newsdesk.evaluation.significance import (
     LEVEL,
     Difference,
@@ -25,11 +25,13 @@ from newsdesk.evaluation.significance import (
     accuracy_difference,
     compare_paired,
     holm,
+    label_set_differences,
     macro_f1_difference,
     mean_difference,
     rows_needed,
 )
 from newsdesk.files import atomic_writer
+from newsdesk.label_set_metrics import Counts
 from newsdesk.metrics import class_metrics, confusion_matrix
 from newsdesk.prediction.predictions import delimited_lines
 from newsdesk.stored import UNSTORED, to_content
@@ -44,7 +46,7 @@ class ChangedRow:
     Attributes:
         row: its number, as the files of predictions have it.
         change: ``fixed`` if only the other is right, ``broken`` if only the first is, else ``other error``.
-        true_label: its class.
+        true_label: its class; where a text may have several labels, all of them, as files have them.
         first_label: what the first predicts.
         other_label: what the other does.
         text: what they read, where that is known.
@@ -67,8 +69,9 @@ class ClassChange:
         support: how many rows have it.
         first_f1: its F1 by the first.
         other_f1: by the other.
-        fixed: rows of this class that only the other gets right.
-        broken: rows of this class that only the first gets right.
+        fixed: rows of this class that only the other gets right; where a text may have several labels, those
+            about which only the other is right whether they have this one.
+        broken: those that only the first gets right.
     """
 
     label: str
@@ -113,6 +116,11 @@ class RunComparison:
     notes: tuple[str, ...] = ()
 
     @property
+    def p_value(self) -> float:
+        """Of this pair alone."""
+        return self.paired.p_value
+
+    @property
     def is_noise(self) -> bool:
         """Whether McNemar's test, after Holm, cannot tell the two accuracies apart at the 5 % level."""
         return self.adjusted_p_value >= LEVEL
@@ -138,6 +146,59 @@ class RunComparison:
         return {**to_content(self), "is_noise": self.is_noise, "verdict": self.verdict}
 
 
+@dataclass(frozen=True)
+class LabelSetComparison:
+    """One classifier compared with the first, where a text may have several labels.
+
+    Attributes:
+        first: the first one's name.
+        other: this one's.
+        rows: how many rows both were evaluated on.
+        micro_f1: with the interval of the difference, by drawing texts; so is ``macro_f1``.
+        macro_f1: over the labels that occur.
+        p_value: of the difference in micro F1, of this pair alone.
+        adjusted_p_value: by Holm's method, where there are several others; else the same.
+        per_class: every label that occurs, by name.
+        changed: the rows to which the two give other labels, in their order.
+        notes: how many of the rows one of the two learned from, if any.
+    """
+
+    first: str
+    other: str
+    rows: int
+    micro_f1: Difference
+    macro_f1: Difference
+    p_value: float
+    adjusted_p_value: float
+    per_class: tuple[ClassChange, ...]
+    changed: tuple[ChangedRow, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether draws of the texts, after Holm, cannot tell the two micro F1 apart at the 5 % level."""
+        return self.adjusted_p_value >= LEVEL
+
+    @property
+    def verdict(self) -> str:
+        """The outcome in a sentence."""
+        if not self.changed:
+            return f"both give the same labels to all {counted(self.rows, 'row')}"
+        points, (low, high) = 100 * self.micro_f1.difference, (100 * end for end in self.micro_f1.interval)
+        evidence = f"[{low:+.2f}, {high:+.2f}], p = {self.adjusted_p_value:.2g}"
+        if self.is_noise:
+            return f"the difference of {points:+.2f} points of micro F1 is within noise: {evidence}"
+        better, worse = (self.other, self.first) if points > 0 else (self.first, self.other)
+        return f"{better} is better than {worse} by {abs(points):.2f} points of micro F1: {evidence}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON types; of the changed rows their numbers and labels, not their texts."""
+        return {**to_content(self), "is_noise": self.is_noise, "verdict": self.verdict}
+
+
+AnyComparison = TypeVar("AnyComparison", RunComparison, LabelSetComparison)
+
+
 def compare(
     first: str | Path, others: Sequence[str | Path], *, split: str = "test"
 ) -> tuple[RunComparison, ...] | tuple[LabelSetComparison, ...]:
@@ -153,15 +214,7 @@ def compare(
     Raises:
         UserError: when one was not evaluated, or they were on different rows.
     """
-    paths = [Path(path) for path in (first, *others)]
-    if have_label_sets(paths, split):
-        return compare_label_sets(paths[0], paths[1:], split=split)
-    return compare_classes(paths, split=split)
-
-
-def compare_classes(paths: Sequence[Path], *, split: str) -> tuple[RunComparison, ...]:
-    """As :func:`compare`, the first with each of the others, where every text has one label."""
-    rows, *rest = (read_predicted_rows(path, split) for path in paths)
+    rows, *rest = (read_predicted_rows(Path(path), split) for path in (first, *others))
     for other in rest:
         fingerprints = [each.evaluation.fingerprint for each in (rows, other) if each.evaluation]
         if len(set(fingerprints)) > 1:
@@ -169,20 +222,37 @@ def compare_classes(paths: Sequence[Path], *, split: str) -> tuple[RunComparison
     return compare_rows(rows, rest)
 
 
-def compare_rows(first: PredictedRows, others: Sequence[PredictedRows]) -> tuple[RunComparison, ...]:
+def compare_rows(
+    first: PredictedRows, others: Sequence[PredictedRows]
+) -> tuple[RunComparison, ...] | tuple[LabelSetComparison, ...]:
     """As :func:`compare`, from rows read before.
 
-    Raises UserError where the rows' numbers or true classes differ.
+    Raises UserError where the rows' numbers or true labels differ, or only some may have several labels.
     """
+    others = [_renamed_as_in(first, other) for other in others]
+    for other in others:
+        if first.several != other.several:
+            of_sets, of_one = (first, other) if first.several else (other, first)
+            raise UserError(
+                "classifiers that give a text one label cannot be compared with those that may give several",
+                found=f"{of_one.name}, and {of_sets.name}, whose texts may have several",
+                fix="compare runs of one kind",
+            )
+        if (first.numbers, first.true_labels) != (other.numbers, other.true_labels):
+            raise _different_rows(first, other, "whose numbers or classes differ")
+    if first.several:
+        return _adjusted([_compare_sets(first, other) for other in others])
     level = LEVEL / max(1, len(others))  # the strictest that Holm's method asks of any
-    compared = [_compare_pair(first, other, level) for other in others]
-    adjusted = holm([each.paired.p_value for each in compared])
-    return tuple(
-        replace(each, adjusted_p_value=p_value) for each, p_value in zip(compared, adjusted, strict=True)
-    )
+    return _adjusted([_compare_classes(first, other, level) for other in others])
 
 
-def write_changed_rows(comparisons: Sequence[RunComparison], path: Path) -> None:
+def _adjusted(compared: Sequence[AnyComparison]) -> tuple[AnyComparison, ...]:
+    """The comparisons with p-values by Holm's method."""
+    adjusted = holm([each.p_value for each in compared])
+    return tuple(replace(each, adjusted_p_value=p) for each, p in zip(compared, adjusted, strict=True))
+
+
+def write_changed_rows(comparisons: Sequence[RunComparison | LabelSetComparison], path: Path) -> None:
     """Write a csv line for each changed row of each comparison, with its text where that is known. Atomic."""
     header = ("other", *(of.name for of in fields(ChangedRow)))
     lines = ((each.other, *astuple(row)) for each in comparisons for row in each.changed)
@@ -192,6 +262,8 @@ def write_changed_rows(comparisons: Sequence[RunComparison], path: Path) -> None
 
 def _renamed_as_in(first: PredictedRows, other: PredictedRows) -> PredictedRows:
     """The other's rows with the class names of the first, which may be spelled differently."""
+    if first.several or other.several:
+        return other
     matcher = LabelMatcher(tuple(dict.fromkeys((*first.true_labels, *first.predicted_labels))))
     ids = matcher.matches({*other.true_labels, *other.predicted_labels})
     if len(set(ids.values())) < len(ids):  # two of its classes would become one
@@ -204,10 +276,7 @@ def _renamed_as_in(first: PredictedRows, other: PredictedRows) -> PredictedRows:
     )
 
 
-def _compare_pair(first: PredictedRows, other: PredictedRows, level: float) -> RunComparison:
-    other = _renamed_as_in(first, other)
-    if (first.numbers, first.true_labels) != (other.numbers, other.true_labels):
-        raise _different_rows(first, other, "whose numbers or classes differ")
+def _compare_classes(first: PredictedRows, other: PredictedRows, level: float) -> RunComparison:
     names = tuple(dict.fromkeys((*first.true_labels, *first.predicted_labels, *other.predicted_labels)))
     ids = {name: number for number, name in enumerate(names)}
     labels, by_first, by_other = (
@@ -228,7 +297,6 @@ def _compare_pair(first: PredictedRows, other: PredictedRows, level: float) -> R
         for rows in (first, other)
         if rows.true_probabilities is not None
     ]
-    knew = [(rows.name, rows.evaluation.learned) for rows in (first, other) if rows.evaluation]
     return RunComparison(
         first=first.name,
         other=other.name,
@@ -244,8 +312,48 @@ def _compare_pair(first: PredictedRows, other: PredictedRows, level: float) -> R
             for old, new in zip(before, after, strict=True)
         ),
         changed=changed,
-        notes=tuple(f"{name}: {learned.note()}" for name, learned in knew if learned and learned.share),
+        notes=_notes(first, other),
     )
+
+
+def _compare_sets(first: PredictedRows, other: PredictedRows) -> LabelSetComparison:
+    true, by_first, by_other = (
+        [frozenset(labels_of(cell)) for cell in cells]
+        for cells in (first.true_labels, first.predicted_labels, other.predicted_labels)
+    )
+    names = sorted(frozenset().union(*true, *by_first, *by_other))
+    truth, before, after = (
+        np.array([[name in labels for name in names] for labels in sets], dtype=np.bool_)
+        for sets in (true, by_first, by_other)
+    )
+    micro, macro, p_value = label_set_differences(truth, before, after)
+    columns = (
+        truth.sum(axis=0),
+        *(Counts.of(given, truth).f1() for given in (before, after)),
+        ((before != truth) & (after == truth)).sum(axis=0),
+        ((before == truth) & (after != truth)).sum(axis=0),
+    )
+    return LabelSetComparison(
+        first=first.name,
+        other=other.name,
+        rows=len(first),
+        micro_f1=micro,
+        macro_f1=macro,
+        p_value=p_value,
+        adjusted_p_value=p_value,
+        per_class=tuple(
+            ClassChange(name, int(rows), float(old), float(new), int(fixed), int(broken))
+            for name, rows, old, new, fixed, broken in zip(names, *columns, strict=True)
+        ),
+        changed=tuple(_changed_rows(first, other)),
+        notes=_notes(first, other),
+    )
+
+
+def _notes(first: PredictedRows, other: PredictedRows) -> tuple[str, ...]:
+    """How many of the rows either of the two learned from, a sentence each."""
+    knew = [(rows.name, rows.evaluation.learned) for rows in (first, other) if rows.evaluation]
+    return tuple(f"{name}: {learned.note()}" for name, learned in knew if learned and learned.share)
 
 
 def _changed_rows(first: PredictedRows, other: PredictedRows) -> Iterator[ChangedRow]:

@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from newsdesk.data.duplicates import LearnedRows
 from newsdesk.data.examples import Examples, aligned_labels
 from newsdesk.data.labels import LabelMatching
-from newsdesk.evaluation.evaluate import LABEL_SETS, TextsRead, padded, parsed_entries
+from newsdesk.evaluation.evaluate import (
+    LABEL_SETS,
+    Evaluation,
+    TextsRead,
+    padded,
+    parsed_entries,
+    read_metrics,
+)
 from newsdesk.evaluation.significance import Difference, label_set_differences
 from newsdesk.files import atomic_writer
 from newsdesk.label_set_metrics import LabelSetMetrics, evaluate_label_sets
@@ -111,6 +118,11 @@ def evaluate_sets(
 def read_label_set_metrics(path: Path) -> dict[str, LabelSetEvaluation]:
     """The evaluations with several labels a text in a metrics.json by split. Raises UserError if damaged."""
     return parsed_entries(path, LabelSetEvaluation, several=True)
+
+
+def read_evaluations(path: Path) -> dict[str, Evaluation | LabelSetEvaluation]:
+    """All evaluations in a metrics.json by split, of one label a text or several. Raises UserError."""
+    return {**read_metrics(path), **read_label_set_metrics(path)}
 
 
 def write_label_set_rows(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,11 @@ from newsdesk.data.examples import Examples, aligned_labels
 from newsdesk.data.stream import read_table
 from newsdesk.data.table import Cell
 from newsdesk.errors import UserError, counted
-from newsdesk.evaluation.evaluate import Evaluation, padded, read_metrics
+from newsdesk.evaluation.evaluate import Evaluation, padded
+from newsdesk.evaluation.label_sets import LabelSetEvaluation, read_evaluations
 from newsdesk.files import atomic_writer
+from newsdesk.metrics import Metrics
+from newsdesk.prediction.output_formats import SEPARATOR, joined_labels
 from newsdesk.prediction.predictions import (
     PROBABILITY_DIGITS,
     WRITTEN,
@@ -88,16 +92,18 @@ class PredictedRows:
         name: the run, exported model or file, as it was given.
         evaluation: the figures that belong to them; None for a file that stands alone.
         numbers: the rows' own numbers.
-        true_labels: their classes.
-        predicted_labels: what was predicted.
+        several: whether a row may have several labels.
+        true_labels: their classes; where there may be several, all of a row, joined in alphabetical order.
+        predicted_labels: what was predicted, likewise.
         label_names: the classes with a column of probabilities, in the order of the file.
         probabilities: float64 (rows, classes), as predicted, to six decimals.
         texts: one a row, where the file holds them.
     """
 
     name: str
-    evaluation: Evaluation | None
+    evaluation: Evaluation | LabelSetEvaluation | None
     numbers: tuple[str, ...]
+    several: bool
     true_labels: tuple[str, ...]
     predicted_labels: tuple[str, ...]
     label_names: tuple[str, ...]
@@ -112,7 +118,7 @@ class PredictedRows:
     def true_probabilities(self) -> NDArray[np.float64] | None:
         """Those of the true classes, float64 (rows,); None unless each of these has its column."""
         columns = {name: number for number, name in enumerate(self.label_names)}
-        if not columns.keys() >= set(self.true_labels):
+        if self.several or not columns.keys() >= set(self.true_labels):
             return None
         return self.probabilities[np.arange(len(self)), [columns[name] for name in self.true_labels]]
 
@@ -130,7 +136,7 @@ def read_predicted_rows(path: str | Path, split: str) -> PredictedRows:
     """
     file = located(Path(path))
     if file.is_dir():
-        evaluations, file = read_metrics(file / _METRICS), predictions_path(file, split)
+        evaluations, file = read_evaluations(file / _METRICS), predictions_path(file, split)
         if split not in evaluations or not file.is_file():
             known = ", ".join(evaluations)
             raise UserError(
@@ -147,26 +153,47 @@ def read_predicted_rows(path: str | Path, split: str) -> PredictedRows:
             fix="give runs, exported models, or the files predictions-SPLIT.csv that newsdesk evaluate wrote",
         )
     named = re.fullmatch(r"predictions-(.+)\.csv", file.name)
-    return _read(file, str(path), read_metrics(file.parent / _METRICS).get(named[1]) if named else None)
+    return _read(file, str(path), read_evaluations(file.parent / _METRICS).get(named[1]) if named else None)
 
 
-def _read(file: Path, name: str, evaluation: Evaluation | None) -> PredictedRows:
+def labels_of(cell: str) -> tuple[str, ...]:
+    """The labels of a row as `joined_labels` wrote them. Raises ValueError for what it did not write."""
+    if cell.startswith("["):
+        return tuple(map(str, json.loads(cell)))
+    return tuple(cell.split(SEPARATOR)) if cell else ()
+
+
+def _ordered(file: Path, cells: Sequence[Cell]) -> tuple[str, ...]:
+    """Cells of several labels, these in alphabetical order: then the same labels are the same text."""
+    try:
+        return tuple(joined_labels(sorted(labels_of("" if cell is None else str(cell)))) for cell in cells)
+    except ValueError as error:
+        raise unusable(file, str(error)) from None
+
+
+def _read(file: Path, name: str, evaluation: Evaluation | LabelSetEvaluation | None) -> PredictedRows:
     table = read_table(file, WRITTEN)
-    missing = {"row", "true_label", "predicted_label"} - set(table.columns)
+    several = "true_labels" in table.columns
+    wanted = ("true_labels", "predicted_labels") if several else ("true_label", "predicted_label")
+    missing = {"row", *wanted} - set(table.columns)
     if missing or not table.rows:
-        raise _unusable(file, f"no column {', '.join(sorted(missing))}" if missing else "no rows")
+        raise unusable(file, f"no column {', '.join(sorted(missing))}" if missing else "no rows")
     columns = dict(zip(table.columns, zip(*table.rows, strict=True), strict=True))
-    true_labels, predicted = (tuple(map(str, columns[name])) for name in ("true_label", "predicted_label"))
+    true_labels, predicted = (tuple(map(str, columns[name])) for name in wanted)
+    if several:
+        true_labels, predicted = (_ordered(file, columns[name]) for name in wanted)
     label_names, probabilities = _probabilities(file, columns)
     if evaluation is not None:
         stated, right = evaluation.metrics, sum(map(eq, true_labels, predicted))
-        if (len(table), right) != (stated.rows, stated.correct):
-            found = f"{right:,} of {counted(len(table), 'row')} right; metrics.json has {stated.accuracy:.2%}"
-            raise _unusable(file, found)
+        share = stated.accuracy if isinstance(stated, Metrics) else stated.subset_accuracy
+        if (len(table), right) != (stated.rows, round(share * stated.rows)):
+            found = f"{right:,} of {counted(len(table), 'row')} right; metrics.json has {share:.2%}"
+            raise unusable(file, found)
     return PredictedRows(
         name=name,
         evaluation=evaluation,
         numbers=tuple(map(str, columns["row"])),
+        several=several,
         true_labels=true_labels,
         predicted_labels=predicted,
         label_names=label_names,
@@ -184,10 +211,11 @@ def _probabilities(
         rows = zip(*(columns[probability_column(name)] for name in names), strict=True)
         return names, np.array([[float(str(cell)) for cell in row] for row in rows], dtype=np.float64)
     except ValueError as error:
-        raise _unusable(file, str(error)) from None
+        raise unusable(file, str(error)) from None
 
 
-def _unusable(file: Path, found: str) -> UserError:
+def unusable(file: str | Path, found: str) -> UserError:
+    """The error for a file of predictions that newsdesk did not write."""
     return UserError(
         f"{file} is not a file of predictions that newsdesk evaluate wrote",
         found=found,
