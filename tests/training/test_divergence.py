@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
-from newsdesk.config import TrainingSection  # noqa: E402
+from newsdesk.config import ModelSection, TrainingSection  # noqa: E402
 from newsdesk.errors import UserError  # noqa: E402
 from newsdesk.training.train_step import DivergenceWatch, explaining_memory  # noqa: E402
 
@@ -61,7 +61,7 @@ def test_running_out_of_memory_suggests_a_batch_size_with_the_same_result(failur
     training = TrainingSection(batch_size=48, accumulation=2)
     with (
         pytest.raises(UserError, match="out of memory while training") as raised,
-        explaining_memory(training),
+        explaining_memory(training, ModelSection()),
     ):
         raise failure
     assert "batches of 48 rows" in (raised.value.found or "")
@@ -70,15 +70,19 @@ def test_running_out_of_memory_suggests_a_batch_size_with_the_same_result(failur
 
 def test_a_single_row_that_does_not_fit_needs_something_smaller():
     training = TrainingSection(batch_size=1)
-    with pytest.raises(UserError) as raised, explaining_memory(training):
+    with pytest.raises(UserError) as raised, explaining_memory(training, ModelSection()):
         raise MemoryError
     assert "smaller base model" in (raised.value.fix or "")
+    windows = ModelSection(long_texts="windows", max_windows=40)
+    with pytest.raises(UserError) as raised, explaining_memory(training, windows):
+        raise MemoryError
+    assert "fewer windows a text than --set model.max_windows=40" in (raised.value.fix or "")
 
 
 def test_other_failures_pass_as_they_are():
     with (
         pytest.raises(RuntimeError, match="shapes cannot be multiplied"),
-        explaining_memory(TrainingSection()),
+        explaining_memory(TrainingSection(), ModelSection()),
     ):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 

@@ -134,7 +134,7 @@ def run_training(
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         training = _Training(run, resolved, team, device, scratch, progress, tables, part)
         resumed = training.restore_or_begin(resume=resume)
-        with interruptible() as stopped, explaining_memory(resolved.recipe.training):
+        with interruptible() as stopped, explaining_memory(resolved.recipe.training, resolved.recipe.model):
             if not team.leads:  # trains along with the lead, which alone logs and writes
                 deque(training.loop.events(stopped), maxlen=0)
                 return run

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from newsdesk.config import TrainingSection
+from newsdesk.config import ModelSection, TrainingSection
 from newsdesk.errors import UserError, counted
 from newsdesk.model.classifier import OUTPUT_LAYERS
 from newsdesk.model.network import Network
@@ -384,8 +384,11 @@ _SIGNS_OF_TOO_LITTLE_MEMORY = ("out of memory", "can't allocate memory", "not en
 
 
 @contextmanager
-def explaining_memory(training: TrainingSection) -> Iterator[None]:
-    """Turn the failure to allocate memory, on a CPU or a GPU, into a UserError that suggests a batch size."""
+def explaining_memory(training: TrainingSection, model: ModelSection) -> Iterator[None]:
+    """Turn the failure to allocate memory, on a CPU or a GPU, into a UserError that suggests smaller batches.
+
+    Of windows a batch is computed in parts; but those of one text are computed together.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
@@ -394,11 +397,15 @@ def explaining_memory(training: TrainingSection) -> Iterator[None]:
         if not known and not any(sign in message for sign in _SIGNS_OF_TOO_LITTLE_MEMORY):
             raise
         size, fix = training.batch_size, "use a smaller base model, or a machine with more memory"
+        shorter = "a lower --set model.max_length"
+        if model.long_texts == "windows":
+            shorter += f", or fewer windows a text than --set model.max_windows={model.max_windows}"
+            fix = f"use {shorter}"
         if size > 1:
             half, twice = -(-size // 2), 2 * training.accumulation
             fix = (
                 f"use --set training.batch_size={half} --set training.accumulation={twice}: "
-                "as many rows a step, about half the memory; or a lower --set model.max_length"
+                f"as many rows a step, about half the memory; or {shorter}"
             )
         said = message.strip().splitlines()[0] if message else "no more"
         raise UserError(
