@@ -222,32 +222,65 @@ def test_words_of_a_label_are_explained_beside_others(sets):
         ("predict", "RUN", "--sets", "0.9", "goal"),
         ("predict", "RUN", "--input", "TEST", "--output", "OUT", "--top-k", "2"),
         ("report", "RUN"),
-        ("calibrate", "RUN", "--stack"),
         ("predict", "RUN", "--engine", "cascade", "goal"),
-        (
-            "train",
-            "--data",
-            "TEST",
-            "--text",
-            "words",
-            "--label",
-            "desks",
-            "--base",
-            "BASE",
-            "--stack",
-            "--set",
-            "model.max_length=32",
-            "--out",
-            "OUT",
-        ),
     ],
 )
-def test_what_does_not_know_label_sets_yet_says_so_in_a_sentence(sets, command, newsdesk, tmp_path, desk):
-    places = {"RUN": sets[0], "TEST": sets[1], "OUT": tmp_path / "out.csv", "BASE": desk.base}
+def test_what_does_not_know_label_sets_yet_says_so_in_a_sentence(sets, command, newsdesk, tmp_path):
+    places = {"RUN": sets[0], "TEST": sets[1], "OUT": tmp_path / "out.csv"}
     done = newsdesk(*(places.get(part, part) for part in command))
     assert done.code == 1
     assert "several labels" in done.err
     assert done.err.count("error:") == 1
+
+
+@pytest.fixture(scope="module")
+def stacked(sets, tmp_path_factory):
+    """A copy of the run with a linear model stacked on it and its export, and what was said of that."""
+    from shutil import copytree
+
+    pytest.importorskip("onnx")
+    run, notes = copytree(sets[0], tmp_path_factory.mktemp("stacked") / "run"), []
+    package.export(run, "onnx-fp32")
+    package.calibrate(run, stack=True, notice=notes.append)
+    return run, notes
+
+
+def test_a_linear_model_is_stacked_in_the_run_and_its_export(stacked, newsdesk):
+    run, notes = stacked
+    assert [note for note in notes if note.startswith("stacked with a linear model: ") and "micro F1" in note]
+    for folder in (run, run / "export" / "onnx-fp32"):
+        classifier = package.load(folder, engine="own")
+        assert classifier.linear.stack > 0
+        ids = classifier.token_ids(TEXTS)
+        logits = classifier.encoder_outputs(ids)[0] + classifier.linear.stack * classifier.linear.scores(ids)
+        np.testing.assert_allclose(classifier.predict_logits(TEXTS), logits, rtol=1e-5)
+        kept = read_held_out_rows(folder)
+        assert kept.linear.shape == kept.labels.shape
+    shown = newsdesk("export", run, "--to", "merged")
+    assert "without the linear model stacked on it: " in shown.out
+    assert "points of micro F1 lost" in shown.out
+    assert json.loads((run / "export" / "merged" / "quality.json").read_text())["f1_without_linear"]["rows"]
+
+
+def test_stacked_answers_are_evaluated_promised_and_explained(stacked, sets, newsdesk):
+    run, test = stacked[0], sets[1]
+    assert newsdesk("evaluate", run, "--data", test, "--json").json["label_sets"]["micro_f1"] > 0.9
+    answers = package.load(run).predict(TEXTS, abstain=0.2, confidence=0.8)
+    assert {*answers[0].labels, *answers[0].unsure} == {"Business", "Sports"}
+    explained = package.explain(package.load(run), TEXTS[0], target="Sports")
+    assert max(explained.words, key=lambda word: word.weight).text in TOPIC_WORDS["Sports"]
+    assert "`linear_model.safetensors`" in (run / "README.md").read_text()
+
+
+def test_trained_with_a_stack_it_is_as_calibrated_with_one(stacked, desk, newsdesk, tmp_path):
+    rows = written(tmp_path / "train.jsonl", rows_with_several(ROWS, seed=3))
+    given = ["--data", rows, "--text", "words", "--label", "desks", "--base", desk.base]
+    settings = [flag for flag in desk.flags if flag.startswith("--set=")]
+    done = newsdesk("train", *given, *settings, *TRAINING, "--stack", "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    own, its = (package.load(folder, engine="own") for folder in (stacked[0], tmp_path / "run"))
+    np.testing.assert_allclose(its.linear.stack, own.linear.stack, rtol=1e-3)
+    np.testing.assert_allclose(its.predict_probabilities(TEXTS), own.predict_probabilities(TEXTS), atol=1e-3)
 
 
 def test_a_classifier_for_notebooks_learns_lists_and_matrices_alike(desk):

@@ -7,7 +7,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from newsdesk.errors import UserError
-from newsdesk.runs.linear_model import LINEAR_MODEL, LinearModel, Stack, stack_weight
+from newsdesk.label_set_metrics import binary_log_loss
+from newsdesk.runs.label_decisions import LabelDecisions
+from newsdesk.runs.linear_model import LINEAR_MODEL, LinearModel, Stack, label_stack_weight, stack_weight
 
 pytest.importorskip("sklearn")
 
@@ -178,3 +180,87 @@ def test_rows_that_calibrate_do_not_choose_the_part():
     found = Stack.of(logits, scores, labels, choosing)
     scores[1::2] = 0
     assert Stack.of(logits, scores, labels, choosing).weight == found.weight
+
+
+def sets_of(count, seed):
+    """Rows as `token_rows`, of which every other has tokens and label of the next class, too."""
+    rows, labels = token_rows(count, seed)
+    generator, truth = np.random.default_rng(seed), np.eye(CLASSES, dtype=np.bool_)[labels]
+    for row in range(0, count, 2):
+        more = 100 * ((labels[row] + 1) % CLASSES + 1) + generator.integers(0, 30, 4)
+        rows[row] = np.concatenate([rows[row][:-1], more, [3]])
+        truth[row, (labels[row] + 1) % CLASSES] = True
+    return rows, truth
+
+
+def test_several_labels_a_text_are_one_svm_each(tmp_path):
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.svm import LinearSVC
+
+    train, truth = sets_of(300, seed=0)
+    held_out, _ = sets_of(100, seed=1)
+    with_constant = np.column_stack([truth, np.zeros(300, np.bool_), np.ones(300, np.bool_)])
+    model = LinearModel.fit(train, with_constant, 5, opening=OPENING, closing=CLOSING, seed=0)
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\S+", sublinear_tf=True)
+    learned, asked = (
+        vectorizer.fit_transform(map(as_text, train)),
+        vectorizer.transform(map(as_text, held_out)),
+    )
+    scores = model.scores(held_out)
+    for label in range(CLASSES):
+        expected = LinearSVC(C=1.0, random_state=0).fit(learned, truth[:, label]).decision_function(asked)
+        np.testing.assert_allclose(scores[:, label], expected, atol=0.02)
+    assert (scores[:, 3] == -1).all()  # nothing is learned of labels that no row has, or all have
+    assert (scores[:, 4] == 1).all()
+    model.save(tmp_path)
+    assert np.array_equal(LinearModel.of_folder(tmp_path, 5).scores(held_out), scores)
+    fit = {"opening": OPENING, "closing": CLOSING, "seed": 0}
+    assert LinearModel.fit(train, np.ones((300, 2), dtype=np.bool_), 2, **fit) is None
+
+
+LABELS, OFTEN = 30, 0.3
+
+
+def set_answers(rows, signals, seed):
+    """Labels of falling frequency, and for each signal logits (rows, labels) that know as much of them."""
+    truth = np.random.default_rng(seed).random((rows, LABELS)) < OFTEN / np.arange(1, LABELS + 1)
+    noise = np.random.default_rng(seed + 1000).normal(size=(len(signals), rows, LABELS))
+    return [*(noise + np.reshape(signals, (-1, 1, 1)) * truth).astype(np.float32), truth]
+
+
+def gained(rows, signals, seed):
+    """What the weight of the second logits, found on some rows, takes from others' log-loss, in millinats."""
+    logits, scores, truth = set_answers(rows, signals, seed)
+    others, other_scores, other_truth = set_answers(4000, signals, seed + 1)
+    weight = np.float32(label_stack_weight(logits, scores, truth))
+
+    def loss(stack):
+        decisions = LabelDecisions.fit(logits + stack * scores, truth)
+        return 1000 * binary_log_loss(decisions.probabilities(others + stack * other_scores), other_truth)
+
+    return loss(np.float32(0)) - loss(weight)
+
+
+@pytest.mark.parametrize("rows", [40, 200, 1000])
+def test_of_several_labels_what_knows_them_helps_with_new_texts_and_noise_does_no_harm(rows):
+    helps = [gained(rows, (2.5, 2.0), seed) for seed in range(5)]
+    assert min(helps) > 0
+    harms = [gained(rows, (2.5, 0.0), seed) for seed in range(5)]
+    assert np.mean(harms) > -0.3  # of 150: thresholds and probabilities of these rows vary by more
+
+
+def test_of_several_labels_the_gain_is_measured_on_rows_that_it_was_not_found_on():
+    logits, scores, noise, truth = set_answers(600, (2.0, 2.0, 0.0), seed=0)
+    found = Stack.of(logits, scores, truth, np.arange(0))
+    low, high = found.interval
+    assert found.is_clear
+    assert low < found.stacked - found.alone < high
+    assert "micro F1 on 600 validation rows" in found.remark(asked=False)
+    nothing = Stack.of(logits, noise, truth, np.arange(0))
+    assert not nothing.is_clear
+    assert nothing.remark(asked=False) is None
+    choosing = np.arange(0, 600, 2)
+    by = Stack.of(logits, scores, truth, choosing)
+    scores[1::2] = 0
+    assert Stack.of(logits, scores, truth, choosing).weight == by.weight
+    assert Stack.of(logits[:1], scores[:1], truth[:1], np.arange(0)).rows == 1

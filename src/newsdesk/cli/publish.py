@@ -81,8 +81,10 @@ def export(
         say({"path": str(made.path), **to_content(quality)})
     else:
         table = render_tried(quality.tried, quality.rows, quality.limits)
-        lost = [] if quality.without_linear is None else [render_without_linear(quality.without_linear)]
-        say([*table, *lost, f"export saved to {made.path}"])
+        lost = quality.without_linear or quality.f1_without_linear
+        say(
+            [*table, *([] if lost is None else [render_without_linear(lost)]), f"export saved to {made.path}"]
+        )
 
 
 @verb()

@@ -28,7 +28,6 @@ from newsdesk.runs.calibration import Calibration, Change, HeldOutRows, store_ca
 from newsdesk.runs.exported import KINDS, ExportedModel, find_exported
 from newsdesk.runs.folder import RunFolder
 from newsdesk.runs.label_decisions import strata
-from newsdesk.runs.labels import require_single
 from newsdesk.runs.linear_model import LinearModel, Stack
 from newsdesk.runs.off_topic import OFF_TOPIC, off_topic_score
 from newsdesk.stored import (
@@ -377,7 +376,6 @@ def linear_model_for(
     if not stack:
         linear = LinearModel.of_folder(found.path, len(found.labels.names))
         return linear and linear.with_stack(0.0)
-    require_single(found.path, found.labels, "a linear model beside the encoder")
     own = known_rows(
         found, purpose="a linear model learns from", otherwise="leave out --stack", progress=progress
     )
@@ -401,7 +399,7 @@ def _fit_stack(run: RunFolder, data: TrainingData, progress: Progress | None) ->
             f"no linear model can be stacked on {run.path}",
             found="no validation rows, by which it is found how much it should count"
             if linear is not None
-            else "training rows of one class, or without a token",
+            else "training rows of one class, with the same labels each, or without a token",
             fix="leave out --stack, or train with rows held out",
         )
     held_out, labels = classifier.token_ids(data.validation.texts), aligned_labels(data.validation, names)

@@ -24,6 +24,7 @@ from newsdesk.exports.parity import (
     Limits,
     Logits,
     Loss,
+    LostF1,
     Quality,
     compare,
     compare_sets,
@@ -134,7 +135,8 @@ def export_run(
             tried=tuple(tried),
             measured_with=measured_with(kind),
             limits=limits,
-            without_linear=without_linear,
+            without_linear=without_linear if isinstance(without_linear, Loss) else None,
+            f1_without_linear=without_linear if isinstance(without_linear, LostF1) else None,
         )
         write_stored(folder / QUALITY, quality)
         files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
@@ -222,23 +224,27 @@ class Candidate:
         assert its is not None
         return compare_sets(setting, outputs, (own, its), labels, megabytes, rows)
 
-    def fold_temperature(self) -> Loss | None:
+    def fold_temperature(self) -> Loss | LostF1 | None:
         """Divide the last layer by the temperature, so that other programs give calibrated probabilities.
 
         They do not know of a linear model: where one is stacked it is the temperature of the encoder alone,
-        and what they lose is returned. Raises UserError when what newsdesk computes of some rows is not the
-        same as before.
+        and what they lose is returned. Nothing is divided where a text may have several labels. Raises
+        UserError when what newsdesk computes of some rows is not the same as before.
         """
         found, rows = read_calibration(self.folder), read_held_out_rows(self.folder)
-        if found is None or rows is None or found.decisions is not None:
+        if found is None or rows is None:
             return None
         temperature, lost = found.temperature, None
         linear = LinearModel.of_folder(self.folder, len(self.run.labels.names))
         if linear is not None and linear.stack and rows.linear is not None:
             alone = rows.logits - np.float32(linear.stack) * rows.linear
+            if found.decisions is not None:
+                outputs, its = (rows.logits, alone), LabelDecisions.fit(alone, rows.labels)
+                decisions = found.decisions, its
+                return compare_sets("", outputs, decisions, rows.labels, 0.0, len(alone)).f1_lost
             temperature = fit_temperature(alone, rows.labels)
             lost = compare("the encoder alone", rows.logits, alone, rows.labels, 0.0).loss
-        if temperature != 1:
+        if temperature != 1 and found.decisions is None:
             self._divide_by(temperature, found)
         return lost
 

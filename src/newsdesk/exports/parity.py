@@ -282,8 +282,9 @@ class ExportQuality:
         run_accuracy: the run's own accuracy on these rows, 0 to 1.
         tried: every setting that was measured; the last is the one taken.
         limits: what it was allowed to lose; None for kinds that lose nothing.
-        without_linear: what programs other than newsdesk lose on the calibration rows, which compute the
-            encoder without the linear model stacked on it; None where none is, or there are no such rows.
+        without_linear, f1_without_linear: what programs other than newsdesk lose on the calibration rows,
+            which compute the encoder without the linear model stacked on it, where a text has one label or
+            may have several; None where none is stacked, or there are no such rows.
     """
 
     kind: Kind
@@ -294,6 +295,7 @@ class ExportQuality:
     measured_with: Measurer
     limits: Limits | None = field(default=None, metadata=OPTIONAL)
     without_linear: Loss | None = field(default=None, metadata=OPTIONAL)
+    f1_without_linear: LostF1 | None = field(default=None, metadata=OPTIONAL)
 
 
 def compare(
@@ -339,12 +341,11 @@ def compare_sets(
     validation_rows: int = 0,
 ) -> Quality:
     """As `compare` of the run's and a candidate's logits, each (rows, labels), by the decisions of each."""
-    finite = bool(np.isfinite(outputs[1]).all())
+    rows, finite = len(labels), bool(np.isfinite(outputs[1]).all())
     expected, given = (
         rule.assigned(rule.probabilities(np.nan_to_num(logits)))
         for rule, logits in zip(decisions, outputs, strict=True)
     )
-    rows = len(labels)
     either = int((expected | given).sum())
     both = int((expected & given).sum()) if finite else 0
     of_run, of_export = _micro_f1(expected, labels), _micro_f1(given, labels)
@@ -484,17 +485,16 @@ def render_tried(tried: Sequence[Quality], rows: EvidenceFacts, limits: Limits |
     ]
 
 
-def render_without_linear(loss: Loss) -> str:
+def render_without_linear(loss: Loss | LostF1) -> str:
     """What other programs lose, a sentence."""
-    rows = counted(loss.rows, "calibration row")
+    lost, of = (loss.lost, "") if isinstance(loss, Loss) else (loss.validation or 0.0, " of micro F1")
     return (
         "programs other than newsdesk compute the encoder without the linear model stacked on it: "
-        f"{100 * loss.lost:+.2f} points lost{_interval_of(loss.interval)} on {rows}"
+        f"{100 * lost:+.2f} points{of} lost{_interval_of(loss.interval)} on "
+        f"{counted(loss.rows, 'calibration row')}"
     )
 
 
 def _interval_of(interval: tuple[float, float] | None) -> str:
-    if interval is None:
-        return ""
-    low, high = interval
-    return f" (95 % interval {100 * low:.2f} to {100 * high:.2f})"
+    ends = [f"{100 * end:.2f}" for end in interval or ()]
+    return f" (95 % interval {' to '.join(ends)})" if ends else ""

@@ -135,14 +135,8 @@ def remarks_on_rows(
     """What to know of rows and steps before training, a sentence each.
 
     ``encoded`` and ``vocabulary`` are of the training rows, or of a sample; None without a tokenizer. Raises
-    UserError where a linear model is to be stacked by rows that there are not, or on several labels.
+    UserError where a linear model is to be stacked by rows that there are not.
     """
-    if model.linear == "stack" and data.train.is_multi:
-        raise UserError(
-            "a linear model cannot be stacked yet where a text may have several labels",
-            found="model.linear = stack, and rows with several labels",
-            fix="leave out --stack",
-        )
     if model.linear == "stack" and not len(data.validation):
         raise UserError(
             "without validation rows it cannot be found how much a linear model should count",

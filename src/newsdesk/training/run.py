@@ -352,8 +352,7 @@ class _Training:
     def _linear_model(self) -> LinearModel | None:
         """The linear model beside the encoder, learned from all training rows; None where none is wanted."""
         model, training = self.resolved.recipe.model, self.resolved.recipe.training
-        unwanted = model.linear == "off" or (model.linear == "auto" and not training.baseline)
-        if unwanted or self.data.train.is_multi:  # a linear model learns one class a text
+        if model.linear == "off" or (model.linear == "auto" and not training.baseline):
             return None
         return LinearModel.fit(
             self.loop.rows.token_ids,
