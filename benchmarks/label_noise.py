@@ -31,7 +31,8 @@ from sklearn.metrics import roc_auc_score
 
 from newsdesk.data.duplicates import duplicate_groups
 from newsdesk.data.examples import Examples
-from newsdesk.evaluation.audit.audit import embed, load_audited
+from newsdesk.evaluation.audit.audit import load_audited
+from newsdesk.evaluation.audit.embeddings import embed
 from newsdesk.evaluation.audit.label_issues import (
     assign_folds,
     clusters_of,

@@ -7,8 +7,12 @@ import json
 
 import pytest
 
-from newsdesk.cli.data import _KINDS
+from newsdesk.cli.audit import _KINDS
+from newsdesk.data.columns import text_layout
+from newsdesk.data.labelled import to_examples
+from newsdesk.data.load import load_split
 from newsdesk.evaluation.audit.cleaned_copy import KINDS
+from topics import rows_with_several, written
 
 WRONG = {8: "Science", 30: "Science", 61: "Business"}
 """Rows of the topical ones, and the label of another topic that they get."""
@@ -171,3 +175,122 @@ def test_an_audit_replaces_neither_decisions_nor_files_that_no_audit_wrote(newsd
     done = newsdesk(*flags, "--decisions", tmp_path / "decided.csv", "--apply", tmp_path / "clean.csv")
     assert done.code == 0, done.err
     assert (out / "embeddings" / "mine.safetensors").read_text() == "mine"
+
+
+@pytest.fixture(scope="module")
+def several():
+    """Rows with several labels as they should be, the same with faults, and where these are."""
+    true = [(text, sorted(topics)) for text, topics in rows_with_several(240, seed=3)]
+    lost = [row for row, (_, topics) in enumerate(true) if topics][::9]
+    added = [row for row, (_, topics) in enumerate(true) if not topics][::5]
+    faulty = list(true)
+    for row in lost:
+        faulty[row] = (true[row][0], true[row][1][1:])
+    for row in added:
+        faulty[row] = (true[row][0], ["Science"])
+    faulty += [(true[lost[0]][0].upper(), true[lost[0]][1])]
+    return true, faulty, lost, added
+
+
+def sets_of(path, *flags):
+    """The label sets of a file, by the reader that training uses."""
+    table = load_split(str(path), "train").table
+    examples = to_examples(table, text_layout(table, text=["words"]), **dict(flags))
+    return [
+        {name for name, has in zip(examples.label_names, row, strict=True) if has} for row in examples.labels
+    ]
+
+
+FORMS = {
+    "rows.jsonl": {"label": "desks"},
+    "rows.csv": {"label": "desks", "label_separator": ";"},
+    "rows-columns.csv": {"label_columns": ["Business", "Science", "Sports"]},
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_wrong_and_missing_labels_are_found_apart_and_corrected_as_decided(
+    newsdesk, several, name, tiny_base, tmp_path
+):
+    true, faulty, lost, added = several
+    rows, form, out = written(tmp_path / name, faulty), FORMS[name], tmp_path / "out"
+    flags = ["audit", "--data", rows, "--text", "words", "--base", tiny_base("bert"), "--out", out]
+    for key, value in form.items():
+        flags += [f"--{key.replace('_', '-')}", value if isinstance(value, str) else ",".join(value)]
+    done = newsdesk(*flags, "--top", "2")
+    assert done.code == 0, done.err
+    assert "labels most likely wrong" in done.out
+    assert "labels most likely missing" in done.out
+    findings = rows_of(out / "label-errors.csv")
+    planted = {(row, "missing", true[row][1][0]) for row in lost} | {
+        (row, "wrong", "Science") for row in added
+    }
+    found = [(int(each["row"]), each["finding"], each["label"]) for each in findings]
+    assert len(set(found) & planted) > 0.7 * len(planted)
+    assert len(set(found) - planted) < 0.2 * len(planted)
+    figures = json.loads((out / "audit.json").read_text())
+    assert figures["counts"]["wrong labels"] + figures["counts"]["missing labels"] == len(findings)
+    assert figures["counts"]["conflicting duplicates"] == 2
+    assert {one["label"]: one["judged"] for one in figures["several"]["labels"]} == dict.fromkeys(
+        ("Business", "Science", "Sports"), True
+    )
+    assert len(rows_of(out / "quality.csv")) == len(faulty)
+    for each, fault in zip(findings, found, strict=True):
+        each["decision"] = "relabel" if fault in planted else ""
+    decided = saved(tmp_path / "decided.csv", findings)
+    cleaned = tmp_path / f"cleaned-{name}"
+    done = newsdesk(*flags, "--decisions", decided, "--apply", cleaned)
+    assert done.code == 0, done.err
+    corrected = {fault[0] for fault in set(found) & planted}
+    expected = [
+        set(true[row][1]) if row in corrected else set(topics) for row, (_, topics) in enumerate(faulty)
+    ]
+    assert sets_of(cleaned, *form.items()) == expected
+    before, after = (path.read_text().splitlines() for path in (rows, cleaned))
+    assert sum(one != other for one, other in zip(before, after, strict=True)) == len(corrected)
+
+
+def saved(path, rows):
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def test_decisions_on_one_text_are_put_together_and_may_not_contradict(
+    newsdesk, several, tiny_base, tmp_path
+):
+    _, faulty, lost, added = several
+    rows, out = written(tmp_path / "rows.jsonl", faulty), tmp_path / "out"
+    flags = ["audit", "--data", rows, "--text", "words", "--label", "desks"]
+    flags += ["--base", tiny_base("bert"), "--out", out]
+    assert newsdesk(*flags).code == 0
+    quality = {int(each["row"]): each for each in rows_of(out / "quality.csv")}
+    one, other = quality[lost[1]], quality[added[1]]
+    decisions = [one | {"decision": "relabel to sports; Business"}, other | {"decision": "relabel to []"}]
+
+    def applied(decided, target):
+        return newsdesk(
+            *flags, "--decisions", saved(tmp_path / "d.csv", decided), "--apply", tmp_path / target
+        )
+
+    done = applied(decisions, "a.jsonl")
+    assert done.code == 0, done.err
+    found = sets_of(tmp_path / "a.jsonl", ("label", "desks"))
+    assert (found[lost[1]], found[added[1]]) == ({"Business", "Sports"}, set())
+    finding = rows_of(out / "label-errors.csv")[0]
+    for second, message in {
+        "drop": "another line decides otherwise on the same text",
+        "keep": "another line decides otherwise on the same text",
+        "relabel to Weather": "no row is labelled 'Weather'",
+        "relabel to [": "no row is labelled '['",
+        "perhaps": "is not a decision",
+    }.items():
+        done = applied([finding | {"decision": "relabel"}, finding | {"decision": second}], "b.jsonl")
+        assert done.code == 1
+        assert message in " ".join(done.err.split())
+        assert done.err.count("error:") == 1
+    done = applied([finding | {"decision": "drop"}] * 2, "c.jsonl")
+    assert done.code == 0, done.err
+    assert len(sets_of(tmp_path / "c.jsonl", ("label", "desks"))) == len(faulty) - 1

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import random
 
 import numpy as np
 import pytest
 
 import newsdesk as package
 from newsdesk.runs.calibration import read_held_out_rows
-from topics import FILLER_WORDS, TOPIC_WORDS
+from topics import FILLER_WORDS, TOPIC_WORDS, rows_with_several, written
 
 pytest.importorskip("torch")
 
@@ -23,36 +22,6 @@ TEXTS = [
     "the of a in on and",
 ]
 TRAINING = ("--epochs", "24", "--set", "data.validation_share=0.3", "--set", "training.metric=accuracy")
-
-
-def rows_with_several(count, seed):
-    """Texts of no topic, one or two, whose words tell them; with their topics in the order of the words."""
-    generator = random.Random(seed)
-    for number in range(count):
-        topics = generator.sample(NAMES, k=(0, 1, 1, 2)[number % 4])
-        words = [word for topic in topics for word in generator.choices(TOPIC_WORDS[topic], k=4)]
-        words += generator.choices(FILLER_WORDS, k=6)
-        generator.shuffle(words)
-        yield " ".join(words), topics
-
-
-def written(path, rows):
-    """The rows as jsonl, as csv with a separator, or as csv with columns of 0 and 1, by the file's name."""
-    if path.suffix == ".jsonl":
-        lines = (json.dumps({"words": text, "desks": topics}) for text, topics in rows)
-        path.write_text("\n".join(lines) + "\n")
-        return path
-    with path.open("w", newline="") as stream:
-        write = csv.writer(stream).writerow
-        if path.stem.endswith("columns"):
-            write(["words", *NAMES])
-            for text, topics in rows:
-                write([text, *(int(name in topics) for name in NAMES)])
-        else:
-            write(["words", "desks"])
-            for text, topics in rows:
-                write([text, ";".join(topics)])
-    return path
 
 
 @pytest.fixture(scope="module")

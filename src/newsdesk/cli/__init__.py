@@ -9,7 +9,8 @@ from typing import NoReturn
 import click
 
 from newsdesk import __version__
-from newsdesk.cli.data import audit, data, models
+from newsdesk.cli.audit import audit
+from newsdesk.cli.data import data, models
 from newsdesk.cli.evaluate import calibrate, compare, evaluate, report
 from newsdesk.cli.predict import explain, predict
 from newsdesk.cli.publish import export, push

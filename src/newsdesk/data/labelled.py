@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -46,6 +47,7 @@ _CHOOSE_A_SUBJECT = (
 )
 _MARKS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}
 """What a cell of a 0/1 column may hold."""
+_LISTS = (list, tuple)
 
 
 @dataclass(frozen=True)
@@ -298,6 +300,55 @@ def _own_classes(found: TableLabels, *, merge_case: bool) -> MatchedLabels:
     return MatchedLabels(ids, tuple(number), LabelMatching(len(found.sets), respelled=respelled))
 
 
+def rewritten_cells(
+    table: Table,
+    form: LabelFormat,
+    found: TableLabels,
+    names: Mapping[str, str],
+    sets: Mapping[int, Collection[str]],
+) -> dict[int, dict[str, Cell]]:
+    """The cells that give rows other labels, by row and column, each label as the file first writes it.
+
+    ``found`` are the table's labels, of several a row; ``names`` says which are called otherwise in ``sets``.
+    """
+    if form.columns:
+        cells: dict[int, dict[str, Cell]] = {row: {} for row in sets}
+        for column in found.columns:
+            held = table.column(column)
+            marks: dict[bool | None, Cell] = {_mark(cell): cell for cell in reversed(held)}
+            usual: Any = next(filter(None, held), 1)
+            for row, labels in sets.items():
+                wanted = names.get(column, column) in labels
+                if wanted != _mark(held[row]):
+                    cells[row][column] = marks.get(wanted, type(usual)(wanted))
+        return cells
+    (column,) = found.columns
+    held, written = table.column(column), dict[str, Cell]()
+    for cell, labels in zip(reversed(held), reversed(found.sets), strict=True):
+        parts = _parts(cell, form.separator)
+        if len(parts) == len(labels):
+            written.update(zip((names.get(label, label) for label in labels), parts, strict=True))
+    lists = any(isinstance(cell, _LISTS) for cell in held)
+
+    def cell_of(labels: Collection[str]) -> Cell:
+        parts = [written.get(label, label) for label in labels]
+        if lists:
+            return parts
+        if form.separator is not None and not any(form.separator in str(part) for part in parts):
+            return form.separator.join(map(str, parts))
+        return str(parts[0]) if len(parts) == 1 else json.dumps(parts, ensure_ascii=False)
+
+    return {row: {column: cell_of(labels)} for row, labels in sets.items()}
+
+
+def _parts(cell: Cell, separator: str | None) -> list[Cell]:
+    """The labels of a cell as it writes them, without repetition."""
+    if isinstance(cell, str) and separator is not None and not is_list(cell):
+        return list(dict.fromkeys(filter(None, map(str.strip, cell.split(separator)))))
+    entries = cell if isinstance(cell, _LISTS) else labels_in(cell)
+    return list({label: entry for entry in entries for label in labels_in(entry)}.values())
+
+
 # --- cells
 
 
@@ -334,7 +385,7 @@ def _label_sets(
     for line, cell in zip(table.lines, table.column(column), strict=True):
         labels = _labels_of_cell(line, cell, column, separator)
         if not isinstance(labels, Fault) and len(labels) > 1 and not several:
-            fix = _CHOOSE_A_SUBJECT if _is_subject(column) else _CHOOSE_ONE
+            fix = _CHOOSE_A_SUBJECT if is_of_subjects(column) else _CHOOSE_ONE
             labels = Fault(line, "the row has several labels", listed(labels), fix)
         if declared and not isinstance(labels, Fault):
             is_id = not isinstance(cell, str) and not any(isinstance(each, str) for each in _entries(cell))
@@ -350,12 +401,13 @@ def _labels_of_cell(line: int, cell: Cell, column: str, separator: str | None) -
     try:
         if separator is not None and isinstance(cell, str) and not is_list(cell):
             return tuple(dict.fromkeys(filter(None, map(str.strip, cell.split(separator)))))
-        return tuple(dict.fromkeys(labels_in(labels_of_subjects(cell) if _is_subject(column) else cell)))
+        return tuple(dict.fromkeys(labels_in(labels_of_subjects(cell) if is_of_subjects(column) else cell)))
     except ValueError as error:
         return Fault(line, "the label is neither text nor a number", str(error), "write the class as text")
 
 
-def _is_subject(column: str) -> bool:
+def is_of_subjects(column: str) -> bool:
+    """Whether a column holds subjects of news items, or is a path into them."""
     return parsed(column)[0] in SUBJECTS
 
 

@@ -16,10 +16,15 @@ def label_counts(labels: LabelSets) -> NDArray[np.int64]:
     return np.append(labels.sum(axis=0), (~labels.any(axis=1)).sum()).astype(np.int64)
 
 
-def stratified(labels: LabelSets, shares: Sequence[float], *, seed: int) -> NDArray[np.int64]:
-    """A part for each row, (rows,), so that each part has its share of the rows of each label."""
+def stratified(
+    labels: LabelSets, shares: Sequence[float], *, seed: int, groups: Sequence[Sequence[int]] | None = None
+) -> NDArray[np.int64]:
+    """A part for each row, (rows,), so that each part has its share of the rows of each label.
+
+    ``groups`` are positions of rows that have to stay together, all of them; None: each is on its own.
+    """
     each = np.asarray(shares)
-    groups = [[row] for row in range(len(labels))]
+    groups = [[row] for row in range(len(labels))] if groups is None else groups
     return dealt(labels, np.outer(each, label_counts(labels)), each * len(labels), groups, seed=seed)
 
 

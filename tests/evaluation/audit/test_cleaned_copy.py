@@ -22,7 +22,8 @@ def cleaned(tmp_path, name, content, *, drop=(), relabel=None, column="label", t
     source = tmp_path / name
     source.write_bytes(content)
     written = tmp_path / (target or f"cleaned-{name}")
-    write_cleaned(read_table(source), written, drop=drop, relabel=relabel or {}, column=column)
+    cells = {row: {column: cell} for row, cell in (relabel or {}).items()}
+    write_cleaned(read_table(source), written, drop=drop, relabel=cells)
     assert source.read_bytes() == content
     return written.read_bytes()
 
@@ -67,7 +68,7 @@ def test_parquet_keeps_columns_types_and_metadata(tmp_path):
     parquet.write_table(table, tmp_path / "rows.parquet")
     target = tmp_path / "cleaned.parquet"
     source = read_table(tmp_path / "rows.parquet")
-    write_cleaned(source, target, drop={1}, relabel={0: 1}, column="label")
+    write_cleaned(source, target, drop={1}, relabel={0: {"label": 1}})
     found = parquet.read_table(target)
     assert found.to_pydict() == {"text": ["a", "c"], "label": [1, None]}
     assert found.schema.equals(schema, check_metadata=True)

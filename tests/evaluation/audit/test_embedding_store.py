@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from newsdesk.evaluation.audit import audit as auditing
-from newsdesk.evaluation.audit.audit import embed_stored
+from newsdesk.evaluation.audit import embeddings
+from newsdesk.evaluation.audit.embeddings import embed_stored
 
 
 class Counting:
@@ -28,7 +28,7 @@ class Counting:
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(auditing, "PIECE_ROWS", 4)
+    monkeypatch.setattr(embeddings, "PIECE_ROWS", 4)
 
 
 TEXTS = ["x" * length for length in range(10)]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import newsdesk
-from newsdesk.cli.data import render_audit
+from newsdesk.cli.audit import render_audit
 from newsdesk.evaluation.audit.label_issues import (
     least_accuracy,
     out_of_sample_probabilities,

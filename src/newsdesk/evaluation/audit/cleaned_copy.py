@@ -13,17 +13,20 @@ from typing import Any
 
 from newsdesk.data.dialect import Dialect
 from newsdesk.data.encoding import UTF8
+from newsdesk.data.labelled import LabelSet
 from newsdesk.data.labels import LabelMatcher
 from newsdesk.data.stream import format_of, read_table
 from newsdesk.data.table import Cell, Table
 from newsdesk.errors import UserError
 from newsdesk.evaluation.audit.findings import (
     DECISION,
+    FINDING,
     LABEL_ERRORS,
     QUALITY,
     AuditReport,
     Judgement,
 )
+from newsdesk.evaluation.predicted_rows import labels_of
 from newsdesk.files import write_bytes
 from newsdesk.prediction.predictions import delimited_lines
 
@@ -40,12 +43,12 @@ class Changes:
 
     Attributes:
         drop: rows to leave out, and why.
-        relabel: rows to give another label, and which.
+        relabel: rows to give another label, and which; where a text may have several, all of them.
         keep: rows an editor decided to keep as they are; nothing drops them.
     """
 
     drop: dict[int, str]
-    relabel: dict[int, str]
+    relabel: dict[int, str | LabelSet]
     keep: frozenset[int] = frozenset()
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,8 +96,10 @@ def decide(report: AuditReport, kinds: Collection[str], decisions: Changes | Non
 def read_decisions(path: Path, report: AuditReport) -> Changes:
     """The decisions in a copy of label-errors.csv or quality.csv: keep, drop, relabel, relabel to LABEL.
 
-    Rows without a decision stay as they are. Raises UserError, by line, for any other decision, a label that
-    the data does not have, and rows that are not those of this audit.
+    Where a text may have several labels, a decision on a finding is about its label alone, and LABEL is all
+    labels of the text, as these files join them. Rows without a decision stay as they are. Raises UserError,
+    by line, for any other decision, a label that the data does not have, rows that are not those of this
+    audit, and decisions that contradict each other.
     """
     table = read_table(path, Dialect(header=True))
     missing = {"row", "line", "given", DECISION} - set(table.columns)
@@ -105,44 +110,131 @@ def read_decisions(path: Path, report: AuditReport) -> Changes:
             fix=f"give --decisions a filled copy of {LABEL_ERRORS} or {QUALITY}",
         )
     judgements = {(str(one.row), str(one.line), one.given): one for one in report.judgements}
-    changes, keep = Changes({}, {}), set()
+    decided: list[_Decision] = []
     for line, record in zip(table.lines, table.records(), strict=True):
         decision = str(record[DECISION] or "").strip()
         if not decision:
             continue
-        judgement = judgements.get((str(record["row"]), str(record["line"]), str(record["given"])))
-        if judgement is None:
+        judgement = judgements.get((str(record["row"]), str(record["line"]), str(record["given"] or "")))
+        label = str(record.get("label") or "") if FINDING in table.columns else None
+        if judgement is None or (label is not None and label not in report.label_counts):
             raise UserError(
                 f"{path.name}, line {line}: this row is not in the audited data",
                 found="its row, line and given label match no row of it",
                 fix=f"fill in the {LABEL_ERRORS} or {QUALITY} of an audit of this data as it is now",
             )
-        if decision.lower() == "drop":
-            changes.drop[judgement.row] = "decided"
-        elif decision.lower() == "keep":
-            keep.add(judgement.row)
+        decided.append(_Decision(f"{path.name}, line {line}", decision, judgement, label))
+    labels = list(report.label_counts)
+    return _of_single(decided, labels) if report.several is None else _of_sets(decided, labels)
+
+
+@dataclass(frozen=True)
+class _Decision:
+    """What an editor wrote on a row: where, what, and on which label's finding, if on one."""
+
+    place: str
+    text: str
+    row: Judgement
+    label: str | None
+
+    def __str__(self) -> str:
+        return self.text.lower()
+
+
+def _of_single(decided: Sequence[_Decision], labels: Sequence[str]) -> Changes:
+    changes, keep = Changes({}, {}), set()
+    for one in decided:
+        if str(one) == "drop":
+            changes.drop[one.row.row] = "decided"
+        elif str(one) == "keep":
+            keep.add(one.row.row)
         else:
-            place, labels = f"{path.name}, line {line}", list(report.label_counts)
-            changes.relabel[judgement.row] = _new_label(place, decision, judgement, labels)
+            changes.relabel[one.row.row] = _new_label(one.place, one.text, one.row, labels)
     return replace(changes, keep=frozenset(keep))
+
+
+def _of_sets(decided: Sequence[_Decision], labels: Sequence[str]) -> Changes:
+    """What becomes of each row by all decisions on it and on its labels, which may not contradict."""
+    wanted: dict[int, dict[str, bool] | None] = {}  # None: the row is dropped
+    given: dict[int, LabelSet] = {}
+    for one in decided:
+        row = one.row.row
+        given[row] = labels_of(one.row.given)
+        now = None if str(one) == "drop" else _labels_wanted(one, given[row], labels)
+        before = wanted.get(row, now)
+        differs = any((before or {}).get(label, has) != has for label, has in (now or {}).items())
+        if differs or (now is None) != (before is None):
+            raise UserError(
+                f"{one.place}: another line decides otherwise on the same text",
+                found=f"the decision {one.text!r} on {one.label or one.row.given or 'a text without labels'}",
+                fix="keep one of the two decisions",
+            )
+        wanted[row] = None if now is None else {**(before or {}), **now}
+    changes, keep = Changes({}, {}), set()
+    for row, of_labels in wanted.items():
+        new = () if of_labels is None else _applied(of_labels, given[row], labels)
+        if of_labels is None:
+            changes.drop[row] = "decided"
+        elif set(new) == set(given[row]):
+            keep.add(row)
+        else:
+            changes.relabel[row] = new
+    return replace(changes, keep=frozenset(keep))
+
+
+def _applied(wanted: Mapping[str, bool], given: LabelSet, labels: Sequence[str]) -> LabelSet:
+    return tuple(label for label in labels if wanted.get(label, label in given))
+
+
+def _labels_wanted(one: _Decision, given: LabelSet, labels: Sequence[str]) -> dict[str, bool]:
+    """Which labels the text of a decision should have, and which not, as far as it says."""
+    keeps = str(one) == "keep"
+    if one.label is not None and str(one) in ("keep", _RELABEL):
+        return {one.label: (one.label in given) == keeps}
+    new = given if keeps else _new_labels(one, labels)
+    return {label: label in new for label in labels}
+
+
+def _new_labels(one: _Decision, labels: Sequence[str]) -> LabelSet:
+    """All labels that a decision to relabel names."""
+    if str(one) == _RELABEL:
+        return labels_of(_suggested(one.place, one.text, one.row))
+    new = one.text[len(_RELABEL_TO) :].strip() if str(one).startswith(_RELABEL_TO) else None
+    try:
+        parts = () if new is None else tuple(filter(None, map(str.strip, labels_of(new))))
+    except (ValueError, RecursionError):  # a [ that begins no list
+        parts = (new or "",)
+    matcher = LabelMatcher(labels)
+    unknown = [part for part in parts if matcher.match(part) is None]
+    if new is None or unknown:
+        raise _no_decision(one.place, one.text, next(iter(unknown), None), labels)
+    return tuple(labels[found] for found in map(matcher.match, parts) if found is not None)
 
 
 def _new_label(place: str, decision: str, row: Judgement, labels: Sequence[str]) -> str:
     """The label that a decision to relabel names."""
     if decision.lower() == _RELABEL:
-        if row.suggested in ("", row.given):
-            raise UserError(
-                f"{place}: the audit suggests no other label for this row",
-                found=f"the decision {decision!r} on a row labelled {row.given!r}",
-                fix="write relabel to LABEL, keep or drop",
-            )
-        return row.suggested
+        return _suggested(place, decision, row)
     label = decision[len(_RELABEL_TO) :].strip() if decision.lower().startswith(_RELABEL_TO) else None
     found = None if label is None else LabelMatcher(labels).match(label)
     if found is not None:
         return labels[found]
+    raise _no_decision(place, decision, label, labels)
+
+
+def _suggested(place: str, decision: str, row: Judgement) -> str:
+    if row.suggested == row.given or row.quality is None:
+        raise UserError(
+            f"{place}: the audit suggests no other label for this row",
+            found=f"the decision {decision!r} on a row labelled {row.given!r}",
+            fix="write relabel to LABEL, keep or drop",
+        )
+    return row.suggested
+
+
+def _no_decision(place: str, decision: str, label: str | None, labels: Sequence[str]) -> UserError:
     unknown = f"{decision!r} is not a decision" if label is None else f"no row is labelled {label!r}"
-    raise UserError(
+    return UserError(
         f"{place}: {unknown}",
         found=None if label is None else f"labels of the data: {', '.join(labels)}",
         fix="write keep, drop, relabel (as suggested), or relabel to LABEL",
@@ -177,25 +269,25 @@ def require_free_target(table: Table, target: Path) -> None:
 
 
 def write_cleaned(
-    table: Table, target: Path, *, drop: Collection[int], relabel: Mapping[int, Cell], column: str
+    table: Table, target: Path, *, drop: Collection[int], relabel: Mapping[int, Mapping[str, Cell]]
 ) -> None:
     """Write a copy of the table's file without the rows of ``drop``, and with other cells for the label.
 
-    Positions are 0-based rows of ``table``, which must be the whole file. ``relabel`` gives rows their cell
-    of ``column`` as the file writes classes. Text formats keep every other line byte for byte, and the
+    Positions are 0-based rows of ``table``, which must be the whole file. ``relabel`` gives rows other cells
+    by column, as the file writes classes. Text formats keep every other line byte for byte, and the
     relabelled ones their delimiter, quote and encoding; parquet keeps columns, types and metadata. A target
     that ends in .gz is compressed. Raises UserError as ``require_free_target`` does.
     """
     require_free_target(table, target)
     form, compressed = format_of(target)
     if form == "parquet":
-        content = _parquet(table.path, set(drop), relabel, column)
+        content = _parquet(table.path, set(drop), relabel)
     else:
-        content = _text(table, form, set(drop), relabel, column)
+        content = _text(table, form, set(drop), relabel)
     write_bytes(target, gzip.compress(content, mtime=0) if compressed else content)
 
 
-def _text(table: Table, form: str, drop: set[int], relabel: Mapping[int, Cell], column: str) -> bytes:
+def _text(table: Table, form: str, drop: set[int], relabel: Mapping[int, Mapping[str, Cell]]) -> bytes:
     raw = table.path.read_bytes()
     raw = gzip.decompress(raw) if format_of(table.path)[1] else raw
     dialect = table.dialect or Dialect()
@@ -211,12 +303,12 @@ def _text(table: Table, form: str, drop: set[int], relabel: Mapping[int, Cell], 
         if row not in relabel:
             written += lines[start:stop]
         elif form in ("jsonl", "ndjson"):
-            values = json.loads(lines[start].decode(encoding).removeprefix("\ufeff")) | {column: relabel[row]}
+            values = json.loads(lines[start].decode(encoding).removeprefix("\ufeff")) | relabel[row]
             line = json.dumps(values, ensure_ascii=False) + "\n"
             written += [line.encode(encoding), *lines[start + 1 : stop]]  # blank lines after it stay
         else:
             named = zip(table.columns, table.rows[row], strict=True)
-            cells = [relabel[row] if name == column else cell for name, cell in named]
+            cells = [relabel[row].get(name, cell) for name, cell in named]
             delimiter = dialect.delimiter or ("," if form == "csv" else "\t")
             (cleaned,) = delimited_lines([cells], delimiter, dialect.quote or '"')
             end = next((end for end in (b"\r\n", b"\r") if lines[stop - 1].endswith(end)), b"\n")
@@ -225,15 +317,16 @@ def _text(table: Table, form: str, drop: set[int], relabel: Mapping[int, Cell], 
     return content if encoding == original else content.decode().encode(original)
 
 
-def _parquet(path: Path, drop: set[int], relabel: Mapping[int, Cell], column: str) -> bytes:
+def _parquet(path: Path, drop: set[int], relabel: Mapping[int, Mapping[str, Cell]]) -> bytes:
     import pyarrow
     import pyarrow.parquet
 
     table = pyarrow.parquet.read_table(path)
-    position = table.schema.get_field_index(column)
-    cells = [relabel.get(row, cell) for row, cell in enumerate(table.column(position).to_pylist())]
-    field = table.schema.field(position)
-    table = table.set_column(position, field, pyarrow.array(cells, type=field.type))
+    for column in dict.fromkeys(column for cells in relabel.values() for column in cells):
+        position = table.schema.get_field_index(column)
+        field, held = table.schema.field(position), table.column(position).to_pylist()
+        cells = [relabel.get(row, {}).get(column, cell) for row, cell in enumerate(held)]
+        table = table.set_column(position, field, pyarrow.array(cells, type=field.type))
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(table.take([row for row in range(len(table)) if row not in drop]), buffer)
     return buffer.getvalue()

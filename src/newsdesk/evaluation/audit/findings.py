@@ -7,14 +7,14 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from newsdesk.data.words import VocabularyFit
 from newsdesk.errors import UserError
 from newsdesk.evaluation.audit.label_issues import least_accuracy
 from newsdesk.files import write_bytes, write_json
 from newsdesk.prediction.predictions import delimited_lines
-from newsdesk.stored import UNSTORED, to_content
+from newsdesk.stored import OPTIONAL, UNSTORED, to_content
 
 LABEL_ERRORS, QUALITY, DUPLICATES, LEAKAGE, REPORT = (
     "label-errors.csv",
@@ -25,16 +25,29 @@ LABEL_ERRORS, QUALITY, DUPLICATES, LEAKAGE, REPORT = (
 )
 """The files of an audit, beside the embeddings."""
 
-PLACES = {"label errors": LABEL_ERRORS, "exact duplicates": DUPLICATES, "leaked exactly": LEAKAGE}
+PLACES = {
+    "label errors": LABEL_ERRORS,
+    "wrong labels": LABEL_ERRORS,
+    "exact duplicates": DUPLICATES,
+    "leaked exactly": LEAKAGE,
+}
 """Which of them lists a kind of finding, with the kind after it."""
 
 DECISION = "decision"
 """The column of label-errors.csv and quality.csv that an editor fills: keep, drop, relabel (to LABEL)."""
 
+FINDING = "finding"
+"""The column of label-errors.csv that says, of several labels a text, whether one is wrong or missing."""
+
 
 @dataclass(frozen=True)
 class Judgement:
     """What a classifier that did not learn from a row says about its label.
+
+    Where a text may have several, ``given`` and ``suggested`` are sets of them, joined as predictions are:
+    suggested are those given with all findings of the text applied or, where there are none, what the
+    held-out scores assign. ``probability`` is then the chance of the text's likeliest fault, and ``quality``
+    what is left of 1.
 
     Attributes:
         row: 0-based position among the audited rows.
@@ -56,6 +69,73 @@ class Judgement:
     quality: float | None
     text: str
     suspect: bool
+
+
+Kind = Literal["wrong", "missing"]
+"""What is found of a label where a text may have several."""
+KINDS_OF_FINDING: tuple[Kind, ...] = ("wrong", "missing")
+
+
+@dataclass(frozen=True)
+class PairFinding:
+    """A label of a text that may have several: given and likely wrong, or likely missing.
+
+    Attributes:
+        row, line, given, text: of the text, as in ``Judgement``.
+        suggested: the labels given, without this one or with it.
+        finding: which of the two.
+        label: the label.
+        probability: the estimated chance that it is so, 0.5 or more.
+    """
+
+    row: int
+    line: int
+    given: str
+    suggested: str
+    finding: Kind
+    label: str
+    probability: float
+    text: str
+
+
+@dataclass(frozen=True)
+class LabelFindings:
+    """One label of texts that may have several.
+
+    Attributes:
+        label: its name.
+        rows: how many texts have it.
+        judged: whether it can be told from the others; if not, nothing is found of it.
+        wrong: of how many of them it is likely wrong.
+        missing: in how many others it is likely missing.
+    """
+
+    label: str
+    rows: int
+    judged: bool
+    wrong: int
+    missing: int
+
+
+@dataclass(frozen=True)
+class SeveralLabels:
+    """What an audit says of texts that may have several labels.
+
+    Attributes:
+        missing: the estimated share of missing ones among the labels that texts should have, 0 to 1.
+        expected: of the findings of each kind, how many are expected to be true.
+        labels: what is found of each.
+        findings: the likeliest first.
+    """
+
+    missing: float
+    expected: dict[Kind, float]
+    labels: tuple[LabelFindings, ...]
+    findings: tuple[PairFinding, ...] = field(metadata=UNSTORED)
+
+    def of_kind(self, kind: Kind) -> tuple[PairFinding, ...]:
+        """The findings of one kind, the likeliest first."""
+        return tuple(one for one in self.findings if one.finding == kind)
 
 
 @dataclass(frozen=True)
@@ -100,8 +180,10 @@ class AuditReport:
         rows: how many it has.
         label_counts: rows of each label, in the order of the classes.
         unjudged: rows whose label has too few texts of its own for anyone to learn it from the others.
-        accuracy: share of the judged rows where the held-out prediction is the given label.
-        majority: share of the judged rows that have the most frequent label.
+        accuracy: share of the judged rows where the held-out prediction is the given label; where a text may
+            have several labels, the micro F1 of the held-out predictions.
+        majority: share of the judged rows that have the most frequent label; else the micro F1 of giving
+            every text that label.
         noise: estimated share of wrong labels among the judged rows (confident joint): a lower bound, see
             ``LabelErrors.noise``.
         confusions: between which labels, the most rows first.
@@ -112,6 +194,7 @@ class AuditReport:
         leaks: rows whose text is (nearly) in the other split.
         seconds: wall time of each step.
         vocabulary: how well the base model's vocabulary covers the texts; None where it was not looked at.
+        several: what is said of single labels where a text may have several; else None.
     """
 
     source: str
@@ -129,6 +212,7 @@ class AuditReport:
     leaks: tuple[Twin, ...] = field(metadata=UNSTORED)
     seconds: dict[str, float]
     vocabulary: VocabularyFit | None = None
+    several: SeveralLabels | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def suspects(self) -> tuple[Judgement, ...]:
@@ -148,8 +232,11 @@ class AuditReport:
     @property
     def counts(self) -> dict[str, int]:
         """How many rows of each kind of finding."""
+        labels = {"label errors": len(self.suspects)}
+        if self.several is not None:
+            labels = {f"{kind} labels": len(self.several.of_kind(kind)) for kind in KINDS_OF_FINDING}
         return {
-            "label errors": len(self.suspects),
+            **labels,
             "exact duplicates": sum(twin.exact for twin in self.duplicates),
             "near-duplicates": sum(not twin.exact for twin in self.duplicates),
             "conflicting duplicates": len(self.conflicting_rows),
@@ -167,6 +254,24 @@ class AuditReport:
             "vocabulary": None if self.vocabulary is None else self.vocabulary.to_dict(),
             "counts": self.counts,
         }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said of the labels: the fields of the same names of an `AuditReport`."""
+
+    accuracy: float
+    majority: float
+    noise: float
+    judgements: tuple[Judgement, ...]
+    unjudged: int = 0
+    confusions: tuple[Confusion, ...] = ()
+    several: SeveralLabels | None = None
+
+
+def too_few(found: str) -> UserError:
+    """The error where no label can be judged."""
+    return UserError("too few texts to tell which labels are wrong", found=found, fix="audit more rows")
 
 
 _RELIABLE, _UNRELIABLE = "a lower bound", "not reliable: the held-out accuracy is too low"
@@ -215,7 +320,11 @@ def _has_decisions(content: str) -> bool:
 def write_findings(report: AuditReport, folder: Path, provenance: dict[str, Any]) -> None:
     """Write the csv files and audit.json, each atomically; audit.json last."""
     columns = ("row", "line", "given", "suggested", "probability", "quality", DECISION, "text")
-    _write_csv(folder / LABEL_ERRORS, columns, map(_cells, report.suspects))
+    if report.several is None:
+        _write_csv(folder / LABEL_ERRORS, columns, map(_cells, report.suspects))
+    else:
+        heads = ("row", "line", "given", "suggested", FINDING, "label", "probability", DECISION, "text")
+        _write_csv(folder / LABEL_ERRORS, heads, map(_cells_of_pair, report.several.findings))
     ranked = (
         (None if one.quality is None else rank, one.suspect, *_cells(one))
         for rank, one in enumerate(report.judgements, start=1)
@@ -233,6 +342,11 @@ def write_findings(report: AuditReport, folder: Path, provenance: dict[str, Any]
 
 def _cells(one: Judgement) -> tuple[object, ...]:
     return (one.row, one.line, one.given, one.suggested, one.probability, one.quality, "", one.text)
+
+
+def _cells_of_pair(one: PairFinding) -> tuple[object, ...]:
+    known = (one.row, one.line, one.given, one.suggested, one.finding, one.label, one.probability)
+    return (*known, "", one.text)
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

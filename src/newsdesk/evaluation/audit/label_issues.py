@@ -118,7 +118,8 @@ def rank_label_errors(probabilities: NDArray[Any], labels: NDArray[np.int64]) ->
 
 Rows = NDArray[np.int64]
 
-_MOST_NEIGHBOURS = 50
+MOST_NEIGHBOURS = 50
+"""By embedding, that a row is judged by."""
 
 
 def out_of_sample_probabilities(
@@ -161,7 +162,7 @@ def out_of_sample_probabilities(
         held_out, learned = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
         if not len(held_out) or not len(learned):
             continue
-        neighbours = min(_MOST_NEIGHBOURS, math.ceil(math.sqrt(len(learned))))
+        neighbours = min(MOST_NEIGHBOURS, math.ceil(math.sqrt(len(learned))))
         heads: list[tuple[Any, Any]] = [(KNeighborsClassifier(neighbours, algorithm="brute"), embeddings)]
         if words is not None:
             heads.append((ComplementNB(), words))
