@@ -194,6 +194,13 @@ class Counts(NamedTuple):
             *(np.sum(each, axis=0).astype(np.float64) for each in (labels & assigned, assigned, labels))
         )
 
+    @classmethod
+    def of_texts(cls, assigned: NDArray[np.bool_], labels: NDArray[np.bool_]) -> Counts:
+        """Of each text, (texts,), over its labels, from (texts, labels) each."""
+        return cls(
+            *(np.sum(each, axis=1).astype(np.float64) for each in (labels & assigned, assigned, labels))
+        )
+
     def micro_f1(self) -> NDArray[np.float64]:
         """F1 over all labels together, (...); 0 where none is true or assigned."""
         hits, assigned, true = (each.sum(axis=-1) for each in self)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import newsdesk as package
+from newsdesk.prediction.cascade import open_cascade
 from newsdesk.runs.calibration import read_held_out_rows
 from topics import FILLER_WORDS, TOPIC_WORDS, rows_with_several, written
 
@@ -56,6 +57,7 @@ def test_a_file_with_lists_trains_a_run_that_knows_it(sets):
 
 @pytest.mark.parametrize("form", ["rows.csv", "rows-columns.csv"])
 def test_other_ways_to_write_the_same_labels_train_the_same_adapter(sets, form, desk, newsdesk, tmp_path):
+    """And a linear model that is stacked on it does not change the adapter, but what is answered."""
     run, _ = sets
     rows = written(tmp_path / form, rows_with_several(ROWS, seed=3))
     flags = ["--label-separator", ";", "--label", "desks"]
@@ -63,8 +65,12 @@ def test_other_ways_to_write_the_same_labels_train_the_same_adapter(sets, form, 
         flags = ["--label-columns", ",".join(NAMES)]
     given = ["--data", rows, "--text", "words", *flags, "--base", desk.base]
     settings = [flag for flag in desk.flags if flag.startswith("--set=")]
-    outcome = newsdesk("train", *given, *settings, *TRAINING, "--out", tmp_path / "run")
+    outcome = newsdesk("train", *given, *settings, *TRAINING, "--stack", "--out", tmp_path / "run")
     assert outcome.code == 0, outcome.err
+    assert "stacked with a linear model: " in (tmp_path / "run" / "log.jsonl").read_text()
+    own, stacked = (package.load(folder) for folder in (run, tmp_path / "run"))
+    expected = own.predict_logits(TEXTS) + stacked.linear.stack * stacked.linear.scores(own.token_ids(TEXTS))
+    np.testing.assert_allclose(stacked.predict_logits(TEXTS), expected, rtol=1e-5)
     weights = "adapter/adapter_model.safetensors"
     assert (tmp_path / "run" / weights).read_bytes() == (run / weights).read_bytes()
 
@@ -191,7 +197,6 @@ def test_words_of_a_label_are_explained_beside_others(sets):
         ("predict", "RUN", "--sets", "0.9", "goal"),
         ("predict", "RUN", "--input", "TEST", "--output", "OUT", "--top-k", "2"),
         ("report", "RUN"),
-        ("predict", "RUN", "--engine", "cascade", "goal"),
     ],
 )
 def test_what_does_not_know_label_sets_yet_says_so_in_a_sentence(sets, command, newsdesk, tmp_path):
@@ -241,15 +246,28 @@ def test_stacked_answers_are_evaluated_promised_and_explained(stacked, sets, new
     assert "`linear_model.safetensors`" in (run / "README.md").read_text()
 
 
-def test_trained_with_a_stack_it_is_as_calibrated_with_one(stacked, desk, newsdesk, tmp_path):
-    rows = written(tmp_path / "train.jsonl", rows_with_several(ROWS, seed=3))
-    given = ["--data", rows, "--text", "words", "--label", "desks", "--base", desk.base]
-    settings = [flag for flag in desk.flags if flag.startswith("--set=")]
-    done = newsdesk("train", *given, *settings, *TRAINING, "--stack", "--out", tmp_path / "run")
+def test_in_a_cascade_the_linear_model_answers_texts_whose_labels_it_is_sure_of(stacked, newsdesk, tmp_path):
+    run, more = stacked[0], written(tmp_path / "more.jsonl", rows_with_several(600, seed=7))
+    assert newsdesk("calibrate", run, "--no-stack", "--data", more).code == 0
+    flags = ("--engine", "cascade", "--loss", "0.05")
+    done = newsdesk("predict", run, "--input", more, "--output", tmp_path / "out.jsonl", *flags)
     assert done.code == 0, done.err
-    own, its = (package.load(folder, engine="own") for folder in (stacked[0], tmp_path / "run"))
-    np.testing.assert_allclose(its.linear.stack, own.linear.stack, rtol=1e-3)
-    np.testing.assert_allclose(its.predict_probabilities(TEXTS), own.predict_probabilities(TEXTS), atol=1e-3)
+    assert "at most 5 points of micro F1 are lost to the encoder alone" in done.err
+    cascade, whole = open_cascade(run, loss=0.05), package.load(run)
+    texts = [text for text, _ in rows_with_several(600, seed=7)]
+    sure = cascade.rule.answers(whole.linear.scores(whole.token_ids(texts)))
+    assert sure.mean() > 0.2
+    given = [json.loads(line)["labels"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert given == [list(answer.labels) for answer in cascade.predict(texts)]
+    expected = [list(answer.labels) for answer in whole.predict(texts)]
+    assert [each for each, by in zip(given, sure, strict=True) if not by] == [
+        each for each, by in zip(expected, sure, strict=True) if not by
+    ]
+    promised = newsdesk("predict", run, *TEXTS, *flags, "--abstain", "0.1")
+    assert promised.code == 0, promised.err
+    assert promised.err.count("calibration rows") == 2
+    refused = newsdesk("predict", run, *TEXTS, *flags, "--off-topic", "0.1")
+    assert "leave out --off-topic, or --engine cascade" in refused.err
 
 
 def test_a_classifier_for_notebooks_learns_lists_and_matrices_alike(desk):

@@ -231,7 +231,7 @@ def set_answers(rows, signals, seed):
 def gained(rows, signals, seed):
     """What the weight of the second logits, found on some rows, takes from others' log-loss, in millinats."""
     logits, scores, truth = set_answers(rows, signals, seed)
-    others, other_scores, other_truth = set_answers(4000, signals, seed + 1)
+    others, other_scores, other_truth = set_answers(2000, signals, seed + 1)
     weight = np.float32(label_stack_weight(logits, scores, truth))
 
     def loss(stack):
@@ -243,9 +243,9 @@ def gained(rows, signals, seed):
 
 @pytest.mark.parametrize("rows", [40, 200, 1000])
 def test_of_several_labels_what_knows_them_helps_with_new_texts_and_noise_does_no_harm(rows):
-    helps = [gained(rows, (2.5, 2.0), seed) for seed in range(5)]
+    helps = [gained(rows, (2.5, 2.0), seed) for seed in range(3)]
     assert min(helps) > 0
-    harms = [gained(rows, (2.5, 0.0), seed) for seed in range(5)]
+    harms = [gained(rows, (2.5, 0.0), seed) for seed in range(3)]
     assert np.mean(harms) > -0.3  # of 150: thresholds and probabilities of these rows vary by more
 
 

@@ -65,7 +65,8 @@ _FAINTEST = 0.15  # of the strongest weight: weaker words are not coloured
     "--loss",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     metavar="SHARE",
-    help="With --engine cascade: how many more texts may be wrong than without; default: 0.002.",
+    help="With --engine cascade: how many more texts may be wrong than without, or how much micro F1 may be "
+    "lost; default: 0.002.",
 )
 @flag(
     "--estimated",

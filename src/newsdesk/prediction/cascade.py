@@ -8,30 +8,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import permutations, takewhile
 from math import ceil, exp, log, log1p
 from pathlib import Path
-from typing import Unpack
+from typing import TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.errors import UserError, counted
+from newsdesk.label_set_metrics import Counts
+from newsdesk.metrics import SMALLEST_PROBABILITY
 from newsdesk.model.tokenizer import TokenIds
 from newsdesk.prediction.abstention import THRESHOLDS, DecisionRule, Promises
 from newsdesk.prediction.classifier import Classifier
+from newsdesk.prediction.label_promises import most_labels, ratio_p_value, wealth_of
 from newsdesk.prediction.open_model import open_model
 from newsdesk.progress import Progress, Unit
 from newsdesk.runs.calibration import HeldOutRows, fit_temperature, softmax
 from newsdesk.runs.exported import ExportedModel
 from newsdesk.runs.folder import RunFolder
-from newsdesk.runs.labels import Labels, several_labels
+from newsdesk.runs.label_decisions import LabelDecisions
+from newsdesk.runs.labels import Labels
 
 LOSS, CONFIDENCE = 0.002, 0.95
 CASCADE_THRESHOLDS = THRESHOLDS[::4]
 """Confidences of the linear model that may become the threshold, fixed before any row is seen."""
 
 _BETS = (0.9, 0.45, 0.225)
+_LEVEL_OF_F1 = 0.005
+"""Of the 5 % by which a promise of micro F1 may fail: that of the encoder is below the bound used for it."""
+_LEAST_F1S = tuple(step / 20 for step in range(1, 20))
 _MORE_ROWS = "calibrate on more labelled rows with newsdesk calibrate --data FILE"
+
+
+AnyRule = TypeVar("AnyRule", bound="CascadeRule")
 
 
 @dataclass(frozen=True)
@@ -62,21 +73,66 @@ class CascadeRule:
     def mixed(
         self, logits: NDArray[np.float32], scores: NDArray[np.float32], temperature: float
     ) -> NDArray[np.float32]:
-        """The logits of the cascade, of those of the encoder and the linear model's scores, (rows, classes).
+        """The cascade's logits, of those of the encoder and the linear model's scores, (rows, classes)."""
+        return np.where(self.answers(scores)[:, None], self.as_logits(scores, temperature), logits)
 
-        Scores are so scaled that the encoder's ``temperature`` makes calibrated probabilities of them, too.
-        """
-        scaled = scores * np.float32(temperature / self.temperature)
-        return np.where(self.answers(scores)[:, None], scaled, logits)
+    def as_logits(self, scores: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
+        """Scores so scaled that the encoder's ``temperature`` makes calibrated probabilities of them, too."""
+        return scores * np.float32(temperature / self.temperature)
+
+    @property
+    def figure(self) -> str:
+        """What the loss is of."""
+        return "accuracy"
 
     def describe(self) -> str:
         """What is promised, in a line."""
         rows = counted(self.rows, "calibration row")
-        points = f"at most {100 * self.loss:.4g} points of accuracy are lost to the encoder alone"
+        points = f"at most {100 * self.loss:.4g} points of {self.figure} are lost to the encoder alone"
         how = f"estimated on {rows}, not promised"
         if self.confidence is not None:
             how = f"with {100 * self.confidence:.4g} % confidence, by {rows}"
         return f"{points}, {how}; threshold {self.threshold:.4f}"
+
+
+@dataclass(frozen=True)
+class LabelCascadeRule(CascadeRule):
+    """From which confidence on the linear model answers where a text may have several labels.
+
+    Its confidence is the probability that all its decisions on a text are right, as if they were independent.
+    The loss is of micro F1.
+
+    Attributes:
+        own: scales and shifts of the linear model's scores; the temperature is 1.
+        decisions: those of the classifier, whose thresholds are for both.
+        most: the linear model answers no text to which it would give more labels.
+    """
+
+    own: LabelDecisions
+    decisions: LabelDecisions
+    most: int
+
+    def as_logits(self, scores: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float32]:
+        """Logits of which ``decisions`` make the linear model's probabilities; see CascadeRule."""
+        moved = temperature * self.own.log_odds(scores) - np.array(self.decisions.shifts)
+        return np.asarray(moved / np.array(self.decisions.scales), dtype=np.float32)
+
+    def answers(self, scores: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Which rows the linear model answers, (rows,), by its scores (rows, labels)."""
+        assigned, sure = self.answered(scores)
+        return np.asarray((sure >= self.threshold) & (assigned.sum(axis=1) <= self.most), dtype=np.bool_)
+
+    def answered(self, scores: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """The labels that it would give, (rows, labels), and how sure it is of all of them, (rows,)."""
+        probabilities = self.decisions.probabilities(self.as_logits(scores)).astype(np.float64)
+        assigned = self.decisions.assigned(probabilities)
+        right = np.where(assigned, probabilities, 1 - probabilities)
+        return assigned, np.exp(np.log(np.maximum(right, SMALLEST_PROBABILITY)).sum(axis=1))
+
+    @property
+    def figure(self) -> str:
+        """What the loss is of."""
+        return "micro F1"
 
 
 def loses_no_more(lost: int, gained: int, rows: int, loss: float, confidence: float = CONFIDENCE) -> bool:
@@ -109,6 +165,80 @@ def least_loss(rows: int, confidence: float = CONFIDENCE) -> float:
     return min(1.0, ceil(1e4 * least) / 1e4)
 
 
+def keeps_micro_f1(
+    kept: Counts, given: Counts, loss: float, most: int, least_f1: float, confidence: float = CONFIDENCE
+) -> bool:
+    """Whether rows show that a cascade loses at most so much of the encoder's micro F1, both 0 to 1.
+
+    The counts are of texts, (texts,): ``kept`` of the encoder alone, ``given`` of the cascade. With hits h,
+    assigned a and true labels t, and where f is the encoder's F1, the cascade's is below f - loss where the
+    mean of 2 (h - h') - f (a - a') - loss (a' + t) over all texts is above 0. A bet against that, as in
+    `loses_no_more`, has a capital that is least at one end of the range of f, as each bet's logarithm is
+    concave in it: ``least_f1`` to 1 is enough. Of one text at most 2 ``most`` may count.
+    """
+    ends = []
+    for f1 in (least_f1, 1.0):
+        lost = 2 * (kept.hits - given.hits) - f1 * (kept.assigned - given.assigned)
+        ends.append(lost - loss * (given.assigned + given.true))
+    return bool(wealth_of(ends, 2.0 * most) >= log(1 / (1 - confidence)))
+
+
+def label_cascade_rule(
+    rows: HeldOutRows, decisions: LabelDecisions, loss: float = LOSS, *, estimated: bool = False
+) -> LabelCascadeRule:
+    """As `cascade_rule` where a text may have several labels, by micro F1.
+
+    Decisions of many labels fit the rows that they were fitted on too well, so that those of either half of
+    the rows are tested on the other one, as `label_rule` does it.
+    """
+    assert rows.linear is not None
+    rows = rows if rows.readable is None else rows.select(np.flatnonzero(rows.readable))
+    confidence = CONFIDENCE if not estimated else None
+    own = replace(LabelDecisions.fit(_linear_of(rows), rows.labels), at_least_one=decisions.at_least_one)
+    rule = LabelCascadeRule(1.0, 1.0, loss, confidence, len(rows.labels), 0.0, own, decisions, 1)
+    parts = []
+    for half, other in permutations(rows.halves() if len(rows.labels) > 1 else (rows, rows)):
+        fitted = (LabelDecisions.fit(each, other.labels) for each in (_linear_of(other), other.logits))
+        linear, encoder = (replace(each, at_least_one=decisions.at_least_one) for each in fitted)
+        alone = encoder.assigned(encoder.probabilities(half.logits))
+        tested = replace(rule, own=linear, decisions=encoder)
+        parts.append((half.labels, alone, *tested.answered(_linear_of(half))))
+    labels, alone, by_linear, sure = (np.concatenate(part) for part in zip(*parts, strict=True))
+    rule = replace(rule, most=most_labels(labels))
+    kept, few = Counts.of_texts(alone, labels), by_linear.sum(axis=1) <= rule.most
+    sizes = (kept.assigned + kept.true).astype(np.int64)
+    errors = sizes - 2 * kept.hits.astype(np.int64)
+    least_f1 = max(
+        takewhile(lambda f1: ratio_p_value(errors, sizes, 1 - f1, 2 * rule.most) <= _LEVEL_OF_F1, _LEAST_F1S),
+        default=0.0,
+    )
+
+    def is_kept(given: Counts, loss: float) -> bool:
+        if estimated:
+            return _f1(kept) - _f1(given) <= loss
+        return keeps_micro_f1(kept, given, loss, rule.most, least_f1, CONFIDENCE + _LEVEL_OF_F1)
+
+    if not is_kept(kept, loss):
+        possible = next((each / 1000 for each in range(1, 100) if is_kept(kept, each / 1000)), None)
+        raise _cannot_promise(loss, possible, len(labels))
+    for threshold in CASCADE_THRESHOLDS:
+        answers = (sure >= threshold) & few
+        given = Counts.of_texts(np.where(answers[:, None], by_linear, alone), labels)
+        if not is_kept(given, loss):
+            break
+        rule = replace(rule, threshold=threshold, share=float(answers.mean()))
+    return _require_answers(rule)
+
+
+def _linear_of(rows: HeldOutRows) -> NDArray[np.float32]:
+    assert rows.linear is not None
+    return rows.linear
+
+
+def _f1(counts: Counts) -> float:
+    return float(Counts(*(each.sum(keepdims=True) for each in counts)).micro_f1())
+
+
 def cascade_rule(rows: HeldOutRows, loss: float = LOSS, *, estimated: bool = False) -> CascadeRule:
     """The lowest threshold at which calibration rows promise that no more is lost; or estimate, if asked.
 
@@ -122,12 +252,7 @@ def cascade_rule(rows: HeldOutRows, loss: float = LOSS, *, estimated: bool = Fal
     count = len(labels)
     least = least_loss(count)
     if loss < least and not estimated:
-        fix = f"ask for --loss {least:g}, " if least < 0.1 else ""
-        raise UserError(
-            f"a cascade cannot promise to lose at most a share of {loss:g}",
-            found=f"{counted(count, 'calibration row')}, which can promise {least:g} at best",
-            fix=f"{fix}{_MORE_ROWS}, or take the threshold that these rows suggest with --estimated",
-        )
+        raise _cannot_promise(loss, least, count)
     rule = CascadeRule(
         1.0, fit_temperature(scores, labels), loss, None if estimated else CONFIDENCE, count, 0.0
     )
@@ -142,10 +267,27 @@ def cascade_rule(rows: HeldOutRows, loss: float = LOSS, *, estimated: bool = Fal
         if not (lost - gained <= loss * count if estimated else loses_no_more(lost, gained, count, loss)):
             break
         rule = replace(tried, share=float(sure.mean()))
+    return _require_answers(rule)
+
+
+def _cannot_promise(loss: float, least: float | None, rows: int) -> UserError:
+    """The error where so many rows can promise only ``least``; None: nothing that is worth a promise."""
+    fix = f"ask for --loss {least:g}, " if least is not None and least < 0.1 else ""
+    at_best = "nothing below 0.1" if least is None else f"{least:g} at best"
+    return UserError(
+        f"a cascade cannot promise to lose at most a share of {loss:g}",
+        found=f"{counted(rows, 'calibration row')}, which can promise {at_best}",
+        fix=f"{fix}{_MORE_ROWS}, or take the threshold that these rows suggest with --estimated",
+    )
+
+
+def _require_answers(rule: AnyRule) -> AnyRule:
+    """The rule. Raises UserError where the linear model would answer nothing by it."""
     if not rule.share:
+        rows = counted(rule.rows, "calibration row")
         raise UserError(
             "the linear model is nowhere sure enough to answer in a cascade",
-            found=f"{counted(count, 'calibration row')}, of which it may answer none at a loss of {loss:g}",
+            found=f"{rows}, of which it may answer none at a loss of {rule.loss:g}",
             fix=f"allow more with --loss, {_MORE_ROWS}, or predict without --engine cascade",
         )
     return rule
@@ -163,8 +305,6 @@ class CascadeClassifier(Classifier):
         self, whole: Classifier, loss: float = LOSS, *, estimated: bool = False, halves: bool = False
     ) -> None:
         """Put the linear model of ``whole`` before it. Raises UserError as `cascade_rule`, or without one."""
-        if whole.task == "multi":
-            raise several_labels(whole.path, "a cascade")
         rows = whole.held_out_rows()
         if whole.linear is None:
             raise UserError(
@@ -183,7 +323,12 @@ class CascadeClassifier(Classifier):
         choosing = rows
         if halves:
             choosing, self._rows = rows.halves()
-        self.rule = cascade_rule(choosing, loss, estimated=estimated)
+        decisions = whole.decisions
+        self.rule: CascadeRule = (
+            cascade_rule(choosing, loss, estimated=estimated)
+            if decisions is None
+            else label_cascade_rule(choosing, decisions, loss, estimated=estimated)
+        )
         engine = f"linear model from {self.rule.threshold} on, else {whole.engine}"
         labels = Labels.read(whole.path, fix="copy it again from an undamaged copy")
         super().__init__(whole.path, labels, whole.files, whole.tokenizer, engine)

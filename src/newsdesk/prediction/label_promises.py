@@ -214,15 +214,23 @@ def ratio_p_value(
     times the first in at most 1 case of 20 (Markov). Unlike Hoeffding's bound this gains from texts that are
     given few labels.
     """
-    excess, texts = np.unique(wrong - error_rate * given, return_counts=True)
-    stakes = _STAKES / ((1 - error_rate) * most)
-    with np.errstate(divide="ignore"):  # the largest stake is lost whole where all labels of a text are wrong
-        logs = np.log1p(np.maximum(-stakes[:, None] * excess, -1.0)) @ texts
-    highest = float(logs.max())
-    if highest == -np.inf:
-        return 1.0
-    wealth = highest + float(np.log(np.exp(logs - highest).mean()))
-    return float(min(1.0, np.exp(-wealth)))
+    return float(min(1.0, np.exp(-wealth_of([wrong - error_rate * given], (1 - error_rate) * most))))
+
+
+def wealth_of(excesses: Sequence[NDArray[np.floating]], largest: float) -> float:
+    """The logarithm of the mean wealth of stakes against the claim that an excess is above 0 on average.
+
+    Each of ``excesses`` is (texts,) of values up to ``largest``. Of several, which stand for what is not
+    known, every stake has the one that leaves it least.
+    """
+    stakes, least = _STAKES / largest, np.full(len(_STAKES), np.inf)
+    for excess in excesses:
+        values, texts = np.unique(excess, return_counts=True)
+        with np.errstate(divide="ignore"):  # the largest stake is lost whole where the excess is the largest
+            logs = np.log1p(np.maximum(-stakes[:, None] * values, -1.0)) @ texts
+        least = np.minimum(least, logs)
+    highest = float(least.max())
+    return highest + float(np.log(np.exp(least - highest).mean())) if highest > -np.inf else -np.inf
 
 
 def counts_at_thresholds(sure: NDArray[np.float64], labels: NDArray[np.bool_]) -> list[Counts]:

@@ -78,10 +78,11 @@ class HeldOutRows:
         classes = rarest_labels(self.labels) if self.is_multi else self.labels
         by_class = shuffled[np.argsort(classes[shuffled], kind="stable")]
 
-        first, second = (self._select(np.sort(by_class[start::2])) for start in (0, 1))
+        first, second = (self.select(np.sort(by_class[start::2])) for start in (0, 1))
         return first, second
 
-    def _select(self, rows: NDArray[np.int64]) -> HeldOutRows:
+    def select(self, rows: NDArray[np.int64]) -> HeldOutRows:
+        """Those at ``rows``, positions of shape (selected,)."""
         return replace(
             self,
             logits=self.logits[rows],

@@ -53,16 +53,11 @@ class Labels:
         return read_stored(folder / LABELS, cls, fix=fix)
 
 
-def several_labels(path: Path, what: str) -> UserError:
-    """The error for what there is for texts with one label only; ``what`` begins the sentence."""
-    return UserError(
-        f"{what} cannot be used yet where a text may have several labels",
-        found=f"{path}: a run whose texts may have several labels",
-        fix="train on rows with one label each (--task single) where you need it",
-    )
-
-
 def require_single(path: Path, labels: Labels, what: str) -> None:
     """Raise UserError where texts may have several labels; ``what`` begins the sentence."""
     if labels.task == "multi":
-        raise several_labels(path, what)
+        raise UserError(
+            f"{what} cannot be used yet where a text may have several labels",
+            found=f"{path}: a run whose texts may have several labels",
+            fix="train on rows with one label each (--task single) where you need it",
+        )
