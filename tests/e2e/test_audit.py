@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 
 import pytest
 
@@ -294,3 +295,27 @@ def test_decisions_on_one_text_are_put_together_and_may_not_contradict(
     done = applied([finding | {"decision": "drop"}] * 2, "c.jsonl")
     assert done.code == 0, done.err
     assert len(sets_of(tmp_path / "c.jsonl", ("label", "desks"))) == len(faulty) - 1
+
+
+def test_leaks_with_other_labels_are_conflicts_and_what_cannot_be_judged_is_not_dropped(
+    newsdesk, tiny_base, tmp_path
+):
+    rows = list(rows_with_several(120, seed=6))
+    shuffled = random.Random(1).sample([topics for _, topics in rows], k=len(rows))
+    texts = [text for text, _ in rows]
+    train = written(tmp_path / "train.jsonl", list(zip(texts, shuffled, strict=True)))
+    other = ["Sports"] if shuffled[4] == ["Business"] else ["Business"]
+    held_out = [(texts[4], other), (texts[5], shuffled[5]), ("alone", ["Sports", "Business"])]
+    test = written(tmp_path / "test.jsonl", held_out)
+    flags = ["audit", "--data", train, "--test", test, "--text", "words", "--label", "desks"]
+    flags += ["--base", tiny_base("bert"), "--out", tmp_path / "out"]
+    done = newsdesk(*flags)
+    assert done.code == 0, done.err
+    assert "too low to judge the labels" in done.out
+    leaks = rows_of(tmp_path / "out" / "leakage.csv")
+    assert [(leak["row"], leak["conflict"]) for leak in leaks] == [("4", "yes"), ("5", "no")]
+    assert leaks[0]["other_label"] == other[0]
+    refused = newsdesk(*flags, "--drop", "label-errors", "--apply", tmp_path / "clean.jsonl")
+    assert refused.code == 1
+    assert "cannot tell which labels are wrong" in refused.err
+    assert "micro F1" in refused.err

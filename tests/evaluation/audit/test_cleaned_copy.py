@@ -122,3 +122,36 @@ def test_what_cannot_be_copied_line_by_line_is_refused(tmp_path, name):
     table = Table(tmp_path / name, ("text", "label"), (("a", "b"), ("c", "d")), (1, 1), has_header=True)
     with pytest.raises(UserError, match="csv, tsv, jsonl or parquet"):
         require_free_target(table, tmp_path / f"new-{name}")
+
+
+def test_several_labels_are_written_as_the_file_writes_them(tmp_path):
+    """Ids of the Hub's ClassLabel, marks of any spelling, JSON in csv, cells with a separator."""
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from pyarrow import parquet
+
+    from newsdesk.evaluation.audit.audited_rows import load_audited
+
+    names = {"names": ["sport", "money"], "_type": "ClassLabel"}
+    types = {"label": {"feature": names, "_type": "Sequence"}}
+    ids = pyarrow.array([[0], [1, 0], []], pyarrow.list_(pyarrow.int64()))
+    table = pyarrow.table({"text": ["a", "b", "c"], "label": ids})
+    huggingface = {"huggingface": json.dumps({"info": {"features": types}})}
+    parquet.write_table(table.replace_schema_metadata(huggingface), tmp_path / "ids.parquet")
+    (tmp_path / "marks.csv").write_text("text;sport;money\na;yes;0.0\nb;yes;1.0\nc;no;\n")
+    (tmp_path / "json.csv").write_text('text,label\na,"[""sport""]"\nb,"[""money"", ""sport""]"\nc,[]\n')
+    (tmp_path / "joined.csv").write_text("text,label\na,sport\nb,money | sport\nc,\n")
+    forms = {
+        "ids.parquet": {},
+        "marks.csv": {"label_columns": ["sport", "money"]},
+        "json.csv": {},
+        "joined.csv": {"label_separator": "|"},
+    }
+    for name, form in forms.items():
+        rows = load_audited(str(tmp_path / name), split="train", **form)
+        cells = rows.cells({0: ("sport", "money"), 1: (), 2: ("money",)})
+        write_cleaned(rows.table, tmp_path / f"new-{name}", drop=(), relabel=cells)
+        again = load_audited(str(tmp_path / f"new-{name}"), split="train", **form)
+        assert [set(each.split(";")) for each in again.labels] == [{"sport", "money"}, {""}, {"money"}]
+    assert parquet.read_table(tmp_path / "new-ids.parquet")["label"].to_pylist() == [[0, 1], [], [1]]
+    assert (tmp_path / "new-marks.csv").read_text() == "text;sport;money\na;yes;1.0\nb;no;0.0\nc;no;1.0\n"
+    assert (tmp_path / "new-joined.csv").read_text() == "text,label\na,sport|money\nb,\nc,money\n"

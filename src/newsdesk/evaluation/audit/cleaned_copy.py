@@ -71,9 +71,10 @@ def decide(report: AuditReport, kinds: Collection[str], decisions: Changes | Non
             f"or name what to drop: {', '.join(f'--drop {kind}' for kind in KINDS)}",
         )
     if "label-errors" in kinds and not report.can_judge:
+        figure = "accuracy" if report.several is None else "micro F1"
         raise UserError(
             "this audit cannot tell which labels are wrong",
-            found=f"held-out accuracy {report.accuracy:.1%}; {report.least_accuracy:.1%} or more is needed",
+            found=f"held-out {figure} {report.accuracy:.1%}; {report.least_accuracy:.1%} or more is needed",
             fix="leave out --drop label-errors, or audit with another --base",
         )
     decided = decisions or Changes({}, {})

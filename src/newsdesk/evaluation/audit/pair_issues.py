@@ -227,10 +227,10 @@ def judge_sets(
     seed: int,
 ) -> Verdict:
     """Wrong and missing labels where a row may have several. Raises UserError where none can be judged."""
+    if not any(len(np.unique(clusters[given])) >= 2 for given in sets.T):
+        raise too_few(f"no label of {rows.table.path.name} has two different texts")
     log_odds = out_of_fold_log_odds(rows.examples.texts, embeddings, sets, clusters, folds=folds, seed=seed)
     found = judge_pairs(log_odds, sets, clusters)
-    if not found.judged.any():
-        raise too_few(f"no label of {rows.table.path.name} has two different texts that tell it from others")
     pairs = _pairs(rows, sets, found)
     return Verdict(
         accuracy=found.micro_f1,
