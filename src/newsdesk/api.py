@@ -418,17 +418,18 @@ def report(
     Raises:
         UserError: when run and rows do not belong together, or a package is missing.
     """
-    from newsdesk.evaluation.evaluate import read_metrics
-    from newsdesk.reports.content import Missing, evaluated_texts
+    from newsdesk.evaluation.label_sets import read_evaluations
+    from newsdesk.reports.content import evaluated_texts
     from newsdesk.reports.page import report_path, write_report
+    from newsdesk.reports.parts import Missing
 
     run = open_run(Path(run_path))
     if out is None:
         require_own(run.path, "a report", otherwise="name a file with --out")
-    if data is not None and split not in read_metrics(run.metrics):
+    if data is not None and split not in read_evaluations(run.metrics):
         require_own(run.path, f"the evaluation {split!r} that this report needs")
         evaluate(run_path, data, split=split, progress=progress, **reading)
-    evaluated = read_metrics(run.metrics).get(split)
+    evaluated = read_evaluations(run.metrics).get(split)
     if evaluated is not None and evaluated.labels is not None and reading.get("unknown_labels") is None:
         reading["unknown_labels"] = evaluated.labels.policy
     return write_report(

@@ -206,6 +206,14 @@ class Counts(NamedTuple):
         hits, assigned, true = (each.sum(axis=-1) for each in self)
         return _ratio(2 * hits, assigned + true)
 
+    def micro_precision(self) -> NDArray[np.float64]:
+        """The share of all assigned labels that are true, (...); 0 where none is assigned."""
+        return _ratio(self.hits.sum(axis=-1), self.assigned.sum(axis=-1))
+
+    def micro_recall(self) -> NDArray[np.float64]:
+        """The share of all true labels that are assigned, (...); 0 where none is true."""
+        return _ratio(self.hits.sum(axis=-1), self.true.sum(axis=-1))
+
     def macro_f1(self) -> NDArray[np.float64]:
         """Mean F1 over the labels that are true or assigned anywhere, (...); 0 where none is."""
         return _ratio(self.f1().sum(axis=-1), self.occurs.sum(axis=-1))
@@ -261,8 +269,8 @@ def evaluate_label_sets(
         per_label=per_label,
         subset_accuracy=same / len(labels),
         subset_accuracy_interval=wilson_interval(same, len(labels)),
-        label_ranking_average_precision=label_ranking_average_precision(given, labels),
-        coverage_error=coverage_error(given, labels),
+        label_ranking_average_precision=float(ranking_precisions(given, labels).mean()),
+        coverage_error=float(labels_to_cover(given, labels).mean()),
         negative_log_likelihood=binary_log_loss(given, labels),
         expected_calibration_error=label_calibration_error(given, labels),
         assigned_calibration_error=expected_calibration_error(given[assigned], labels[assigned])
@@ -352,11 +360,11 @@ def label_calibration_error(probabilities: NDArray[np.floating], labels: NDArray
     return expected_calibration_error(np.ravel(probabilities), np.ravel(labels))
 
 
-def label_ranking_average_precision(probabilities: NDArray[np.floating], labels: NDArray[np.bool_]) -> float:
-    """Mean over texts of the mean precision at the rank of each true label (Tsoumakas et al., 2010), 0 to 1.
+def ranking_precisions(probabilities: NDArray[np.floating], labels: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Of each text the mean precision at the rank of each true label (Tsoumakas et al., 2010), (texts,).
 
-    Both arrays are (texts, labels). Labels of equal probability share the last of their ranks. Texts without
-    true labels, or with all, count as 1.
+    Their mean is the label-ranking average precision. Both arrays are (texts, labels). Labels of equal
+    probability share the last of their ranks. Texts without true labels, or with all, have 1.
     """
     sums = np.zeros(len(labels))
     for label in range(labels.shape[1]):
@@ -364,16 +372,16 @@ def label_ranking_average_precision(probabilities: NDArray[np.floating], labels:
         before = probabilities[rows] >= probabilities[rows, label, None]
         sums[rows] += (before & labels[rows]).sum(axis=1) / before.sum(axis=1)
     having = labels.sum(axis=1)
-    return float(np.where(having > 0, sums / np.maximum(1, having), 1.0).mean())
+    return np.asarray(np.where(having > 0, sums / np.maximum(1, having), 1.0), dtype=np.float64)
 
 
-def coverage_error(probabilities: NDArray[np.floating], labels: NDArray[np.bool_]) -> float:
-    """How far down the ranking all true labels of a text are found, in labels, mean over texts.
+def labels_to_cover(probabilities: NDArray[np.floating], labels: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """How far down the ranking all true labels of each text are found, in labels, (texts,).
 
-    Both arrays are (texts, labels). Texts without true labels count as 0.
+    Their mean is the coverage error. Both arrays are (texts, labels). Texts without true labels have 0.
     """
     least = np.where(labels, probabilities, np.inf).min(axis=1, keepdims=True)
-    return float((probabilities >= least).sum(axis=1).mean())
+    return np.asarray((probabilities >= least).sum(axis=1), dtype=np.float64)
 
 
 def _check(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from topics import FILLER_WORDS, TOPIC_WORDS, rows_with_several, written
 pytest.importorskip("torch")
 
 NAMES = tuple(TOPIC_WORDS)
+NAMES_IN_ORDER = tuple(sorted(NAMES))
 ROWS = 240
 TEXTS = [
     "bank profit market shares goal coach league striker the of a in on and",
@@ -137,8 +140,6 @@ def test_what_predict_wrote_is_what_train_reads(sets, newsdesk, tmp_path, desk):
 
 
 def test_evaluation_is_kept_shown_and_in_the_card(sets, newsdesk, tmp_path):
-    from shutil import copytree
-
     from newsdesk.evaluation.label_sets import read_label_set_metrics
 
     run, test = sets
@@ -152,6 +153,78 @@ def test_evaluation_is_kept_shown_and_in_the_card(sets, newsdesk, tmp_path):
     same = sum(set(row["true_labels"].split(";")) == set(row["predicted_labels"].split(";")) for row in rows)
     assert found.subset_accuracy == same / len(rows)
     assert f"{found.micro_f1:.4f}" in (copy / "README.md").read_text()
+
+
+def cells_of(page, heading):
+    """The rows of the first table after a heading, as lists of words."""
+    table = page[page.index(f">{heading}</h3>") :].partition("</table>")[0]
+    rows = table.partition("<tbody>")[2].split("<tr>")[1:]
+    return [[re.sub(r"<[^>]+>", " ", cell).split() for cell in re.split(r"</t[hd]>", row)] for row in rows]
+
+
+def test_the_report_shows_labels_thresholds_promises_and_errors_as_evaluated(sets, newsdesk, tmp_path):
+    pytest.importorskip("matplotlib")
+    from newsdesk.evaluation.label_sets import read_label_set_metrics
+    from newsdesk.runs.calibration import read_calibration
+
+    run = copytree(sets[0], tmp_path / "run")
+    rows = [*rows_with_several(80, seed=4), ("goal coach league striker goal", ["Science"])]
+    test = written(tmp_path / "mislabelled.jsonl", rows)
+    done = newsdesk("report", run, "--data", test, "--plots", tmp_path / "plots")
+    assert done.code == 0, done.err
+    page = (run / "report-test.html").read_text()
+    assert newsdesk("report", run).code == 0  # as evaluate left it
+    again = (run / "report-test.html").read_text()
+    assert again.partition("<svg")[0] == page.partition("<svg")[0]
+    assert again.rpartition("</svg>")[2] == page.rpartition("</svg>")[2]
+    found = read_label_set_metrics(run / "metrics.json")["test"].metrics
+    assert f"{100 * found.micro_f1:.2f}\xa0%" in page
+    thresholds = dict(zip(NAMES_IN_ORDER, read_calibration(run).decisions.thresholds, strict=True))
+    for (name,), precision, recall, f1, support, threshold, _ in cells_of(page, "By label"):
+        (of,) = (one for one in found.per_label if one.label == name)
+        shown = [float(cell[0]) for cell in (precision, recall, f1, threshold)]
+        wanted = [100 * share for share in (of.precision, of.recall, of.f1, thresholds[name])]
+        assert shown == pytest.approx(wanted, abs=0.051)
+        assert int(support[0]) == of.support
+    promised = {row[0][0]: row[1:-1] for row in cells_of(page, "What can be promised")}
+    sure = package.load(run).predict([text for text, _ in rows], abstain=0.2)
+    wrong = sum(
+        label not in topics for answer, (_, topics) in zip(sure, rows, strict=True) for label in answer.labels
+    )
+    assert promised["20"][2][2:] == [str(wrong), "of", str(sum(len(one.labels) for one in sure))]
+    quotes = page[page.index("Assigned, and not true") :].partition("</ol>")[0].split("</li>")
+    (quote,) = (each for each in quotes if ">row 80<" in each)
+    assert "assigned wrongly: <strong><bdi>Sports</bdi>" in quote
+    assert ">goal</mark>" in quote
+    assert "<script" not in page
+    assert {path.stem for path in (tmp_path / "plots").iterdir()} == {
+        *("f1-by-label", "reliability", "risk-coverage", "length-accuracy"),
+        *("loss", "validation-f1", "learning-rate"),
+    }
+
+
+def test_a_report_names_no_threshold_that_did_not_assign_its_labels(sets, newsdesk, tmp_path):
+    """A run may be calibrated again after it was evaluated; and its texts may be left out."""
+    pytest.importorskip("matplotlib")
+    run = copytree(sets[0], tmp_path / "run")
+    assert newsdesk("evaluate", run, "--data", sets[1], "--with-text").code == 0
+    stored = json.loads((run / "calibration.json").read_text())
+    stored["decisions"]["thresholds"] = [0.999] * len(NAMES)
+    (run / "calibration.json").write_text(json.dumps(stored))
+    done = newsdesk("report", run, "--without-texts")
+    assert done.code == 0, done.err
+    assert "not the one that these probabilities were made with" in " ".join(done.err.split())
+    page = (run / "report-test.html").read_text()
+    assert {row[5][0] for row in cells_of(page, "By label")} == {"–"}
+    assert "<blockquote" not in page
+
+
+def test_a_report_before_any_evaluation_says_what_to_run(sets, newsdesk, tmp_path):
+    pytest.importorskip("matplotlib")
+    run = copytree(sets[0], tmp_path / "run")
+    done = newsdesk("report", run)
+    assert done.code == 0
+    assert f"newsdesk report {run} --split test --data" in " ".join(done.err.split())
 
 
 def test_an_export_answers_as_the_run(sets, newsdesk, tmp_path):
@@ -196,7 +269,6 @@ def test_words_of_a_label_are_explained_beside_others(sets):
     [
         ("predict", "RUN", "--sets", "0.9", "goal"),
         ("predict", "RUN", "--input", "TEST", "--output", "OUT", "--top-k", "2"),
-        ("report", "RUN"),
     ],
 )
 def test_what_does_not_know_label_sets_yet_says_so_in_a_sentence(sets, command, newsdesk, tmp_path):
@@ -311,8 +383,6 @@ def test_a_promise_leaves_labels_unsure_and_says_what_it_promises(sets, newsdesk
 
 
 def test_the_baseline_is_one_svm_a_label_on_the_same_rows(sets, newsdesk, tmp_path):
-    from shutil import copytree
-
     run, test = sets
     copy = copytree(run, tmp_path / "run")
     shown = newsdesk("evaluate", copy, "--data", test, "--baseline")
@@ -371,8 +441,6 @@ def test_two_runs_are_compared_by_their_sets(sets, newsdesk, tmp_path):
 
 
 def test_the_texts_that_get_other_labels_are_shown_and_written(sets, newsdesk, tmp_path):
-    from shutil import copytree
-
     run, test = sets
     first, other = (copytree(run, tmp_path / name) for name in ("first", "other"))
     stored = json.loads((other / "calibration.json").read_text())
@@ -420,8 +488,6 @@ def test_runs_of_one_label_and_of_several_are_not_compared(sets, newsdesk, tmp_p
 
 
 def test_a_run_is_calibrated_again_on_other_rows_and_compared_from_python(sets, newsdesk, tmp_path):
-    from shutil import copytree
-
     from newsdesk.reports.trackers import Ending
     from newsdesk.runs.folder import RunFolder
 

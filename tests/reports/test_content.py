@@ -17,15 +17,13 @@ from newsdesk.evaluation.evaluate import evaluate_examples, read_metrics, write_
 from newsdesk.evaluation.predicted_rows import write_evaluated_rows
 from newsdesk.metrics import evaluate_probabilities, expected_calibration_error
 from newsdesk.reports.content import (
-    QUOTED,
     EvaluationContent,
-    Lengths,
-    Missing,
     ReportContent,
     evaluated_texts,
     gather,
     without_temperature,
 )
+from newsdesk.reports.parts import QUOTED, Lengths, Missing
 from report_runs import EvaluatedRun, build_run, softmax
 
 

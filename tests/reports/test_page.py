@@ -16,8 +16,9 @@ import pytest
 from newsdesk.errors import UserError
 from newsdesk.metrics import evaluate_probabilities
 from newsdesk.prediction.explanation import WordWeight
-from newsdesk.reports.content import Missing, QuotedRow, gather
+from newsdesk.reports.content import QuotedRow, gather
 from newsdesk.reports.page import EXCERPT, pieces, render_page, ruler
+from newsdesk.reports.parts import Missing
 from newsdesk.reports.plots import draw_charts
 from report_runs import build_run
 
@@ -179,11 +180,12 @@ def test_a_text_is_cut_and_its_weighty_words_stand_apart():
 
 def test_the_ruler_holds_the_interval_and_begins_below_it(tmp_path):
     content = content_of(tmp_path / "run")
-    scale = ruler(content.evaluation.measured)
+    metrics = content.evaluation.measured.metrics
+    scale = ruler(metrics.accuracy, metrics.accuracy_interval, None)
     assert scale.start % 5 == 0
-    assert 0 < scale.low < scale.accuracy < scale.high <= 100
-    share = scale.start / 100 + scale.accuracy / 100 * (1 - scale.start / 100)
-    assert share == pytest.approx(content.evaluation.measured.metrics.accuracy)
+    assert 0 < scale.low < scale.share < scale.high <= 100
+    share = scale.start / 100 + scale.share / 100 * (1 - scale.start / 100)
+    assert share == pytest.approx(metrics.accuracy)
 
 
 def test_the_same_run_gives_the_same_page(tmp_path):
@@ -239,7 +241,7 @@ def test_words_that_decided_are_isolated_from_their_numbers(tmp_path, monkeypatc
             end = text.index(" ")
             self.words = (WordWeight(text[:end], 0, end, 1.5),)
 
-    monkeypatch.setattr("newsdesk.reports.content.explain", Explained)
+    monkeypatch.setattr("newsdesk.reports.parts.explain", Explained)
     made = build_run(tmp_path / "run", names=(ARABIC, HEBREW), texts=[TEXTS["ar"]] * 400)
     content = gather(made.run, "test", texts=made.rows.texts, classifier=lambda: None, quote=True)
     page = render_page(content, draw_charts(content))

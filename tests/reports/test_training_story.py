@@ -7,7 +7,7 @@ import json
 import pytest
 
 from newsdesk.errors import UserError
-from newsdesk.reports.content import POINTS, Missing, TrainingContent, training_story
+from newsdesk.reports.parts import POINTS, Missing, TrainingContent, training_story
 from report_runs import write_log
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Unpack
 
 import numpy as np
@@ -14,69 +13,32 @@ from numpy.typing import NDArray
 from newsdesk.errors import UserError, counted
 from newsdesk.evaluation.audit.label_issues import least_accuracy, rank_label_errors
 from newsdesk.evaluation.evaluate import Evaluation
-from newsdesk.evaluation.predicted_rows import predictions_path, read_predicted_rows
+from newsdesk.evaluation.label_sets import LabelSetEvaluation
 from newsdesk.evaluation.rows import Reading, evaluation_rows
 from newsdesk.evaluation.significance import macro_f1_interval, mean_interval
-from newsdesk.files import damaged
 from newsdesk.metrics import (
     SMALLEST_PROBABILITY,
     ReliabilityBin,
     reliability,
-    wilson_interval,
 )
-from newsdesk.model.tokenizer import TextTokenizer
 from newsdesk.prediction.abstention import RiskCoverage, risk_coverage
 from newsdesk.prediction.classifier import Classifier
-from newsdesk.prediction.explanation import WordWeight, explain
+from newsdesk.prediction.explanation import WordWeight
 from newsdesk.progress import Progress
 from newsdesk.reports.facts import RunFacts, Source
+from newsdesk.reports.label_sets import LabelSetContent, label_set_content
+from newsdesk.reports.parts import (
+    QUOTED,
+    Lengths,
+    Missing,
+    Texts,
+    TrainingContent,
+    explained,
+    lengths_of,
+    stored_rows,
+    training_story,
+)
 from newsdesk.runs.folder import RunFolder
-from newsdesk.runs.log import Started, Step, Validation, read_log
-
-QUOTED = 10
-"""How many errors, and how many likely label errors, are quoted."""
-POINTS = 160
-"""Points of a curve, at most: more could not be told apart on a page."""
-_LENGTH_BINS = 6
-
-
-@dataclass(frozen=True)
-class Missing:
-    """A part that a report has nothing for.
-
-    Attributes:
-        reason: why.
-        command: what fills it; None where nothing can.
-        asked: whether it was left out on request.
-    """
-
-    reason: str
-    command: str | None = None
-    asked: bool = False
-
-
-Texts = Sequence[str] | Missing
-"""The texts of the evaluated rows, in order, or why there are none."""
-
-
-@dataclass(frozen=True)
-class LengthBin:
-    """Rows whose texts have from ``shortest`` to ``longest`` tokens, and what share of them is right."""
-
-    shortest: int
-    longest: int
-    rows: int
-    accuracy: float
-    interval: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Accuracy by length; ``cut`` is the share of texts of more than the ``reach`` tokens that are read."""
-
-    bins: tuple[LengthBin, ...]
-    cut: float
-    reach: int
 
 
 @dataclass(frozen=True)
@@ -152,41 +114,6 @@ class EvaluationContent:
 
 
 @dataclass(frozen=True)
-class TrainingContent:
-    """A training as its log tells it.
-
-    Attributes:
-        started: what it began with.
-        seconds: from the start to the last event, validation included.
-        steps: all optimiser steps.
-        validations: all validations.
-    """
-
-    started: Started
-    seconds: float
-    steps: tuple[Step, ...]
-    validations: tuple[Validation, ...]
-
-    @property
-    def steps_per_point(self) -> int:
-        """How many steps one point of a curve stands for."""
-        return -(-len(self.steps) // POINTS)
-
-    @property
-    def points(self) -> tuple[Step, ...]:
-        """The curves: neighbouring steps as one, the last of them with their mean loss."""
-        size = self.steps_per_point
-        groups = (self.steps[first : first + size] for first in range(0, len(self.steps), size))
-        return tuple(
-            replace(group[-1], loss=float(np.mean([step.loss for step in group]))) for group in groups
-        )
-
-    def total(self, of: str) -> int:
-        """The sum over all steps of ``rows``, ``tokens`` or ``padded_tokens``."""
-        return sum(getattr(step, of) for step in self.steps)
-
-
-@dataclass(frozen=True)
 class ReportContent:
     """All that a report of one run on one split says.
 
@@ -201,7 +128,7 @@ class ReportContent:
 
     split: str
     facts: RunFacts
-    evaluation: EvaluationContent | Missing
+    evaluation: EvaluationContent | LabelSetContent | Missing
     training: TrainingContent | Missing
     origin: Missing | None
     commands: tuple[str, ...]
@@ -210,8 +137,7 @@ class ReportContent:
     def missing(self) -> tuple[Missing, ...]:
         """The parts without content, except those left out on request."""
         parts: list[object] = [self.evaluation, self.training, self.origin]
-        if isinstance(self.evaluation, EvaluationContent):
-            of = self.evaluation
+        if not isinstance(of := self.evaluation, Missing):
             parts += [of.uncalibrated, of.lengths, of.texts, of.words]
         return tuple(part for part in parts if isinstance(part, Missing) and not part.asked)
 
@@ -232,13 +158,19 @@ def gather(
         UserError: when files of the run are damaged, or it was evaluated, but only on other splits.
     """
     facts = RunFacts.of(run)
-    evaluation: EvaluationContent | Missing
-    if (measured := facts.splits.get(split)) is not None:
+    evaluation: EvaluationContent | LabelSetContent | Missing
+    known: dict[str, Evaluation | LabelSetEvaluation] = {**facts.splits, **facts.sets}
+    measured = known.get(split)
+    if isinstance(measured, Evaluation):
         evaluation = _evaluation(run, measured, texts, classifier, quote=quote)
-    elif facts.splits:
+    elif measured is not None:
+        evaluation = label_set_content(
+            run, measured, facts.calibration, texts=texts, classifier=classifier, quote=quote
+        )
+    elif known:
         raise UserError(
             f"{run.path} was not evaluated on a split called {split!r}",
-            found=f"evaluations of: {', '.join(facts.splits)}",
+            found=f"evaluations of: {', '.join(known)}",
             fix="name one of these with --split, or give the rows with --data",
         )
     else:
@@ -256,7 +188,7 @@ def gather(
 
 
 def _commands(
-    run: RunFolder, split: str, measured: Evaluation | None, *, trained_here: bool
+    run: RunFolder, split: str, measured: Evaluation | LabelSetEvaluation | None, *, trained_here: bool
 ) -> tuple[str, ...]:
     """What to type to train, evaluate and report again."""
     again = run.path.name + "-again" if trained_here else str(run.path)
@@ -272,7 +204,7 @@ def _commands(
 
 def evaluated_texts(
     run: RunFolder,
-    measured: Evaluation,
+    measured: Evaluation | LabelSetEvaluation,
     data: str | None,
     *,
     progress: Progress | None = None,
@@ -326,11 +258,7 @@ def _evaluation(
     run: RunFolder, measured: Evaluation, texts: Texts, classifier: Callable[[], Classifier], *, quote: bool
 ) -> EvaluationContent:
     names = measured.metrics.label_names
-    stored, ids = read_predicted_rows(run.path, measured.split), {name: at for at, name in enumerate(names)}
-    if stored.label_names != names or not ids.keys() >= {*stored.true_labels, *stored.predicted_labels}:
-        found = f"columns for {', '.join(stored.label_names)}; metrics.json has {', '.join(names)}"
-        fix = "evaluate the run again: newsdesk evaluate RUN --data NAME|PATH"
-        raise damaged(predictions_path(run.path, measured.split), found, fix=fix)
+    stored, ids = stored_rows(run, measured), {name: at for at, name in enumerate(names)}
     labels, predicted = (
         np.array([ids[name] for name in column]) for column in (stored.true_labels, stored.predicted_labels)
     )
@@ -353,7 +281,7 @@ def _evaluation(
         calibrated=reliability(rows.confidence, rows.correct),
         uncalibrated=_uncalibrated(rows, measured, run),
         risk_coverage=risk_coverage(rows.confidence, rows.correct),
-        lengths=texts if isinstance(texts, Missing) else lengths_of(rows, texts, run),
+        lengths=texts if isinstance(texts, Missing) else lengths_of(rows.correct, texts, run),
         errors=errors,
         suspects=suspects,
         texts=shown if isinstance(shown, Missing) else None,
@@ -379,31 +307,6 @@ def without_temperature(probabilities: NDArray[np.float64], temperature: float) 
     """
     powers = np.clip(probabilities, SMALLEST_PROBABILITY, 1.0) ** temperature
     return np.asarray(powers / powers.sum(axis=1, keepdims=True), dtype=np.float64)
-
-
-def lengths_of(rows: EvaluatedRows, texts: Sequence[str], run: RunFolder) -> Lengths:
-    """Accuracy in up to six bins of about as many rows each, from the shortest texts to the longest.
-
-    Lengths are in tokens as the model counts them, special ones included, before texts are cut.
-    """
-    labels = run.labels
-    tokenizer = TextTokenizer.from_folder(run.tokenizer, labels.max_length, long_texts=labels.long_texts)
-    lengths = tokenizer.encode_whole(texts).lengths
-    ordered = np.sort(lengths)
-    firsts = ordered[np.arange(1, _LENGTH_BINS) * len(ordered) // _LENGTH_BINS]
-    bin_of_row = np.searchsorted(np.unique(firsts), lengths, side="right")
-    bins = tuple(
-        _length_bin(lengths[bin_of_row == number], rows.correct[bin_of_row == number])
-        for number in np.unique(bin_of_row)
-    )
-    reach = tokenizer.windows.reach or labels.max_length
-    return Lengths(bins, cut=float((lengths > reach).mean()), reach=reach)
-
-
-def _length_bin(lengths: NDArray[np.int64], correct: NDArray[np.bool_]) -> LengthBin:
-    right, total = int(correct.sum()), len(correct)
-    interval = wilson_interval(right, total)
-    return LengthBin(int(lengths.min()), int(lengths.max()), total, right / total, interval)
 
 
 def _rows_to_look_at(
@@ -448,34 +351,7 @@ def _with_words(
     errors: tuple[QuotedRow, ...], classifier: Callable[[], Classifier]
 ) -> tuple[tuple[QuotedRow, ...], Missing | None]:
     """The errors with the words that spoke for the wrong class; else why there are none."""
-    if all(error.text is None for error in errors):
-        return errors, None
-    try:
-        opened = classifier()
-    except UserError as error:
-        why = "; ".join(filter(None, (error.wrong, error.fix)))
-        return errors, Missing(f"the words that decided are not shown: {why}")
-    explained = (explain(opened, error.text or "", target=error.predicted_label) for error in errors)
-    return tuple(
-        replace(error, words=found.words) for error, found in zip(errors, explained, strict=True)
-    ), None
-
-
-def training_story(log: Path) -> TrainingContent | Missing:
-    """The training from log.jsonl; Missing where there is none or it has no step.
-
-    Raises UserError for a damaged log.
-    """
-    if not log.is_file():
-        return Missing("this run was not trained by newsdesk: it has no log")
-    logged = list(read_log(log))
-    events = [entry.event for entry in logged]
-    steps = tuple(event for event in events if isinstance(event, Step))
-    if not steps:
-        return Missing("the log of this run contains no step")
-    started = next((event for event in events if isinstance(event, Started)), None)
-    if started is None:
-        fix = "copy the run again from a complete copy, or train it again"
-        raise damaged(log, "no event that says what it was started on", fix=fix)
-    validations = tuple(event for event in events if isinstance(event, Validation))
-    return TrainingContent(started, logged[-1].seconds, steps, validations)
+    found = explained([(error.text, error.predicted_label) for error in errors], classifier)
+    if not isinstance(found, list):
+        return errors, found
+    return tuple(replace(error, words=words) for error, words in zip(errors, found, strict=True)), None

@@ -171,7 +171,11 @@ class RunFacts:
             kept = "validation, split off training" if data.validation.is_split_off else "validation"
             for part, rows in (("training", data.train), (kept, data.validation)):
                 parts.append(Rows(part, Source.of(rows.origin), rows.rows, rows.sha256))
-        for split, entry in self.splits.items():
+        measured: list[tuple[str, Evaluation | LabelSetEvaluation]] = [
+            *self.splits.items(),
+            *self.sets.items(),
+        ]
+        for split, entry in measured:
             source = Source.of(entry.source)
             parts.append(Rows(f"evaluation: {split}", source, entry.metrics.rows, entry.fingerprint))
         return parts

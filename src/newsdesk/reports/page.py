@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from newsdesk import __version__
 from newsdesk.data.words import isolated, language_tag
 from newsdesk.errors import UserError, counted
-from newsdesk.evaluation.evaluate import Evaluation
 from newsdesk.evaluation.significance import APPROXIMATE_BELOW
 from newsdesk.files import write_bytes, write_text
 from newsdesk.metrics import ClassMetrics, Metrics, wilson_interval
 from newsdesk.prediction.classifier import Classifier
-from newsdesk.reports.content import EvaluationContent, Missing, QuotedRow, ReportContent, Texts, gather
+from newsdesk.reports.content import QuotedRow, ReportContent, gather
 from newsdesk.reports.facts import Source, confusions, dataset_licence, duration
+from newsdesk.reports.label_set_charts import draw_label_sets
+from newsdesk.reports.label_sets import LabelSetContent, QuotedSet
+from newsdesk.reports.parts import Missing, Texts
 from newsdesk.reports.plots import (
     LARGEST_LABELLED_MATRIX,
     Chart,
@@ -33,7 +35,6 @@ from newsdesk.reports.plots import (
     tint,
 )
 from newsdesk.runs.folder import RunFolder, is_report
-from newsdesk.runs.labels import require_single
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -86,9 +87,9 @@ def write_report(
     The run is sealed again where the report is inside it. Raises UserError when files of the run are damaged,
     matplotlib is missing, or a file is in the way that no report wrote.
     """
-    require_single(run.path, run.labels, "a report")
     content = gather(run, split, texts=texts, classifier=classifier, quote=quote)
-    charts = draw_charts(content)
+    of = content.evaluation
+    charts = draw_label_sets(content, of) if isinstance(of, LabelSetContent) else draw_charts(content)
     drawn: dict[Path, bytes] = {}
     if plots is not None:
         drawn |= {plots / f"{chart.name}.svg": as_svg(chart.figure) for chart in charts}
@@ -113,9 +114,9 @@ def render_page(content: ReportContent, charts: Sequence[Chart]) -> str:
     Everything from the data is escaped, and the page's own policy forbids scripts and every request, to the
     network or to other files.
     """
-    evaluation = content.evaluation if isinstance(content.evaluation, EvaluationContent) else None
+    evaluation = None if isinstance(content.evaluation, Missing) else content.evaluation
     return rendered(
-        "report.html",
+        "label_sets.html" if content.facts.labels.task == "multi" else "report.html",
         content=content,
         facts=content.facts,
         evaluation=evaluation,
@@ -181,27 +182,26 @@ def _environment() -> Environment:
     return environment
 
 
+Interval = tuple[float, float]
+
+
 class Ruler(NamedTuple):
-    """Part of the scale of accuracy: its ends in percent, and positions along it, 0 to 100."""
+    """Part of the scale of a share, such as accuracy: its ends in percent, and places along it, 0 to 100."""
 
     start: int
     end: int
     low: float
     high: float
-    accuracy: float
+    share: float
     baseline: float | None
 
 
-def ruler(measured: Evaluation) -> Ruler:
-    """Where accuracy, its interval and the baseline are; the scale starts at the five percent below them."""
-    metrics, baseline = measured.metrics, measured.baseline
-    shares = [*metrics.accuracy_interval, metrics.accuracy, *([baseline.accuracy] if baseline else [])]
+def ruler(share: float, interval: Interval, baseline: float | None) -> Ruler:
+    """Where a share, its interval and the baseline are; the scale starts at the five percent below them."""
+    shares = [*interval, share, *([] if baseline is None else [baseline])]
     start = max(0, floor(100 * min(shares) / 5 - 0.5) * 5)
-    low, high, accuracy, *others = (100 * (100 * share - start) / (100 - start) for share in shares)
-    return Ruler(start, 100, low, high, accuracy, others[0] if others else None)
-
-
-Interval = tuple[float, float]
+    low, high, middle, *others = (100 * (100 * each - start) / (100 - start) for each in shares)
+    return Ruler(start, 100, low, high, middle, others[0] if others else None)
 
 
 def class_rows(metrics: Metrics) -> Iterator[tuple[ClassMetrics, Interval | None, Interval | None]]:
@@ -238,7 +238,7 @@ class Piece(NamedTuple):
     strength: int
 
 
-def pieces(row: QuotedRow) -> Iterator[Piece]:
+def pieces(row: QuotedRow | QuotedSet) -> Iterator[Piece]:
     """A row's text, cut to 600 characters; words that weigh at least 15 % of the weightiest are marked."""
     text = row.text or ""
     heaviest = max((abs(word.weight) for word in row.words or ()), default=0.0)

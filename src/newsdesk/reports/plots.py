@@ -17,9 +17,11 @@ import numpy as np
 
 from newsdesk.errors import missing_package
 from newsdesk.evaluation.evaluate import Evaluation
-from newsdesk.metrics import Metrics
+from newsdesk.metrics import Metrics, ReliabilityBin
 from newsdesk.prediction.abstention import RiskCoverage
-from newsdesk.reports.content import EvaluationContent, Lengths, Missing, ReportContent, TrainingContent
+from newsdesk.reports.content import EvaluationContent, ReportContent
+from newsdesk.reports.parts import Lengths, Missing, TrainingContent
+from newsdesk.runs.log import Validation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -178,7 +180,7 @@ def draw_charts(content: ReportContent) -> tuple[Chart, ...]:
 def draw_training(training: TrainingContent) -> tuple[Chart, ...]:
     """The charts of a training alone. Raises UserError where matplotlib is missing."""
     with drawing_style():
-        return tuple(_of_training(training))
+        return tuple(training_charts(training))
 
 
 def draw_evaluation(measured: Evaluation) -> tuple[Chart, ...]:
@@ -186,7 +188,7 @@ def draw_evaluation(measured: Evaluation) -> tuple[Chart, ...]:
     with drawing_style():
         matrix = _confusion_matrix(measured.metrics)
         curve = measured.risk_coverage
-        return (matrix,) if curve is None else (matrix, _risk_coverage(curve))
+        return (matrix,) if curve is None else (matrix, risk_coverage_chart(curve))
 
 
 def _charts(content: ReportContent) -> Iterator[Chart]:
@@ -194,15 +196,21 @@ def _charts(content: ReportContent) -> Iterator[Chart]:
     if isinstance(evaluation, EvaluationContent):
         metrics = evaluation.measured.metrics
         yield _confusion_matrix(metrics)
-        yield _reliability(evaluation)
-        yield _risk_coverage(evaluation.risk_coverage)
+        yield reliability_chart(
+            evaluation.calibrated,
+            evaluation.uncalibrated,
+            "Rows in bins of equal size by confidence. On the dashed line, confidence is as high as "
+            "accuracy; below it, the model is too sure. Bars are 95 % intervals.",
+        )
+        yield risk_coverage_chart(evaluation.risk_coverage)
         if isinstance(evaluation.lengths, Lengths):
-            yield _length_accuracy(evaluation.lengths, metrics.accuracy)
+            yield length_chart(evaluation.lengths, metrics.accuracy)
     if isinstance(training, TrainingContent):
-        yield from _of_training(training)
+        yield from training_charts(training)
 
 
-def _of_training(training: TrainingContent) -> Iterator[Chart]:
+def training_charts(training: TrainingContent) -> Iterator[Chart]:
+    """Loss, validations and learning rate; while the drawing style is in force."""
     yield _loss(training)
     if training.validations:
         yield _validation_accuracy(training)
@@ -227,7 +235,7 @@ def _confusion_matrix(metrics: Metrics) -> Chart:
     axes.set(xlim=(0, classes), ylim=(classes, 0), xlabel="predicted class", ylabel="true class")
     axes.set_aspect("equal")
     axes.grid(False)
-    names = [_short(name) for name in metrics.label_names] if labelled else []
+    names = [short_name(name) for name in metrics.label_names] if labelled else []
     middles = [number + 0.5 for number in range(len(names))]
     slanted = len(names) > 5
     axes.set_xticks(middles, names, rotation=40 if slanted else 0, ha="right" if slanted else "center")
@@ -251,19 +259,28 @@ def tint(share: float) -> float:
     return 0.08 + 0.47 * sqrt(share)
 
 
-def _reliability(evaluation: EvaluationContent) -> Chart:
-    figure, axes = canvas(xlabel="confidence", ylabel="accuracy")
-    curves = {"as predicted": evaluation.calibrated}
-    if not isinstance(evaluation.uncalibrated, Missing):
-        curves["before the temperature"] = evaluation.uncalibrated
+def reliability_chart(
+    calibrated: Sequence[ReliabilityBin],
+    uncalibrated: Sequence[ReliabilityBin] | Missing,
+    description: str,
+    *,
+    before: str = "before the temperature",
+    columns: tuple[str, str, str] = ("rows", "confidence", "accuracy"),
+) -> Chart:
+    """Confidence against accuracy, with their names among ``columns``, and what it was before calibration."""
+    _rows, of_confidence, of_accuracy = columns
+    figure, axes = canvas(xlabel=of_confidence, ylabel=of_accuracy)
+    curves = {"as predicted": calibrated}
+    if not isinstance(uncalibrated, Missing):
+        curves[before] = uncalibrated
     low = min(min(one.mean_confidence, one.accuracy) for curve in curves.values() for one in curve)
     low = floor(low * 10) / 10
     axes.plot([low, 1], [low, 1], color=_MUTED, linewidth=1, dashes=(4, 3))
     for name, curve in list(curves.items())[1:]:
         points = [(one.mean_confidence, one.accuracy) for one in curve]
         axes.plot(*np.transpose(points), "s", color=_SECOND, markerfacecolor="none", label=name)
-    middle, spread = dots([(one.accuracy, one.accuracy_interval) for one in evaluation.calibrated])
-    confidence = [one.mean_confidence for one in evaluation.calibrated]
+    middle, spread = dots([(one.accuracy, one.accuracy_interval) for one in calibrated])
+    confidence = [one.mean_confidence for one in calibrated]
     axes.errorbar(confidence, middle, spread, fmt="o", color=_ACCENT, elinewidth=1.2, label="as predicted")
     axes.set(xlim=(low - 0.02, 1.02), ylim=(low - 0.02, 1.02))
     in_percent(axes.xaxis, axes.yaxis)
@@ -271,9 +288,8 @@ def _reliability(evaluation: EvaluationContent) -> Chart:
     return Chart(
         "reliability",
         "Reliability",
-        "Rows in bins of equal size by confidence. On the dashed line, confidence is as high as accuracy; "
-        "below it, the model is too sure. Bars are 95 % intervals.",
-        ("probabilities", "rows", "confidence", "accuracy", "95 % interval"),
+        description,
+        ("probabilities", *columns, "95 % interval"),
         tuple(
             (
                 name,
@@ -289,8 +305,16 @@ def _reliability(evaluation: EvaluationContent) -> Chart:
     )
 
 
-def _risk_coverage(curve: RiskCoverage) -> Chart:
-    figure, axes = canvas(xlabel="rows answered, the most confident first", ylabel="of these, wrong")
+def risk_coverage_chart(
+    curve: RiskCoverage,
+    *,
+    answered: str = "rows answered, the most confident first",
+    description: str = "What is left wrong when only the most confident rows are answered and the rest "
+    "go to a person.",
+    short: str = "answered",
+) -> Chart:
+    """The share wrong among the most confident, named by what is ``answered``, in a ``short`` word too."""
+    figure, axes = canvas(xlabel=answered, ylabel="of these, wrong")
     axes.plot(*np.transpose(curve.curve), color=_ACCENT)
     settled = [risk for coverage, risk in curve.curve if coverage >= 0.1]  # the first few rows jump
     top = max(max(settled, default=0.01) * 1.2, 0.01)
@@ -299,23 +323,23 @@ def _risk_coverage(curve: RiskCoverage) -> Chart:
         if 0 < at.coverage < 1 and at.error_rate < top:
             place = (at.coverage, at.error_rate)
             axes.plot(*place, "o", color=_SECOND, markersize=6)
-            label = f"{100 * at.coverage:.0f} % answered"
+            label = f"{100 * at.coverage:.0f} % {short}"
             axes.annotate(label, place, (-9, 3), textcoords="offset points", ha="right")
     in_percent(axes.xaxis, axes.yaxis)
     return Chart(
         "risk-coverage",
         "Risk and coverage",
-        "What is left wrong when only the most confident rows are answered and the rest go to a person. "
-        f"The area under the curve is {curve.area:.4f}; smaller is better.",
-        ("answered", "of these, wrong"),
+        f"{description} The area under the curve is {curve.area:.4f}; smaller is better.",
+        (short, "of these, wrong"),
         tuple((percent(coverage), percent(risk)) for coverage, risk in _thinned(curve.curve)),
         figure,
     )
 
 
-def _length_accuracy(lengths: Lengths, accuracy: float) -> Chart:
+def length_chart(lengths: Lengths, accuracy: float, *, name: str = "accuracy") -> Chart:
+    """Accuracy, by that ``name``, of texts of similar length, beside that of all."""
     figure, axes = canvas(
-        xlabel="tokens of the text", ylabel=f"accuracy (dashed: all rows, {percent(accuracy)})"
+        xlabel="tokens of the text", ylabel=f"{name} (dashed: all rows, {percent(accuracy)})"
     )
     middle, spread = dots([(one.accuracy, one.interval) for one in lengths.bins])
     axes.axhline(accuracy, color=_MUTED, linewidth=1, dashes=(4, 3))
@@ -326,10 +350,10 @@ def _length_accuracy(lengths: Lengths, accuracy: float) -> Chart:
     in_percent(axes.yaxis)
     return Chart(
         "length-accuracy",
-        "Accuracy by length",
+        f"{name.capitalize()} by length",
         "Rows in bins of about equal size, the shortest texts first; bars are 95 % intervals. "
         f"The model reads {lengths.reach} tokens: {percent(lengths.cut)} of the texts are cut there.",
-        ("tokens", "rows", "accuracy", "95 % interval"),
+        ("tokens", "rows", name, "95 % interval"),
         tuple(
             (name, f"{one.rows:,}", percent(one.accuracy), interval_in_percent(one.interval))
             for name, one in zip(names, lengths.bins, strict=True)
@@ -363,23 +387,29 @@ def _loss(training: TrainingContent) -> Chart:
 
 
 def _validation_accuracy(training: TrainingContent) -> Chart:
-    figure, axes = canvas(xlabel="epochs", ylabel="validation accuracy")
-    points = [(one.epoch, one.accuracy) for one in training.validations]
+    several = any(one.micro_f1 is not None for one in training.validations)
+    name = "micro F1" if several else "accuracy"
+
+    def share(of: Validation) -> float:
+        return of.accuracy if of.micro_f1 is None else of.micro_f1
+
+    figure, axes = canvas(xlabel="epochs", ylabel=f"validation {name}")
+    points = [(one.epoch, share(one)) for one in training.validations]
     axes.plot(*np.transpose(points), "o-", color=_ACCENT, markersize=6)
     best = [one for one in training.validations if one.best][-1:]
     for one in best:
-        axes.plot(one.epoch, one.accuracy, "o", color=_SECOND, markersize=9)
-        label = f"kept: {percent(one.accuracy)}"
-        axes.annotate(label, (one.epoch, one.accuracy), (0, 9), textcoords="offset points", ha="right")
+        axes.plot(one.epoch, share(one), "o", color=_SECOND, markersize=9)
+        label = f"kept: {percent(share(one))}"
+        axes.annotate(label, (one.epoch, share(one)), (0, 9), textcoords="offset points", ha="right")
     axes.margins(y=0.16)
     in_percent(axes.yaxis)
     return Chart(
-        "validation-accuracy",
-        "Validation accuracy",
-        "Accuracy on rows held out of training; the kept state is marked.",
-        ("epochs", "accuracy", "macro F1", "loss"),
+        "validation-f1" if several else "validation-accuracy",
+        f"Validation {name}",
+        f"{'Micro F1' if several else 'Accuracy'} on rows held out of training; the kept state is marked.",
+        ("epochs", name, "macro F1", "loss"),
         tuple(
-            (f"{one.epoch:.2f}", percent(one.accuracy), percent(one.macro_f1), f"{one.loss:.4f}")
+            (f"{one.epoch:.2f}", percent(share(one)), percent(one.macro_f1), f"{one.loss:.4f}")
             for one in _thinned(training.validations)
         ),
         figure,
@@ -448,7 +478,7 @@ def interval_in_percent(interval: tuple[float, float]) -> str:
     return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     """A class's name that leaves room for the drawing, in letters that any file may hold."""
     shown = "".join(letter if letter.isprintable() else "?" for letter in name)
     return shown if len(shown) <= _LONGEST_NAME else shown[: _LONGEST_NAME - 1] + "…"

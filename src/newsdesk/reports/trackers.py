@@ -19,7 +19,7 @@ from newsdesk.config import SECTIONS, load_recipe
 from newsdesk.evaluation.evaluate import read_metrics
 from newsdesk.evaluation.label_sets import read_label_set_metrics
 from newsdesk.files import write_bytes
-from newsdesk.reports.content import TrainingContent, training_story
+from newsdesk.reports.parts import TrainingContent, training_story
 from newsdesk.reports.plots import Chart, as_png, draw_evaluation, draw_training
 from newsdesk.runs.calibration import read_calibration
 from newsdesk.runs.folder import MANIFEST, RunFolder
