@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -190,5 +191,7 @@ def test_of_several_labels_sure_texts_get_the_labels_of_the_linear_model_and_oth
     assert less.share < rule.share < label_cascade_rule(rows, decisions, 0.05, estimated=True).share
     with pytest.raises(UserError, match="ask for --loss") as few:
         label_cascade_rule(rows.select(np.arange(400)), decisions, 0.002)
+    with pytest.raises(UserError, match="0 calibration rows"):
+        label_cascade_rule(replace(rows, readable=np.zeros(4000, dtype=np.bool_)), decisions, 0.05)
     least = float(str(few.value).split("ask for --loss ")[1].split(",")[0])
     assert label_cascade_rule(rows.select(np.arange(400)), decisions, least, estimated=True).loss == least

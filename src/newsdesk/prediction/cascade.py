@@ -186,56 +186,73 @@ def keeps_micro_f1(
 def label_cascade_rule(
     rows: HeldOutRows, decisions: LabelDecisions, loss: float = LOSS, *, estimated: bool = False
 ) -> LabelCascadeRule:
-    """As `cascade_rule` where a text may have several labels, by micro F1.
-
-    Decisions of many labels fit the rows that they were fitted on too well, so that those of either half of
-    the rows are tested on the other one, as `label_rule` does it.
-    """
-    assert rows.linear is not None
-    rows = rows if rows.readable is None else rows.select(np.flatnonzero(rows.readable))
-    confidence = CONFIDENCE if not estimated else None
-    own = replace(LabelDecisions.fit(_linear_of(rows), rows.labels), at_least_one=decisions.at_least_one)
-    rule = LabelCascadeRule(1.0, 1.0, loss, confidence, len(rows.labels), 0.0, own, decisions, 1)
-    parts = []
-    for half, other in permutations(rows.halves() if len(rows.labels) > 1 else (rows, rows)):
-        fitted = (LabelDecisions.fit(each, other.labels) for each in (_linear_of(other), other.logits))
-        linear, encoder = (replace(each, at_least_one=decisions.at_least_one) for each in fitted)
-        alone = encoder.assigned(encoder.probabilities(half.logits))
-        tested = replace(rule, own=linear, decisions=encoder)
-        parts.append((half.labels, alone, *tested.answered(_linear_of(half))))
-    labels, alone, by_linear, sure = (np.concatenate(part) for part in zip(*parts, strict=True))
-    rule = replace(rule, most=most_labels(labels))
-    kept, few = Counts.of_texts(alone, labels), by_linear.sum(axis=1) <= rule.most
-    sizes = (kept.assigned + kept.true).astype(np.int64)
-    errors = sizes - 2 * kept.hits.astype(np.int64)
-    least_f1 = max(
-        takewhile(lambda f1: ratio_p_value(errors, sizes, 1 - f1, 2 * rule.most) <= _LEVEL_OF_F1, _LEAST_F1S),
-        default=0.0,
+    """As `cascade_rule` where a text may have several labels, by micro F1; ``decisions`` as in the rule."""
+    readable = np.arange(len(rows.labels)) if rows.readable is None else np.flatnonzero(rows.readable)
+    if not len(readable):
+        raise _cannot_promise(loss, None, 0)
+    labels, alone, by_linear, sure = _as_tested(rows.select(readable), decisions)
+    own, confidence = (
+        _decisions_of_linear(rows.select(readable), decisions),
+        None if estimated else CONFIDENCE,
     )
+    most, count = most_labels(labels), len(readable)
+    rule = LabelCascadeRule(1.0, 1.0, loss, confidence, count, 0.0, own, decisions, most)
+    kept = Counts.of_texts(alone, labels)
+    least_f1 = _least_f1(kept, most)
 
     def is_kept(given: Counts, loss: float) -> bool:
         if estimated:
             return _f1(kept) - _f1(given) <= loss
-        return keeps_micro_f1(kept, given, loss, rule.most, least_f1, CONFIDENCE + _LEVEL_OF_F1)
+        return keeps_micro_f1(kept, given, loss, most, least_f1, CONFIDENCE + _LEVEL_OF_F1)
 
     if not is_kept(kept, loss):
-        possible = next((each / 1000 for each in range(1, 100) if is_kept(kept, each / 1000)), None)
-        raise _cannot_promise(loss, possible, len(labels))
+        possible = (step / 1000 for step in range(1, 100) if is_kept(kept, step / 1000))
+        raise _cannot_promise(loss, next(possible, None), count)
+    few = by_linear.sum(axis=1) <= most
     for threshold in CASCADE_THRESHOLDS:
         answers = (sure >= threshold) & few
-        given = Counts.of_texts(np.where(answers[:, None], by_linear, alone), labels)
-        if not is_kept(given, loss):
+        if not is_kept(Counts.of_texts(np.where(answers[:, None], by_linear, alone), labels), loss):
             break
         rule = replace(rule, threshold=threshold, share=float(answers.mean()))
     return _require_answers(rule)
 
 
-def _linear_of(rows: HeldOutRows) -> NDArray[np.float32]:
+def _as_tested(
+    rows: HeldOutRows, decisions: LabelDecisions
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_], NDArray[np.float64]]:
+    """Labels that are true, of the encoder, of the linear model, (rows, labels), and how sure it is, (rows,).
+
+    Decisions of many labels fit the rows that they were fitted on too well: those of either half of the rows
+    are tested on the other one, as by `label_rule`.
+    """
+    parts = []
+    for half, other in permutations(rows.halves() if len(rows.labels) > 1 else (rows, rows)):
+        assert half.linear is not None
+        fitted = LabelDecisions.fit(other.logits, other.labels)
+        encoder = replace(fitted, at_least_one=decisions.at_least_one)
+        own = _decisions_of_linear(other, decisions)
+        rule = LabelCascadeRule(1.0, 1.0, 0.0, None, 0, 0.0, own, encoder, 0)
+        alone = encoder.assigned(encoder.probabilities(half.logits))
+        parts.append((half.labels, alone, *rule.answered(half.linear)))
+    labels, alone, by_linear, sure = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return labels, alone, by_linear, sure
+
+
+def _decisions_of_linear(rows: HeldOutRows, decisions: LabelDecisions) -> LabelDecisions:
     assert rows.linear is not None
-    return rows.linear
+    return replace(LabelDecisions.fit(rows.linear, rows.labels), at_least_one=decisions.at_least_one)
+
+
+def _least_f1(kept: Counts, most: int) -> float:
+    """What the encoder's micro F1 is surely not below, 0 to 1, by the counts of texts, (texts,)."""
+    sizes = (kept.assigned + kept.true).astype(np.int64)
+    errors = sizes - 2 * kept.hits.astype(np.int64)
+    shown = takewhile(lambda f1: ratio_p_value(errors, sizes, 1 - f1, 2 * most) <= _LEVEL_OF_F1, _LEAST_F1S)
+    return max(shown, default=0.0)
 
 
 def _f1(counts: Counts) -> float:
+    """Micro F1 of the counts of texts, (texts,)."""
     return float(Counts(*(each.sum(keepdims=True) for each in counts)).micro_f1())
 
 
