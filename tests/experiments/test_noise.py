@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from newsdesk.experiments.noise import against_best, intervals, optimism
+from newsdesk.experiments.results import Answers
 
 DRAWS = 80
 TOLERATED = 0.1
@@ -47,6 +48,66 @@ def test_of_equal_points_none_is_said_to_be_worse(points, seeds, rows, luck):
     generator = np.random.default_rng(1)
     false = [any(verdicts(answers(generator, points, seeds, rows, luck=luck))) for _ in range(DRAWS)]
     assert np.mean(false) <= TOLERATED
+
+
+def sets(generator, points, seeds, rows, labels, *, gain=0.0, luck=0.1):
+    """True labels and those that equal points assign, the last better by ``gain``; later labels are rarer.
+
+    Labels of a text go together, in truth and in difficulty.
+    """
+    about = generator.normal(0, 1, (rows, 1))
+    shares = np.minimum(0.4, 0.5 / np.arange(1, labels + 1)) * np.exp(0.5 * about - 0.125)
+    truth = generator.random((rows, labels)) < shares
+    shift = generator.normal(0, luck, (points, seeds, 1, 1)) + generator.normal(
+        0, luck, (points, seeds, 1, labels)
+    )
+    noise = generator.normal(0, 0.5, (points, seeds, rows, labels))
+    logits = np.where(truth, 1.6, -3.2) + generator.normal(0, 1.2, (rows, labels)) + shift + noise
+    logits[-1] += np.where(truth, gain, -gain)
+    return truth, logits.astype(np.float32)
+
+
+def verdicts_on_sets(truth, logits, metric):
+    """Which of the points are told from the best one by a metric."""
+    values = [Answers(of_point, truth, ()).values(metric) for of_point in logits]
+    best = int(np.argmax([point.mean() for point in values]))
+    beside = against_best(values, best, shares=metric != "loss")
+    return [against is not None and not against.is_noise for against in beside]
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+@pytest.mark.parametrize(
+    ("points", "seeds", "rows", "labels", "luck"), [(6, 1, 200, 6, 0.0), (4, 2, 150, 12, 0.2)]
+)
+def test_of_equal_points_none_is_said_to_be_worse_by_several_labels(
+    metric, points, seeds, rows, labels, luck
+):
+    generator = np.random.default_rng(1)
+    drawn = (sets(generator, points, seeds, rows, labels, luck=luck) for _ in range(DRAWS))
+    assert np.mean([any(verdicts_on_sets(*each, metric)) for each in drawn]) <= TOLERATED
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "loss"])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_point_that_is_better_by_several_labels_is_told_from_all_others(metric, seeds):
+    truth, logits = sets(np.random.default_rng(2), 4, seeds, 1000, 6, gain=0.7, luck=0.05)
+    assert verdicts_on_sets(truth, logits, metric) == [True, True, True, False]
+
+
+@pytest.mark.parametrize(("metric", "average"), [("accuracy", "micro"), ("macro_f1", "macro")])
+def test_a_text_left_out_counts_for_what_its_labels_do_to_the_f1(metric, average):
+    sklearn = pytest.importorskip("sklearn.metrics")
+    truth, logits = sets(np.random.default_rng(8), 1, 1, 30, 4)
+    (values,) = Answers(logits[0], truth, ()).values(metric)
+
+    def f1(rows):
+        occurs = (truth[rows] | (logits[0, 0, rows] > 0)).any(axis=0)
+        pair = (truth[rows][:, occurs], logits[0, 0, rows][:, occurs] > 0)
+        return sklearn.f1_score(*pair, average=average, zero_division=0)
+
+    every = np.arange(30)
+    wanted = [30 * f1(every) - 29 * f1(np.delete(every, row)) for row in every]
+    np.testing.assert_allclose(values, wanted)
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

@@ -28,8 +28,9 @@ from newsdesk.experiments.results import Answers, SweepResults  # noqa: E402
 from newsdesk.experiments.rows import SweepRows  # noqa: E402
 from newsdesk.experiments.study import Study  # noqa: E402
 from newsdesk.experiments.sweep import SweepEvent, TrialBegun, TrialEnded  # noqa: E402
+from newsdesk.label_set_metrics import Counts  # noqa: E402
 from newsdesk.prediction.open_model import open_model  # noqa: E402
-from newsdesk.runs.calibration import CALIBRATION_ROWS  # noqa: E402
+from newsdesk.runs.calibration import CALIBRATION_ROWS, read_held_out_rows  # noqa: E402
 from newsdesk.runs.folder import open_run  # noqa: E402
 from newsdesk.runs.log import Started, Step  # noqa: E402
 
@@ -165,6 +166,57 @@ def test_a_linear_model_stacked_on_every_seed_answers_with_it(tiny_recipe, tmp_p
     assert (best.score < other.score) == (metric == "loss")
     assert not other.against.is_noise
     assert open_model(results.best_run).predict(["goal coach striker"])[0].label == "Sports"
+
+
+@pytest.fixture
+def of_sets(tiny_recipe, tmp_path) -> Any:
+    """A recipe whose texts may have several labels; with settings besides."""
+    from topics import rows_with_several, written
+
+    rows = written(tmp_path / "sets.jsonl", rows_with_several(120, seed=3))
+    given = (f"data.train={rows}", "data.text=words", "data.label=desks", "training.baseline=true")
+    return lambda *settings: tiny_recipe(*SHORT, *given, *settings)
+
+
+def test_points_of_several_labels_are_judged_by_micro_f1(of_sets, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    out, vary = tmp_path / "sweep", ("training.learning_rate=1e-6,2e-2",)
+    results = sweep(of_sets("training.epochs=4"), out=out, vary=vary)
+    best, other = results.points
+    assert (best.values["training.learning_rate"], results.metric_name) == (2e-2, "micro F1")
+    assert best.score > other.score
+    held_out = read_held_out_rows(results.study.training_folder(best.trial.number, 42, 0))
+    counts = Counts.of(held_out.logits > 0, held_out.labels)
+    assert best.score == best.seeds[0].micro_f1 == float(counts.micro_f1())
+    assert best.interval[0] < best.score < best.interval[1]
+    rows = parquet.read_table(out / "results.parquet").to_pylist()
+    assert {row["micro_f1"] for row in rows} == {best.score, other.score}
+    page = (out / "report.html").read_text()
+    assert "Best micro F1" in page
+    assert f"{100 * results.study.facts.baseline.micro_f1:.2f}\xa0% micro F1 on these rows" in page
+    assert open_model(results.best_run).task == "multi"
+
+
+def test_several_labels_are_cross_validated_and_go_on_after_a_stop(of_sets, tmp_path):
+    def ask(event: SweepEvent) -> None:
+        if isinstance(event, Step) and event.step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    recipe = of_sets("data.validation_share=none", "training.metric=macro_f1")
+    asked: dict[str, Any] = {"vary": ("lora.rank=2",), "folds": 3}
+    undisturbed = sweep(recipe, out=tmp_path / "undisturbed", **asked)
+    assert sweep(recipe, out=tmp_path / "sweep", observe=ask, **asked).interrupted
+    results = sweep(recipe, out=tmp_path / "sweep", **asked)
+    assert (results.rows, results.points[0].score) == (120, results.points[0].seeds[0].macro_f1)
+    answers, others = (
+        [path.read_bytes() for path in answers_in(each.study.folder)] for each in (results, undisturbed)
+    )
+    assert answers == others
+    dealt = SweepRows(recipe.recipe.data, 42, 3, None)
+    for number in (1, 2, 3):
+        part = dealt.of(recipe.recipe.data, number)
+        assert not set(part.train.texts) & set(part.validation.texts)
+        assert part.validation.labels.any(axis=0).all()  # every label is in every fold
 
 
 def test_tpe_and_random_try_no_point_twice_and_stay_in_range(recipe, tmp_path):

@@ -154,9 +154,8 @@ def render_sweep(results: SweepResults) -> list[str]:
     more = len(results.points) - _SHOWN
     lines = [*render_columns(rows), *([f"and {more:,} more"] if more > 0 else []), ""]
     lines += [f"on {results.measured_on}, {counted(facts.seeds, 'seed')}", *_others(results)]
-    if facts.baseline is not None:
-        low, high = (f"{100 * end:.2f}" for end in facts.baseline.accuracy_interval)
-        lines.append(f"a linear model on these rows: {100 * facts.baseline.accuracy:.2f} % [{low}, {high}]")
+    if results.baseline_sentence is not None:
+        lines.append(f"a linear model on these rows: {results.baseline_sentence}")
     lines += [results.noise_sentence, results.optimism_sentence, ""]
     if results.best_run is not None:
         lines.append(f"the best trial's run: {results.best_run}; measure it once on test rows:")

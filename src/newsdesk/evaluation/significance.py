@@ -151,6 +151,20 @@ def macro_f1_without_each(
     return total / occurring, sums / np.maximum(1, counts)
 
 
+def label_set_f1_without_each(
+    labels: NDArray[np.bool_], assigned: NDArray[np.bool_], *, macro: bool
+) -> tuple[float, NDArray[np.float64]]:
+    """Micro F1, or macro F1 over the labels that occur, and what it is without each of the texts, (texts,).
+
+    Both arrays are (texts, labels).
+    """
+    counts = Counts.of(assigned, labels)
+    of_texts = (labels & assigned, assigned, labels)
+    left = Counts(*(whole - each for whole, each in zip(counts, of_texts, strict=True)))
+    figure = Counts.macro_f1 if macro else Counts.micro_f1
+    return float(figure(counts)), figure(left)
+
+
 def _jackknife_variance(left_out: NDArray[np.float64]) -> float:
     rows = len(left_out)
     return float((rows - 1) / rows * ((left_out - left_out.mean()) ** 2).sum())

@@ -23,6 +23,11 @@ METHOD_OF_ONE_SEED = (
     "McNemar's exact test on the rows, adjusted for all pairs of points (Holm, 1979), since the best one is "
     "known by the same rows; that another seed would give other figures is not in it: for that use --seeds 3"
 )
+METHOD_OF_ONE_SEED_OF_SETS = (
+    "the jackknife over texts (Tukey, 1958), whose labels are not independent, adjusted for all pairs of "
+    "points (Holm, 1979), since the best one is known by the same texts; that another seed would give other "
+    "figures is not in it: for that use --seeds 3"
+)
 _RESAMPLES = 1000
 _PSEUDO_ROWS = 2
 """On which just one of two points is right (after Bonett & Price, 2012): variance where there was none."""
@@ -54,7 +59,8 @@ def against_best(values: Sequence[Values], best: int, *, shares: bool) -> list[A
     Args:
         values: of each point (trainings, rows), the same rows and seeds for all: what a mean is taken of.
         best: the position of the best point.
-        shares: whether values are 1 for a right answer and 0 for a wrong one.
+        shares: whether the mean is a share or an F1, from 0 to 1: values are 1 for a right answer and 0 for a
+            wrong one, or the jackknife's pseudo-values of an F1.
 
     The chance that any of several equal points is said to differ is at most 5 %.
     """
@@ -71,7 +77,7 @@ def against_best(values: Sequence[Values], best: int, *, shares: bool) -> list[A
             continue
         gains = stacked[best] - stacked[point]
         mean = float(gains.mean())
-        if len(gains) == 1 and shares:
+        if shares and _are_counts(gains):
             interval = paired_difference_interval(int((gains > 0).sum()), int((gains < 0).sum()), gains.size)
         else:
             half = _half_width(gains, 2 * pooled, degrees, shares)
@@ -173,8 +179,13 @@ def _tail(distance: float, errors: Values, weights: Values) -> float:
         return float(2 * (weights * norm.sf(distance / errors)).sum()) if distance > 0 else 1.0
 
 
+def _are_counts(gains: Values) -> bool:
+    """Whether one training's rows are right or wrong, for which there are exact tests."""
+    return len(gains) == 1 and bool(np.isin(gains, (-1.0, 0.0, 1.0)).all())
+
+
 def _p_value(gains: Values, pooled: float, degrees: int, shares: bool) -> float:
-    if len(gains) == 1 and shares:
+    if shares and _are_counts(gains):
         right = np.ones(gains.shape[1], dtype=np.int64)
         return compare_paired(
             right, (gains[0] > -1).astype(np.int64), (gains[0] < 1).astype(np.int64)

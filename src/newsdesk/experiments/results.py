@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.errors import counted
-from newsdesk.evaluation.significance import macro_f1_without_each
+from newsdesk.evaluation.significance import label_set_f1_without_each, macro_f1_without_each
 from newsdesk.experiments.folder import BEST, RECIPE, RESULTS, Outcome
 from newsdesk.experiments.noise import (
     METHOD,
     METHOD_OF_ONE_SEED,
+    METHOD_OF_ONE_SEED_OF_SETS,
     Against,
     Values,
     against_best,
@@ -27,12 +28,13 @@ from newsdesk.experiments.noise import (
 from newsdesk.experiments.space import override, shown
 from newsdesk.experiments.study import Metric, Study, Trial
 from newsdesk.files import atomic_writer, damaged
+from newsdesk.label_set_metrics import Counts
 from newsdesk.metrics import evaluate_probabilities
 from newsdesk.prediction.predictions import delimited_lines
 from newsdesk.runs.calibration import CALIBRATION_ROWS, read_held_out_rows, softmax
-from newsdesk.stored import to_content
+from newsdesk.stored import OPTIONAL, to_content
 
-Labels = NDArray[np.int64]
+Labels = NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +43,8 @@ class Answers:
 
     Attributes:
         logits: float32 (seeds, rows, classes); of a cross-validation the folds' rows one after another.
-        labels: int64 (rows,), as they were when it was trained.
+        labels: int64 (rows,), as they were when it was trained; bool (rows, labels) where a
+            text may have several.
         outcomes: what each training took, in the order of ``Study.trainings``.
     """
 
@@ -72,26 +75,44 @@ class Answers:
         found = []
         seeds = list(dict.fromkeys(outcome.seed for outcome in self.outcomes))
         for seed, logits in zip(seeds, self.logits, strict=True):
-            metrics = evaluate_probabilities(softmax(logits), self.labels, names)
+            measured = self._measured(logits, names)
             parts = [outcome for outcome in self.outcomes if outcome.seed == seed]
             found.append(
                 Figures(
                     seed,
-                    metrics.accuracy,
-                    metrics.macro_f1,
-                    metrics.negative_log_likelihood,
+                    *measured[:3],
                     round(sum(part.seconds for part in parts), 3),
                     sum(part.tokens for part in parts),
                     max(part.parameters for part in parts),
+                    micro_f1=measured[3],
                 )
             )
         return tuple(found)
 
+    @property
+    def several(self) -> bool:
+        """Whether a text may have several labels."""
+        return self.labels.ndim == 2
+
+    def _measured(
+        self, logits: NDArray[np.float32], names: Sequence[str]
+    ) -> tuple[float, float, float, float | None]:
+        """Accuracy, macro F1, loss and micro F1 of logits (rows, classes), as a validation has them."""
+        if not self.several:
+            metrics = evaluate_probabilities(softmax(logits), self.labels, names)
+            return metrics.accuracy, metrics.macro_f1, metrics.negative_log_likelihood, None
+        assigned = logits > 0
+        counts, same = Counts.of(assigned, self.labels), (assigned == self.labels).all(axis=1)
+        loss = -_log_likelihoods(logits, self.labels).mean()
+        return float(same.mean()), float(counts.macro_f1()), float(loss), float(counts.micro_f1())
+
     def values(self, metric: Metric) -> Values:
         """(seeds, rows): what the metric is a mean of; the higher, the better.
 
-        1 for a right answer; the log-likelihood; for macro F1 the jackknife's pseudo-values (Tukey, 1958).
+        1 for a right answer; the log-likelihood; for F1 the jackknife's pseudo-values (Tukey, 1958).
         """
+        if self.several:
+            return self._values_of_sets(metric)
         predicted = self.logits.argmax(axis=2)
         if metric == "accuracy":
             return np.asarray(predicted == self.labels, dtype=np.float64)
@@ -103,6 +124,21 @@ class Answers:
         pairs = [macro_f1_without_each(self.labels, of_seed, classes) for of_seed in predicted]
         return np.stack([rows * whole - (rows - 1) * without for whole, without in pairs])
 
+    def _values_of_sets(self, metric: Metric) -> Values:
+        """The same where a text may have several labels: micro F1 in place of accuracy."""
+        if metric == "loss":
+            return np.stack([_log_likelihoods(logits, self.labels).mean(axis=1) for logits in self.logits])
+        rows, found = len(self.labels), []
+        for logits in self.logits:
+            whole, without = label_set_f1_without_each(self.labels, logits > 0, macro=metric == "macro_f1")
+            found.append(rows * whole - (rows - 1) * without)
+        return np.stack(found)
+
+
+def _log_likelihoods(logits: NDArray[np.float32], labels: NDArray[np.bool_]) -> Values:
+    """ln p of what is true, of each label of each row; all arrays are (rows, labels)."""
+    return np.asarray(-np.logaddexp(0.0, np.where(labels, -1.0, 1.0) * logits.astype(np.float64)))
+
 
 _MOST_COLUMNS = 3
 _FIX = "delete the folder of the trial's training, and it is trained again"
@@ -110,7 +146,11 @@ _FIX = "delete the folder of the trial's training, and it is trained again"
 
 @dataclass(frozen=True)
 class Figures:
-    """What one seed of a point reached on all validation rows, and what that took."""
+    """What one seed of a point reached on all validation rows, and what that took.
+
+    Where a text may have several labels there is a ``micro_f1``, and the accuracy is the share of texts with
+    just the right ones.
+    """
 
     seed: int
     accuracy: float
@@ -119,11 +159,18 @@ class Figures:
     seconds: float
     tokens: int
     parameters: int
+    micro_f1: float | None = field(default=None, metadata=OPTIONAL)
+
+    def score(self, metric: Metric) -> float:
+        """The figure that a recipe's metric stands for: micro F1 for accuracy where there is one."""
+        if metric == "accuracy" and self.micro_f1 is not None:
+            return self.micro_f1
+        return float(getattr(self, metric))
 
 
 def score_of(answers: Answers, names: Sequence[str], metric: Metric) -> float:
     """The mean of a metric over seeds."""
-    return float(np.mean([getattr(figures, metric) for figures in answers.figures(names)]))
+    return float(np.mean([figures.score(metric) for figures in answers.figures(names)]))
 
 
 @dataclass(frozen=True)
@@ -203,13 +250,13 @@ class SweepResults:
             if not np.array_equal(each.labels, answers[0].labels):
                 raise damaged(study.trial_folder(trial.number), "answers of other rows", fix=_FIX)
         values = [each.values(study.metric) for each in answers]
-        shares = study.metric == "accuracy"
+        shares = study.metric == "accuracy" or (answers[0].several and study.metric == "macro_f1")
         ranges = intervals(values, shares=shares)
         beside = against_best(values, 0, shares=shares)
         points = []
         for trial, each, (low, high), against in zip(complete, answers, ranges, beside, strict=True):
             figures = each.figures(names)
-            score = float(np.mean([getattr(of_seed, study.metric) for of_seed in figures]))
+            score = float(np.mean([of_seed.score(study.metric) for of_seed in figures]))
             interval = (low, high) if study.rises else (-high, -low)
             if study.metric == "macro_f1":
                 interval = (max(0.0, low), min(1.0, high))
@@ -226,9 +273,18 @@ class SweepResults:
         return sum(trial.state == "in work" for trial in self.others)
 
     @property
+    def several(self) -> bool:
+        """Whether a text may have several labels."""
+        return any(of_seed.micro_f1 is not None for point in self.points for of_seed in point.seeds)
+
+    @property
     def metric_name(self) -> str:
         """The recipe's metric in words."""
-        return {"accuracy": "accuracy", "macro_f1": "macro F1", "loss": "loss"}[self.study.metric]
+        return {
+            "accuracy": "micro F1" if self.several else "accuracy",
+            "macro_f1": "macro F1",
+            "loss": "loss",
+        }[self.study.metric]
 
     @property
     def measured_on(self) -> str:
@@ -310,7 +366,21 @@ class SweepResults:
     @property
     def how(self) -> str:
         """How differences are told from noise, with the sources of the method."""
-        return METHOD if self.study.facts.seeds > 1 else METHOD_OF_ONE_SEED
+        if self.study.facts.seeds > 1:
+            return METHOD
+        return METHOD_OF_ONE_SEED_OF_SETS if self.several else METHOD_OF_ONE_SEED
+
+    @property
+    def baseline_sentence(self) -> str | None:
+        """What a linear model reaches on these rows; None where none was measured."""
+        found = self.study.facts.baseline
+        if found is None:
+            return None
+        share, interval, unit = found.accuracy, found.accuracy_interval, "accuracy"
+        if found.micro_f1 is not None and found.micro_f1_interval is not None:
+            share, interval, unit = found.micro_f1, found.micro_f1_interval, "micro F1"
+        low, high = (f"{100 * end:.2f}" for end in interval)
+        return f"{100 * share:.2f} %{'' if unit == 'accuracy' else ' ' + unit} [{low}, {high}]"
 
     @property
     def best_run(self) -> Path | None:
@@ -346,7 +416,8 @@ class SweepResults:
             if point is None:
                 empty = dict.fromkeys(("seed", "accuracy", "macro_f1", "loss"))
                 spent = {"seconds": trial.seconds, "tokens": trial.tokens, "parameters": None}
-                rows.append({**head, **empty, **spent, "reason": trial.reason})
+                sets = {"micro_f1": None} if self.several else {}
+                rows.append({**head, **empty, **spent, **sets, "reason": trial.reason})
             else:
                 rows += [{**head, **to_content(of_seed), "reason": ""} for of_seed in point.seeds]
         return rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from newsdesk.evaluation.audit.label_issues import assign_folds, clusters_of
 from newsdesk.hub.cache import Slot
 from newsdesk.metrics import wilson_interval
 from newsdesk.progress import Progress
+from newsdesk.runs.label_decisions import strata
 from newsdesk.runs.manifest import SPLIT_OFF, RowFacts
 from newsdesk.training.linear_baseline import BaselineResult, linear_baseline
 
@@ -49,12 +51,6 @@ class SweepRows:
         self._loaded: dict[str, TrainingData] = {}
         whole = data.model_copy(update={"train_rows": None})
         first = self._load(whole)
-        if first.train.is_multi:
-            raise UserError(
-                "a sweep cannot compare runs of several labels a text yet",
-                found=f"rows whose texts may have several labels: {first.train.source}",
-                fix="train the runs one by one with newsdesk train",
-            )
         validation = first.train if folds else first.validation
         if not len(validation):
             raise UserError(
@@ -73,7 +69,7 @@ class SweepRows:
         self.labels = ids
         if folds:
             clusters = clusters_of(len(validation), duplicate_groups(validation.texts))
-            self._fold_of = assign_folds(ids, clusters, folds, seed) + 1
+            self._fold_of = assign_folds(strata(ids), clusters, folds, seed) + 1
             _require_filled(self._fold_of, ids, folds)
             self.labels = np.concatenate([ids[self._fold_of == number] for number in range(1, folds + 1)])
 
@@ -90,18 +86,24 @@ class SweepRows:
     def baseline(self, progress: Progress | None) -> BaselineResult | None:
         """What a linear model reaches on the rows that trials are measured on; None if it cannot."""
         found: list[tuple[BaselineResult, int]] = []
+        truth: list[NDArray[Any]] = []
         folds = range(1, self._folds + 1) if self._folds else (0,)
         try:
             for number in folds:
                 data = self.of(self._data, number)
                 result = linear_baseline(data.train, data.validation, seed=self._seed, progress=progress)
                 found.append((result, len(data.validation)))
+                truth.append(aligned_labels(data.validation, self.label_names))
         except UserError:  # a single class, or not one word
             return None
         rows = sum(count for _, count in found)
         correct = sum(round(result.accuracy * count) for result, count in found)
+        first = found[0][0]
+        if first.assigned is not None:
+            assigned = np.concatenate([one.assigned for one, _ in found if one.assigned is not None])
+            first = first.with_sets(assigned, np.concatenate(truth))
         return replace(
-            found[0][0],
+            first,
             accuracy=correct / rows,
             accuracy_interval=wilson_interval(correct, rows),
             seconds=round(sum(result.seconds for result, _ in found), 1),
@@ -115,12 +117,6 @@ class SweepRows:
             found = load_training_data(
                 data.model_copy(update=shared), seed=self._seed, progress=self._progress
             )
-            if found.train.is_multi:
-                raise UserError(
-                    "a sweep cannot be made yet where a text may have several labels",
-                    found=f"rows of {found.train.source} with several labels",
-                    fix="train each recipe by itself, and compare the runs",
-                )
             if self._loaded:
                 first = next(iter(self._loaded.values()))
                 _require_same_rows(first, found, cross_validated=bool(self._folds))
@@ -141,11 +137,15 @@ def _require_same_rows(first: TrainingData, other: TrainingData, *, cross_valida
         )
 
 
-def _require_filled(fold_of: NDArray[np.int64], labels: NDArray[np.int64], folds: int) -> None:
-    """Raise UserError unless every fold has rows, and what is left has every class."""
+def _require_filled(fold_of: NDArray[np.int64], labels: NDArray[Any], folds: int) -> None:
+    """Raise UserError unless every fold has rows, and what is left has every class.
+
+    Where a text may have several labels, one whose rows are all in a fold has no right answer there.
+    """
     for number in range(1, folds + 1):
         held_out = fold_of == number
-        if not held_out.any() or len(np.unique(labels[~held_out])) < len(np.unique(labels)):
+        lacking = labels.ndim == 1 and len(np.unique(labels[~held_out])) < len(np.unique(labels))
+        if not held_out.any() or lacking:
             raise UserError(
                 f"the rows cannot be dealt to {folds} folds",
                 found=f"fold {number} has {counted(int(held_out.sum()), 'row')}, and a class would be left "

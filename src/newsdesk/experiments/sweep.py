@@ -362,7 +362,8 @@ class _Trial:
         self.observe(event)
         if isinstance(event, Validation):
             metric = self.study.metric
-            score = {"accuracy": event.accuracy, "macro_f1": event.macro_f1, "loss": event.loss}[metric]
+            accuracy = event.accuracy if event.micro_f1 is None else event.micro_f1
+            score = {"accuracy": accuracy, "macro_f1": event.macro_f1, "loss": event.loss}[metric]
             # How far the trial is, the same for trials whose batches are of other sizes, and after a kill.
             done = round(1000 * (self._training - 1 + event.step / self._steps))
             if self.study.report(self.trial.number, done, score):

@@ -70,6 +70,17 @@ class BaselineResult:
     macro_f1: float | None = field(default=None, metadata=OPTIONAL)
     assigned: NDArray[np.bool_] | None = field(default=None, metadata=UNSTORED, compare=False)
 
+    def with_sets(self, assigned: NDArray[np.bool_], labels: NDArray[np.bool_]) -> BaselineResult:
+        """It with the figures of the labels assigned to texts, by the true ones; both (rows, labels)."""
+        counts = Counts.of(assigned, labels)
+        return replace(
+            self,
+            micro_f1=float(counts.micro_f1()),
+            micro_f1_interval=bootstrap_intervals(assigned, labels, [Counts.micro_f1])[0],
+            macro_f1=float(counts.macro_f1()),
+            assigned=assigned,
+        )
+
 
 def linear_baseline(
     train: Examples, test: Examples, *, seed: int, progress: Progress | None = None
@@ -116,14 +127,7 @@ def linear_baseline(
     )
     if not train.is_multi:
         return replace(found, predicted=tuple(train.label_names[i] for i in predicted))
-    counts = Counts.of(predicted, test_labels)
-    return replace(
-        found,
-        micro_f1=float(counts.micro_f1()),
-        micro_f1_interval=bootstrap_intervals(predicted, test_labels, [Counts.micro_f1])[0],
-        macro_f1=float(counts.macro_f1()),
-        assigned=predicted,
-    )
+    return found.with_sets(predicted, test_labels)
 
 
 def remark_on_baseline(
