@@ -73,10 +73,25 @@ class DataSection(Section):
     max_unpacked: PositiveInt | None = Field(
         None, description="bytes that a compressed file may grow to; absent: a hundredfold, or 16 MiB"
     )
+    folds: Annotated[int, Field(ge=0, le=20)] = Field(
+        0,
+        description="cross-validate in so many parts, then learn from all rows; 0: hold some out instead",
+    )
     merge_case: bool = Field(False, description="read labels that differ only in case as one class")
     unknown_labels: Literal["error", "drop"] = Field(
         "error", description="validation rows of classes that the training rows do not have: refuse, or drop"
     )
+
+    @model_validator(mode="after")
+    def _folds_hold_rows_out(self) -> Self:
+        if self.folds == 1:
+            raise ValueError("folds is 1: rows that are held out of the only part leave none; use 2 or more")
+        if self.folds and self.validation is not None:
+            raise ValueError(
+                "folds and validation cannot be combined, as a cross-validation holds out every training row "
+                "once: leave out --folds or --valid"
+            )
+        return self
 
 
 class ModelSection(Section):

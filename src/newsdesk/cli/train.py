@@ -40,6 +40,7 @@ def recipe_flags(function: Function) -> Function:
         epochs: float | None,
         baseline: bool | None,
         stack: bool | None,
+        folds: int | None,
         dialect: Any,
         **given: Any,
     ) -> Any:
@@ -47,7 +48,7 @@ def recipe_flags(function: Function) -> Function:
         columns.append("unknown_labels")
         read_as = {name: given.pop(name) for name in columns} | dialect.to_dict()
         flags = {f"data.{name}": value for name, value in read_as.items()}
-        flags |= {"data.train": train_data, "data.validation": valid}
+        flags |= {"data.train": train_data, "data.validation": valid, "data.folds": folds}
         flags |= {"model.base": base, "training.epochs": epochs, "training.baseline": baseline}
         flags["model.linear"] = {True: "stack", False: "off", None: None}[stack]
         return function(flags=flags, **given)
@@ -67,6 +68,11 @@ _RECIPE_FLAGS = (
         metavar="NAME|PATH",
     ),
     flag("--valid", help="A file of validation rows; default: split off the training rows.", metavar="PATH"),
+    flag(
+        "--folds",
+        type=click.IntRange(min=0, max=20),
+        help="Cross-validate in so many parts, then learn from all rows; 0: hold some out instead.",
+    ),
     flag("--base", help="A named base model, a Hub id or a local folder.", metavar="NAME|PATH"),
     flag(
         "--unknown-labels",

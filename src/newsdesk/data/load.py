@@ -14,11 +14,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+from numpy.typing import NDArray
 
 from newsdesk.config import DataSection
 from newsdesk.data.columns import TextLayout, label_column, text_layout
 from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.examples import Examples, hold_out, split
+from newsdesk.data.folds import fold_of_rows
 from newsdesk.data.labelled import LabelFormat, task_notes, to_examples
 from newsdesk.data.labels import label_faults
 from newsdesk.data.stream import FORMATS, class_folders, read_table
@@ -145,6 +147,8 @@ class TrainingData:
         choosing: positions of the validation rows that chose the best state, if known.
         read_as: for each file how it was read, for people and logs.
         notes: what a person should know of their labels, a sentence each.
+        fold_of: the fold of each training row, counted from 0, (rows,), where they are cross-validated: then
+            no others are held out.
     """
 
     train: Examples
@@ -154,6 +158,18 @@ class TrainingData:
     choosing: tuple[int, ...] = ()
     read_as: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    fold_of: NDArray[np.int64] | None = None
+
+    @property
+    def folds(self) -> int:
+        """How many parts are held out one after the other; 0: the training rows are not cross-validated."""
+        return 0 if self.fold_of is None else int(self.fold_of.max()) + 1
+
+    def of_fold(self, fold: int) -> TrainingData:
+        """The rows that one training of the cross-validation learns from, and those it is measured on."""
+        held_out = self.fold_of == fold
+        rest, part = (self.train.select(np.flatnonzero(rows)) for rows in (~held_out, held_out))
+        return replace(self, train=rest, validation=part, fold_of=None)
 
     @property
     def calibrating(self) -> Examples:
@@ -279,10 +295,11 @@ def load_training_data(
     elif proportional:
         train, validation = split(train, round((data.validation_share or 0.0) * len(train)), seed=seed)
     else:
-        train, validation = hold_out(train, data.validation_share, seed=seed)
+        train, validation = hold_out(train, 0.0 if data.folds else data.validation_share, seed=seed)
     read_as = tuple(f"{each.path}: {each.read_as}" for each in read if each.read_as)
     first = first_rows(train, data.train_rows, seed)
-    return TrainingData(first, validation, layout, found.licence, (), read_as, tuple(notes))
+    fold_of = fold_of_rows(first, data.folds, seed=seed) if data.folds else None
+    return TrainingData(first, validation, layout, found.licence, (), read_as, tuple(notes), fold_of)
 
 
 def _labelled(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from newsdesk.config import DataSection
 from newsdesk.data.duplicates import duplicate_groups, fold
 from newsdesk.data.examples import aligned_labels
+from newsdesk.data.folds import assign_folds, clusters_of
 from newsdesk.data.load import (
     DATA_SETS,
     TrainingData,
@@ -23,7 +24,6 @@ from newsdesk.data.load import (
     load_training_data,
 )
 from newsdesk.errors import UserError, counted
-from newsdesk.evaluation.audit.label_issues import assign_folds, clusters_of
 from newsdesk.hub.cache import Slot
 from newsdesk.metrics import wilson_interval
 from newsdesk.progress import Progress

@@ -39,6 +39,8 @@ class HeldOutRows:
             promise. None: not known, as in an earlier version, and all count as readable.
         linear: float32 of shape (rows, classes), the scores of the linear model beside the encoder; None
             where there is none.
+        folds: of a cross-validation, in which each row was answered by the model of its fold, which learned
+            from the others; 0: all were answered by the one classifier.
 
     Raises ValueError when logits, labels and the others do not line up, or a logit is no finite number.
     """
@@ -49,6 +51,7 @@ class HeldOutRows:
     distances: NDArray[np.float32] | None = None
     readable: NDArray[np.bool_] | None = None
     linear: NDArray[np.float32] | None = None
+    folds: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be calibrated on."""
@@ -91,6 +94,16 @@ class HeldOutRows:
             readable=None if self.readable is None else self.readable[rows],
             linear=None if self.linear is None else self.linear[rows],
         )
+
+
+CROSS_VALIDATED_WORTH = 0.5
+"""What a row is worth, for intervals and promises, that the model of a fold answered: see docs/trust.md."""
+
+
+def cross_validated_counts(right: int, rows: int) -> tuple[int, int]:
+    """Counts of rows that tell as much of the classifier itself as these tell of those of the folds."""
+    worth = max(1, round(rows * CROSS_VALIDATED_WORTH))
+    return round(right * worth / rows), worth
 
 
 @dataclass(frozen=True)
@@ -253,7 +266,8 @@ def write_held_out_rows(folder: Path, rows: HeldOutRows) -> None:
         tensors["readable"] = np.ascontiguousarray(rows.readable, dtype=np.bool_)
     if rows.linear is not None:
         tensors["linear"] = np.ascontiguousarray(rows.linear, dtype=np.float32)
-    write_bytes(folder / CALIBRATION_ROWS, save(tensors, metadata={"sha256": rows.sha256}))
+    facts = {"sha256": rows.sha256, **({"folds": str(rows.folds)} if rows.folds else {})}
+    write_bytes(folder / CALIBRATION_ROWS, save(tensors, metadata=facts))
 
 
 def read_calibration(folder: Path) -> Calibration | None:
@@ -277,10 +291,12 @@ def read_held_out_rows(folder: Path) -> HeldOutRows | None:
         return None
     try:
         with open_tensors(path) as file:
-            sha256 = (file.metadata() or {})["sha256"]
+            facts = file.metadata() or {}
+            sha256, folds = facts["sha256"], int(facts.get("folds", "0"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            optional = (tensors.get(name) for name in ("distances", "readable", "linear"))
-            return HeldOutRows(tensors["logits"], tensors["labels"], sha256, *optional)
+            distances, readable, linear = map(tensors.get, ("distances", "readable", "linear"))
+            columns = (tensors["logits"], tensors["labels"], sha256, distances, readable, linear)
+            return HeldOutRows(*columns, folds)
     except (SafetensorError, KeyError, ValueError, OSError, TypeError) as error:
         raise damaged(path, str(error), fix=_FIX) from None
 

@@ -318,9 +318,9 @@ def unwritable(out: Path, error: OSError) -> UserError:
     )
 
 
-NEXT = ".next"
+NEXT, FOLDS = ".next", ".folds"
 _STAGING, _LOCK = ".staging", ".lock"
-_WORKING = (NEXT, _STAGING, _LOCK, f".settling{_LOCK}")
+_WORKING = (NEXT, FOLDS, _STAGING, _LOCK, f".settling{_LOCK}")
 _OF_EXPORTS = ("onnx", "config.json", "model.safetensors", "quality.json", "tokenizer_config.json")
 TOP_NAMES = {
     *(name.partition("/")[0] for name in (*_OF_TRAINING, *_OF_THE_END, MANIFEST, "checkpoints/", "export/")),

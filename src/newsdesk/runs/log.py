@@ -23,7 +23,8 @@ class Started:
     """Training is about to begin.
 
     ``engine`` says which implementation runs the encoder, and why. The best state is chosen by
-    ``choosing_rows`` of the validation rows; 0: the last one is kept. ``read_as`` says for each file in
+    ``choosing_rows`` of the validation rows; 0: the last one is kept. The rows were cross-validated before in
+    so many ``folds``; 0: they were not. ``read_as`` says for each file in
     which dialect and encoding its rows were read.
     """
 
@@ -35,6 +36,7 @@ class Started:
     precision: str
     engine: str
     choosing_rows: int = 0
+    folds: int = 0
     read_as: tuple[str, ...] = ()
 
 

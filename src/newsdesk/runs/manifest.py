@@ -95,6 +95,7 @@ class TrainingFacts:
         padding_share: share of padding among the tokens computed, 0 to 1.
         processes: how many trained together.
         choosing_rows: how many validation rows chose that state, and so do not calibrate it; 0: none did.
+        folds: of the cross-validation that went before it; 0: there was none.
         remarks: notes on rows and steps from before it began, a sentence each.
     """
 
@@ -105,6 +106,7 @@ class TrainingFacts:
     padding_share: float
     processes: int = 1
     choosing_rows: int = 0
+    folds: int = 0
     remarks: tuple[str, ...] = ()
 
 

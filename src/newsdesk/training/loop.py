@@ -73,6 +73,7 @@ class TrainingLoop:
 
     Attributes:
         held_out: which of the validation rows choose the best state and which do not.
+        end: the step after which it ends; before ``steps`` where it is known that an earlier state is better.
         best_logits: of the validation rows by the best state so far, (rows, classes); None before any.
     """
 
@@ -100,7 +101,7 @@ class TrainingLoop:
         self.windows, self.lengths = network.windows.shapes(rows.lengths)
         self.most_tokens = -(-training.batch_size // self.team.size) * max_length
         self.schedule = Schedule.of(len(rows.token_ids), training)
-        self.steps = self.schedule.total
+        self.steps = self.end = self.schedule.total
         self.batcher = Batcher(
             self.lengths,
             training.batch_size,
@@ -225,18 +226,18 @@ class TrainingLoop:
         waiting: list[tuple[Step, str, Tensor, Tensor]] = []
         for batches in self._batch_groups():
             waiting.append(self._take_step(batches))
-            if len(waiting) == together or self._validation_is_due() or self.step == self.steps:
+            if len(waiting) == together or self._validation_is_due() or self.step == self.end:
                 yield self._read(waiting)
                 waiting = []
 
     def _batch_groups(self) -> Iterator[list[NDArray[np.int64]]]:
         """What is left of the training: batches in groups of ``accumulation``, one optimiser step each."""
-        while self.step < self.steps:
+        while self.step < self.end:
             epoch, done = divmod(self.step, self.schedule.per_epoch)
             batches = self.batcher.epoch(epoch)
             together = self.training.accumulation
             for start in range(done * together, len(batches), together):
-                if self.step < self.steps:
+                if self.step < self.end:
                     yield batches[start : start + together]
 
     def _take_step(self, batches: list[NDArray[np.int64]]) -> tuple[Step, str, Tensor, Tensor]:
@@ -301,7 +302,7 @@ class TrainingLoop:
         if not self.validation.token_ids or self.step == self.validated_step:
             return False
         interval = self.schedule.validate_every
-        return self.step == self.steps or (interval > 0 and self.step % interval == 0)
+        return self.step == self.end or (interval > 0 and self.step % interval == 0)
 
     def _validate(self, stopped: Callable[[], bool]) -> Validation | None:
         """Measure on the rows that choose; remember the state when it is the best so far; None if stopped."""
@@ -311,7 +312,7 @@ class TrainingLoop:
         if not np.isfinite(logits).all():
             raise self.watch.error(self.step, "the validation loss is nan", "validation rows")
         measured = self.held_out.measured
-        found = _measured(logits[measured], self.validation.labels[measured])
+        found = validation_figures(logits[measured], self.validation.labels[measured])
         best = self._is_best(found)
         if best:
             self.best_step = self.step
@@ -368,7 +369,7 @@ _COUNTERS = (
 )
 
 
-def _measured(logits: NDArray[np.float32], labels: NDArray[Any]) -> Validation:
+def validation_figures(logits: NDArray[np.float32], labels: NDArray[Any]) -> Validation:
     """How good logits (rows, classes) are, by step 0; label sets are those more probable than not."""
     classes = logits.shape[1]
     exact = torch.from_numpy(logits).double()

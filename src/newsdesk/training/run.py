@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
@@ -36,9 +37,10 @@ from newsdesk.model.encoder import keep_freed_memory
 from newsdesk.model.network import Network, choose_precision, predict_with_features
 from newsdesk.model.tokenizer import Encoded, TextTokenizer, TokenIds
 from newsdesk.model.windows import LongTexts
-from newsdesk.progress import Progress
+from newsdesk.progress import Progress, silent
 from newsdesk.runs.calibration import HeldOutRows, store_calibration
 from newsdesk.runs.folder import (
+    FOLDS,
     RunFolder,
     in_use,
     put_in_place,
@@ -70,10 +72,12 @@ from newsdesk.runs.manifest import (
     base_facts,
     installed_versions,
 )
-from newsdesk.runs.off_topic import off_topic_score
+from newsdesk.runs.off_topic import OffTopicScore, off_topic_score
 from newsdesk.training import restarted
+from newsdesk.training.batches import Schedule
 from newsdesk.training.checkpoints import Checkpoints, decode
 from newsdesk.training.distributed import Team, gathered
+from newsdesk.training.folds import KeepLogits, OutOfFold, cross_validated, of_one_fold
 from newsdesk.training.held_out import remarks_on_rows
 from newsdesk.training.linear_baseline import remark_on_baseline
 from newsdesk.training.loop import EncodedRows, TrainingLoop
@@ -134,6 +138,8 @@ def run_training(
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         training = _Training(run, resolved, team, device, scratch, progress, tables, part)
         resumed = training.restore_or_begin(resume=resume)
+        if training.data.folds:
+            training.cross_validate()
         with interruptible() as stopped, explaining_memory(resolved.recipe.training, resolved.recipe.model):
             if not team.leads:  # trains along with the lead, which alone logs and writes
                 deque(training.loop.events(stopped), maxlen=0)
@@ -143,6 +149,7 @@ def run_training(
         if finished.reason == "interrupted":
             return run
         training.checkpoints.clear()
+        shutil.rmtree(run.path / FOLDS, ignore_errors=True)
         return put_in_place(run, out)
 
 
@@ -154,18 +161,22 @@ class OneOfMany:
         data: the rows that its recipe names, read and split once for all.
         at_end: called with the loop that came to its own end, before the run is complete, and with what the
             run says of all validation rows, logits (rows, classes).
-
-    It fits no off-topic score, which only a run needs that is used: newsdesk calibrate does.
+        at_validation: called with the step and such logits of every state that is validated and kept so far.
+        off_topic: whether to fit an off-topic score, which only a run needs that is used: newsdesk calibrate
+            does it later.
     """
 
     data: TrainingData
-    at_end: Callable[[TrainingLoop, NDArray[np.float32] | None], None]
+    at_end: Callable[[TrainingLoop, NDArray[np.float32] | None], None] = lambda _loop, _answers: None
+    at_validation: KeepLogits = lambda _step, _logits: None
+    off_topic: bool = False
 
 
 class _Training:
     """All that one training needs, ready for the first step; nothing is written before it begins."""
 
     answers: NDArray[np.float32] | None = None
+    out_of_fold: OutOfFold | None = None
 
     def __init__(
         self,
@@ -182,10 +193,17 @@ class _Training:
         recipe, seed = resolved.recipe, resolved.recipe.training.seed
         precision = choose_precision(recipe.training.precision, device)
         self.run, self.resolved, self.team, self.part = run, resolved, team, part
+        self.progress = progress
         if part is None:
             self.data = load_training_data(recipe.data, seed=seed, progress=progress, tables=tables)
         else:
             self.data = part.data
+        if self.data.folds and team.size > 1:
+            raise UserError(
+                "a cross-validation trains in one process",
+                found=f"{counted(self.data.folds, 'fold')}, and {counted(team.size, 'process')} of torchrun",
+                fix="leave out --folds, or train without torchrun",
+            )
         self.base = resolve_base(recipe.model.base, progress=progress)
         keep_freed_memory()
         seed_everything(seed)
@@ -216,7 +234,7 @@ class _Training:
         vocabulary = tokenizer.fit(train.texts)
         self.unknown_tokens = vocabulary.unknown
         self.remarks = self._remarks(encoded, vocabulary, progress)
-        identity = {
+        self.identity = {
             "training rows": train.fingerprint(),
             "validation rows": validation.fingerprint(),
             "base model": str(self.base.sha256),
@@ -225,7 +243,7 @@ class _Training:
         }
         values = _recipe_values(recipe)
         trained_bytes = sum(parameter.nbytes for parameter in self.loop.trained)
-        self.checkpoints = Checkpoints(run.checkpoints, identity, values, trained_bytes=trained_bytes)
+        self.checkpoints = Checkpoints(run.checkpoints, self.identity, values, trained_bytes=trained_bytes)
         self.log_bytes = 0
 
     def _remarks(
@@ -273,14 +291,49 @@ class _Training:
                 shutil.copytree(self.tokenizer_files, new.tokenizer)
         return Resumed(0, 0.0, passed_over) if passed_over else None
 
+    def cross_validate(self) -> None:
+        """Train the folds, or what is left of that, and let the training on all rows keep the state they say.
+
+        Raises UserError where one is interrupted.
+        """
+        loop, folds, progress = self.loop, self.data.folds, self.progress or silent
+        recipe = self.resolved.recipe
+        of_fold = of_one_fold(recipe, len(self.data.train))
+
+        def train_fold(fold: int, data: TrainingData, folder: Path, keep: KeepLogits) -> RunFolder:
+            what = f"cross-validating: fold {fold + 1} of {folds}"
+
+            def show(event: Event) -> None:
+                if isinstance(event, Started | Step):
+                    progress(event.step if isinstance(event, Step) else 0, schedule.total, what, "rows")
+
+            schedule = Schedule.of(len(data.train), of_fold.recipe.training)
+            part = OneOfMany(data, at_validation=keep, off_topic=True)
+            return run_training(of_fold, folder, observe=show, resume=True, part=part)
+
+        identity = json.dumps([_recipe_values(recipe), self.identity], sort_keys=True)
+        found = cross_validated(self.data, self.run.path / FOLDS, identity, train_fold)
+        if found is None:
+            raise UserError(
+                "the training was interrupted while it was cross-validated",
+                found=f"what was trained so far is kept in {self.run.path}",
+                fix=f"continue it with newsdesk train --out {self.run.path} --resume",
+            )
+        self.out_of_fold, loop.end = found, max(1, round(found.kept * loop.steps))
+        self.remarks += (found.remark(),)
+
     def lead(self, stopped: Callable[[], bool], observe: Observer, resumed: Resumed | None) -> Finished:
         """Let the loop train; keep its best states, its events, and from time to time a checkpoint."""
         loop, last_checkpoint = self.loop, time.monotonic()
         before: list[Event] = [] if resumed is None else [resumed]
         if not loop.step:  # else the log has them
             before += map(Remark, self.remarks)
+            if self.out_of_fold is not None:
+                before += self.out_of_fold.validations(loop.steps, loop.schedule.per_epoch)
         with EventLog(self.run.log, keep=self.log_bytes) as log:
             for event in loop.events(stopped):
+                if self.part is not None and isinstance(event, Validation) and loop.best_logits is not None:
+                    self.part.at_validation(event.step, loop.best_logits)
                 if isinstance(event, Finished) or (isinstance(event, Validation) and event.best):
                     self.store.save(self.run.adapter)
                 events: list[Event] = [event]
@@ -290,7 +343,8 @@ class _Training:
                     in_full = event.reason != "interrupted"
                     events = [*self._keep_what_is_fitted(in_full=in_full), event]
                 elif isinstance(event, Started):
-                    events = [replace(event, read_as=self.data.read_as), *before]
+                    started = replace(event, read_as=self.data.read_as, folds=self.data.folds)
+                    events = [started, *before]
                 for each in events:
                     log.write(each)
                     observe(each)
@@ -310,15 +364,19 @@ class _Training:
         loop = self.loop
         calibrating, choosing = loop.held_out.calibrating, len(loop.held_out.choosing)
         fitted = None
-        if in_full and self.part is None:
+        if in_full and (self.part is None or self.part.off_topic):
 
             def features_of(sequences: Sequence[TokenIds]) -> NDArray[np.float32]:
                 batch_size = 2 * loop.training.batch_size
                 return predict_with_features(loop.network, sequences, batch_size=batch_size)[1]
 
             held_out = [loop.validation.token_ids[row] for row in calibrating]
+            if self.out_of_fold is not None:  # whose distances take the place of those of held-out rows
+                held_out = loop.rows.token_ids[:1]
             fitted = off_topic_score(features_of, loop.rows.token_ids, strata(loop.rows.labels), held_out)
         linear = self._linear_model() if in_full else None
+        if self.out_of_fold is not None:
+            return self._keep_cross_validated(fitted and fitted[0], linear)
         if fitted is not None:
             fitted[0].save(self.run.off_topic)
         remark = None
@@ -347,6 +405,29 @@ class _Training:
             linear=None if scores is None else scores[calibrating],
         )
         store_calibration(self.run.path, answers, f"{source}, computed in {loop.network.precision}")
+        return remarks
+
+    def _keep_cross_validated(
+        self, off_topic: OffTopicScore | None, linear: LinearModel | None
+    ) -> list[Remark]:
+        """Calibrate by what the folds' models say of the rows that they did not learn from."""
+        found, remarks, rows = self.out_of_fold, list[Remark](), self.data.train
+        assert found is not None
+        if off_topic is not None and found.distances is not None:
+            off_topic.with_reference(found.distances).save(self.run.off_topic)
+        answers = found.held_out(rows.fingerprint())
+        if linear is not None and found.linear is not None:
+            stack = Stack.of(found.logits, found.linear, found.labels, np.zeros(0, np.int64))
+            asked = self.resolved.recipe.model.linear == "stack"
+            linear, remark = linear.with_stack(stack.weight if asked else 0.0), stack.remark(asked=asked)
+            answers = replace(answers, logits=linear.stacked(found.logits, found.linear))
+            remarks += [] if remark is None else [Remark(remark)]
+        if linear is not None:
+            linear.save(self.run.path)
+        source = (
+            f"{counted(len(rows), 'row')} of {rows.source}, cross-validated in {counted(found.folds, 'fold')}"
+        )
+        store_calibration(self.run.path, answers, f"{source}, computed in {self.loop.network.precision}")
         return remarks
 
     def _linear_model(self) -> LinearModel | None:
@@ -388,6 +469,7 @@ class _Training:
                 padding_share=round(finished.padding_share, 5),
                 processes=self.team.size,
                 choosing_rows=len(self.loop.held_out.choosing),
+                folds=data.folds,
                 remarks=self.remarks,
             ),
         )

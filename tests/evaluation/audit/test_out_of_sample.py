@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from newsdesk.evaluation.audit.label_issues import assign_folds, clusters_of, out_of_sample_probabilities
+from newsdesk.data.folds import assign_folds, clusters_of
+from newsdesk.evaluation.audit.label_issues import out_of_sample_probabilities
 
 
 def test_links_join_clusters_however_they_come():

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from newsdesk import __version__
 from newsdesk.data.duplicates import NearDuplicate, duplicate_groups, near_copies, shared_texts
 from newsdesk.data.examples import aligned_labels
+from newsdesk.data.folds import clusters_of
 from newsdesk.data.labelled import labels_with_faults, table_labels
 from newsdesk.data.labels import LabelMatcher
 from newsdesk.data.table import Table
@@ -44,7 +45,6 @@ from newsdesk.evaluation.audit.findings import (
 from newsdesk.evaluation.audit.label_issues import (
     LabelErrors,
     Rows,
-    clusters_of,
     out_of_sample_probabilities,
     rank_label_errors,
 )

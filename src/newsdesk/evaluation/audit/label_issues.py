@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from newsdesk.data.folds import assign_folds
 from newsdesk.errors import missing_package
 from newsdesk.metrics import confusion_matrix
 from newsdesk.training.linear_baseline import has_words, tfidf_vectorizer
@@ -171,37 +172,3 @@ def out_of_sample_probabilities(
             said = head.predict_proba(features[held_out])
             probabilities[np.ix_(held_out, head.classes_)] += said / len(heads)
     return probabilities
-
-
-def assign_folds(labels: Rows, clusters: Rows, folds: int, seed: int) -> Rows:
-    """The fold of each row: whole clusters, drawn in random order, each class spread evenly.
-
-    A cluster goes where its first row's class has the fewest rows so far; of such folds, to the smallest.
-    """
-    order = np.argsort(clusters, kind="stable")
-    starts = np.flatnonzero(np.diff(clusters[order], prepend=clusters[order[:1]] - 1))
-    members = np.split(order, starts[1:])
-    filled = np.zeros((int(labels.max()) + 1, folds), dtype=np.int64)
-    fold_of = np.zeros(len(labels), dtype=np.int64)
-    for position in np.random.Generator(np.random.PCG64(seed)).permutation(len(members)):
-        rows = members[position]
-        fold = int(np.lexsort((filled.sum(axis=0), filled[labels[rows[0]]]))[0])
-        np.add.at(filled, (labels[rows], fold), 1)
-        fold_of[rows] = fold
-    return fold_of
-
-
-def clusters_of(rows: int, groups: Iterable[Sequence[int]]) -> Rows:
-    """A number for each of ``rows`` rows, equal for all that ``groups`` link, directly or over others."""
-    parent = list(range(rows))
-
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
-
-    for first, *others in groups:
-        for other in others:
-            parent[root(other)] = root(first)
-    return np.array([root(row) for row in range(rows)], dtype=np.int64)
