@@ -314,12 +314,21 @@ def calibrate(
     Raises:
         UserError: when there are no rows, or run, base model or rows cannot be used together.
     """
-    from newsdesk.evaluation.evaluate import calibrate_on, fit_off_topic_score, linear_model_for
+    from newsdesk.evaluation.evaluate import (
+        calibrate_on,
+        calibrate_out_of_fold,
+        fit_off_topic_score,
+        linear_model_for,
+    )
     from newsdesk.evaluation.rows import known_rows, unlearned_rows
     from newsdesk.reports.model_card import refresh_card
 
     found = find_model(path)
     require_own(found.path, "a calibration")
+    if not data and isinstance(found, RunFolder) and found.is_cross_validated():
+        calibrated = calibrate_out_of_fold(found, stack=stack, **reading)
+        refresh_card(found)
+        return calibrated
     linear = None if stack is None else linear_model_for(found, stack=stack, progress=progress, **reading)
     if data:
         rows = unlearned_rows(found, data, learned_rows, progress=progress, **reading)

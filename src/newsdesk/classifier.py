@@ -47,6 +47,7 @@ _KEYS = {
     "alpha": "lora.alpha",
     "dropout": "lora.dropout",
     "validation_share": "data.validation_share",
+    "folds": "data.folds",
     "device": "training.device",
     "seed": "training.seed",
 }
@@ -91,6 +92,7 @@ class TextClassifier:
         alpha: float | None = None,
         dropout: float | None = None,
         validation_share: float | None = None,
+        folds: int | None = None,
         device: str | None = None,
         seed: int | None = None,
         stack: bool = False,
@@ -110,6 +112,7 @@ class TextClassifier:
             max_length: tokens that are read of a text.
             rank, alpha, dropout: of the adapters.
             validation_share: share of the rows held out to choose the best state and to calibrate.
+            folds: cross-validate in so many parts instead, and learn from all rows in the end.
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
             seed: of everything random.
             stack: add the scores of a linear model, which learns in seconds, to the encoder's.
@@ -127,6 +130,7 @@ class TextClassifier:
         self.alpha = alpha
         self.dropout = dropout
         self.validation_share = validation_share
+        self.folds = folds
         self.device = device
         self.seed = seed
         self.stack = stack

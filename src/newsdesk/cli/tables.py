@@ -327,7 +327,9 @@ def render_plan(plan: Plan) -> list[str]:
         ),
         [
             figure("training rows", f"{rows.train:,}{counted_from}"),
-            figure("validation rows", f"{rows.validation:,}"),
+            figure("cross-validated", f"in {counted(rows.folds, 'fold')}, then trained on all rows")
+            if rows.folds
+            else figure("validation rows", f"{rows.validation:,}"),
             figure("classes", f"{rows.classes:,}{assumed}"),
             figure("steps", f"{steps.total:,}: {counted(steps.epochs, 'epoch')} of {steps.per_epoch:,}"),
             figure("a step", step_rows),

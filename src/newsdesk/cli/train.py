@@ -40,7 +40,6 @@ def recipe_flags(function: Function) -> Function:
         epochs: float | None,
         baseline: bool | None,
         stack: bool | None,
-        folds: int | None,
         dialect: Any,
         **given: Any,
     ) -> Any:
@@ -48,7 +47,7 @@ def recipe_flags(function: Function) -> Function:
         columns.append("unknown_labels")
         read_as = {name: given.pop(name) for name in columns} | dialect.to_dict()
         flags = {f"data.{name}": value for name, value in read_as.items()}
-        flags |= {"data.train": train_data, "data.validation": valid, "data.folds": folds}
+        flags |= {"data.train": train_data, "data.validation": valid}
         flags |= {"model.base": base, "training.epochs": epochs, "training.baseline": baseline}
         flags["model.linear"] = {True: "stack", False: "off", None: None}[stack]
         return function(flags=flags, **given)
@@ -68,11 +67,6 @@ _RECIPE_FLAGS = (
         metavar="NAME|PATH",
     ),
     flag("--valid", help="A file of validation rows; default: split off the training rows.", metavar="PATH"),
-    flag(
-        "--folds",
-        type=click.IntRange(min=0, max=20),
-        help="Cross-validate in so many parts, then learn from all rows; 0: hold some out instead.",
-    ),
     flag("--base", help="A named base model, a Hub id or a local folder.", metavar="NAME|PATH"),
     flag(
         "--unknown-labels",
@@ -107,6 +101,11 @@ _RECIPE_FLAGS = (
 
 @verb()
 @recipe_flags
+@flag(
+    "--folds",
+    type=click.IntRange(min=0, max=20),
+    help="Cross-validate in so many parts, then learn from all rows; default: hold some out.",
+)
 @flag("--out", type=PATH, help="The run folder to write.", metavar="RUN")
 @flag(
     "--track",
@@ -124,6 +123,7 @@ def train(
     recipe: str | None,
     flags: dict[str, Any],
     overrides: tuple[str, ...],
+    folds: int | None,
     out: Path | None,
     track: tuple[str, ...],
     overwrite: bool,
@@ -139,6 +139,7 @@ def train(
 
     if overwrite and resume:
         raise click.UsageError("--overwrite starts again and --resume continues: give one of them.")
+    flags["data.folds"] = folds
     resolved = recipe_for(out, recipe, flags, overrides, resume=resume)
     if resume and not dry_run and out is not None and rank() == 0 and resumable(out) is None:
         note(f"nothing to resume at {out}: a new training starts with what was asked for")

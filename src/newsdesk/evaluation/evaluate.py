@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
@@ -24,7 +24,14 @@ from newsdesk.model.tokenizer import Encoded, Truncation
 from newsdesk.prediction.abstention import RiskCoverage, risk_coverage
 from newsdesk.prediction.open_model import RunClassifier, open_model
 from newsdesk.progress import Progress
-from newsdesk.runs.calibration import Calibration, Change, HeldOutRows, store_calibration
+from newsdesk.runs.calibration import (
+    Calibration,
+    Change,
+    HeldOutRows,
+    read_calibration,
+    read_held_out_rows,
+    store_calibration,
+)
 from newsdesk.runs.exported import KINDS, ExportedModel, find_exported
 from newsdesk.runs.folder import RunFolder
 from newsdesk.runs.label_decisions import strata
@@ -355,6 +362,42 @@ def calibrate_on(
         made[folder.path] = store_calibration(folder.path, held_out, source, folded=classifier.folded)
         if classifier.off_topic is not None and distances is not None:
             classifier.off_topic.with_reference(distances).save(folder.path / OFF_TOPIC)
+        if isinstance(folder, ExportedModel):
+            folder.seal_calibration()
+    return made
+
+
+def calibrate_out_of_fold(
+    run: RunFolder, *, stack: bool | None, **reading: Unpack[Reading]
+) -> dict[Path, Calibration]:
+    """Calibrate a run and its exports again by what the models of its folds said, which is kept.
+
+    ``stack`` as for `linear_model_for`. Raises UserError where there is no linear model to stack.
+    """
+    rows, before = read_held_out_rows(run.path), read_calibration(run.path)
+    assert rows is not None
+    assert before is not None
+    linear = LinearModel.of_folder(run.path, len(run.labels.names))
+    if stack and (linear is None or rows.linear is None):
+        raise UserError(
+            f"no linear model can be stacked on {run.path}",
+            found="a cross-validated run without linear models beside those of its folds",
+            fix="train it with --stack, or leave out --stack",
+        )
+    if stack is not None and linear is not None and rows.linear is not None:
+        alone = rows.logits - np.float32(linear.stack) * rows.linear
+        gain = Stack.of(alone, rows.linear, rows.labels, np.zeros(0, np.int64))
+        linear = linear.with_stack(gain.weight if stack else 0.0)
+        rows = replace(rows, logits=linear.stacked(alone, rows.linear))
+        if stack and "notice" in reading and (remark := gain.remark(asked=True)) is not None:
+            reading["notice"](remark)
+    made = {}
+    for folder in (run, *filter(None, (find_exported(run.path / "export" / kind) for kind in KINDS))):
+        of_folder = read_calibration(folder.path)
+        if linear is not None:
+            linear.save(folder.path)
+        folded = 1.0 if of_folder is None else of_folder.folded
+        made[folder.path] = store_calibration(folder.path, rows, before.source, folded=folded)
         if isinstance(folder, ExportedModel):
             folder.seal_calibration()
     return made

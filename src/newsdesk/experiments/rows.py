@@ -113,7 +113,7 @@ class SweepRows:
         """The rows of a data section, read once. Raises UserError unless they are those of the sweep."""
         key = repr(data)
         if key not in self._loaded:
-            shared = {"validation_share": 0.0} if self._folds else {}
+            shared = {"folds": 0, **({"validation_share": 0.0} if self._folds else {})}
             found = load_training_data(
                 data.model_copy(update=shared), seed=self._seed, progress=self._progress
             )

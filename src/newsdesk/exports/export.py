@@ -48,6 +48,8 @@ from newsdesk.prediction.classifier import Classifier
 from newsdesk.prediction.open_model import RunClassifier, open_model
 from newsdesk.progress import Progress
 from newsdesk.runs.calibration import (
+    CALIBRATION,
+    CALIBRATION_ROWS,
     Calibration,
     HeldOutRows,
     calibrate,
@@ -314,7 +316,10 @@ def _write_common(run: RunFolder, kind: Kind, model: PreTrainedModel, folder: Pa
     run.labels.write(folder)
     if run.off_topic.is_file():  # measured again, by the features that the exported model computes
         shutil.copyfile(run.off_topic, folder / OFF_TOPIC)
-    for name in (KNOWN_TEXTS, LINEAR_MODEL):
+    answers = read_held_out_rows(run.path)
+    # What models of folds said cannot be asked of the export, which stands for the run.
+    calibrated = (CALIBRATION, CALIBRATION_ROWS) if answers is not None and answers.folds else ()
+    for name in (KNOWN_TEXTS, LINEAR_MODEL, *calibrated):
         if (run.path / name).is_file():
             shutil.copyfile(run.path / name, folder / name)
 

@@ -103,7 +103,12 @@ def risk_coverage(
 
 
 def promised_threshold(
-    score: NDArray[np.floating], correct: NDArray[np.bool_], error_rate: float, confidence: float = 0.95
+    score: NDArray[np.floating],
+    correct: NDArray[np.bool_],
+    error_rate: float,
+    confidence: float = 0.95,
+    *,
+    worth: float = 1.0,
 ) -> Promise | None:
     """The lowest threshold on the confidence for which held-out rows promise an error rate; None if none.
 
@@ -114,6 +119,7 @@ def promised_threshold(
     sure, each by the exact binomial tail, until one fails; since only the first false one can be passed
     wrongly, no share of the error is spent on the others. Thresholds that too few rows reach for any outcome
     to pass are passed over; that keeps the level as long as errors do not get rarer where confidence falls.
+    A row counts as ``worth`` rows: see `HeldOutRows.worth`.
     Raises ValueError for rates outside 0 to 1.
     """
     if not (0 < error_rate < 1 and 0 < confidence < 1):
@@ -125,9 +131,10 @@ def promised_threshold(
     best = None
     for threshold in THRESHOLDS:
         answered = int(np.searchsorted(falling, -threshold, side="right"))
-        if answered < least_rows:
+        rows = int(worth * answered)
+        if rows < least_rows:
             continue
-        if binomial_tail(int(wrong[answered]), answered, error_rate) > 1 - confidence:
+        if binomial_tail(ceil(worth * wrong[answered]), rows, error_rate) > 1 - confidence:
             break
         best = Promise(threshold, error_rate, confidence, len(score), answered / len(score))
     return best
@@ -339,7 +346,9 @@ def decision_rule(
     assert rows is not None
     passing = passing_rows(rows, score, off_topic, answer_empty=answer_empty)
     labels, probabilities = rows.labels[passing], softmax(rows.logits[passing], temperature)
-    promise = None if abstain is None else _promise(probabilities, labels, abstain, confidence)
+    promise = None
+    if abstain is not None:
+        promise = _promise(probabilities, labels, abstain, confidence, rows.worth)
     most = highest_coverage(len(labels))
     if sets is not None and sets > most:
         raise UserError(
@@ -402,13 +411,17 @@ def _require_reachable(level: float, score: OffTopicScore) -> None:
 
 
 def _promise(
-    probabilities: NDArray[np.float32], labels: NDArray[np.int64], error_rate: float, confidence: float
+    probabilities: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    error_rate: float,
+    confidence: float,
+    worth: float,
 ) -> Promise:
     score = probabilities.max(axis=1).astype(np.float64)
     correct = np.asarray(probabilities.argmax(axis=1) == labels, dtype=np.bool_)
     right = f", {correct.mean():.1%} of them right" if len(labels) else ""
     found = f"{counted(len(labels), 'calibration row')}{right}"
-    promised = partial(promised_threshold, score, correct)
+    promised = partial(promised_threshold, score, correct, worth=worth)
     return require_promise(promised, error_rate, confidence, found)
 
 

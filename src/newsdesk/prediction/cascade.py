@@ -135,7 +135,9 @@ class LabelCascadeRule(CascadeRule):
         return "micro F1"
 
 
-def loses_no_more(lost: int, gained: int, rows: int, loss: float, confidence: float = CONFIDENCE) -> bool:
+def loses_no_more(
+    lost: float, gained: float, rows: float, loss: float, confidence: float = CONFIDENCE
+) -> bool:
     """Whether rows show that a cascade loses at most this share of all texts to the encoder alone.
 
     ``lost`` of the ``rows`` only the encoder gets right, ``gained`` only the cascade. It is a bet against the
@@ -159,14 +161,21 @@ def loses_no_more(lost: int, gained: int, rows: int, loss: float, confidence: fl
     return most + log(sum(exp(each - most) for each in logs) / len(logs)) >= wanted
 
 
-def least_loss(rows: int, confidence: float = CONFIDENCE) -> float:
+def least_loss(rows: float, confidence: float = CONFIDENCE) -> float:
     """The smallest loss that so many rows can promise, none of them lost; rounded up to be typed."""
     least = ((1 / (1 - confidence)) ** (1 / rows) - 1) / _BETS[0] if rows else 1.0
     return min(1.0, ceil(1e4 * least) / 1e4)
 
 
 def keeps_micro_f1(
-    kept: Counts, given: Counts, loss: float, most: int, least_f1: float, confidence: float = CONFIDENCE
+    kept: Counts,
+    given: Counts,
+    loss: float,
+    most: int,
+    least_f1: float,
+    confidence: float = CONFIDENCE,
+    *,
+    worth: float = 1.0,
 ) -> bool:
     """Whether rows show that a cascade loses at most so much of the encoder's micro F1, both 0 to 1.
 
@@ -180,7 +189,7 @@ def keeps_micro_f1(
     for f1 in (least_f1, 1.0):
         lost = 2 * (kept.hits - given.hits) - f1 * (kept.assigned - given.assigned)
         ends.append(lost - loss * (given.assigned + given.true))
-    return bool(wealth_of(ends, 2.0 * most) >= log(1 / (1 - confidence)))
+    return bool(wealth_of(ends, 2.0 * most, worth=worth) >= log(1 / (1 - confidence)))
 
 
 def label_cascade_rule(
@@ -198,12 +207,12 @@ def label_cascade_rule(
     most, count = most_labels(labels), len(readable)
     rule = LabelCascadeRule(1.0, 1.0, loss, confidence, count, 0.0, own, decisions, most)
     kept = Counts.of_texts(alone, labels)
-    least_f1 = _least_f1(kept, most)
+    least_f1 = _least_f1(kept, most, rows.worth)
 
     def is_kept(given: Counts, loss: float) -> bool:
         if estimated:
             return _f1(kept) - _f1(given) <= loss
-        return keeps_micro_f1(kept, given, loss, most, least_f1, CONFIDENCE + _LEVEL_OF_F1)
+        return keeps_micro_f1(kept, given, loss, most, least_f1, CONFIDENCE + _LEVEL_OF_F1, worth=rows.worth)
 
     if not is_kept(kept, loss):
         possible = (step / 1000 for step in range(1, 100) if is_kept(kept, step / 1000))
@@ -243,12 +252,18 @@ def _decisions_of_linear(rows: HeldOutRows, decisions: LabelDecisions) -> LabelD
     return replace(LabelDecisions.fit(rows.linear, rows.labels), at_least_one=decisions.at_least_one)
 
 
-def _least_f1(kept: Counts, most: int) -> float:
-    """What the encoder's micro F1 is surely not below, 0 to 1, by the counts of texts, (texts,)."""
+def _least_f1(kept: Counts, most: int, worth: float) -> float:
+    """What the encoder's micro F1 is surely not below, 0 to 1, by the counts of texts, (texts,).
+
+    Each counts as ``worth`` texts.
+    """
     sizes = (kept.assigned + kept.true).astype(np.int64)
     errors = sizes - 2 * kept.hits.astype(np.int64)
-    shown = takewhile(lambda f1: ratio_p_value(errors, sizes, 1 - f1, 2 * most) <= _LEVEL_OF_F1, _LEAST_F1S)
-    return max(shown, default=0.0)
+
+    def is_shown(f1: float) -> bool:
+        return ratio_p_value(errors, sizes, 1 - f1, 2 * most, worth=worth) <= _LEVEL_OF_F1
+
+    return max(takewhile(is_shown, _LEAST_F1S), default=0.0)
 
 
 def _f1(counts: Counts) -> float:
@@ -267,7 +282,7 @@ def cascade_rule(rows: HeldOutRows, loss: float = LOSS, *, estimated: bool = Fal
     readable = np.ones(len(rows.labels), np.bool_) if rows.readable is None else rows.readable
     scores, logits, labels = rows.linear[readable], rows.logits[readable], rows.labels[readable]
     count = len(labels)
-    least = least_loss(count)
+    least = least_loss(rows.worth * count)
     if loss < least and not estimated:
         raise _cannot_promise(loss, least, count)
     rule = CascadeRule(
@@ -281,7 +296,9 @@ def cascade_rule(rows: HeldOutRows, loss: float = LOSS, *, estimated: bool = Fal
             int((sure & of_encoder & ~of_linear).sum()),
             int((sure & ~of_encoder & of_linear).sum()),
         )
-        if not (lost - gained <= loss * count if estimated else loses_no_more(lost, gained, count, loss)):
+        worth = rows.worth
+        promised = loses_no_more(worth * lost, worth * gained, worth * count, loss)
+        if not (lost - gained <= loss * count if estimated else promised):
             break
         rule = replace(tried, share=float(sure.mean()))
     return _require_answers(rule)

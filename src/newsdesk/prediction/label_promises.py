@@ -127,7 +127,7 @@ def label_rule(
     if assigned.any():
         found += f", {labels[assigned].mean():.1%} of the labels assigned to them right"
     counts = counts_at_thresholds(sure_probabilities(probabilities, assigned, most), labels)
-    promised = partial(promised_label_threshold, counts, int(assigned.sum()), most)
+    promised = partial(promised_label_threshold, counts, int(assigned.sum()), most, worth=rows.worth)
     promise = require_promise(promised, abstain, confidence, found)
     return LabelRule(promise, None, 1.0, len(labels), off_topic, most)
 
@@ -161,7 +161,13 @@ def sure_probabilities(
 
 
 def promised_label_threshold(
-    counts: Sequence[Counts], assigned: int, most: int, error_rate: float, confidence: float = 0.95
+    counts: Sequence[Counts],
+    assigned: int,
+    most: int,
+    error_rate: float,
+    confidence: float = 0.95,
+    *,
+    worth: float = 1.0,
 ) -> Promise | None:
     """The lowest threshold on labels' probabilities for which held-out texts promise an error rate.
 
@@ -180,30 +186,38 @@ def promised_label_threshold(
         most: how many labels of one text may be sure.
         error_rate: between 0 and 1.
         confidence: between 0 and 1.
+        worth: as how many texts each counts: see `HeldOutRows.worth`.
     """
     if not (0 < error_rate < 1 and 0 < confidence < 1):
         raise ValueError(f"an error rate of {error_rate} with confidence {confidence}")
     best = None
-    for threshold, wrong, given in counts[_first_tested(counts, most, error_rate, confidence) :]:
-        if ratio_p_value(wrong, given, error_rate, most) > 1 - confidence:
+    for threshold, wrong, given in counts[_first_tested(counts, most, error_rate, confidence, worth) :]:
+        if ratio_p_value(wrong, given, error_rate, most, worth=worth) > 1 - confidence:
             break
         best = Promise(threshold, error_rate, confidence, len(given), int(given.sum()) / assigned)
     return best
 
 
-def _first_tested(counts: Sequence[Counts], most: int, error_rate: float, confidence: float) -> int:
+def _first_tested(
+    counts: Sequence[Counts], most: int, error_rate: float, confidence: float, worth: float
+) -> int:
     """Where the sequence begins, by how many labels each text is given; behind its end where it cannot."""
     for share in _ALLOWED_AT_FIRST:
         for number, (_threshold, _wrong, given) in enumerate(counts):
             few = np.zeros_like(given)
             few[np.flatnonzero(given)[: ceil(share * error_rate * given.sum())]] = 1
-            if ratio_p_value(few, given, error_rate, most) <= 1 - confidence:
+            if ratio_p_value(few, given, error_rate, most, worth=worth) <= 1 - confidence:
                 return number
     return len(counts)
 
 
 def ratio_p_value(
-    wrong: NDArray[np.integer], given: NDArray[np.integer], error_rate: float, most: int
+    wrong: NDArray[np.integer],
+    given: NDArray[np.integer],
+    error_rate: float,
+    most: int,
+    *,
+    worth: float = 1.0,
 ) -> float:
     """p-value of the hypothesis that over all texts more than ``error_rate`` of the labels given are wrong.
 
@@ -212,12 +226,14 @@ def ratio_p_value(
     under the hypothesis wrong - error_rate * given is not negative on average, so whoever bets a fixed stake
     against that, text after text, gains nothing on average. The mean wealth over several stakes exceeds 20
     times the first in at most 1 case of 20 (Markov). Unlike Hoeffding's bound this gains from texts that are
-    given few labels.
+    given few labels. Texts that count less, by ``worth``, are bet on with as much less: the root of a wealth
+    that is 1 on average is at most 1 on average.
     """
-    return float(min(1.0, np.exp(-wealth_of([wrong - error_rate * given], (1 - error_rate) * most))))
+    wealth = wealth_of([wrong - error_rate * given], (1 - error_rate) * most, worth=worth)
+    return float(min(1.0, np.exp(-wealth)))
 
 
-def wealth_of(excesses: Sequence[NDArray[np.floating]], largest: float) -> float:
+def wealth_of(excesses: Sequence[NDArray[np.floating]], largest: float, *, worth: float = 1.0) -> float:
     """The logarithm of the mean wealth of stakes against the claim that an excess is above 0 on average.
 
     Each of ``excesses`` is (texts,) of values up to ``largest``. Of several, which stand for what is not
@@ -227,7 +243,7 @@ def wealth_of(excesses: Sequence[NDArray[np.floating]], largest: float) -> float
     for excess in excesses:
         values, texts = np.unique(excess, return_counts=True)
         with np.errstate(divide="ignore"):  # the largest stake is lost whole where the excess is the largest
-            logs = np.log1p(np.maximum(-stakes[:, None] * values, -1.0)) @ texts
+            logs = worth * (np.log1p(np.maximum(-stakes[:, None] * values, -1.0)) @ texts)
         least = np.minimum(least, logs)
     highest = float(least.max())
     return highest + float(np.log(np.exp(least - highest).mean())) if highest > -np.inf else -np.inf

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from newsdesk.config import Recipe, load_recipe
 from newsdesk.data.load import DATA_SETS
-from newsdesk.errors import UserError
+from newsdesk.errors import UserError, counted
 from newsdesk.evaluation.evaluate import Evaluation, read_metrics
 from newsdesk.evaluation.label_sets import LabelSetEvaluation, read_label_set_metrics
 from newsdesk.files import open_tensors
@@ -168,8 +168,13 @@ class RunFacts:
         """The rows it was trained, validated and evaluated on."""
         parts = []
         if (data := self.manifest.data) is not None:
+            training = self.manifest.training
+            folds = 0 if training is None else training.folds
             kept = "validation, split off training" if data.validation.is_split_off else "validation"
-            for part, rows in (("training", data.train), (kept, data.validation)):
+            learned = f"training, cross-validated in {counted(folds, 'fold')}" if folds else "training"
+            for part, rows in ((learned, data.train), (kept, data.validation)):
+                if folds and not rows.rows:
+                    continue
                 parts.append(Rows(part, Source.of(rows.origin), rows.rows, rows.sha256))
         measured: list[tuple[str, Evaluation | LabelSetEvaluation]] = [
             *self.splits.items(),

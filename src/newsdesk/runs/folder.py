@@ -27,7 +27,7 @@ from newsdesk.files import (
     sha256_of,
     write_text,
 )
-from newsdesk.runs.calibration import CALIBRATION, CALIBRATION_ROWS
+from newsdesk.runs.calibration import CALIBRATION, CALIBRATION_ROWS, read_held_out_rows
 from newsdesk.runs.labels import LABELS, LabelKind, Labels
 from newsdesk.runs.linear_model import LINEAR_MODEL
 from newsdesk.runs.manifest import Manifest
@@ -156,6 +156,11 @@ class RunFolder(ModelFolder):
     def is_complete(self) -> bool:
         """Whether the run is sealed and its training came to its own end."""
         return (self.path / MANIFEST).is_file() and not self.manifest.is_interrupted
+
+    def is_cross_validated(self) -> bool:
+        """Whether models of folds answered the rows that it is calibrated on."""
+        training, rows = self.manifest.training, read_held_out_rows(self.path)
+        return training is not None and training.folds > 0 and rows is not None and rows.folds > 0
 
     def reopen(self) -> None:
         """Break the seal of an interrupted run to be resumed; remove what was made of its state so far."""

@@ -137,7 +137,7 @@ def remarks_on_rows(
     ``encoded`` and ``vocabulary`` are of the training rows, or of a sample; None without a tokenizer. Raises
     UserError where a linear model is to be stacked by rows that there are not.
     """
-    if model.linear == "stack" and not len(data.validation):
+    if model.linear == "stack" and not (len(data.validation) or data.folds):
         raise UserError(
             "without validation rows it cannot be found how much a linear model should count",
             found="model.linear = stack, and no row held out",
@@ -162,7 +162,7 @@ def remarks_on_rows(
             f"{counted(unreadable, 'training row')} with nothing to read: empty, or no known token"
         )
     remarks += classes_not_held_out(data.train, data.validation)
-    if data.validation.labels is not None:
+    if data.validation.labels is not None and not data.folds:
         held_out = HeldOut.of(strata(data.validation.labels), schedule.validations, training)
         remarks += held_out.remarks(training, several=data.validation.is_multi)
     return remarks

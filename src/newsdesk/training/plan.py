@@ -41,18 +41,23 @@ _GPU_EFFICIENCY = (0.03, 0.4)
 
 @dataclass(frozen=True)
 class RowCounts:
-    """Rows to learn from and to validate on, the classes, and where these numbers come from."""
+    """Rows to learn from and to validate on, the classes, and where these numbers come from.
+
+    Where the rows are cross-validated first, that is in ``folds``, each a training of its own.
+    """
 
     train: int
     validation: int
     classes: int
     rows_from: Literal["data", "catalogue"]
     classes_from: Literal["data", "catalogue", "assumed"]
+    folds: int = 0
 
     @classmethod
     def of(cls, data: TrainingData) -> RowCounts:
         """The counts of loaded rows."""
-        return cls(len(data.train), len(data.validation), len(data.train.label_names), "data", "data")
+        classes = len(data.train.label_names)
+        return cls(len(data.train), len(data.validation), classes, "data", "data", data.folds)
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,8 @@ def make_plan(resolved: ResolvedRecipe, *, measure_speed: bool = True) -> Plan:
     estimate = None
     if measure_speed and lengths.mean is not None:
         computed = lengths.mean / (1 - (lengths.padding or 0.0))
-        tokens = round(computed * rows.train * steps.epochs)
+        trainings = max(1, rows.folds)  # each fold learns from all rows but its own
+        tokens = round(computed * rows.train * steps.epochs * trainings)
         per_row = min(computed, recipe.model.max_length)  # windows are rows of their own
         estimate = estimate_time(model, training, tokens=tokens, tokens_per_row=per_row, epochs=steps.epochs)
     return Plan(

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,11 +34,10 @@ from newsdesk.model.architectures import require_length, vocabulary_of
 from newsdesk.model.catalog import resolve_base
 from newsdesk.model.classifier import AdapterStore, build_classifier, copy_tokenizer
 from newsdesk.model.encoder import keep_freed_memory
-from newsdesk.model.network import Network, choose_precision, predict_with_features
-from newsdesk.model.tokenizer import Encoded, TextTokenizer, TokenIds
+from newsdesk.model.network import Network, choose_precision
+from newsdesk.model.tokenizer import Encoded, TextTokenizer
 from newsdesk.model.windows import LongTexts
 from newsdesk.progress import Progress, silent
-from newsdesk.runs.calibration import HeldOutRows, store_calibration
 from newsdesk.runs.folder import (
     FOLDS,
     RunFolder,
@@ -49,9 +48,7 @@ from newsdesk.runs.folder import (
     staged,
     working_folder,
 )
-from newsdesk.runs.label_decisions import strata
 from newsdesk.runs.labels import Labels
-from newsdesk.runs.linear_model import LinearModel, Stack
 from newsdesk.runs.log import (
     Event,
     EventLog,
@@ -72,11 +69,11 @@ from newsdesk.runs.manifest import (
     base_facts,
     installed_versions,
 )
-from newsdesk.runs.off_topic import OffTopicScore, off_topic_score
 from newsdesk.training import restarted
 from newsdesk.training.batches import Schedule
 from newsdesk.training.checkpoints import Checkpoints, decode
 from newsdesk.training.distributed import Team, gathered
+from newsdesk.training.fitted import keep_fitted
 from newsdesk.training.folds import KeepLogits, OutOfFold, cross_validated, of_one_fold
 from newsdesk.training.held_out import remarks_on_rows
 from newsdesk.training.linear_baseline import remark_on_baseline
@@ -341,7 +338,15 @@ class _Training:
                     KnownTexts.of(self.data.train.texts, self.data.validation.texts).save(self.run.path)
                     # Who interrupts will not wait for the rest.
                     in_full = event.reason != "interrupted"
-                    events = [*self._keep_what_is_fitted(in_full=in_full), event]
+                    remarks, self.answers = keep_fitted(
+                        *(self.run, self.data, loop, self.resolved.recipe),
+                        special=self.special,
+                        readable=self.readable,
+                        out_of_fold=self.out_of_fold,
+                        linear=in_full,
+                        off_topic=in_full and (self.part is None or self.part.off_topic),
+                    )
+                    events = [*remarks, event]
                 elif isinstance(event, Started):
                     started = replace(event, read_as=self.data.read_as, folds=self.data.folds)
                     events = [started, *before]
@@ -355,94 +360,6 @@ class _Training:
         if self.part is not None and event.reason != "interrupted":
             self.part.at_end(loop, self.answers)
         return event
-
-    def _keep_what_is_fitted(self, *, in_full: bool) -> list[Remark]:
-        """Fit temperature and off-topic score of the kept state on rows that it was not chosen by, if any.
-
-        And, on the training rows, the linear model beside it. The events are remarks on that.
-        """
-        loop = self.loop
-        calibrating, choosing = loop.held_out.calibrating, len(loop.held_out.choosing)
-        fitted = None
-        if in_full and (self.part is None or self.part.off_topic):
-
-            def features_of(sequences: Sequence[TokenIds]) -> NDArray[np.float32]:
-                batch_size = 2 * loop.training.batch_size
-                return predict_with_features(loop.network, sequences, batch_size=batch_size)[1]
-
-            held_out = [loop.validation.token_ids[row] for row in calibrating]
-            if self.out_of_fold is not None:  # whose distances take the place of those of held-out rows
-                held_out = loop.rows.token_ids[:1]
-            fitted = off_topic_score(features_of, loop.rows.token_ids, strata(loop.rows.labels), held_out)
-        linear = self._linear_model() if in_full else None
-        if self.out_of_fold is not None:
-            return self._keep_cross_validated(fitted and fitted[0], linear)
-        if fitted is not None:
-            fitted[0].save(self.run.off_topic)
-        remark = None
-        logits, scores = loop.best_logits, None
-        if linear is not None:
-            if logits is not None:
-                scores = linear.scores(loop.validation.token_ids)
-                stack = Stack.of(logits, scores, loop.validation.labels, loop.held_out.choosing)
-                asked = self.resolved.recipe.model.linear == "stack"
-                linear, remark = linear.with_stack(stack.weight if asked else 0.0), stack.remark(asked=asked)
-                logits = linear.stacked(logits, scores)
-            linear.save(self.run.path)
-        self.answers = logits
-        remarks = [] if remark is None else [Remark(remark)]
-        if logits is None:
-            return remarks
-        rows = self.data.validation.select(calibrating)
-        others = f", not those {choosing:,} that chose the state" if choosing else ""
-        source = f"{counted(len(rows), 'validation row')} of {rows.source}{others}"
-        answers = HeldOutRows(
-            logits[calibrating],
-            truth_of(rows),
-            rows.fingerprint(),
-            distances=None if fitted is None else fitted[1],
-            readable=self.readable[calibrating],
-            linear=None if scores is None else scores[calibrating],
-        )
-        store_calibration(self.run.path, answers, f"{source}, computed in {loop.network.precision}")
-        return remarks
-
-    def _keep_cross_validated(
-        self, off_topic: OffTopicScore | None, linear: LinearModel | None
-    ) -> list[Remark]:
-        """Calibrate by what the folds' models say of the rows that they did not learn from."""
-        found, remarks, rows = self.out_of_fold, list[Remark](), self.data.train
-        assert found is not None
-        if off_topic is not None and found.distances is not None:
-            off_topic.with_reference(found.distances).save(self.run.off_topic)
-        answers = found.held_out(rows.fingerprint())
-        if linear is not None and found.linear is not None:
-            stack = Stack.of(found.logits, found.linear, found.labels, np.zeros(0, np.int64))
-            asked = self.resolved.recipe.model.linear == "stack"
-            linear, remark = linear.with_stack(stack.weight if asked else 0.0), stack.remark(asked=asked)
-            answers = replace(answers, logits=linear.stacked(found.logits, found.linear))
-            remarks += [] if remark is None else [Remark(remark)]
-        if linear is not None:
-            linear.save(self.run.path)
-        source = (
-            f"{counted(len(rows), 'row')} of {rows.source}, cross-validated in {counted(found.folds, 'fold')}"
-        )
-        store_calibration(self.run.path, answers, f"{source}, computed in {self.loop.network.precision}")
-        return remarks
-
-    def _linear_model(self) -> LinearModel | None:
-        """The linear model beside the encoder, learned from all training rows; None where none is wanted."""
-        model, training = self.resolved.recipe.model, self.resolved.recipe.training
-        if model.linear == "off" or (model.linear == "auto" and not training.baseline):
-            return None
-        return LinearModel.fit(
-            self.loop.rows.token_ids,
-            self.loop.rows.labels,
-            len(self.data.train.label_names),
-            opening=self.special[0],
-            closing=self.special[1],
-            seed=training.seed,
-        )
 
     def manifest(self, finished: Finished) -> Manifest:
         """What the manifest says besides the files' hashes."""
