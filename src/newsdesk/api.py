@@ -314,22 +314,19 @@ def calibrate(
     Raises:
         UserError: when there are no rows, or run, base model or rows cannot be used together.
     """
-    from newsdesk.evaluation.evaluate import (
-        calibrate_on,
-        calibrate_out_of_fold,
-        fit_off_topic_score,
-        linear_model_for,
-    )
+    from newsdesk.evaluation import evaluate as fitting
     from newsdesk.evaluation.rows import known_rows, unlearned_rows
     from newsdesk.reports.model_card import refresh_card
 
     found = find_model(path)
     require_own(found.path, "a calibration")
     if not data and isinstance(found, RunFolder) and found.is_cross_validated():
-        calibrated = calibrate_out_of_fold(found, stack=stack, **reading)
+        calibrated = fitting.calibrate_out_of_fold(found, stack=stack, **reading)
         refresh_card(found)
         return calibrated
-    linear = None if stack is None else linear_model_for(found, stack=stack, progress=progress, **reading)
+    linear = (
+        None if stack is None else fitting.linear_model_for(found, stack=stack, progress=progress, **reading)
+    )
     if data:
         rows = unlearned_rows(found, data, learned_rows, progress=progress, **reading)
     else:
@@ -337,8 +334,8 @@ def calibrate(
         known = known_rows(found, purpose=purpose, otherwise=otherwise, progress=progress)
         rows = known.calibrating
         if isinstance(found, RunFolder) and not found.off_topic.is_file():
-            fit_off_topic_score(found, known, progress)
-    made = calibrate_on(rows, found, linear=linear, progress=progress)
+            fitting.fit_off_topic_score(found, known, progress)
+    made = fitting.calibrate_on(rows, found, linear=linear, progress=progress)
     if isinstance(found, RunFolder):
         refresh_card(found)
     return made

@@ -23,7 +23,7 @@ FLAGS = {
     "train": {
         *("--recipe", "--data", "--valid", "--base", "--out", "--text", *LABEL, "--task", "--template"),
         *("--normaliser", *LABELLED, "--epochs", "--set", "--overwrite", "--resume", "--dry-run"),
-        *("--baseline", "--no-baseline", "--stack", "--no-stack", "--track", "--json"),
+        *("--baseline", "--no-baseline", "--stack", "--no-stack", "--track", "--folds", "--json"),
     },
     "sweep": {
         *("--recipe", "--data", "--valid", "--base", "--out", "--text", *LABEL, "--task", "--template"),

@@ -44,7 +44,6 @@ from newsdesk.runs.off_topic import OffTopicScore  # noqa: E402
 from newsdesk.training.run import (  # noqa: E402
     run_training,
     seed_everything,
-    truth_of,
 )
 
 ARABIC = Path(__file__).parents[1] / "languages" / "arabic.csv"
@@ -420,7 +419,7 @@ def test_the_reference_of_a_base_is_what_others_can_load_it_by():
 
 def test_rows_without_labels_are_no_training_rows():
     with pytest.raises(ValueError, match="carry labels"):
-        truth_of(Examples(("a",), None, (), "x"))
+        Examples(("a",), None, (), "x").truth()
 
 
 def test_one_seed_decides_all_random_states():

@@ -60,6 +60,12 @@ class Examples:
         """The same in a word."""
         return "multi" if self.is_multi else "single"
 
+    def truth(self) -> NDArray[Any]:
+        """Class ids (rows,), or truth values (rows, labels). Raises ValueError for rows without labels."""
+        if self.labels is None:
+            raise ValueError("training rows carry labels")
+        return self.labels
+
     def label_rows(self) -> NDArray[np.int64]:
         """How many rows have each label, (classes,); zeros where they are not labelled."""
         if self.labels is None:

@@ -106,7 +106,7 @@ def classes_not_held_out(train: Examples, validation: Examples) -> list[str]:
 
 _FEW_OF_SETS = (
     f"few rows to measure by: below {LEAST_FIGURES}, thresholds and probabilities of rare labels are mostly "
-    "those of all labels together, and --abstain can promise little"
+    "those of all labels together, and --abstain can promise little; --folds 5 measures by all rows"
 )
 
 
@@ -120,7 +120,7 @@ def _worth_of(rows: int) -> str:
     return (
         f"few rows to measure by: with {rows:,}, an accuracy near 90 % is known to within "
         f"{50 * (high - low):.0f} points (95 %), {promise}, and the temperature is rough; "
-        f"from {LEAST_FIGURES} rows on they are worth more"
+        f"from {LEAST_FIGURES} rows on they are worth more, and --folds 5 measures by all rows"
     )
 
 

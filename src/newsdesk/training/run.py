@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from newsdesk import __version__
 from newsdesk.config import SECTIONS, Recipe, ResolvedRecipe, changed_values, load_recipe
 from newsdesk.data.duplicates import KnownTexts
-from newsdesk.data.examples import Examples
 from newsdesk.data.load import TrainingData, load_training_data
 from newsdesk.data.table import Table
 from newsdesk.data.words import VocabularyFit, language_of
@@ -98,12 +97,12 @@ def run_training(
 ) -> RunFolder:
     """Train as the recipe says and leave a self-describing run folder at ``out``.
 
-    Ctrl-C (SIGINT) or SIGTERM ends training after the current step with a checkpoint and a run of the best
-    state so far, which can be resumed. A second one breaks off at once; the last checkpoint is resumed then.
-    Under torchrun the processes train together; the first one alone logs, observes and writes.
+    Ctrl-C or SIGTERM ends training after the current step with a checkpoint and a run of the best state so
+    far, which can be resumed. A second one breaks off at once; the last checkpoint is resumed then. Under
+    torchrun the processes train together; the first one alone logs, observes and writes.
 
     Args:
-        resolved: the recipe and where its values came from.
+        resolved: the recipe.
         out: the folder to write.
         observe: called with every event of the loop, after it was logged.
         overwrite: replace a run that is already at ``out``, once the new one has finished: until then that
@@ -115,8 +114,7 @@ def run_training(
         part: what a training is given that is one of many on the same rows.
 
     Raises:
-        UserError: for anything that the recipe, the data or the machine does not allow. What is wrong
-            before the first step leaves ``out`` as it was.
+        UserError: for what recipe, data or machine do not allow; found before the first step, it costs nothing.
     """
     resume = resume or restarted()
     with ExitStack() as stack:
@@ -135,8 +133,6 @@ def run_training(
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         training = _Training(run, resolved, team, device, scratch, progress, tables, part)
         resumed = training.restore_or_begin(resume=resume)
-        if training.data.folds:
-            training.cross_validate()
         with interruptible() as stopped, explaining_memory(resolved.recipe.training, resolved.recipe.model):
             if not team.leads:  # trains along with the lead, which alone logs and writes
                 deque(training.loop.events(stopped), maxlen=0)
@@ -191,16 +187,7 @@ class _Training:
         precision = choose_precision(recipe.training.precision, device)
         self.run, self.resolved, self.team, self.part = run, resolved, team, part
         self.progress = progress
-        if part is None:
-            self.data = load_training_data(recipe.data, seed=seed, progress=progress, tables=tables)
-        else:
-            self.data = part.data
-        if self.data.folds and team.size > 1:
-            raise UserError(
-                "a cross-validation trains in one process",
-                found=f"{counted(self.data.folds, 'fold')}, and {counted(team.size, 'process')} of torchrun",
-                fix="leave out --folds, or train without torchrun",
-            )
+        self.data = self._rows(tables) if part is None else part.data
         self.base = resolve_base(recipe.model.base, progress=progress)
         keep_freed_memory()
         seed_everything(seed)
@@ -218,8 +205,8 @@ class _Training:
         self.special = tokenizer.opening, len(tokenizer.closing_ids)
         self.loop = TrainingLoop(
             Network(model, device, precision, tokenizer.windows, compiled=recipe.training.compile == "on"),
-            EncodedRows(encoded.ids, truth_of(train)),
-            EncodedRows(held_out.ids, truth_of(validation)),
+            EncodedRows(encoded.ids, train.truth()),
+            EncodedRows(held_out.ids, validation.truth()),
             recipe.training,
             max_length=recipe.model.max_length,
             team=team,
@@ -242,6 +229,19 @@ class _Training:
         trained_bytes = sum(parameter.nbytes for parameter in self.loop.trained)
         self.checkpoints = Checkpoints(run.checkpoints, self.identity, values, trained_bytes=trained_bytes)
         self.log_bytes = 0
+
+    def _rows(self, tables: tuple[Table, Table | None] | None) -> TrainingData:
+        """The rows that the recipe names, or a program gives."""
+        recipe, processes = self.resolved.recipe, self.team.size
+        if recipe.data.folds and processes > 1:
+            raise UserError(
+                "a cross-validation trains in one process",
+                found=f"{counted(recipe.data.folds, 'fold')}, and {processes:,} processes of torchrun",
+                fix="leave out --folds, or train without torchrun",
+            )
+        return load_training_data(
+            recipe.data, seed=recipe.training.seed, progress=self.progress, tables=tables
+        )
 
     def _remarks(
         self, encoded: Encoded, vocabulary: VocabularyFit, progress: Progress | None
@@ -320,7 +320,12 @@ class _Training:
         self.remarks += (found.remark(),)
 
     def lead(self, stopped: Callable[[], bool], observe: Observer, resumed: Resumed | None) -> Finished:
-        """Let the loop train; keep its best states, its events, and from time to time a checkpoint."""
+        """Let the loop train; keep its best states, its events, and from time to time a checkpoint.
+
+        Rows that are to be cross-validated are so first.
+        """
+        if self.data.folds:
+            self.cross_validate()
         loop, last_checkpoint = self.loop, time.monotonic()
         before: list[Event] = [] if resumed is None else [resumed]
         if not loop.step:  # else the log has them
@@ -456,13 +461,6 @@ def _require_same_recipe(run: RunFolder, asked: ResolvedRecipe) -> None:
             found="\n       ".join(changed),
             fix="leave out all flags but --out and --resume, or start over with --overwrite",
         )
-
-
-def truth_of(examples: Examples) -> NDArray[Any]:
-    """Class ids (rows,) of labelled examples, or truth values (rows, labels). Raises ValueError without."""
-    if examples.labels is None:
-        raise ValueError("training rows carry labels")
-    return examples.labels
 
 
 def seed_everything(seed: int) -> None:
