@@ -114,7 +114,7 @@ def run_training(
         part: what a training is given that is one of many on the same rows.
 
     Raises:
-        UserError: for what recipe, data or machine do not allow; found before the first step, it costs nothing.
+        UserError: for what recipe, data or machine do not allow; before the first step nothing is changed.
     """
     resume = resume or restarted()
     with ExitStack() as stack:
