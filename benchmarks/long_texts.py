@@ -2,7 +2,7 @@
 
     python benchmarks/long_texts.py reuters-90 --data ../shared/reuters21578    # several labels a text
     python benchmarks/long_texts.py 20newsgroups
-    python benchmarks/long_texts.py reuters-90 --data ../shared/reuters21578 --seeds 1 2 3 --set lora.rank=8
+    python benchmarks/long_texts.py reuters-90 --data ../shared/reuters21578 --seeds 1 2 3 --stack
 
 Every run is trained on the training rows, its checkpoint chosen on rows split off them, and measured once on
 the test rows, beside a linear SVM; the first of --read is what the others are compared with. A run that is
@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from newsdesk.api import evaluate, export, train
+from newsdesk.api import calibrate, evaluate, export, train
 from newsdesk.cli.tables import render_columns
 from newsdesk.config import load_recipe
 from newsdesk.evaluation.compare import compare
@@ -59,6 +59,11 @@ def main() -> None:
             lines.append(line_of(f"{read}, seed {seed}", found, learned_in(RunFolder(folder))))
             if found.baseline is not None:
                 lines.append(line_of_baseline(found))
+            if arguments.stack:
+                calibrate(folder, stack=True)
+                stacked = evaluate(folder, test_rows(arguments), split="stacked")
+                lines.append(line_of(f"{read}, seed {seed}, stacked", stacked))
+                calibrate(folder, stack=False)
         for other in compare(folders[0], folders[1:]):
             low, high = (100 * end for end in other.macro_f1.interval)
             macro = f"{100 * other.macro_f1.difference:+.2f} points [{low:+.2f}, {high:+.2f}]"
@@ -140,7 +145,7 @@ def with_interval(value: float, interval: Sequence[float]) -> str:
 def int8_of(folder: Path) -> Path:
     """The run's int8 export, made where there is none."""
     target = folder / "export" / "onnx-int8"
-    return target if target.is_dir() else export(folder, "onnx-int8").path
+    return target if target.is_dir() else Path(export(folder, "onnx-int8").path)
 
 
 def speeds(exported: Path, arguments: argparse.Namespace) -> list[str]:
@@ -192,6 +197,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--stack", action="store_true", help="measure a linear model stacked on each, too")
     parser.add_argument("--speed", action="store_true", help="time bulk prediction, too")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("runs/long_texts"))
