@@ -80,7 +80,7 @@ def main() -> None:
 
 def trained(arguments: argparse.Namespace, read: str, seed: int) -> Path:
     """A finished run: the one that is there, or trained now, or to its end."""
-    folder = arguments.out / f"{arguments.name}-{read}-seed{seed}"
+    folder: Path = arguments.out / f"{arguments.name}-{read}-seed{seed}"
     flags = {**SETTINGS, **columns(arguments), "training.seed": seed, "model.long_texts": read}
     begun = resumable(folder) is not None
     if not (folder / "manifest.json").is_file():
