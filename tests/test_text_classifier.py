@@ -22,6 +22,7 @@ from sklearn.preprocessing import FunctionTransformer
 import newsdesk
 from newsdesk import TextClassifier
 from newsdesk.errors import UserError
+from newsdesk.runs.calibration import read_held_out_rows
 from newsdesk.runs.folder import open_run
 from topics import topical_rows
 
@@ -302,3 +303,12 @@ def test_the_order_of_classes_is_scikit_learns_whatever_comes_first(quick):
     classifier = TextClassifier(**quick).fit(texts, [label * -7 for label in labels])
     assert classifier.classes_.tolist() == [-14, -7, 0]
     assert classifier.predict(NEW).tolist() == [0, -7, -14]
+
+
+def test_few_rows_are_cross_validated_where_that_is_asked_for(quick):
+    settings = {**quick, "epochs": 2, "folds": 3}
+    classifier = TextClassifier(**settings).fit(TEXTS, LABELS)
+    assert open_run(classifier.path_).manifest.training.folds == 3
+    assert read_held_out_rows(classifier.path_).labels.shape == (len(TEXTS),)
+    with pytest.raises(UserError, match="folds and validation cannot be combined"):
+        TextClassifier(**settings).fit(TEXTS, LABELS, validation=(NEW, ANSWERS))
