@@ -12,7 +12,7 @@ import pytest
 from newsdesk.cli.data import render_check
 from newsdesk.config import DataSection, load_recipe
 from newsdesk.data.check import Together, check
-from newsdesk.data.columns import TextLayout
+from newsdesk.data.columns import TextLayout, label_column
 from newsdesk.data.examples import Examples, aligned_labels, hold_out, joined, split
 from newsdesk.data.labelled import LabelFormat, to_examples
 from newsdesk.data.load import first_rows, load_training_data
@@ -408,3 +408,13 @@ def test_many_combinations_of_few_labels_are_no_free_text(tmp_path):
 
 def test_the_separator_may_be_written_as_it_is_typed():
     assert LabelFormat.of(label_separator=r"\n").separator == "\n"
+
+
+def test_a_list_is_found_under_a_name_in_the_plural_unless_another_column_is_the_class(tmp_path):
+    sets = (["money", "gold"], ["money"])
+    rows = [{"text": f"rates rise {number}", "topics": sets[number % 2]} for number in range(8)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert label_column(read_table(path)) == "topics"
+    path.write_text("\n".join(json.dumps({**row, "category": "a"}) for row in rows))
+    assert label_column(read_table(path)) == "category"

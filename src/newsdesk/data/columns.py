@@ -13,6 +13,7 @@ from newsdesk.data.dialect import fields_of, looks_like_labels, same_name
 from newsdesk.data.fields import NEWS_FIELDS, parsed, value_at, walked
 from newsdesk.data.table import (
     LABEL_COLUMNS,
+    LABEL_LISTS,
     LONGEST_TEXT,
     TEXT_COLUMNS,
     Cell,
@@ -179,7 +180,9 @@ def label_column(table: Table, label: str | None = None, text: Sequence[str] = (
         return existing_column(table, label, "--label")
     if table.class_column is not None and table.class_column not in text:
         return table.class_column
-    usual = [c for c in table.columns if canonical(c) in LABEL_COLUMNS and c not in text]
+    others = {c: canonical(c) for c in table.columns if c not in text}
+    usual = [c for c, name in others.items() if name in LABEL_COLUMNS]
+    usual = usual or [c for c, name in others.items() if name in LABEL_LISTS]
     if table.news and "subject" not in text and (not len(table) or any(table.column("subject"))):
         usual.append("subject")
     exact = [c for c in usual if canonical(c) == "label"]

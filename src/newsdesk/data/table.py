@@ -29,6 +29,9 @@ LABEL_COLUMNS = frozenset({
 })
 """Canonical names under which files usually keep the class."""
 
+LABEL_LISTS = frozenset({"classes", "categories", "topics", "sections", "targets", "tags"})
+"""Those under which they keep several labels; looked for where there is none of the others."""
+
 TEXT_COLUMNS = frozenset({
     "title", "headline", "subject", "text", "description", "short_description", "abstract", "summary", "lead",
     "body", "content", "article", "sentence", "quote",
