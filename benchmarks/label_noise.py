@@ -38,11 +38,10 @@ from sklearn.metrics import roc_auc_score
 
 from newsdesk.data.duplicates import duplicate_groups
 from newsdesk.data.examples import Examples
+from newsdesk.data.folds import assign_folds, clusters_of
 from newsdesk.evaluation.audit.audit import load_audited
 from newsdesk.evaluation.audit.embeddings import embed
 from newsdesk.evaluation.audit.label_issues import (
-    assign_folds,
-    clusters_of,
     out_of_sample_probabilities,
     rank_label_errors,
 )

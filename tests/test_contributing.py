@@ -216,7 +216,7 @@ def classes(export: Path) -> None:
 def test_a_verb(workshop: Workshop):
     workshop.put("runs/exported.py", FUNCTION, instead_of="\n\ndef find_exported(")
     workshop.put("cli/classes.py", COMMAND)
-    first = "from newsdesk.cli.data import audit"
+    first = "from newsdesk.cli.data import data, models"
     workshop.put("cli/__init__.py", f"from newsdesk.cli.classes import classes\n{first}", instead_of=first)
     workshop.put("cli/__init__.py", "\n    classes,", after="for verb in (")
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from newsdesk.prediction.explanation import WordWeight
-from newsdesk.reports import content as gathering
+from newsdesk.reports import parts as gathering
 from newsdesk.reports.page import write_report
 from report_runs import build_run
 
