@@ -72,7 +72,8 @@ def main() -> None:
     lines.append(
         line_of(f"{arguments.read[-1]}, seed {seed}, int8", evaluate(exported, test_rows(arguments)))
     )
-    print("\n".join(render_columns(lines)))
+    names = dict.fromkeys(name for line in lines for name in line)
+    print("\n".join(render_columns([{name: line.get(name, "") for name in names} for line in lines])))
     print("\n".join(["", *verdicts, *(each.verdict for each in compare(folders[-1], [exported]))]))
     if arguments.speed:
         print("\n" + "\n".join(speeds(exported, arguments)))

@@ -15,10 +15,13 @@ from newsdesk.config import load_recipe
 from newsdesk.data.load import load_training_data
 from newsdesk.errors import UserError
 from newsdesk.runs.calibration import read_calibration, read_held_out_rows
-from newsdesk.runs.log import Validation, read_log
+from newsdesk.runs.folder import open_run
+from newsdesk.runs.log import Step, Validation, read_log
 from topics import topical_rows
 
 pytest.importorskip("torch")
+
+from newsdesk.training.folds import kept_state
 
 ROWS, FOLDS = 150, 3
 
@@ -98,6 +101,52 @@ def test_copies_of_a_text_and_near_ones_share_a_fold(settings):
     assert np.ptp(counts, axis=0).max() <= 10
 
 
+def test_what_was_interrupted_after_the_folds_goes_on_and_leaves_the_same_run(run, settings, tmp_path):
+    flags, overrides = settings
+    out = tmp_path / "run"
+
+    def interrupt(event):
+        if isinstance(event, Step) and event.step == 30:
+            signal.raise_signal(signal.SIGTERM)
+
+    package.train(out=out, flags=flags, overrides=overrides, observe=interrupt)
+    assert open_run(out).manifest.is_interrupted
+    folds = {file: file.stat().st_mtime_ns for file in (out / ".folds").rglob("log.jsonl")}
+    seen = []
+
+    def watch(event):
+        if not seen:
+            seen.append({file: file.stat().st_mtime_ns for file in folds})
+
+    resumed = package.train(out=out, resume=True, observe=watch)
+    assert seen == [folds]  # none was trained again
+    for name in ("adapter/adapter_model.safetensors", "calibration.safetensors", "linear_model.safetensors"):
+        assert (resumed.path / name).read_bytes() == (run.path / name).read_bytes(), name
+    assert not (out / ".folds").exists()
+
+
+def test_it_is_measured_tracked_and_reported_like_any_run(settings, rows, newsdesk, tmp_path):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("onnx")
+    flags, overrides = settings
+    windows = [*overrides, "model.max_length=12", "model.long_texts=windows"]
+    run = package.train(out=tmp_path / "run", flags=flags, overrides=windows, track="tensorboard")
+    test = rows / "test.csv"
+    for verb in (
+        ("evaluate", run.path, "--data", test, "--baseline"),
+        ("report", run.path, "--data", test),
+        ("predict", run.path, "--input", test, "--output", tmp_path / "out.csv", "--abstain", "0.2"),
+        ("explain", run.path, "goal coach league bank profit market orbit genome quantum season"),
+        ("export", run.path, "--to", "onnx-int8", "--max-loss", "50", "--max-loss-upper", "60"),
+        ("predict", run.path, "--engine", "cascade", "--loss", "0.3", "goal coach league"),
+    ):
+        done = newsdesk(*verb)
+        assert done.code == 0, (verb, done.err)
+    page = (run.path / "report-test.html").read_text()
+    assert "cross-validated in 3 folds: accuracy" in page
+    assert read_held_out_rows(run.path / "export" / "onnx-int8").folds == FOLDS
+
+
 @pytest.mark.parametrize("at", ["fold 1 of 3", "fold 2 of 3"])
 def test_what_was_interrupted_in_a_fold_goes_on_and_leaves_the_same_run(run, settings, tmp_path, at):
     flags, overrides = settings
@@ -172,6 +221,60 @@ def test_texts_with_several_labels_are_cross_validated_too(desk, settings, tmp_p
     assert kept.folds == FOLDS
     assert any("micro F1" in text for text in run.manifest.training.remarks)
     assert package.load(run.path).predict([texts[0]])[0].labels
+
+
+def test_an_earlier_state_is_kept_where_it_is_clearly_better(settings, tmp_path):
+    flags, overrides = settings
+    spoiled = [*overrides, "training.schedule=constant", "training.learning_rate=0.2", "training.warmup=0"]
+    run = package.train(out=tmp_path / "run", flags=flags, overrides=spoiled)
+    validations = [logged.event for logged in read_log(run.log, Validation)]
+    (kept,) = (event for event in validations if event.best)
+    training = run.manifest.training
+    assert (training.best_step, training.steps) == (kept.step, kept.step)
+    by_loss = {event.step: event.loss for event in validations}
+    assert by_loss[kept.step] <= by_loss[validations[-1].step]
+
+
+def state(right, rows=200, seed=0):
+    """Logits of which so large a share is right, and the labels, all of class 0."""
+    answers = np.random.default_rng(seed).random(rows) >= right
+    return np.where(np.stack([~answers, answers], axis=1), 2.0, 0.0).astype(np.float32)
+
+
+def test_the_last_state_is_kept_unless_chance_rarely_makes_another_so_much_better():
+    labels = np.zeros(200, dtype=np.int64)
+    assert kept_state({0.5: state(0.97), 1.0: state(0.7, seed=1)}, labels) == 0.5
+    assert kept_state({0.5: state(0.9), 1.0: state(0.89, seed=1)}, labels) == 1.0
+    sets = np.stack([labels == 0, labels != 0], axis=1)
+    assert kept_state({0.5: state(0.97) - 1, 1.0: state(0.6, seed=1) - 1}, sets) == 0.5
+
+
+@pytest.mark.parametrize("spoil", ["file", "link", "garbage"])
+def test_what_is_in_the_place_of_the_folds_is_removed_or_refused(settings, tmp_path, spoil):
+    flags, overrides = settings
+    out, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+
+    def interrupt(done, total, what, unit="bytes", /):
+        if what.endswith("fold 1 of 3") and done == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(UserError, match="interrupted"):
+        package.train(out=out, flags=flags, overrides=overrides, progress=interrupt)
+    if spoil == "garbage":
+        (out / ".folds" / "identity").write_bytes(b"\xff\xfe")
+    else:
+        (out / ".folds").rename(elsewhere)
+        if spoil == "file":
+            (out / ".folds").write_text("mine")
+        else:
+            (out / ".folds").symlink_to(elsewhere)
+    if spoil == "link":
+        before = sorted(elsewhere.rglob("*"))
+        with pytest.raises(UserError, match="a link to a place outside"):
+            package.train(out=out, resume=True)
+        assert sorted(elsewhere.rglob("*")) == before
+    else:
+        assert package.train(out=out, resume=True).manifest.training.finished == "completed"
 
 
 def test_the_dry_run_counts_the_folds(desk, rows, newsdesk):

@@ -152,6 +152,12 @@ def test_a_cross_validation_measures_every_row_once_with_its_copies(tiny_recipe,
         assert not {fold(text) for text in each.train.texts} & {fold(text) for text in each.validation.texts}
     results = sweep(recipe, out=tmp_path / "sweep", vary=("lora.rank=1",), folds=3, seeds=2)
     assert (results.rows, results.best_run, len(results.points[0].seeds)) == (80, None, 2)
+    # A recipe that cross-validates says the same, and no trial does it once more.
+    by_recipe = tiny_recipe(*SHORT, f"data.train={data}", "data.validation_share=none", "data.folds=3")
+    again = sweep(by_recipe, out=tmp_path / "again", vary=("lora.rank=1",), seeds=2)
+    assert [row | {"seconds": 0} for row in again.table()] == [
+        row | {"seconds": 0} for row in results.table()
+    ]
     assert "validation_share" not in results.command
 
 
@@ -202,7 +208,7 @@ def test_several_labels_are_cross_validated_and_go_on_after_a_stop(of_sets, tmp_
         if isinstance(event, Step) and event.step == 3:
             signal.raise_signal(signal.SIGINT)
 
-    recipe = of_sets("data.validation_share=none", "training.metric=macro_f1")
+    recipe = of_sets("data.validation_share=none", "training.metric=macro_f1", "training.epochs=1.0")
     asked: dict[str, Any] = {"vary": ("lora.rank=2",), "folds": 3}
     undisturbed = sweep(recipe, out=tmp_path / "undisturbed", **asked)
     assert sweep(recipe, out=tmp_path / "sweep", observe=ask, **asked).interrupted

@@ -28,6 +28,7 @@ import traceback
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -124,6 +125,7 @@ def build(work: Path) -> None:
     newsdesk.export(run, "onnx-fp32", out=work / "export")
     newsdesk.export(run, "merged", out=work / "merged")
     newsdesk.train("quick", out=work / "begun", flags={**flags, "training.epochs": 2.0}, observe=_stop_at(20))
+    _cross_validate_in_part(work / "folds", {**flags, "data.folds": 3, "training.epochs": 2.0})
     newsdesk.export(run, "onnx-int8", max_loss=100, max_loss_upper=100)
     newsdesk.train("quick", out=work / "stacked", flags={**flags, "model.linear": "stack"})
     newsdesk.sweep("quick", out=work / "sweep", flags=flags, vary=["lora.rank=1,4"])
@@ -148,6 +150,19 @@ def _rows_of_several(rows: list[tuple[str, str]]) -> list[dict[str, Any]]:
         for number, ((of_a, a), (of_b, b)) in enumerate(pairs)
     ]
     return [{**row, "labels": []} if number % 9 == 8 else row for number, row in enumerate(joined)]
+
+
+def _cross_validate_in_part(out: Path, flags: dict[str, Any]) -> None:
+    """A training that was interrupted in its second fold."""
+    import newsdesk
+    from newsdesk.errors import UserError
+
+    def interrupt(done: int, _total: int | None, what: str, _unit: str = "bytes", /) -> None:
+        if what.endswith("fold 2 of 3") and done == 20:
+            signal.raise_signal(signal.SIGTERM)
+
+    with suppress(UserError):
+        newsdesk.train("quick", out=out, flags=flags, progress=interrupt)
 
 
 def _stop_at(step: int) -> Callable[[Any], None]:
@@ -200,6 +215,7 @@ def materials(work: Path) -> list[Material]:
         Material("sets", work / "sets", (*of_sets, "train --out {it} --resume", "report {it} --data {sets}")),
         Material("sets-export", work / "sets-export", of_sets),
         Material("sweep", work / "sweep", ("sweep --out {it}", "train --out {it} --resume")),
+        Material("folds", work / "folds", ("train --out {it} --resume", "predict {it} goal")),
         Material("begun", work / "begun", ("train --out {it} --resume", "predict {it} goal")),
         Material("adapter", work / "adapter", (imported,)),
         Material("data", work / "files", of_data),

@@ -152,13 +152,8 @@ class TrainingDisplay(Display):
 
     def _start(self, event: Started) -> None:
         self._steps, self._chooses = event.steps, event.choosing_rows > 0
-        held_out = counted(event.validation_rows, "validation row")
-        if event.folds:
-            held_out = f"cross-validated in {counted(event.folds, 'fold')}"
-        self.line(
-            f"{counted(event.rows, 'training row')}, {held_out}, "
-            f"{counted(event.steps, 'step')} ({counted(event.epochs, 'epoch')})"
-        )
+        steps, epochs = counted(event.steps, "step"), counted(event.epochs, "epoch")
+        self.line(f"{event.split}, {steps} ({epochs})")
         self.line(f"on {event.device} in {event.precision}, {event.engine}")
         self.begin()
         self.draw("training", event.steps, MofNCompleteColumn(), vanishes=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,18 +20,13 @@ Rows = NDArray[np.int64]
 def fold_of_rows(examples: Examples, folds: int, *, seed: int) -> Rows:
     """The fold of each labelled row, counted from 0, (rows,): each class spread evenly.
 
-    Copies of a text, near ones too, are in one fold. Where texts may have several labels, these are dealt by
-    iterative stratification, of copies that of their first. The same seed gives the same folds on every
-    platform. Raises UserError where a fold would be empty, or without it no second class would be left.
+    Copies of a text, near ones too, are in one fold. The same seed gives the same folds on every platform.
+    Raises UserError where a fold would be empty, or without it no second class would be left.
     """
     assert examples.labels is not None
     near = ((one.match, one.row) for one in near_copies(examples.texts))
     clusters = clusters_of(len(examples), chain(duplicate_groups(examples.texts), near))
-    if examples.is_multi:
-        firsts, place = np.unique(clusters, return_inverse=True)
-        fold_of = stratified(examples.labels[firsts], [1 / folds] * folds, seed=seed)[place]
-    else:
-        fold_of = assign_folds(examples.labels, clusters, folds, seed)
+    fold_of = assign_folds(examples.labels, clusters, folds, seed)
     for fold in range(folds):
         held_out = fold_of == fold
         classes = (examples.select(np.flatnonzero(~held_out)).label_rows() > 0).sum()
@@ -45,14 +41,18 @@ def fold_of_rows(examples: Examples, folds: int, *, seed: int) -> Rows:
     return fold_of
 
 
-def assign_folds(labels: Rows, clusters: Rows, folds: int, seed: int) -> Rows:
+def assign_folds(labels: NDArray[Any], clusters: Rows, folds: int, seed: int) -> Rows:
     """The fold of each row: whole clusters, drawn in random order, each class spread evenly.
 
-    A cluster goes where its first row's class has the fewest rows so far; of such folds, to the smallest.
+    ``labels`` are class ids, (rows,): a cluster goes where its first row's class has the fewest rows so far,
+    and of such folds to the smallest. Or they are truth values, (rows, labels): see `stratified`.
     """
     order = np.argsort(clusters, kind="stable")
     starts = np.flatnonzero(np.diff(clusters[order], prepend=clusters[order[:1]] - 1))
     members = np.split(order, starts[1:])
+    if labels.ndim == 2:
+        groups = [rows.tolist() for rows in members]
+        return stratified(labels, [1 / folds] * folds, seed=seed, groups=groups)
     filled = np.zeros((int(labels.max()) + 1, folds), dtype=np.int64)
     fold_of = np.zeros(len(labels), dtype=np.int64)
     for position in np.random.Generator(np.random.PCG64(seed)).permutation(len(members)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, field, fields, replace
@@ -82,8 +83,28 @@ class ClassChange:
     broken: int
 
 
+class _Judged(ABC):
+    """What both kinds of comparison say of themselves."""
+
+    adjusted_p_value: float
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether the test, after Holm, cannot tell the two classifiers apart at the 5 % level."""
+        return self.adjusted_p_value >= LEVEL
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON types; of the changed rows their numbers and labels, not their texts."""
+        return {**to_content(self), "is_noise": self.is_noise, "verdict": self.verdict}
+
+    @property
+    @abstractmethod
+    def verdict(self) -> str:
+        """The outcome in a sentence."""
+
+
 @dataclass(frozen=True)
-class RunComparison:
+class RunComparison(_Judged):
     """One classifier compared with the first.
 
     Attributes:
@@ -121,11 +142,6 @@ class RunComparison:
         return self.paired.p_value
 
     @property
-    def is_noise(self) -> bool:
-        """Whether McNemar's test, after Holm, cannot tell the two accuracies apart at the 5 % level."""
-        return self.adjusted_p_value >= LEVEL
-
-    @property
     def verdict(self) -> str:
         """The outcome in a sentence."""
         if not self.changed:
@@ -141,13 +157,9 @@ class RunComparison:
             return f"{sentence}; as many rows were fixed as broken"
         return f"{sentence}; were it real, about {counted(self.rows_needed, 'row')} would be needed to tell"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON types; of the changed rows their numbers and labels, not their texts."""
-        return {**to_content(self), "is_noise": self.is_noise, "verdict": self.verdict}
-
 
 @dataclass(frozen=True)
-class LabelSetComparison:
+class LabelSetComparison(_Judged):
     """One classifier compared with the first, where a text may have several labels.
 
     Attributes:
@@ -175,11 +187,6 @@ class LabelSetComparison:
     notes: tuple[str, ...] = ()
 
     @property
-    def is_noise(self) -> bool:
-        """Whether draws of the texts, after Holm, cannot tell the two micro F1 apart at the 5 % level."""
-        return self.adjusted_p_value >= LEVEL
-
-    @property
     def verdict(self) -> str:
         """The outcome in a sentence."""
         if not self.changed:
@@ -190,10 +197,6 @@ class LabelSetComparison:
             return f"the difference of {points:+.2f} points of micro F1 is within noise: {evidence}"
         better, worse = (self.other, self.first) if points > 0 else (self.first, self.other)
         return f"{better} is better than {worse} by {abs(points):.2f} points of micro F1: {evidence}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON types; of the changed rows their numbers and labels, not their texts."""
-        return {**to_content(self), "is_noise": self.is_noise, "verdict": self.verdict}
 
 
 AnyComparison = TypeVar("AnyComparison", RunComparison, LabelSetComparison)

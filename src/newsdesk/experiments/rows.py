@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.config import DataSection
-from newsdesk.data.duplicates import duplicate_groups, fold
+from newsdesk.data.duplicates import fold
 from newsdesk.data.examples import aligned_labels
-from newsdesk.data.folds import assign_folds, clusters_of
+from newsdesk.data.folds import fold_of_rows
 from newsdesk.data.load import (
     DATA_SETS,
     TrainingData,
@@ -27,7 +27,6 @@ from newsdesk.errors import UserError, counted
 from newsdesk.hub.cache import Slot
 from newsdesk.metrics import wilson_interval
 from newsdesk.progress import Progress
-from newsdesk.runs.label_decisions import strata
 from newsdesk.runs.manifest import SPLIT_OFF, RowFacts
 from newsdesk.training.linear_baseline import BaselineResult, linear_baseline
 
@@ -68,8 +67,7 @@ class SweepRows:
         self._fold_of = np.zeros(len(validation), dtype=np.int64)
         self.labels = ids
         if folds:
-            clusters = clusters_of(len(validation), duplicate_groups(validation.texts))
-            self._fold_of = assign_folds(strata(ids), clusters, folds, seed) + 1
+            self._fold_of = fold_of_rows(validation, folds, seed=seed) + 1
             _require_filled(self._fold_of, ids, folds)
             self.labels = np.concatenate([ids[self._fold_of == number] for number in range(1, folds + 1)])
 

@@ -220,8 +220,11 @@ def run_sweep(
             found="it was started by torchrun",
             fix="start the same newsdesk sweep several times: the processes share the trials",
         )
-    data, seed = base.recipe.data, base.recipe.training.seed
-    folds = asked.folds or 0
+    folds = asked.folds or base.recipe.data.folds
+    # Of a cross-validation every fold is a training of the sweep.
+    data = base.recipe.data.model_copy(update={"folds": 0})
+    base = replace(base, recipe=base.recipe.model_copy(update={"data": data}))
+    seed = base.recipe.training.seed
     method: Method = asked.method or "grid"
     given = bool(folds) or data.validation is not None
     space = Space.of(base, asked.vary, method, rows_are_given=given)

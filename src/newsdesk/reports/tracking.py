@@ -146,11 +146,7 @@ def _points(logged: Sequence[Logged], log: Path) -> Iterator[Point]:
 def _described(event: Event) -> Iterator[str]:
     """What to know of a training, a line each."""
     if isinstance(event, Started):
-        rows, validation = (
-            counted(event.rows, "training row"),
-            counted(event.validation_rows, "validation row"),
-        )
-        yield f"{rows}, {validation}, {counted(event.steps, 'step')}"
+        yield f"{event.split}, {counted(event.steps, 'step')}"
         yield f"on {event.device} in {event.precision}, {event.engine}"
     elif isinstance(event, Remark):
         yield event.text

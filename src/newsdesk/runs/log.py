@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
+from newsdesk.errors import counted
 from newsdesk.files import damaged, explaining_full_disk, parsed_json, read_regular
 from newsdesk.stored import OPTIONAL, WrongContentError, from_content, to_content
 
@@ -38,6 +39,14 @@ class Started:
     choosing_rows: int = 0
     folds: int = 0
     read_as: tuple[str, ...] = ()
+
+    @property
+    def split(self) -> str:
+        """How many rows are learned from, and by which it is measured, in words."""
+        held_out = counted(self.validation_rows, "validation row")
+        if self.folds:
+            held_out = f"cross-validated in {counted(self.folds, 'fold')}"
+        return f"{counted(self.rows, 'training row')}, {held_out}"
 
 
 @dataclass(frozen=True)

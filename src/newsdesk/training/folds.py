@@ -29,7 +29,7 @@ from newsdesk.runs.calibration import (
     read_held_out_rows,
     softmax,
 )
-from newsdesk.runs.folder import RunFolder
+from newsdesk.runs.folder import RunFolder, unwritable
 from newsdesk.runs.label_decisions import LabelDecisions
 from newsdesk.runs.log import Validation, read_log
 from newsdesk.training.loop import validation_figures
@@ -131,13 +131,14 @@ def cross_validated(
         identity: of recipe and rows.
         train_fold: what trains.
     """
-    if not (folder / _IDENTITY).is_file() or read_regular(folder / _IDENTITY).decode() != identity:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        write_text(folder / _IDENTITY, identity)
+    try:
+        _begin(folder, identity)
+        for fold in range(data.folds):
+            _states_of(folder, fold).mkdir(exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder.parent, error) from error
     for fold in range(data.folds):
         place = _states_of(folder, fold)
-        place.mkdir(exist_ok=True)
 
         def keep(step: int, logits: Logits, place: Path = place) -> None:
             from safetensors.numpy import save
@@ -148,6 +149,17 @@ def cross_validated(
         if run.manifest.is_interrupted:
             return None
     return _joined(data, folder)
+
+
+def _begin(folder: Path, identity: str) -> None:
+    """Leave in the folder what belongs to this cross-validation, if anything is there."""
+    mark = folder / _IDENTITY
+    if not mark.is_file() or read_regular(mark) != identity.encode():
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        folder.unlink(missing_ok=True)
+        folder.mkdir(parents=True)
+        write_text(mark, identity)
 
 
 def _run_of(folder: Path, fold: int) -> Path:
@@ -188,7 +200,7 @@ def _joined(data: TrainingData, folder: Path) -> OutOfFold:
     shares = [float(np.mean(of_state)) for of_state in zip(*states, strict=True)]
     logits = [whole(list(parts)) for parts in zip(*(of_fold.values() for of_fold in states), strict=True)]
     by_share = dict(zip(shares, logits, strict=True))
-    kept = _kept(by_share, truth)
+    kept = kept_state(by_share, truth)
     columns = (column(name) for name in ("distances", "readable", "linear"))
     return OutOfFold(by_share[kept], truth, fold_of, by_share, kept, *columns)
 
@@ -212,7 +224,7 @@ def _states(folder: Path, fold: int, shape: tuple[int, int]) -> Iterator[tuple[f
         yield step / steps[-1], logits.astype(np.float32)
 
 
-def _kept(states: dict[float, Logits], labels: NDArray[Any]) -> float:
+def kept_state(states: dict[float, Logits], labels: NDArray[Any]) -> float:
     """The share of the steps after which the state to keep is reached: all of them, as a rule.
 
     An earlier state is kept where its calibrated answers are clearly better, by the loss of each row: the

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.data.stratification import LabelSets, stratified
+from newsdesk.data.folds import assign_folds
+from newsdesk.data.stratification import LabelSets
 from newsdesk.errors import missing_package
 from newsdesk.evaluation.audit.audited_rows import AuditedData, joined_names
 from newsdesk.evaluation.audit.findings import (
@@ -103,9 +104,7 @@ def out_of_fold_log_odds(
         from sklearn.svm import LinearSVC
     except ImportError:
         raise missing_package("scikit-learn", "train", "an audit") from None
-    order = np.argsort(clusters, kind="stable")
-    groups = np.split(order, np.flatnonzero(np.diff(clusters[order])) + 1)
-    fold_of = stratified(labels, [1 / folds] * folds, seed=seed, groups=[group.tolist() for group in groups])
+    fold_of = assign_folds(labels, clusters, folds, seed)
     words: Any = tfidf_vectorizer(len(texts)).fit_transform(texts) if has_words(texts) else None
     of_neighbours, of_words = np.zeros(labels.shape), np.zeros(labels.shape)
     for fold in range(folds):
