@@ -7,8 +7,8 @@
 Every run is trained on the training rows, its checkpoint chosen on rows split off them, and measured once on
 the test rows, beside a linear SVM; the first of --read is what the others are compared with. A run that is
 finished in --out is measured, not trained again; one that was interrupted goes on. The int8 export of the
-last --read is measured on the same rows. --speed times that export against one of a run whose texts have one
-label each, in turns, on the same texts.
+last --read is measured on the same rows. --speed times its float32 export against that of a run whose texts
+have one label each, in turns, on the same texts.
 Prints tables; the figures of the runs are in their metrics.json.
 """
 
@@ -32,6 +32,7 @@ from newsdesk.evaluation.label_sets import LabelSetEvaluation
 from newsdesk.evaluation.rows import evaluation_rows
 from newsdesk.label_set_metrics import LabelSetMetrics
 from newsdesk.prediction.open_model import find_model, open_model
+from newsdesk.runs.exported import Kind
 from newsdesk.runs.folder import RunFolder, resumable
 from newsdesk.runs.log import Finished, read_log
 
@@ -46,7 +47,7 @@ SETTINGS: dict[str, Any] = {
     "training.validate_every": 1.0,
 }
 """Beside the recipe best; chosen on rows split off Reuters' training rows."""
-TEXTS_TIMED = 1500
+TEXTS_TIMED = 500
 
 
 def main() -> None:
@@ -68,7 +69,7 @@ def main() -> None:
             low, high = (100 * end for end in other.macro_f1.interval)
             macro = f"{100 * other.macro_f1.difference:+.2f} points [{low:+.2f}, {high:+.2f}]"
             verdicts += [other.verdict, f"  macro F1: {macro}"]
-    exported = int8_of(folders[-1])
+    exported = exported_as("onnx-int8", folders[-1])
     lines.append(
         line_of(f"{arguments.read[-1]}, seed {seed}, int8", evaluate(exported, test_rows(arguments)))
     )
@@ -76,7 +77,7 @@ def main() -> None:
     print("\n".join(render_columns([{name: line.get(name, "") for name in names} for line in lines])))
     print("\n".join(["", *verdicts, *(each.verdict for each in compare(folders[-1], [exported]))]))
     if arguments.speed:
-        print("\n" + "\n".join(speeds(exported, arguments)))
+        print("\n" + "\n".join(speeds(folders[-1], arguments)))
 
 
 def trained(arguments: argparse.Namespace, read: str, seed: int) -> Path:
@@ -143,16 +144,20 @@ def with_interval(value: float, interval: Sequence[float]) -> str:
     return f"{value:.2%} [{interval[0]:.2%}, {interval[1]:.2%}]"
 
 
-def int8_of(folder: Path) -> Path:
-    """The run's int8 export, made where there is none."""
-    target = folder / "export" / "onnx-int8"
-    return target if target.is_dir() else Path(export(folder, "onnx-int8").path)
+def exported_as(kind: Kind, folder: Path) -> Path:
+    """The run's export, made where there is none."""
+    target = folder / "export" / kind
+    return target if target.is_dir() else Path(export(folder, kind).path)
 
 
-def speeds(exported: Path, arguments: argparse.Namespace) -> list[str]:
-    """Texts a second of an export of several labels and of one with one label, on the same texts in turns."""
-    texts = evaluation_rows(find_model(exported), test_rows(arguments), "test").texts[:TEXTS_TIMED]
-    models = {"several labels": open_model(exported), "one label": open_model(single_label(arguments))}
+def speeds(folder: Path, arguments: argparse.Namespace) -> list[str]:
+    """Texts a second of an export of several labels and of one with one label, on the same texts in turns.
+
+    Both in float32: how far weights are rounded depends on the run.
+    """
+    texts = evaluation_rows(find_model(folder), test_rows(arguments), "test").texts[:TEXTS_TIMED]
+    runs = {"several labels": folder, "one label": single_label(arguments)}
+    models = {name: open_model(exported_as("onnx-fp32", run)) for name, run in runs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for round_ in range(arguments.rounds + 1):
         for name, model in models.items():
@@ -169,8 +174,8 @@ def speeds(exported: Path, arguments: argparse.Namespace) -> list[str]:
 
 
 def single_label(arguments: argparse.Namespace) -> Path:
-    """The int8 export of a short training on the rows that have just one label, read alike."""
-    folder = arguments.out / f"{arguments.name}-one-label"
+    """A run of a short training on the rows that have just one label, read alike."""
+    folder: Path = arguments.out / f"{arguments.name}-one-label"
     if not (folder / "manifest.json").is_file():
         kept = arguments.out / "one_label.jsonl"
         with gzip.open(columns(arguments)["data.train"], "rt") as rows, kept.open("w") as stream:
@@ -183,8 +188,7 @@ def single_label(arguments: argparse.Namespace) -> Path:
         flags = {**SETTINGS, **columns(arguments), "data.train": str(kept), "training.epochs": 0.2}
         flags["model.long_texts"] = arguments.read[-1]
         train(load_recipe("best", {**flags, "training.min_steps": 0}), out=folder)
-    target = folder / "export" / "onnx-int8"
-    return target if target.is_dir() else export(folder, "onnx-int8", max_loss=100, max_loss_upper=100).path
+    return folder
 
 
 def parse_arguments() -> argparse.Namespace:
