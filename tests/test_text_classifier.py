@@ -42,6 +42,7 @@ def quick(tiny_base):
         "learning_rate": 2e-2,
         "max_length": 32,
         "device": "cpu",
+        "folds": 0,
         "settings": {"lora.targets": ("all-linear",), "training.precision": "float32"},
     }
 
@@ -182,7 +183,7 @@ def test_what_it_saves_is_the_run_that_the_command_line_makes(quick, fitted, tmp
 
 def test_it_trains_the_adapter_that_the_command_line_trains(quick, fitted, tmp_path, write_rows):
     flags = {"model.base": quick["base"], "training.epochs": 5.0, "training.learning_rate": 2e-2}
-    more = {"model.max_length": 32, "training.device": "cpu", **quick["settings"]}
+    more = {"model.max_length": 32, "training.device": "cpu", "data.folds": 0, **quick["settings"]}
     rows = write_rows(tmp_path / "train.csv", ROWS)
     run = newsdesk.train("quick", out=tmp_path / "run", flags={**flags, **more, "data.train": str(rows)})
     name = "adapter/adapter_model.safetensors"

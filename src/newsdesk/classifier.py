@@ -112,7 +112,8 @@ class TextClassifier:
             max_length: tokens that are read of a text.
             rank, alpha, dropout: of the adapters.
             validation_share: share of the rows held out to choose the best state and to calibrate.
-            folds: cross-validate in so many parts instead, and learn from all rows in the end.
+            folds: cross-validate in so many parts instead, and learn from all rows in the end; 0: hold some
+                out; None: 5 of fewer than 1,000 rows.
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
             seed: of everything random.
             stack: add the scores of a linear model, which learns in seconds, to the encoder's.

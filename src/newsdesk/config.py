@@ -73,9 +73,10 @@ class DataSection(Section):
     max_unpacked: PositiveInt | None = Field(
         None, description="bytes that a compressed file may grow to; absent: a hundredfold, or 16 MiB"
     )
-    folds: Annotated[int, Field(ge=0, le=20)] = Field(
-        0,
-        description="cross-validate in so many parts, then learn from all rows; 0: hold some out instead",
+    folds: Annotated[int, Field(ge=0, le=20)] | None = Field(
+        None,
+        description="cross-validate in so many parts, then learn from all rows; 0: hold some out instead; "
+        "absent: 5 of fewer than 1,000 rows, unless validation or validation_share is given",
     )
     merge_case: bool = Field(False, description="read labels that differ only in case as one class")
     unknown_labels: Literal["error", "drop"] = Field(

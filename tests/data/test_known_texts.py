@@ -50,7 +50,7 @@ def trained(tiny_base, topical_csv, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("known")
     data = shutil.copy(topical_csv, folder / "topics.csv")
     flags = {"model.base": str(tiny_base("bert")), "data.train": str(data), "training.epochs": 0.25}
-    settings = ("model.max_length=32", "training.device=cpu", "training.precision=float32")
+    settings = ("model.max_length=32", "training.device=cpu", "training.precision=float32", "data.folds=0")
     return newsdesk.train(out=folder / "run", flags=flags, overrides=settings).path
 
 

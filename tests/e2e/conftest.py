@@ -25,6 +25,7 @@ TINY_TRAINING = {
     "training.device": "cpu",
     "training.metric": "loss",
     "training.baseline": "false",
+    "data.folds": "0",
     "model.dropout": "0.0",
     "model.max_length": "32",
     "lora.targets": '["all-linear"]',

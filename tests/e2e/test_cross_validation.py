@@ -21,7 +21,7 @@ from topics import topical_rows
 
 pytest.importorskip("torch")
 
-from newsdesk.training.folds import kept_state
+from newsdesk.training.folds import kept_state, section_of
 
 ROWS, FOLDS = 150, 3
 
@@ -42,6 +42,7 @@ def settings(desk, rows):
     """What the trainings here have in common: flags and overrides."""
     flags = {"data.train": str(rows / "train.csv"), "model.base": str(desk.base), "data.folds": FOLDS}
     overrides = [flag.removeprefix("--set=") for flag in desk.flags if flag.startswith("--set=")]
+    overrides.remove("data.folds=0")
     return flags, [*overrides, "training.epochs=8", "model.linear=stack"]
 
 
@@ -275,6 +276,63 @@ def test_what_is_in_the_place_of_the_folds_is_removed_or_refused(settings, tmp_p
         assert sorted(elsewhere.rglob("*")) == before
     else:
         assert package.train(out=out, resume=True).manifest.training.finished == "completed"
+
+
+def written(path, rows):
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows([("label", "text"), *rows])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("rows", "setting", "folds", "said"),
+    [
+        (topical_rows(900, seed=2), None, 5, "cross-validated in 5 folds"),
+        (topical_rows(1002, seed=2), None, 0, None),
+        (topical_rows(90, seed=2), "data.folds=0", 0, "--folds 5 measures by all rows"),
+        (topical_rows(90, seed=2), "data.validation_share=0.2", 0, "--folds 5 measures by all rows"),
+        (topical_rows(90, seed=2), "training.patience=2", 0, "--folds 5 measures by all rows"),
+        ([*topical_rows(90, seed=2), ("Weather", "rain")], None, 0, "one fold has all of Weather (1 row)"),
+        (topical_rows(4, seed=2), None, 0, "held out instead of cross-validated"),
+    ],
+)
+def test_few_rows_are_cross_validated_unless_asked_otherwise(
+    desk, newsdesk, tmp_path, rows, setting, folds, said
+):
+    data = written(tmp_path / "rows.csv", rows)
+    flags = ["--data", data, "--base", desk.base, "--set=model.max_length=32", "--dry-run", "--json"]
+    plan = newsdesk("train", *flags, *([f"--set={setting}"] if setting else [])).json
+    assert plan["rows"]["folds"] == folds
+    assert (plan["rows"]["train"] == len(rows)) == (folds > 0)
+    assert said is None or any(said in remark for remark in plan["remarks"])
+
+
+def test_labels_of_one_text_alone_do_not_keep_texts_of_several_from_it(tmp_path):
+    texts = topical_rows(60, seed=2)
+    lines = [
+        {"text": text, "labels": [label, *(["Weather"] if n == 7 else [])]}
+        for n, (label, text) in enumerate(texts)
+    ]
+    path = tmp_path / "sets.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    data = load_training_data(load_recipe(None, {"data.train": str(path)}).recipe.data, seed=1)
+    assert (data.folds, len(data.train), len(data.validation)) == (5, 60, 0)
+
+
+def test_a_run_of_several_processes_is_resumed_by_one_without_folds(settings, tmp_path, monkeypatch):
+    flags = {key: value for key, value in settings[0].items() if key != "data.folds"}
+    overrides = [*settings[1], "training.epochs=1", "training.checkpoint_every=2"]
+
+    def interrupt(event):
+        if isinstance(event, Step) and event.step == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("newsdesk.training.run.section_of", lambda recipe, _processes: section_of(recipe, 2))
+        run = package.train(out=tmp_path / "run", flags=flags, overrides=overrides, observe=interrupt)
+    assert run.manifest.is_interrupted
+    training = package.train(out=run.path, resume=True).manifest.training
+    assert (training.finished, training.folds) == ("completed", 0)
 
 
 def test_the_dry_run_counts_the_folds(desk, rows, newsdesk):

@@ -337,7 +337,12 @@ def case_runs(tiny_base, tmp_path_factory) -> Callable[[str], Path]:
         if name not in runs:
             flags = {"data.train": str(CASES / f"{name}.csv"), "model.base": str(tiny_base("bert"))}
             flags |= {"training.epochs": 6.0, "training.learning_rate": 2e-2, "lora.targets": ("all-linear",)}
-            flags |= {"training.device": "cpu", "training.precision": "float32", "model.max_length": 32}
+            flags |= {
+                "training.device": "cpu",
+                "training.precision": "float32",
+                "model.max_length": 32,
+                "data.folds": 0,
+            }
             runs[name] = newsdesk.train(out=tmp_path_factory.mktemp("cases") / name, flags=flags).path
         return runs[name]
 

@@ -217,7 +217,13 @@ def test_a_notebook_stacks_with_one_argument(desk, stacked):
     texts, labels = ([row[place] for row in table.rows] for place in (1, 2))
     settings = {"training.precision": "float32", "training.min_steps": 0, "lora.targets": ("all-linear",)}
     classifier = package.TextClassifier(
-        base=str(desk.base), stack=True, epochs=2, max_length=32, learning_rate=2e-2, settings=settings
+        base=str(desk.base),
+        stack=True,
+        epochs=2,
+        max_length=32,
+        learning_rate=2e-2,
+        folds=0,
+        settings=settings,
     ).fit(texts, labels)
     assert classifier.classifier.linear.stack > 0
     assert classifier.predict(TEXTS[:1]).tolist() == ["Sports"]

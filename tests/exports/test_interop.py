@@ -26,7 +26,7 @@ OPTIMUM = Path(__file__).parents[1] / "clients" / "optimum_client.py"
 @pytest.fixture(scope="module", params=["bert", "roberta"])
 def run(request, tiny_base, topical_csv, tmp_path_factory):
     flags = {"model.base": str(tiny_base(request.param)), "data.train": str(topical_csv)}
-    settings = ["model.max_length=32", "training.learning_rate=2e-2", "training.device=cpu"]
+    settings = ["model.max_length=32", "training.learning_rate=2e-2", "training.device=cpu", "data.folds=0"]
     out = tmp_path_factory.mktemp("run") / "run"
     newsdesk.train(
         out=out, flags=flags, overrides=[*settings, "training.epochs=6", "lora.targets=['all-linear']"]
@@ -119,7 +119,7 @@ def test_every_kind_of_adapter_merges_to_what_the_run_computes(variant, tiny_bas
         "data.train": str(topical_csv),
         "training.epochs": 0.3,
     }
-    settings = ["training.learning_rate=2e-2", "model.max_length=32"]
+    settings = ["training.learning_rate=2e-2", "model.max_length=32", "data.folds=0"]
     run = newsdesk.train(out=tmp_path / "run", flags=flags, overrides=settings)
     for kind in ("merged", "onnx-fp32"):
         assert api.export(run.path, kind).quality.tried[0].largest_difference < 1e-4

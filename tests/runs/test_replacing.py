@@ -45,7 +45,7 @@ def kept(tiny_base, topical_csv, tmp_path_factory) -> Path:
     pytest.importorskip("matplotlib")
     out = tmp_path_factory.mktemp("kept") / "run"
     flags = {"model.base": str(tiny_base("bert")), "data.train": str(topical_csv), "training.epochs": 0.5}
-    settings = ("model.max_length=32", "training.device=cpu", "training.precision=float32")
+    settings = ("model.max_length=32", "training.device=cpu", "training.precision=float32", "data.folds=0")
     newsdesk.train(out=out, flags=flags, overrides=settings)
     newsdesk.evaluate(out, str(topical_csv), split="seen")
     export = newsdesk.export(out, "onnx-fp32").path
@@ -359,7 +359,8 @@ def test_words_of_the_cards_owner_outlive_a_new_training(run, tiny_base, topical
         card.read_text().replace("---\n", "---\ncontact: desk@example.org\n", 1) + "\nApproved.\n"
     )
     flags = {"model.base": str(tiny_base("bert")), "data.train": str(topical_csv), "training.epochs": 0.25}
-    newsdesk.train(out=run, flags=flags, overrides=["model.max_length=32", "lora.rank=2"], overwrite=True)
+    settings = ["model.max_length=32", "lora.rank=2", "data.folds=0"]
+    newsdesk.train(out=run, flags=flags, overrides=settings, overwrite=True)
     text = card.read_text()
     assert "contact: desk@example.org" in text
     assert text.endswith("Approved.\n")

@@ -104,7 +104,8 @@ _RECIPE_FLAGS = (
 @flag(
     "--folds",
     type=click.IntRange(min=0, max=20),
-    help="Cross-validate in so many parts, then learn from all rows; default: hold some out.",
+    help="Cross-validate in so many parts, then learn from all rows; 0: hold some out.  [default: 5 of fewer "
+    "than 1,000 rows]",
 )
 @flag("--out", type=PATH, help="The run folder to write.", metavar="RUN")
 @flag(

@@ -10,11 +10,60 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.data.duplicates import duplicate_groups, near_copies
-from newsdesk.data.examples import Examples
+from newsdesk.data.examples import LEAST_FIGURES, Examples, validation_size
 from newsdesk.data.stratification import stratified
 from newsdesk.errors import UserError, counted
 
 Rows = NDArray[np.int64]
+USUAL_FOLDS = 5
+
+
+def usual_folds(examples: Examples, *, rows: int, seed: int) -> tuple[Rows | None, tuple[str, ...]]:
+    """The folds of rows of which nobody said how to validate, as `fold_of_rows`, and what to know of it.
+
+    There are none where `hold_out` would set 200 of the ``rows`` aside, which is so from 1,000 on: that many
+    are enough to measure by, and what they are missed for in training is little. Below, the trainings are
+    short, and five times as long is a matter of minutes. There are none either where some fold would leave
+    nothing of a class to learn from: what its model says of that class tells nothing.
+    """
+    if validation_size(rows, None) >= LEAST_FIGURES:
+        return None, ()
+    try:
+        fold_of = fold_of_rows(examples, USUAL_FOLDS, seed=seed)
+    except UserError as error:
+        return None, (f"{_NOT_DEALT}: {error.found}",)
+    if lost := _classes_of_one_fold(examples, fold_of):
+        named = ", ".join(lost[:20]) + (f" and {len(lost) - 20:,} more" if len(lost) > 20 else "")
+        return None, (
+            f"{_NOT_DEALT}: one fold has all of {named}, and its model would not know what that is",
+        )
+    return fold_of, (
+        f"{counted(len(examples), 'row')}, of which fewer than {LEAST_FIGURES} would be held out: "
+        f"cross-validated in {counted(USUAL_FOLDS, 'fold')}, which takes about {USUAL_FOLDS} times as long; "
+        "--folds 0 holds some out instead",
+    )
+
+
+_NOT_DEALT = "rows are few, but held out instead of cross-validated"
+
+
+def _classes_of_one_fold(examples: Examples, fold_of: Rows) -> list[str]:
+    """Each class that some fold leaves no row of, with its rows; labels of which a text may have several not.
+
+    Such a label is one of many that its texts have, and rarely any of the figures.
+    """
+    if examples.is_multi:
+        return []
+    assert examples.labels is not None
+    names, of_class = (
+        examples.label_names,
+        [fold_of[examples.labels == i] for i in range(len(examples.label_names))],
+    )
+    return [
+        f"{name} ({counted(len(folds), 'row')})"
+        for name, folds in zip(names, of_class, strict=True)
+        if len(folds) and len(np.unique(folds)) == 1
+    ]
 
 
 def fold_of_rows(examples: Examples, folds: int, *, seed: int) -> Rows:

@@ -20,7 +20,7 @@ from newsdesk.config import DataSection
 from newsdesk.data.columns import TextLayout, label_column, text_layout
 from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.examples import Examples, hold_out, split
-from newsdesk.data.folds import fold_of_rows
+from newsdesk.data.folds import fold_of_rows, usual_folds
 from newsdesk.data.labelled import LabelFormat, task_notes, to_examples
 from newsdesk.data.labels import label_faults
 from newsdesk.data.stream import FORMATS, class_folders, read_table
@@ -284,7 +284,7 @@ def load_training_data(
     require_two_classes(train)
     notes = [] if train.matching is None else train.matching.notes()
     notes += _label_notes(found.table, layout, data, train)
-    read = [found.table]
+    read, fold_of = [found.table], None
     if data.validation is not None:
         source = data.validation if given_validation is None else given_validation
         table = load_split(source, "test", dialect=dialect, offline=offline, progress=progress).table
@@ -295,11 +295,25 @@ def load_training_data(
     elif proportional:
         train, validation = split(train, round((data.validation_share or 0.0) * len(train)), seed=seed)
     else:
-        train, validation = hold_out(train, 0.0 if data.folds else data.validation_share, seed=seed)
+        fold_of, said = _folds(train, data, seed)
+        notes += said
+        share = data.validation_share if fold_of is None else 0.0
+        train, validation = hold_out(train, share, seed=seed)
     read_as = tuple(f"{each.path}: {each.read_as}" for each in read if each.read_as)
     first = first_rows(train, data.train_rows, seed)
-    fold_of = fold_of_rows(first, data.folds, seed=seed) if data.folds else None
     return TrainingData(first, validation, layout, found.licence, (), read_as, tuple(notes), fold_of)
+
+
+def _folds(train: Examples, data: DataSection, seed: int) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+    """The folds of the rows that are learned from, those asked for or the usual ones, and what to know of it.
+
+    None where rows are held out instead.
+    """
+    if data.folds is None and data.validation_share is None:
+        return usual_folds(first_rows(train, data.train_rows, seed), rows=len(train), seed=seed)
+    if not data.folds:
+        return None, ()
+    return fold_of_rows(first_rows(train, data.train_rows, seed), data.folds, seed=seed), ()
 
 
 def _labelled(

@@ -61,9 +61,10 @@ def known_rows(
         )
     recipe = load_recipe(str(found.recipe)).recipe
     seed = recipe.training.seed
+    section = recipe.data.model_copy(update={"folds": 0 if trained is None else trained.folds})
     for proportional in (False, True):  # runs of version 0.1 were split so
         data = load_training_data(
-            recipe.data, seed=seed, offline=offline, progress=progress, proportional=proportional
+            section, seed=seed, offline=offline, progress=progress, proportional=proportional
         )
         parts = (("train", data.train, recorded.train), ("validation", data.validation, recorded.validation))
         changed = [(name, part) for name, part, facts in parts if part.fingerprint() != facts.sha256]

@@ -220,7 +220,7 @@ def run_sweep(
             found="it was started by torchrun",
             fix="start the same newsdesk sweep several times: the processes share the trials",
         )
-    folds = asked.folds or base.recipe.data.folds
+    folds = asked.folds or base.recipe.data.folds or 0
     # Of a cross-validation every fold is a training of the sweep.
     data = base.recipe.data.model_copy(update={"folds": 0})
     base = replace(base, recipe=base.recipe.model_copy(update={"data": data}))

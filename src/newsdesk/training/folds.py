@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.config import Recipe, ResolvedRecipe
+from newsdesk.config import DataSection, Recipe, ResolvedRecipe
 from newsdesk.data.load import TrainingData
 from newsdesk.errors import counted
 from newsdesk.files import damaged, open_tensors, read_regular, write_bytes, write_text
@@ -102,6 +102,15 @@ class OutOfFold:
             found = f"accuracy {right.mean():.2%} [{low:.2%}, {high:.2%}] of {counted(rows, 'row')}"
         spread = f"between {min(scores):.2%} and {max(scores):.2%} in each"
         return f"cross-validated in {counted(self.folds, 'fold')}: {found}, {by}; {spread}"
+
+
+def section_of(recipe: Recipe, processes: int = 1) -> DataSection:
+    """What the recipe says of the rows, without folds where nobody asked for them and they do not fit.
+
+    Folds train in one process, and have no patience: whoever asks for that has rows held out.
+    """
+    asked = recipe.data.folds is not None or (processes == 1 and recipe.training.patience is None)
+    return recipe.data if asked else recipe.data.model_copy(update={"folds": 0})
 
 
 def of_one_fold(recipe: Recipe, rows: int) -> ResolvedRecipe:

@@ -23,6 +23,7 @@ from newsdesk.model.classifier import outline_classifier
 from newsdesk.model.network import Precision, choose_device, choose_precision
 from newsdesk.model.tokenizer import TextTokenizer, lengths_of
 from newsdesk.training.batches import Batcher, Schedule, padding_share, parts_within, rate_factor
+from newsdesk.training.folds import section_of
 from newsdesk.training.held_out import remarks_on_rows
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def make_plan(resolved: ResolvedRecipe, *, measure_speed: bool = True) -> Plan:
     recipe, training = resolved.recipe, resolved.recipe.training
     known, data = DATA_SETS.get(recipe.data.train), None
     if known is None or known.is_cached or Path(recipe.data.train).is_file():
-        data = load_training_data(recipe.data, seed=training.seed, offline=True)
+        data = load_training_data(section_of(recipe), seed=training.seed, offline=True)
     rows = _catalogue_rows(recipe.data) if data is None else RowCounts.of(data)
     model = outline_classifier(resolve_config(recipe.model.base), rows.classes, recipe.model, recipe.lora)
     require_length(model.config, recipe.model.max_length)

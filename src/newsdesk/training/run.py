@@ -58,6 +58,7 @@ from newsdesk.runs.log import (
     Started,
     Step,
     Validation,
+    read_log,
 )
 from newsdesk.runs.manifest import (
     SPLIT_OFF,
@@ -73,7 +74,7 @@ from newsdesk.training.batches import Schedule
 from newsdesk.training.checkpoints import Checkpoints, decode
 from newsdesk.training.distributed import Team, gathered
 from newsdesk.training.fitted import keep_fitted
-from newsdesk.training.folds import KeepLogits, OutOfFold, cross_validated, of_one_fold
+from newsdesk.training.folds import KeepLogits, OutOfFold, cross_validated, of_one_fold, section_of
 from newsdesk.training.held_out import remarks_on_rows
 from newsdesk.training.linear_baseline import remark_on_baseline
 from newsdesk.training.loop import EncodedRows, TrainingLoop
@@ -131,7 +132,7 @@ def run_training(
             run = begun or working_folder(out, overwrite=overwrite)
             stack.enter_context(in_use(out))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        training = _Training(run, resolved, team, device, scratch, progress, tables, part)
+        training = _Training(run, resolved, team, device, scratch, progress, tables, part, begun)
         resumed = training.restore_or_begin(resume=resume)
         with interruptible() as stopped, explaining_memory(resolved.recipe.training, resolved.recipe.model):
             if not team.leads:  # trains along with the lead, which alone logs and writes
@@ -181,13 +182,14 @@ class _Training:
         progress: Progress | None,
         tables: tuple[Table, Table | None] | None,
         part: OneOfMany | None,
+        begun: RunFolder | None = None,
     ) -> None:
         """Load data and base, build the model, and encode the rows."""
         recipe, seed = resolved.recipe, resolved.recipe.training.seed
         precision = choose_precision(recipe.training.precision, device)
         self.run, self.resolved, self.team, self.part = run, resolved, team, part
         self.progress = progress
-        self.data = self._rows(tables) if part is None else part.data
+        self.data = self._rows(tables, begun) if part is None else part.data
         self.base = resolve_base(recipe.model.base, progress=progress)
         keep_freed_memory()
         seed_everything(seed)
@@ -230,8 +232,8 @@ class _Training:
         self.checkpoints = Checkpoints(run.checkpoints, self.identity, values, trained_bytes=trained_bytes)
         self.log_bytes = 0
 
-    def _rows(self, tables: tuple[Table, Table | None] | None) -> TrainingData:
-        """The rows that the recipe names, or a program gives."""
+    def _rows(self, tables: tuple[Table, Table | None] | None, begun: RunFolder | None) -> TrainingData:
+        """The rows that the recipe names, or a program gives; ``begun`` is the training to resume."""
         recipe, processes = self.resolved.recipe, self.team.size
         if recipe.data.folds and processes > 1:
             raise UserError(
@@ -239,9 +241,12 @@ class _Training:
                 found=f"{counted(recipe.data.folds, 'fold')}, and {processes:,} processes of torchrun",
                 fix="leave out --folds, or train without torchrun",
             )
-        return load_training_data(
-            recipe.data, seed=recipe.training.seed, progress=self.progress, tables=tables
-        )
+        data = section_of(recipe, processes)
+        if begun is not None and begun.log.is_file() and data.folds is None:  # as it was decided then
+            started = (logged.event for logged in read_log(begun.log, Started))
+            folds = next((event.folds for event in started if isinstance(event, Started)), None)
+            data = data.model_copy(update={"folds": folds})
+        return load_training_data(data, seed=recipe.training.seed, progress=self.progress, tables=tables)
 
     def _remarks(
         self, encoded: Encoded, vocabulary: VocabularyFit, progress: Progress | None
