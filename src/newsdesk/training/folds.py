@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from newsdesk.config import DataSection, Recipe, ResolvedRecipe
 from newsdesk.data.load import TrainingData
-from newsdesk.errors import counted
+from newsdesk.errors import UserError, counted
 from newsdesk.files import damaged, open_tensors, read_regular, write_bytes, write_text
 from newsdesk.label_set_metrics import Counts
 from newsdesk.metrics import wilson_interval
@@ -107,8 +107,15 @@ class OutOfFold:
 def section_of(recipe: Recipe, processes: int = 1) -> DataSection:
     """What the recipe says of the rows, without folds where nobody asked for them and they do not fit.
 
-    Folds train in one process, and have no patience: whoever asks for that has rows held out.
+    Folds train in one process, and have no patience: whoever asks for that has rows held out. Raises
+    UserError where folds are asked for in several ``processes``.
     """
+    if recipe.data.folds and processes > 1:
+        raise UserError(
+            "a cross-validation trains in one process",
+            found=f"{counted(recipe.data.folds, 'fold')}, and {processes:,} processes of torchrun",
+            fix="leave out --folds, or train without torchrun",
+        )
     asked = recipe.data.folds is not None or (processes == 1 and recipe.training.patience is None)
     return recipe.data if asked else recipe.data.model_copy(update={"folds": 0})
 

@@ -26,7 +26,7 @@ from newsdesk.data.duplicates import KnownTexts
 from newsdesk.data.load import TrainingData, load_training_data
 from newsdesk.data.table import Table
 from newsdesk.data.words import VocabularyFit, language_of
-from newsdesk.errors import UserError, counted
+from newsdesk.errors import UserError
 from newsdesk.files import sha256_of, write_bytes
 from newsdesk.hub.cache import cache_folder
 from newsdesk.model.architectures import require_length, vocabulary_of
@@ -234,14 +234,8 @@ class _Training:
 
     def _rows(self, tables: tuple[Table, Table | None] | None, begun: RunFolder | None) -> TrainingData:
         """The rows that the recipe names, or a program gives; ``begun`` is the training to resume."""
-        recipe, processes = self.resolved.recipe, self.team.size
-        if recipe.data.folds and processes > 1:
-            raise UserError(
-                "a cross-validation trains in one process",
-                found=f"{counted(recipe.data.folds, 'fold')}, and {processes:,} processes of torchrun",
-                fix="leave out --folds, or train without torchrun",
-            )
-        data = section_of(recipe, processes)
+        recipe = self.resolved.recipe
+        data = section_of(recipe, self.team.size)
         if begun is not None and begun.log.is_file() and data.folds is None:  # as it was decided then
             started = (logged.event for logged in read_log(begun.log, Started))
             folds = next((event.folds for event in started if isinstance(event, Started)), None)
