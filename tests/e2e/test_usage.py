@@ -70,6 +70,12 @@ FLAGS = {
         *("--to", "--out", "--data", "--overwrite", "--text", *LABEL, "--template", *LABELLED, "--json"),
         *("--learned-rows", "--unknown-labels", "--max-loss", "--max-loss-upper"),
     },
+    "serve": {
+        *("--host", "--port", "--threads", "--batch-tokens", "--max-waiting", "--max-texts"),
+        *("--max-characters", "--max-body", "--max-connections", "--deadline", "--slow-client", "--drain"),
+        *("--watch", "--tokens", "--make-token", "--rate", "--manage", "--allowed-host", "--no-truncate"),
+        *("--log-texts", "--abstain", "--confidence", "--sets", "--off-topic"),
+    },
     "import-adapter": {
         *(
             "--out",

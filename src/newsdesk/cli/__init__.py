@@ -14,6 +14,7 @@ from newsdesk.cli.data import data, models
 from newsdesk.cli.evaluate import calibrate, compare, evaluate, report
 from newsdesk.cli.predict import explain, predict
 from newsdesk.cli.publish import export, push
+from newsdesk.cli.serve import serve
 from newsdesk.cli.shared import DEBUG_FLAG, Verbs
 from newsdesk.cli.sweep import sweep
 from newsdesk.cli.train import import_adapter, train
@@ -42,6 +43,7 @@ for verb in (
     predict,
     explain,
     export,
+    serve,
     import_adapter,
     push,
     audit,

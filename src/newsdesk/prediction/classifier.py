@@ -240,6 +240,18 @@ class Classifier(ABC):
         _refuse_one_text(texts, "classify")
         encoded = self.encode(texts)
         logits, distances = self.outputs(encoded.ids, progress=progress)
+        return self.predictions(encoded, logits, distances, rule, answer_empty=answer_empty)
+
+    def predictions(
+        self,
+        encoded: Encoded,
+        logits: NDArray[np.float32],
+        distances: NDArray[np.float32] | None,
+        rule: DecisionRule | None = None,
+        *,
+        answer_empty: bool = False,
+    ) -> Predictions:
+        """What follows from what ``outputs`` computed of texts that ``encode`` tokenised, by a rule."""
         return Predictions(
             self.probabilities(logits),
             self.label_names,
