@@ -108,5 +108,5 @@ def test_the_models_are_listed_with_their_labels(served, export):
 def test_a_request_keeps_its_id_and_every_answer_has_one(served):
     given = served.client.get("/v1/models", headers={"x-request-id": "wire-7"})
     assert given.headers["x-request-id"] == "wire-7"
-    made = served.client.get("/v1/models", headers={"x-request-id": "a b\x01"})
+    made = served.client.get("/v1/models", headers={"x-request-id": "a b"})
     assert len(made.headers["x-request-id"]) == 16

@@ -44,9 +44,9 @@ class Process:
         return self.process.wait(40)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def process(export):
-    """A server that a test may stop."""
+    """A server that the last test stops."""
     found = Process(export, "--threads", 2)
     try:
         found.wait_until_ready()
@@ -54,6 +54,15 @@ def process(export):
     finally:
         found.process.kill()
         found.process.wait()
+
+
+def test_the_log_has_a_line_a_request_with_its_id_and_without_its_text(process):
+    text = headline(0, 0)
+    httpx.post(f"{process.url}/v1/classify", json={"texts": text}, headers={"x-request-id": "wire-9"})
+    wait_until(lambda: any(line.get("id") == "wire-9" for line in process.lines))
+    (line,) = (line for line in process.lines if line.get("id") == "wire-9")
+    assert (line["status"], line["texts"], line["model"], line["protocol"]) == (200, 1, "desk", "own")
+    assert text not in json.dumps(process.lines)
 
 
 def test_no_accepted_request_is_lost_when_the_server_is_told_to_stop_under_load(process):
@@ -91,12 +100,3 @@ def test_no_accepted_request_is_lost_when_the_server_is_told_to_stop_under_load(
     assert lost == []
     assert {status for status, _, _ in answered} == {200}
     assert all(said == true for _, said, true in answered)
-
-
-def test_the_log_has_a_line_a_request_with_its_id_and_without_its_text(process):
-    text = headline(0, 0)
-    httpx.post(f"{process.url}/v1/classify", json={"texts": text}, headers={"x-request-id": "wire-9"})
-    wait_until(lambda: any(line.get("id") == "wire-9" for line in process.lines))
-    (line,) = (line for line in process.lines if line.get("id") == "wire-9")
-    assert (line["status"], line["texts"], line["model"], line["protocol"]) == (200, 1, "desk", "own")
-    assert text not in json.dumps(process.lines)

@@ -17,7 +17,7 @@ def test_one_text_is_answered_by_a_list_of_classes_and_a_batch_by_lists(served, 
     texts = [headline(topic, 2) for topic in range(3)]
     probabilities = newsdesk.load(export).predict_probabilities(texts)
     single = post(served, texts[1]).json()
-    assert [entry["label"] for entry in single][0] == "Science"
+    assert single[0]["label"] == "Science"
     assert [entry["score"] for entry in single] == sorted(map(float, probabilities[1]), reverse=True)
     batch = post(served, [[text] for text in texts]).json()
     assert batch[1] == single
