@@ -16,7 +16,7 @@ from newsdesk.data.load import load_training_data
 from newsdesk.errors import UserError
 from newsdesk.runs.calibration import read_calibration, read_held_out_rows
 from newsdesk.runs.folder import open_run
-from newsdesk.runs.log import Step, Validation, read_log
+from newsdesk.runs.log import Finished, Remark, Step, Validation, read_log
 from topics import topical_rows
 
 pytest.importorskip("torch")
@@ -74,10 +74,15 @@ def test_all_rows_are_learned_and_all_calibrate(run, settings, rows):
     )
     (remark,) = (text for text in run.manifest.training.remarks if "cross-validated" in text)
     assert f"of {ROWS} rows, each by a model that learned from neither it nor its copies" in remark
+    *_, advice, finished = (logged.event for logged in read_log(run.log, Remark, Finished))
+    assert isinstance(finished, Finished)  # what more rows would bring is the last thing said before the end
+    assert advice.text.startswith(f"with twice the rows, {2 * ROWS}, accuracy would be about ")
+    assert run.manifest.training.remarks[-1] == advice.text
     assert package.evaluate(run.path, str(rows / "test.csv")).metrics.accuracy > 0.9
     assert not (run.path / ".folds").exists()
     card = (run.path / "README.md").read_text()
     assert "training, cross-validated in 3 folds" in card
+    assert "with twice the rows" in card
 
 
 def test_a_row_is_answered_by_a_model_of_the_other_folds(run, settings, tmp_path):
@@ -145,6 +150,7 @@ def test_it_is_measured_tracked_and_reported_like_any_run(settings, rows, newsde
         assert done.code == 0, (verb, done.err)
     page = (run.path / "report-test.html").read_text()
     assert "cross-validated in 3 folds: accuracy" in page
+    assert "with twice the rows, 300, accuracy would be about" in page
     assert read_held_out_rows(run.path / "export" / "onnx-int8").folds == FOLDS
 
 
@@ -220,7 +226,7 @@ def test_texts_with_several_labels_are_cross_validated_too(desk, settings, tmp_p
     kept = read_held_out_rows(run.path)
     assert kept.labels.shape == (len(lines), 3)
     assert kept.folds == FOLDS
-    assert any("micro F1" in text for text in run.manifest.training.remarks)
+    assert "micro F1 would be about" in run.manifest.training.remarks[-1]
     assert package.load(run.path).predict([texts[0]])[0].labels
 
 
@@ -328,7 +334,7 @@ def test_a_run_of_several_processes_is_resumed_by_one_without_folds(settings, tm
             signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr("newsdesk.training.run.section_of", lambda recipe, _processes: section_of(recipe, 2))
+        patch.setattr("newsdesk.training.run.section_of", lambda recipe, *_: section_of(recipe, 2))
         run = package.train(out=tmp_path / "run", flags=flags, overrides=overrides, observe=interrupt)
     assert run.manifest.is_interrupted
     training = package.train(out=run.path, resume=True).manifest.training

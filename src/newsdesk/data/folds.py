@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from newsdesk.data.duplicates import duplicate_groups, near_copies
 from newsdesk.data.examples import LEAST_FIGURES, Examples, validation_size
 from newsdesk.data.stratification import stratified
-from newsdesk.errors import UserError, counted
+from newsdesk.errors import UserError, counted, listed
 
 Rows = NDArray[np.int64]
 USUAL_FOLDS = 5
@@ -33,9 +33,8 @@ def usual_folds(examples: Examples, *, rows: int, seed: int) -> tuple[Rows | Non
     except UserError as error:
         return None, (f"{_NOT_DEALT}: {error.found}",)
     if lost := _classes_of_one_fold(examples, fold_of):
-        named = ", ".join(lost[:20]) + (f" and {len(lost) - 20:,} more" if len(lost) > 20 else "")
         return None, (
-            f"{_NOT_DEALT}: one fold has all of {named}, and its model would not know what that is",
+            f"{_NOT_DEALT}: one fold has all of {listed(lost)}, and its model would not know what that is",
         )
     return fold_of, (
         f"{counted(len(examples), 'row')}, of which fewer than {LEAST_FIGURES} would be held out: "

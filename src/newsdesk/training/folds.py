@@ -31,7 +31,7 @@ from newsdesk.runs.calibration import (
 )
 from newsdesk.runs.folder import RunFolder, unwritable
 from newsdesk.runs.label_decisions import LabelDecisions
-from newsdesk.runs.log import Validation, read_log
+from newsdesk.runs.log import Started, Validation, read_log
 from newsdesk.training.loop import validation_figures
 
 Logits = NDArray[np.float32]
@@ -73,6 +73,11 @@ class OutOfFold:
         """How many there are."""
         return int(self.fold_of.max()) + 1
 
+    @property
+    def given(self) -> NDArray[Any]:
+        """What the folds' models answer, in the shape of the labels."""
+        return self.logits > 0 if self.labels.ndim == 2 else self.logits.argmax(axis=1)
+
     def held_out(self, sha256: str) -> HeldOutRows:
         """The rows as calibration and promises want them; ``sha256`` is their fingerprint."""
         columns = (self.distances, self.readable, self.linear)
@@ -87,8 +92,7 @@ class OutOfFold:
 
     def remark(self) -> str:
         """How good the models of the folds are, a sentence."""
-        rows, several = len(self.labels), self.labels.ndim == 2
-        given = self.logits > 0 if several else self.logits.argmax(axis=1)
+        rows, several, given = len(self.labels), self.labels.ndim == 2, self.given
         parts = [self.fold_of == fold for fold in range(self.folds)]
         by = "each by a model that learned from neither it nor its copies"
         if several:
@@ -104,11 +108,12 @@ class OutOfFold:
         return f"cross-validated in {counted(self.folds, 'fold')}: {found}, {by}; {spread}"
 
 
-def section_of(recipe: Recipe, processes: int = 1) -> DataSection:
+def section_of(recipe: Recipe, processes: int = 1, begun: RunFolder | None = None) -> DataSection:
     """What the recipe says of the rows, without folds where nobody asked for them and they do not fit.
 
-    Folds train in one process, and have no patience: whoever asks for that has rows held out. Raises
-    UserError where folds are asked for in several ``processes``.
+    Folds train in one process, and have no patience: whoever asks for that has rows held out. A training that
+    was ``begun`` goes on with those it has. Raises UserError where folds are asked for in several
+    ``processes``.
     """
     if recipe.data.folds and processes > 1:
         raise UserError(
@@ -116,8 +121,13 @@ def section_of(recipe: Recipe, processes: int = 1) -> DataSection:
             found=f"{counted(recipe.data.folds, 'fold')}, and {processes:,} processes of torchrun",
             fix="leave out --folds, or train without torchrun",
         )
-    asked = recipe.data.folds is not None or (processes == 1 and recipe.training.patience is None)
-    return recipe.data if asked else recipe.data.model_copy(update={"folds": 0})
+    if recipe.data.folds is not None:
+        return recipe.data
+    folds = None if processes == 1 and recipe.training.patience is None else 0
+    if folds is None and begun is not None and begun.log.is_file():
+        started = (logged.event for logged in read_log(begun.log, Started))
+        folds = next((event.folds for event in started if isinstance(event, Started)), None)
+    return recipe.data.model_copy(update={"folds": folds})
 
 
 def of_one_fold(recipe: Recipe, rows: int) -> ResolvedRecipe:

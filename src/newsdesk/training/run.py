@@ -58,7 +58,6 @@ from newsdesk.runs.log import (
     Started,
     Step,
     Validation,
-    read_log,
 )
 from newsdesk.runs.manifest import (
     SPLIT_OFF,
@@ -76,6 +75,7 @@ from newsdesk.training.distributed import Team, gathered
 from newsdesk.training.fitted import keep_fitted
 from newsdesk.training.folds import KeepLogits, OutOfFold, cross_validated, of_one_fold, section_of
 from newsdesk.training.held_out import remarks_on_rows
+from newsdesk.training.learning_curve import frozen_features, remark_on_more_rows
 from newsdesk.training.linear_baseline import remark_on_baseline
 from newsdesk.training.loop import EncodedRows, TrainingLoop
 from newsdesk.training.train_step import explaining_memory
@@ -171,6 +171,7 @@ class _Training:
 
     answers: NDArray[np.float32] | None = None
     out_of_fold: OutOfFold | None = None
+    advice: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -220,6 +221,7 @@ class _Training:
         vocabulary = tokenizer.fit(train.texts)
         self.unknown_tokens = vocabulary.unknown
         self.remarks = self._remarks(encoded, vocabulary, progress)
+        self.features = frozen_features(self.loop) if self.data.folds else None
         self.identity = {
             "training rows": train.fingerprint(),
             "validation rows": validation.fingerprint(),
@@ -235,11 +237,7 @@ class _Training:
     def _rows(self, tables: tuple[Table, Table | None] | None, begun: RunFolder | None) -> TrainingData:
         """The rows that the recipe names, or a program gives; ``begun`` is the training to resume."""
         recipe = self.resolved.recipe
-        data = section_of(recipe, self.team.size)
-        if begun is not None and begun.log.is_file() and data.folds is None:  # as it was decided then
-            started = (logged.event for logged in read_log(begun.log, Started))
-            folds = next((event.folds for event in started if isinstance(event, Started)), None)
-            data = data.model_copy(update={"folds": folds})
+        data = section_of(recipe, self.team.size, begun)
         return load_training_data(data, seed=recipe.training.seed, progress=self.progress, tables=tables)
 
     def _remarks(
@@ -317,6 +315,8 @@ class _Training:
             )
         self.out_of_fold, loop.end = found, max(1, round(found.kept * loop.steps))
         self.remarks += (found.remark(),)
+        if self.features is not None:
+            self.advice = (remark_on_more_rows(self.features, found, self.data.train.label_names),)
 
     def lead(self, stopped: Callable[[], bool], observe: Observer, resumed: Resumed | None) -> Finished:
         """Let the loop train; keep its best states, its events, and from time to time a checkpoint.
@@ -350,6 +350,9 @@ class _Training:
                         linear=in_full,
                         off_topic=in_full and (self.part is None or self.part.off_topic),
                     )
+                    if in_full:
+                        self.remarks += self.advice
+                        remarks += map(Remark, self.advice)
                     events = [*remarks, event]
                 elif isinstance(event, Started):
                     started = replace(event, read_as=self.data.read_as, folds=self.data.folds)
