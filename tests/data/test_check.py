@@ -10,7 +10,7 @@ import pytest
 from newsdesk.cli.data import render_check
 from newsdesk.data.check import Leak, LineGroups, Places, check
 from newsdesk.data.dialect import Dialect
-from newsdesk.data.words import VocabularyFit
+from newsdesk.data.vocabulary import ScriptFit, VocabularyFit
 from newsdesk.errors import UserError
 
 
@@ -163,14 +163,21 @@ def test_the_report_is_json_and_its_lists_are_bounded(write):
 
 def test_the_base_models_vocabulary_is_reported_and_is_no_fault_of_the_file(write):
     path = write("zh.csv", "text\n股基打头阵\n国安主场\n国安客场\n新基金\n")
-    report = check(path, vocabulary=lambda texts: VocabularyFit(0.66 if len(texts) == 4 else 0, 1.0, True))
+    chinese = VocabularyFit(
+        0.66,
+        1.0,
+        True,
+        (ScriptFit("Chinese", "zh", 1.0, 0.66, 1.0),),
+        bases=("--base multilingual-e5-small",),
+    )
+    fitting = VocabularyFit(0.001, 1.2, True, (ScriptFit("Chinese", "zh", 1.0, 0.001, 1.2),))
+    report = check(path, vocabulary=lambda texts: chinese if len(texts) == 4 else fitting)
     assert report.is_ok
     assert report.to_dict()["vocabulary"]["unknown"] == 0.66
     lines = render_check(report)
     assert "unknown tokens: 66.0%; letters a token: 1.0" in lines
-    assert any("--base intfloat/multilingual-e5-small" in line for line in lines)
-    fitting = check(path, vocabulary=lambda _texts: VocabularyFit(0.001, 1.2, True))
-    assert fitting.to_dict()["vocabulary"]["warning"] is None
+    assert ("  66% of the tokens are unknown to the base model: use --base multilingual-e5-small") in lines
+    assert check(path, vocabulary=lambda _texts: fitting).to_dict()["vocabulary"]["warning"] is None
 
 
 def test_near_copies_between_two_files_are_found_in_chinese(write):

@@ -201,8 +201,8 @@ def test_unknown_tokens_are_counted_without_the_special_ones(tiny_base: Callable
     assert tokenizer.encode_whole([]).unknown_share == 0.0
     assert tokenizer.fit(CHINESE).unknown == 1.0
     assert tokenizer.fit(CHINESE).warning == (
-        "100% of the tokens are unknown to the base model: use a multilingual base, such as "
-        "--base intfloat/multilingual-e5-small"
+        "100% of the tokens are unknown to the base model: use --base multilingual-e5-small or "
+        "--base granite-embedding-107m-multilingual"
     )
     assert (tokenizer.fit([]).unknown, tokenizer.fit(["", " "]).warning) == (0.0, None)
 

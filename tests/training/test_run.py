@@ -445,8 +445,8 @@ def test_a_base_that_does_not_know_the_language_is_named_before_the_first_step(t
     run = run_training(resolved, tmp_path / "run", observe=events.append)
     said = next(event.text for event in events if isinstance(event, Remark))
     assert said == (
-        "100% of the tokens are unknown to the base model: use a multilingual base, such as "
-        "--base intfloat/multilingual-e5-small"
+        "100% of the tokens are unknown to the base model: use --base multilingual-e5-small or "
+        "--base granite-embedding-107m-multilingual"
     )
     assert [type(event) for event in events].index(Remark) < [type(event) for event in events].index(Step)
     assert said in run.manifest.training.remarks

@@ -19,7 +19,8 @@ from newsdesk.data.labelled import LabelFormat, TableLabels, Task, table_labels
 from newsdesk.data.labels import LabelFault, LabelMatcher, class_names, folded, label_faults
 from newsdesk.data.stream import read_table, read_with_faults
 from newsdesk.data.table import Fault, Table
-from newsdesk.data.words import Reading, VocabularyFit
+from newsdesk.data.vocabulary import VocabularyFit
+from newsdesk.data.words import Reading
 from newsdesk.errors import UserError, counted, listed
 
 _SHOWN = 100  # places listed of each kind; counts are always complete

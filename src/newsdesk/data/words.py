@@ -1,4 +1,4 @@
-"""A text's words, its script and its direction, in any language, and whether a vocabulary covers it."""
+"""A text's words, its script and its direction, in any language."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 
 from newsdesk.errors import UserError
-
-MULTILINGUAL_BASE = "intfloat/multilingual-e5-small"
-"""What to try where a base model does not know the language of the texts: a Hub id that ``--base`` takes."""
 
 Span = tuple[int, int]
 """A part of a text: ``text[start:end]``, counted in characters."""
@@ -28,19 +25,17 @@ _UNSPACED = (
     (0xE00, 0xEFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3041, 0x309F), (0x3400, 0x4DBF), (0x4E00, 0x9FFF),
     (0xF900, 0xFAFF), (0x20000, 0x3FFFF),
 )
-_LANGUAGE_OF_SCRIPT = {
+LANGUAGE_OF_SCRIPT = {
     "ARABIC": "ar", "ARMENIAN": "hy", "BENGALI": "bn", "CJK": "zh", "CYRILLIC": "und-Cyrl",
     "DEVANAGARI": "und-Deva", "ETHIOPIC": "und-Ethi", "GEORGIAN": "ka", "GREEK": "el", "GUJARATI": "gu",
     "GURMUKHI": "pa", "HANGUL": "ko", "HEBREW": "he", "HIRAGANA": "ja", "KANNADA": "kn", "KATAKANA": "ja",
-    "KHMER": "km", "LAO": "lo", "MALAYALAM": "ml", "MYANMAR": "my", "SINHALA": "si", "TAMIL": "ta",
-    "TELUGU": "te", "THAI": "th",
+    "KHMER": "km", "LAO": "lo", "MALAYALAM": "ml", "MYANMAR": "my", "ORIYA": "or", "SINHALA": "si",
+    "TAMIL": "ta", "TELUGU": "te", "THAI": "th",
 }
 # fmt: on
 """The BCP 47 tag of the language that news in a script is most likely written in, by Unicode's name of it."""
 _URDU, _PERSIAN = set("ٹڈڑںے"), set("پچژگکی")
 _LETTERS_LOOKED_AT, _TEXTS_LOOKED_AT = 1000, 2000
-_UNKNOWN_AT_MOST = 0.05
-_LETTERS_AT_LEAST, _SYLLABLES_AT_LEAST = 1.5, 0.8
 
 
 @dataclass(frozen=True)
@@ -68,45 +63,6 @@ class Reading:
     def times(self, other: Reading) -> float:
         """How many times the tokens of another choice are computed: about the time that it takes."""
         return self.computed / max(1, other.computed)
-
-
-@dataclass(frozen=True)
-class VocabularyFit:
-    """How well a tokenizer's vocabulary covers texts.
-
-    Attributes:
-        unknown: share of their tokens, special ones not counted, that stand for characters which the
-            vocabulary lacks, in [0, 1]. A byte-level vocabulary lacks none.
-        letters_per_token: letters for each token that holds any; 0 without letters. English news has 3.7
-            with all-MiniLM-L6-v2; Arabic has 1.0 there, since every letter is a token of its own.
-        syllabic: whether most letters are Chinese characters, kana or Korean syllables, of which each says
-            more than a letter.
-    """
-
-    unknown: float
-    letters_per_token: float
-    syllabic: bool
-
-    def to_dict(self) -> dict[str, float | bool | str | None]:
-        """All fields and the warning as JSON types."""
-        return {**asdict(self), "warning": self.warning}
-
-    @property
-    def warning(self) -> str | None:
-        """What is wrong and what to do, in a line; None where the vocabulary fits the texts.
-
-        It does not where more than 5 % of the tokens are unknown, or words are spelled out: fewer than 1.5
-        letters a token (0.8 in syllabic scripts); the lowest seen where a model knows the script is 1.9.
-        """
-        if self.unknown > _UNKNOWN_AT_MOST:
-            found = f"{self.unknown:.0%} of the tokens are unknown to the base model"
-        elif 0 < self.letters_per_token < (_SYLLABLES_AT_LEAST if self.syllabic else _LETTERS_AT_LEAST):
-            found = (
-                f"the base model spells words letter by letter ({self.letters_per_token:.1f} letters a token)"
-            )
-        else:
-            return None
-        return f"{found}: use a multilingual base, such as --base {MULTILINGUAL_BASE}"
 
 
 def word_spans(text: str) -> tuple[Span, ...]:
@@ -143,11 +99,6 @@ def is_ideograph(word: str) -> bool:
     return len(word) == 1 and any(max(first, 0x3041) <= ord(word) <= last for first, last in _UNSPACED)
 
 
-def is_syllable(character: str) -> bool:
-    """Whether a character is an ideograph, kana or a Korean syllable."""
-    return "\u3041" <= character <= "\u9fff" or "\uac00" <= character <= "\ud7a3" or character >= "\U00020000"
-
-
 def language_tag(text: str) -> str | None:
     """The language of a text by its script, as a BCP 47 tag such as ``ar``, ``zh`` or ``und-Cyrl``.
 
@@ -162,7 +113,7 @@ def language_tag(text: str) -> str | None:
         return "ur" if _URDU & set(letters) else "fa" if _PERSIAN & set(letters) else "ar"
     if script == "CJK" and any(kana in scripts for kana in ("HIRAGANA", "KATAKANA")):
         return "ja"
-    return _LANGUAGE_OF_SCRIPT.get(script)
+    return LANGUAGE_OF_SCRIPT.get(script)
 
 
 def language_of(texts: Sequence[str]) -> str | None:

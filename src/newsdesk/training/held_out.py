@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from newsdesk.config import ModelSection, TrainingSection
 from newsdesk.data.examples import LEAST_FIGURES, Examples
 from newsdesk.data.load import TrainingData
-from newsdesk.data.words import VocabularyFit
+from newsdesk.data.vocabulary import VocabularyFit
 from newsdesk.errors import UserError, counted
 from newsdesk.metrics import wilson_interval
 from newsdesk.model.tokenizer import Encoded

@@ -25,7 +25,8 @@ from newsdesk.config import SECTIONS, Recipe, ResolvedRecipe, changed_values, lo
 from newsdesk.data.duplicates import KnownTexts
 from newsdesk.data.load import TrainingData, load_training_data
 from newsdesk.data.table import Table
-from newsdesk.data.words import VocabularyFit, language_of
+from newsdesk.data.vocabulary import VocabularyFit
+from newsdesk.data.words import language_of
 from newsdesk.errors import UserError
 from newsdesk.files import sha256_of, write_bytes
 from newsdesk.hub.cache import cache_folder

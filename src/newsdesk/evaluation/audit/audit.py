@@ -21,7 +21,7 @@ from newsdesk.data.folds import clusters_of
 from newsdesk.data.labelled import labels_with_faults, table_labels
 from newsdesk.data.labels import LabelMatcher
 from newsdesk.data.table import Table
-from newsdesk.data.words import VocabularyFit
+from newsdesk.data.vocabulary import VocabularyFit
 from newsdesk.errors import UserError
 from newsdesk.evaluation.audit.audited_rows import AuditedData, Layout, load_audited
 from newsdesk.evaluation.audit.cleaned_copy import (

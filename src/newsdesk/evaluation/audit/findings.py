@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from newsdesk.data.words import VocabularyFit
+from newsdesk.data.vocabulary import VocabularyFit
 from newsdesk.errors import UserError
 from newsdesk.evaluation.audit.label_issues import least_accuracy
 from newsdesk.files import write_bytes, write_json
