@@ -83,6 +83,7 @@ def train(
     out = Path(out)
     if recipe is None or isinstance(recipe, str):
         recipe = recipe_for(out, recipe, flags, overrides, resume=resume)
+    recipe = _grown(recipe)
     with (
         needing_train_extra("training"),
         Tracking(track, out, observe, resume=resume or restarted()) as tracking,
@@ -137,9 +138,11 @@ def sweep(
     from newsdesk.config import load_recipe
     from newsdesk.experiments.page import write_page
     from newsdesk.experiments.sweep import Asked, run_sweep
+    from newsdesk.training.growing import require_fresh
 
     if recipe is None or isinstance(recipe, str):
         recipe = load_recipe(recipe, flags, overrides)
+    require_fresh(recipe.recipe, "a sweep")
     with needing_train_extra("a sweep"):
         results = run_sweep(
             recipe, Asked(tuple(vary), **asked), Path(out), observe=observe, progress=progress
@@ -164,6 +167,8 @@ def recipe_for(
 ) -> ResolvedRecipe:
     """The recipe asked for; if nothing is but to resume, the one that the training at ``out`` began with.
 
+    Where it goes on from a run, base, adapters and all that is not asked for are that run's.
+
     Raises UserError where nothing is asked for but to resume, and there is nothing to resume.
     """
     from newsdesk.config import load_recipe
@@ -172,7 +177,7 @@ def recipe_for(
     overrides = tuple(overrides)
     asked = recipe is not None or overrides or any(value is not None for value in (flags or {}).values())
     if not resume or out is None or asked:
-        return load_recipe(recipe, flags, overrides)
+        return _grown(load_recipe(recipe, flags, overrides))
     begun = resumable(out)
     if begun is None:
         names = sorted(entry.name for entry in out.iterdir())[:8] if out.is_dir() else ["no such folder"]
@@ -189,6 +194,15 @@ def recipe_for(
             fix="put the original back, or start again with --overwrite and what to train",
         )
     return own
+
+
+def _grown(recipe: ResolvedRecipe) -> ResolvedRecipe:
+    """The recipe with what the run that it goes on from decides; as it is where it begins anew."""
+    if recipe.recipe.training.start_from is None:
+        return recipe
+    from newsdesk.training.growing import grown_recipe
+
+    return grown_recipe(recipe)
 
 
 def evaluate(

@@ -52,6 +52,7 @@ _KEYS = {
     "seed": "training.seed",
 }
 """The recipe key that each parameter stands for."""
+_USUAL = "quick"
 
 
 class TextClassifier:
@@ -83,7 +84,7 @@ class TextClassifier:
         self,
         *,
         base: str | None = None,
-        recipe: str = "quick",
+        recipe: str = _USUAL,
         epochs: float | None = None,
         batch_size: int | None = None,
         learning_rate: float | None = None,
@@ -96,6 +97,7 @@ class TextClassifier:
         device: str | None = None,
         seed: int | None = None,
         stack: bool = False,
+        start_from: str | Path | TextClassifier | None = None,
         settings: Mapping[str, Any] | None = None,
         progress: bool | None = None,
         track: str | Sequence[str] | None = None,
@@ -117,6 +119,8 @@ class TextClassifier:
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
             seed: of everything random.
             stack: add the scores of a linear model, which learns in seconds, to the encoder's.
+            start_from: a fitted classifier, or a run, to go on from: it keeps what it knows, and learns new
+                classes. Base and adapters are its own, and training is short.
             settings: any other recipe keys, such as ``{"lora.targets": ("all-linear",)}``.
             progress: show a bar while training; None: in notebooks and terminals.
             track: where to show the training: ``tensorboard``, ``mlflow``, ``wandb``, or several of them.
@@ -135,6 +139,7 @@ class TextClassifier:
         self.device = device
         self.seed = seed
         self.stack = stack
+        self.start_from = start_from
         self.settings = settings
         self.progress = progress
         self.track = track
@@ -163,7 +168,7 @@ class TextClassifier:
                 Tracking(self.track, out, observe, name=name) as tracking,
             ):
                 run = api.train(
-                    self.recipe,
+                    None if self.start_from is not None and self.recipe == _USUAL else self.recipe,
                     out=out,
                     flags=self._flags(held_out is not None, is_multi=labels.is_multi),
                     observe=tracking.observe,
@@ -359,6 +364,9 @@ class TextClassifier:
         flags = {key: getattr(self, name) for name, key in _KEYS.items()}
         flags["training.baseline"] = False  # nobody would see it, and a grid would pay for it many times
         flags["model.linear"] = "stack" if self.stack else None
+        start = self.start_from
+        if start is not None:
+            flags["training.start_from"] = str(start.path_ if isinstance(start, TextClassifier) else start)
         data = {"data.train": IN_MEMORY, "data.text": (TEXT,), "data.label": LABEL}
         if is_multi:
             data["data.task"] = "multi"

@@ -146,7 +146,8 @@ def compare(
     if data is None:
         comparisons = compare_evaluated(runs[0], runs[1:], split=split)
     else:
-        first, *others = (_evaluated_on(run, data, split, reading) for run in runs)
+        classes = _classes_of(runs)
+        first, *others = (_evaluated_on(run, data, split, reading, classes) for run in runs)
         comparisons = compare_rows(first, others)
     if changed is not None:
         write_changed_rows(comparisons, changed)
@@ -156,10 +157,21 @@ def compare(
         say([line for each in comparisons for line in render_comparison(each, several=len(comparisons) > 1)])
 
 
-def _evaluated_on(run: Path, data: str, split: str, reading: dict[str, Any]) -> PredictedRows:
+def _classes_of(runs: Sequence[Path]) -> tuple[str, ...]:
+    """The classes that any of the runs and exported models has."""
+    from newsdesk.prediction.open_model import find_model
+
+    folders = [find_model(run) for run in runs if not run.is_file()]
+    return tuple(dict.fromkeys(name for folder in folders for name in folder.labels.names))
+
+
+def _evaluated_on(
+    run: Path, data: str, split: str, reading: dict[str, Any], classes: Sequence[str]
+) -> PredictedRows:
     """The run's predictions on these rows, computed now where it has none; with the rows' texts.
 
-    Raises UserError where it was evaluated on other rows under that name.
+    Rows of ``classes`` that another run has and this one does not are left out. Raises UserError where it was
+    evaluated on other rows under that name.
     """
     from newsdesk import api
     from newsdesk.evaluation.label_sets import read_evaluations
@@ -172,6 +184,8 @@ def _evaluated_on(run: Path, data: str, split: str, reading: dict[str, Any]) -> 
         return read_predicted_rows(run, split)
     with shown_progress() as progress:
         folder = find_model(run)
+        if reading["unknown_labels"] is None and set(classes) - set(folder.labels.names):
+            reading = {**reading, "unknown_labels": "drop"}
         rows = evaluation_rows(
             folder, data, split, notice=lambda text: note(f"{run}: {text}"), progress=progress, **reading
         )
@@ -261,6 +275,7 @@ def _classes(classes: Sequence[ClassChange]) -> list[str]:
                 "F1 first": f"{100 * entry.first_f1:.2f}",
                 "F1 other": f"{100 * entry.other_f1:.2f}",
                 "change": f"{100 * (entry.other_f1 - entry.first_f1):+.2f}",
+                **_recalls(entry),
                 "fixed": entry.fixed,
                 "broken": entry.broken,
                 "rows": entry.support,
@@ -268,6 +283,14 @@ def _classes(classes: Sequence[ClassChange]) -> list[str]:
             for entry in shown
         ]
     )
+
+
+def _recalls(entry: ClassChange) -> dict[str, str]:
+    """What became of a class's recall, where the two do not have the same classes."""
+    if entry.first_recall is None or entry.other_recall is None:
+        return {}
+    first, other = 100 * entry.first_recall, 100 * entry.other_recall
+    return {"recall first": f"{first:.2f}", "recall other": f"{other:.2f}", "lost": f"{first - other:+.2f}"}
 
 
 def _examples(changed: Sequence[ChangedRow]) -> list[str]:

@@ -102,6 +102,13 @@ _RECIPE_FLAGS = (
 @verb()
 @recipe_flags
 @flag(
+    "--from",
+    "start_from",
+    help="A run to train further on --data, its own rows replayed: it keeps what it knows, and learns new "
+    "classes.",
+    metavar="RUN",
+)
+@flag(
     "--folds",
     type=click.IntRange(min=0, max=20),
     help="Cross-validate in so many parts, then learn from all rows; 0: hold some out.  [default: 5 of fewer "
@@ -124,6 +131,7 @@ def train(
     recipe: str | None,
     flags: dict[str, Any],
     overrides: tuple[str, ...],
+    start_from: str | None,
     folds: int | None,
     out: Path | None,
     track: tuple[str, ...],
@@ -140,7 +148,7 @@ def train(
 
     if overwrite and resume:
         raise click.UsageError("--overwrite starts again and --resume continues: give one of them.")
-    flags["data.folds"] = folds
+    flags |= {"data.folds": folds, "training.start_from": start_from}
     resolved = recipe_for(out, recipe, flags, overrides, resume=resume)
     if resume and not dry_run and out is not None and rank() == 0 and resumable(out) is None:
         note(f"nothing to resume at {out}: a new training starts with what was asked for")

@@ -245,6 +245,11 @@ class KnownTexts:
         empty = _hashes([""])
         return cls(np.setdiff1d(_hashes(training), empty), np.setdiff1d(_hashes(validation), empty))
 
+    def joined(self, other: KnownTexts) -> KnownTexts:
+        """What either knows."""
+        pairs = ((self.training, other.training), (self.validation, other.validation))
+        return KnownTexts(*(np.union1d(one, another) for one, another in pairs))
+
     def in_training(self, texts: Sequence[str]) -> NDArray[np.bool_]:
         """Which of the texts are among the training rows, shape (texts,)."""
         return np.isin(_hashes(texts), self.training)

@@ -180,6 +180,7 @@ def to_examples(
     labelled: bool | None = None,
     unknown_labels: UnknownLabels = "error",
     merge_case: bool = False,
+    growing: bool = False,
 ) -> Examples:
     """A table's rows as examples, their texts by ``layout``, or by the columns that have usual names.
 
@@ -187,7 +188,8 @@ def to_examples(
     `LabelFormat`. Labels become ids in ``label_names``, the classes of a run, as ``match_labels`` says, and
     so does ``unknown_labels``. Without ``label_names``, the file's own classes are taken: AG News' four for
     its official layout (class_index from 1), those a parquet file declares, else the labels themselves as
-    ``class_names`` says, and so does ``merge_case``. ``labelled`` True demands classes, False ignores them,
+    ``class_names`` says, and so does ``merge_case``. With ``growing``, labels that ``label_names`` does not
+    have become classes after them in this manner. ``labelled`` True demands classes, False ignores them,
     None takes what is there.
 
     Raises UserError for columns that are missing or ambiguous, a table without rows, labels that are not
@@ -219,6 +221,9 @@ def to_examples(
     if label_names is None:
         return _examples(table, texts, found, _own_classes(found, merge_case=merge_case))
     found = replace(found, sets=_as_learned(table, found, label_names))
+    if growing:
+        label_names = _with_new_classes(found, label_names, merge_case=merge_case)
+        unknown_labels = "error"
     return _examples(table, texts, found, _matched(table, found, label_names, unknown_labels))
 
 
@@ -298,6 +303,23 @@ def _own_classes(found: TableLabels, *, merge_case: bool) -> MatchedLabels:
     ids = np.array([number[classes[label]] for label in labels], dtype=np.int64)
     respelled = {label: name for label, name in classes.items() if label != name}
     return MatchedLabels(ids, tuple(number), LabelMatching(len(found.sets), respelled=respelled))
+
+
+def _with_new_classes(found: TableLabels, label_names: Sequence[str], *, merge_case: bool) -> tuple[str, ...]:
+    """A run's classes, then those of a file that it does not have.
+
+    What stands for no class because it may stand for several is no new one, and neither are numbers where the
+    run's classes have names: `match_labels` refuses them.
+    """
+    matcher, names = LabelMatcher(label_names), tuple(label_names)
+    labels = [label for _, label in found.flat()]
+    marked = found.columns if found.is_multi and len(found.columns) > 1 else ()
+    if matcher.positions(dict.fromkeys(labels)) is not None:
+        return names
+    new = [label for label in (*labels, *marked) if not matcher.candidates(label)]
+    if all(map(number_of, new)) and not any(map(number_of, names)):
+        return names
+    return (*names, *dict.fromkeys(class_names(new, merge_case=merge_case).values()))
 
 
 def rewritten_cells(

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from newsdesk.config import DataSection
 from newsdesk.data.columns import TextLayout, label_column, text_layout
 from newsdesk.data.dialect import DETECTED, Dialect
-from newsdesk.data.examples import Examples, hold_out, split
+from newsdesk.data.examples import Examples, Splits, hold_out, joined, split, validation_size
 from newsdesk.data.folds import fold_of_rows, usual_folds
+from newsdesk.data.growing import Earlier
 from newsdesk.data.labelled import LabelFormat, task_notes, to_examples
 from newsdesk.data.labels import label_faults
 from newsdesk.data.stream import FORMATS, class_folders, read_table
@@ -149,6 +150,8 @@ class TrainingData:
         notes: what a person should know of their labels, a sentence each.
         fold_of: the fold of each training row, counted from 0, (rows,), where they are cross-validated: then
             no others are held out.
+        replayed: how many of the training rows, the first ones, a run has learned from that is trained
+            further; None: it begins anew.
     """
 
     train: Examples
@@ -159,6 +162,7 @@ class TrainingData:
     read_as: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     fold_of: NDArray[np.int64] | None = None
+    replayed: int | None = None
 
     @property
     def folds(self) -> int:
@@ -261,17 +265,27 @@ def load_training_data(
     progress: Progress | None = None,
     proportional: bool = False,
     tables: tuple[Table, Table | None] | None = None,
+    earlier: Earlier | None = None,
 ) -> TrainingData:
     """Read, lay out and split the rows that a recipe's data section names.
 
     ``tables`` are training and validation rows that a program gives, where the section says that they are.
     ``proportional`` splits as version 0.1 did, without regard to rare classes: for the rows of its runs.
+    ``earlier`` is what a classifier knows that is trained further on these rows.
     Raises UserError for anything that keeps the rows from being learned from.
     """
     dialect = dialect_of(data)
     given, given_validation = tables or (None, None)
     train_from = data.train if given is None else given
     found = load_split(train_from, "train", dialect=dialect, offline=offline, progress=progress)
+    if earlier is not None:
+        valid = data.validation if given_validation is None else given_validation
+        held_out = (
+            None
+            if valid is None
+            else load_split(valid, "test", dialect=dialect, offline=offline, progress=progress).table
+        )
+        return _grown(found, held_out, data, earlier, seed)
     layout = text_layout(
         found.table,
         text=data.text,
@@ -316,8 +330,56 @@ def _folds(train: Examples, data: DataSection, seed: int) -> tuple[NDArray[np.in
     return fold_of_rows(first_rows(train, data.train_rows, seed), data.folds, seed=seed), ()
 
 
+def _grown(
+    found: SplitTable, held_out: Table | None, data: DataSection, earlier: Earlier, seed: int
+) -> TrainingData:
+    """Earlier rows and new ones, of old and new classes, each held out where it was before."""
+    table = found.table
+    like_earlier = data.model_copy(update={"task": earlier.task, **earlier.label_format(table, data)})
+    layout = earlier.layout.for_table(table, text=data.text, template=data.template)
+    given = _labelled(table, layout, like_earlier, earlier.label_names, growing=True)
+    notes = [] if given.matching is None else given.matching.notes()
+    notes += _label_notes(table, layout, like_earlier, given)
+    share = 0.0 if held_out is not None else data.validation_share
+    if share is None and earlier.rows is not None and not len(earlier.rows.validation):
+        share = 0.0  # rows of some classes alone would calibrate nothing
+    new = earlier.split(
+        given,
+        lambda rows: _hold_out_few(rows, share, seed),
+        lambda rows: first_rows(rows, data.train_rows, seed),
+    )
+    if held_out is not None:
+        as_new = like_earlier.model_copy(update=earlier.label_format(held_out, data))
+        rows = _labelled(held_out, earlier.layout.for_table(held_out), as_new, given.label_names)
+        notes += [] if rows.matching is None else rows.matching.notes()
+        unlearned = earlier.unlearned(rows, new.train)
+        if len(unlearned) < len(rows):
+            learned = counted(len(rows) - len(unlearned), "row")
+            notes.append(f"{learned} of {rows.source} are learned from, and do not count as validation rows")
+        new = Splits(new.train, joined([new.validation, unlearned]))
+    whole, replayed = earlier.joined(new)
+    require_two_classes(whole.train)
+    notes += earlier.notes(new, replayed, len(given))
+    tables = [table] if held_out is None else [table, held_out]
+    read_as = tuple(f"{each.path}: {each.read_as}" for each in tables if each.read_as)
+    return TrainingData(*whole, earlier.layout, found.licence, (), read_as, tuple(notes), replayed=replayed)
+
+
+def _hold_out_few(rows: Examples, share: float | None, seed: int) -> Splits:
+    """As `hold_out`, but no more of rare classes than their part: they are what is to be learned."""
+    if rows.is_multi or share == 0:
+        return hold_out(rows, share, seed=seed)
+    spare = len(rows) - int((rows.label_rows() > 0).sum())
+    return split(rows, min(validation_size(len(rows), share), spare), seed=seed)
+
+
 def _labelled(
-    table: Table, layout: TextLayout, data: DataSection, label_names: Sequence[str] | None = None
+    table: Table,
+    layout: TextLayout,
+    data: DataSection,
+    label_names: Sequence[str] | None = None,
+    *,
+    growing: bool = False,
 ) -> Examples:
     return to_examples(
         table,
@@ -330,6 +392,7 @@ def _labelled(
         labelled=True,
         unknown_labels=data.unknown_labels,
         merge_case=data.merge_case,
+        growing=growing,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from newsdesk.data.labels import LabelMatcher
-from newsdesk.errors import UserError, counted
+from newsdesk.errors import UserError, counted, listed
 from newsdesk.evaluation.predicted_rows import (
     SMALLEST_WRITTEN,
     PredictedRows,
@@ -35,7 +35,7 @@ from newsdesk.files import atomic_writer
 from newsdesk.label_set_metrics import Counts
 from newsdesk.metrics import class_metrics, confusion_matrix
 from newsdesk.prediction.predictions import delimited_lines
-from newsdesk.stored import UNSTORED, to_content
+from newsdesk.stored import OPTIONAL, UNSTORED, to_content
 
 Change = Literal["fixed", "broken", "other error"]
 
@@ -73,6 +73,8 @@ class ClassChange:
         fixed: rows of this class that only the other gets right; where a text may have several labels, those
             about which only the other is right whether they have this one.
         broken: those that only the first gets right.
+        first_recall: the share of its rows that the first finds, where the two do not have the same classes.
+        other_recall: the share that the other finds.
     """
 
     label: str
@@ -81,6 +83,8 @@ class ClassChange:
     other_f1: float
     fixed: int
     broken: int
+    first_recall: float | None = field(default=None, metadata=OPTIONAL)
+    other_recall: float | None = field(default=None, metadata=OPTIONAL)
 
 
 class _Judged(ABC):
@@ -120,7 +124,7 @@ class RunComparison(_Judged):
         rows_needed: how many rows would show the difference; None where both err equally often.
         per_class: every class, in the order of the first's rows.
         changed: the rows that the two predict differently, in their order.
-        notes: how many of the rows one of the two learned from, if any.
+        notes: how many of the rows one of the two learned from, if any, and which classes only one has.
     """
 
     first: str
@@ -230,7 +234,9 @@ def compare_rows(
 ) -> tuple[RunComparison, ...] | tuple[LabelSetComparison, ...]:
     """As :func:`compare`, from rows read before.
 
-    Raises UserError where the rows' numbers or true labels differ, or only some may have several labels.
+    Where one has classes that the other does not, as a run that has grown, they are compared on the rows
+    whose labels both know. Raises UserError where the rows' numbers or true labels differ, or only some may
+    have several labels.
     """
     others = [_renamed_as_in(first, other) for other in others]
     for other in others:
@@ -241,12 +247,64 @@ def compare_rows(
                 found=f"{of_one.name}, and {of_sets.name}, whose texts may have several",
                 fix="compare runs of one kind",
             )
-        if (first.numbers, first.true_labels) != (other.numbers, other.true_labels):
+    pairs = [_on_shared_rows(first, other) for other in others]
+    for one, other, _ in pairs:
+        if (one.numbers, one.true_labels) != (other.numbers, other.true_labels):
             raise _different_rows(first, other, "whose numbers or classes differ")
     if first.several:
-        return _adjusted([_compare_sets(first, other) for other in others])
+        sets = [(_compare_sets(one, other), notes) for one, other, notes in pairs]
+        return _adjusted([_with_notes(found, notes) for found, notes in sets])
     level = LEVEL / max(1, len(others))  # the strictest that Holm's method asks of any
-    return _adjusted([_compare_classes(first, other, level) for other in others])
+    classes = [(_compare_classes(one, other, level), notes) for one, other, notes in pairs]
+    return _adjusted([_with_notes(found, notes) for found, notes in classes])
+
+
+def _with_notes(found: AnyComparison, notes: tuple[str, ...]) -> AnyComparison:
+    """The comparison with notes on rows left out; where there are none, without what these call for."""
+    if notes:
+        return replace(found, notes=(*notes, *found.notes))
+    per_class = (replace(entry, first_recall=None, other_recall=None) for entry in found.per_class)
+    return replace(found, per_class=tuple(per_class))
+
+
+def _on_shared_rows(
+    first: PredictedRows, other: PredictedRows
+) -> tuple[PredictedRows, PredictedRows, tuple[str, ...]]:
+    """The rows of both whose labels both know, and what was left out, a sentence each.
+
+    As they are where both have the same classes. Rows were numbered without those of unknown labels, if they
+    were left out of an evaluation, and get the numbers of the one that has more.
+    """
+    both = set(first.known_labels) & set(other.known_labels)
+    if both == set(first.known_labels) == set(other.known_labels) or not both:
+        return first, other, ()
+    parts, notes = [], []
+    for rows in (first, other):
+        labels = [labels_of(true) if rows.several else (true,) for true in rows.true_labels]
+        shared = [row for row, names in enumerate(labels) if both.issuperset(names)]
+        alone = [name for name in rows.known_labels if name not in both]
+        parts.append(rows.select(shared))
+        found = [note for name in alone if (note := _found_alone(rows, labels, name))]
+        if found:
+            left_out = counted(len(rows) - len(shared), "row")
+            notes.append(f"{left_out} of classes that only {rows.name} has: it finds {', '.join(found)}")
+        elif alone:
+            notes.append(f"only {rows.name} has {listed(alone)}")
+    one, another = parts
+    numbers = max((first, one), (other, another), key=lambda pair: len(pair[0]))[1].numbers
+    if len(one) == len(another):
+        one, another = replace(one, numbers=numbers), replace(another, numbers=numbers)
+    return one, another, tuple(notes)
+
+
+def _found_alone(rows: PredictedRows, labels: Sequence[Sequence[str]], name: str) -> str:
+    """How many of the rows of a class are given it; empty where there are none."""
+    given = [
+        name in (labels_of(found) if rows.several else (found,))
+        for found, true in zip(rows.predicted_labels, labels, strict=True)
+        if name in true
+    ]
+    return f"{sum(given):,} of {counted(len(given), 'row')} of {name}" if given else ""
 
 
 def _adjusted(compared: Sequence[AnyComparison]) -> tuple[AnyComparison, ...]:
@@ -311,7 +369,10 @@ def _compare_classes(first: PredictedRows, other: PredictedRows, level: float) -
         adjusted_p_value=paired.p_value,
         rows_needed=rows_needed(paired, level),
         per_class=tuple(
-            ClassChange(old.label, old.support, old.f1, new.f1, fixed[old.label], broken[old.label])
+            ClassChange(
+                *(old.label, old.support, old.f1, new.f1, fixed[old.label], broken[old.label]),
+                *(old.recall, new.recall),
+            )
             for old, new in zip(before, after, strict=True)
         ),
         changed=changed,
@@ -335,6 +396,7 @@ def _compare_sets(first: PredictedRows, other: PredictedRows) -> LabelSetCompari
         *(Counts.of(given, truth).f1() for given in (before, after)),
         ((before != truth) & (after == truth)).sum(axis=0),
         ((before == truth) & (after != truth)).sum(axis=0),
+        *((given & truth).sum(axis=0) / np.maximum(1, truth.sum(axis=0)) for given in (before, after)),
     )
     return LabelSetComparison(
         first=first.name,
@@ -345,8 +407,8 @@ def _compare_sets(first: PredictedRows, other: PredictedRows) -> LabelSetCompari
         p_value=p_value,
         adjusted_p_value=p_value,
         per_class=tuple(
-            ClassChange(name, int(rows), float(old), float(new), int(fixed), int(broken))
-            for name, rows, old, new, fixed, broken in zip(names, *columns, strict=True)
+            ClassChange(name, int(rows), float(old), float(new), int(fixed), int(broken), *map(float, found))
+            for name, rows, old, new, fixed, broken, *found in zip(names, *columns, strict=True)
         ),
         changed=tuple(_changed_rows(first, other)),
         notes=_notes(first, other),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import eq
 from pathlib import Path
 
@@ -113,6 +113,22 @@ class PredictedRows:
     def __len__(self) -> int:
         """The number of rows."""
         return len(self.numbers)
+
+    @property
+    def known_labels(self) -> tuple[str, ...]:
+        """The classes of the classifier itself: without unknown ones that were counted as errors."""
+        matching = None if self.evaluation is None else self.evaluation.labels
+        unknown = () if matching is None else matching.counted_wrong
+        return tuple(name for name in self.label_names if name not in unknown)
+
+    def select(self, rows: Sequence[int]) -> PredictedRows:
+        """Those at these positions, in this order."""
+        columns = {
+            name: tuple(getattr(self, name)[row] for row in rows)
+            for name in ("numbers", "true_labels", "predicted_labels")
+        }
+        texts = None if self.texts is None else tuple(self.texts[row] for row in rows)
+        return replace(self, **columns, probabilities=self.probabilities[list(rows)], texts=texts)
 
     @property
     def true_probabilities(self) -> NDArray[np.float64] | None:

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
 from typing import Literal, TypedDict, Unpack
 
 from newsdesk.config import DataSection, load_recipe
-from newsdesk.data.columns import column_named
 from newsdesk.data.dialect import DETECTED, Dialect
 from newsdesk.data.duplicates import KnownTexts
 from newsdesk.data.examples import Examples, joined
+from newsdesk.data.growing import columns_as_learned
 from newsdesk.data.labelled import to_examples
 from newsdesk.data.labels import UnknownLabels
-from newsdesk.data.load import TrainingData, load_split, load_training_data
+from newsdesk.data.load import TrainingData, load_split
 from newsdesk.data.table import Table
 from newsdesk.errors import UserError, counted
 from newsdesk.progress import Progress
 from newsdesk.runs.exported import ExportedModel
 from newsdesk.runs.folder import RunFolder
-from newsdesk.runs.label_decisions import strata
 from newsdesk.runs.ready_made import name_of
-from newsdesk.training.held_out import HeldOut
+from newsdesk.training.growing import rows_of_run
 from newsdesk.training.linear_baseline import BaselineResult, linear_baseline
 
 
@@ -52,35 +49,13 @@ def known_rows(
             found=f"{name} comes with newsdesk, without any of them",
             fix=otherwise,
         )
-    recorded, trained = found.manifest.data, found.manifest.training
-    if recorded is None:
+    if found.manifest.data is None:
         raise UserError(
             f"{purpose} the run's own training rows",
             found=f"{found.path} is an imported adapter, whose training rows are not known",
             fix=otherwise,
         )
-    recipe = load_recipe(str(found.recipe)).recipe
-    seed = recipe.training.seed
-    section = recipe.data.model_copy(update={"folds": 0 if trained is None else trained.folds})
-    for proportional in (False, True):  # runs of version 0.1 were split so
-        data = load_training_data(
-            section, seed=seed, offline=offline, progress=progress, proportional=proportional
-        )
-        parts = (("train", data.train, recorded.train), ("validation", data.validation, recorded.validation))
-        changed = [(name, part) for name, part, facts in parts if part.fingerprint() != facts.sha256]
-        if not changed:
-            # Runs of earlier versions do not say which rows chose their state.
-            if trained is None or not trained.choosing_rows or data.validation.labels is None:
-                return data
-            return replace(
-                data, choosing=tuple(HeldOut.split(strata(data.validation.labels), seed)[0].tolist())
-            )
-    name, part = changed[0]
-    raise UserError(
-        f"the {name} rows are no longer those that {found.path} was trained with",
-        found=f"{counted(len(part), 'row')} in {part.source} with another sha256 than the manifest's",
-        fix=f"restore the original file, or {otherwise}",
-    )
+    return rows_of_run(found, otherwise=otherwise, offline=offline, progress=progress)
 
 
 LearnedRowsRule = Literal["error", "drop", "keep"]
@@ -130,19 +105,13 @@ def evaluation_rows(
     dialect = dialect.asking(columns, label or own.label, template)
     table = load_split(data, split, dialect=dialect, progress=progress).table
     layout = run.labels.layout.for_table(table, text=text, template=template)
-    in_table = partial(column_named, table)
-    if not (label or label_separator or label_columns):
-        label_columns = own.label_columns if any(map(in_table, own.label_columns)) else None
-    if not label_columns:
-        if label is None and own.label is not None:
-            label = column_named(table, own.label)
-        label_separator = own.label_separator if label_separator is None else label_separator
+    columns_of_labels = columns_as_learned(
+        table, own, label=label, label_separator=label_separator, label_columns=label_columns
+    )
     rows = to_examples(
         table,
         layout,
-        label=label,
-        label_separator=label_separator,
-        label_columns=label_columns,
+        **columns_of_labels,
         task=run.labels.task,
         label_names=run.labels.names,
         labelled=True,

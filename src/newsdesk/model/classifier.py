@@ -93,10 +93,19 @@ def outline_classifier(
         return _add_adapters(classifier, model, plain)
 
 
-def load_classifier(base: Path, adapter: Path, label_names: Sequence[str]) -> PeftModel:
+def load_classifier(
+    base: Path,
+    adapter: Path,
+    label_names: Sequence[str],
+    *,
+    dropout: float | None = None,
+    trainable: bool = False,
+) -> PeftModel:
     """A base model with a trained adapter folder in PEFT's layout on it, in float32 and evaluation mode.
 
-    Raises UserError when the adapter was made for another model or another number of labels, or is a pickle.
+    ``trainable`` is for one that is trained further, ``dropout`` what its encoder then has in place of its
+    own. Raises UserError when the adapter was made for another model or another number of labels, or is a
+    pickle.
     """
     from peft import PeftModel
     from safetensors import SafetensorError
@@ -104,10 +113,12 @@ def load_classifier(base: Path, adapter: Path, label_names: Sequence[str]) -> Pe
     require_adapter_files(adapter)
     settings = AdapterConfig.read(adapter).for_peft()
     require_head_of(tensor_shapes(adapter / ADAPTER_FILES[1], fix=_FIX_ADAPTER), adapter, len(label_names))
-    classifier = _pretrained(base, label_names, dropout=None)
+    classifier = _pretrained(base, label_names, dropout=dropout)
     with quiet_transformers():
         try:
-            loaded = PeftModel.from_pretrained(classifier, str(adapter), config=settings)
+            loaded = PeftModel.from_pretrained(
+                classifier, str(adapter), config=settings, is_trainable=trainable
+            )
             _require_same_tensors(loaded, adapter / ADAPTER_FILES[1])
         except KeyError as error:  # peft looks every tensor of modules_to_save up without asking
             raise UserError(
@@ -237,7 +248,8 @@ class AdapterStore:
             config_path, weights_path = (Path(temporary) / name for name in ADAPTER_FILES)
             config = json.loads(config_path.read_text(encoding="utf-8"))
             # peft writes this set in an order that differs from process to process.
-            config["target_modules"] = sorted(config["target_modules"])
+            if not isinstance(config["target_modules"], str):  # an expression, of an imported adapter
+                config["target_modules"] = sorted(config["target_modules"])
             if self._initial:
                 _subtract_initial(weights_path, config, self._initial)
             write_json(config_path, config)

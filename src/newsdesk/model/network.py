@@ -211,6 +211,21 @@ def predict_with_features(
     return windowed.pooled(logits), windowed.mean(features)
 
 
+def predict_rows(
+    network: Network,
+    sequences: Sequence[TokenIds],
+    compute: Callable[[Sequence[TokenIds]], tuple[Tensor, ...]],
+    columns: int,
+    *,
+    batch_size: int = 32,
+) -> Values:
+    """What ``compute`` gives of batches of windows, averaged over those of each text: (texts, columns)."""
+    windowed = network.windows.split(sequences)
+    values = np.zeros((len(windowed.ids), columns), dtype=np.float32)
+    _fill((values,), compute, network, windowed, batch_size, None)
+    return windowed.mean(values)
+
+
 def _pooled(logits: Tensor, windowed: Windowed) -> Tensor:
     """As `Windowed.pooled`, of tensors with a gradient: (windows, classes) to (texts, classes)."""
     if windowed.is_single:

@@ -25,7 +25,8 @@ class Labels:
     """What PEFT's folder forgets: class names in id order, how a row becomes a text, what is read of it.
 
     ``max_length`` is how many tokens the encoder computes at once, ``long_texts`` how texts of more are read;
-    None: they are cut.
+    None: they are cut. ``was`` says what the labels of the training rows, of which the run's recipe and log
+    speak, are called since they were changed, the empty text being for those that were retired.
     """
 
     names: tuple[str, ...] = field(metadata={KEY: "labels"})
@@ -34,6 +35,7 @@ class Labels:
     kind: LabelKind = field(default="text", metadata=OPTIONAL)
     task: Task = field(default="single", metadata=UNSAID)
     long_texts: LongTexts | None = field(default=None, metadata=OPTIONAL)
+    was: dict[str, str] | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         """Raise ValueError for names that do not tell classes apart, and texts without a token."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from newsdesk.runs.log import FinishReason
 from newsdesk.stored import KEY, OPTIONAL
@@ -118,6 +118,42 @@ class ImportFacts:
     peft: str | None
 
 
+@dataclass(frozen=True)
+class ReplayedRows:
+    """Rows of an earlier training that are learned from again, by what reads and splits them as then.
+
+    Attributes:
+        data: the data section of its recipe.
+        seed: of its recipe.
+        label_names: the classes that were known before it; none where it began anew.
+        now: what its labels were called afterwards, where they were changed: the empty text for retired ones.
+    """
+
+    data: Mapping[str, Any]
+    seed: int
+    label_names: tuple[str, ...] = ()
+    now: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GrownFrom:
+    """The run that a training went on from.
+
+    Attributes:
+        run: its folder, or its name where it came with newsdesk.
+        sha256: of its weights.
+        label_names: its classes in id order.
+        replayed: what was learned from before and again now, the oldest first; none where it was not there.
+        rows: how many training rows these are.
+    """
+
+    run: str
+    sha256: str
+    label_names: tuple[str, ...]
+    replayed: tuple[ReplayedRows, ...] = ()
+    rows: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
     """Where a run and all that is made of it come from.
@@ -130,6 +166,7 @@ class Provenance:
         seed: what the training drew from; None for an imported adapter.
         data: the rows; None likewise.
         imported: the adapter; None for a run that was trained here.
+        grown: the run that the training went on from; None where it began anew.
     """
 
     newsdesk: str
@@ -139,6 +176,7 @@ class Provenance:
     seed: int | None = field(default=None, metadata=OPTIONAL)
     data: DataFacts | None = field(default=None, metadata=OPTIONAL)
     imported: ImportFacts | None = field(default=None, metadata=OPTIONAL)
+    grown: GrownFrom | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +215,9 @@ class Manifest(Provenance):
             named += [self.data.train.origin, self.data.validation.origin]
         if self.imported is not None:
             named.append(self.imported.origin)
+        if self.grown is not None:
+            named.append(self.grown.run)
+            named += [str(rows.data.get(part)) for rows in self.grown.replayed for part in _ROWS]
         return tuple(sorted({place for place in named if Path(place).is_absolute()}))
 
     def exported(self, sha256: str) -> ExportedRun:
@@ -185,6 +226,8 @@ class Manifest(Provenance):
         return ExportedRun(**shared, sha256=sha256)
 
 
+_ROWS = ("train", "validation")
+"""What names files in a recipe's data section."""
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy")
 
 

@@ -1,8 +1,15 @@
-"""Examples + model to a run, as a stream of events; here what torchrun tells a process that it started."""
+"""Examples + model to a run, as a stream of events; here what a process is told.
+
+By torchrun, which started it, and by signals that ask it to stop.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 _SET_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -25,3 +32,29 @@ def local_rank() -> int:
 def restarted() -> bool:
     """Whether torchrun restarted this process because one of the team was lost."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn the first SIGINT or SIGTERM into an answer True; a second one ends the process as usual."""
+    requested = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only it may handle signals
+        yield requested.is_set
+        return
+
+    def request(_number: int, _frame: object) -> None:
+        requested.set()
+        restore()
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    previous = {number: signal.signal(number, request) for number in _SIGNALS}
+    try:
+        yield requested.is_set
+    finally:
+        restore()

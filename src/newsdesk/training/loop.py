@@ -86,12 +86,15 @@ class TrainingLoop:
         *,
         max_length: int,
         team: Team | None = None,
+        drawn: NDArray[np.int64] | None = None,
     ) -> None:
         """Prepare a training of ``network`` on ``rows``, no window of them longer than ``max_length`` tokens.
 
         A batch is computed in parts of no more tokens than it has where no text is longer than that: memory
         does not grow with the windows of long texts.
-        ``validation`` may be empty. Raises ValueError without training rows.
+        ``validation`` may be empty. ``drawn`` are the rows of an epoch where the network was trained before,
+        some of them perhaps several times; None: all rows, and a fresh head. Raises ValueError without
+        training rows.
         """
         if not rows.token_ids:
             raise ValueError("there are no rows to train on")
@@ -100,10 +103,11 @@ class TrainingLoop:
         # The windows that each row is computed in, and the tokens of each of them.
         self.windows, self.lengths = network.windows.shapes(rows.lengths)
         self.most_tokens = -(-training.batch_size // self.team.size) * max_length
-        self.schedule = Schedule.of(len(rows.token_ids), training)
+        self.drawn = np.arange(len(rows.token_ids)) if drawn is None else drawn
+        self.schedule = Schedule.of(len(self.drawn), training)
         self.steps = self.end = self.schedule.total
         self.batcher = Batcher(
-            self.lengths,
+            self.lengths[self.drawn],
             training.batch_size,
             seed=training.seed,
             group_by_length=training.group_by_length,
@@ -111,7 +115,7 @@ class TrainingLoop:
         self.held_out = HeldOut.of(strata(validation.labels), self.schedule.validations, training)
         self.pad_to = max_length if training.pad_to_max_length else None
         classes = network.model.config.num_labels
-        if rows.labels.ndim == 2:
+        if rows.labels.ndim == 2 and drawn is None:
             start_at_shares(network.model, rows.labels.mean(axis=0))
         self.optimiser = build_optimiser(network.model, training)
         self.trained = [p for group in self.optimiser.param_groups for p in group["params"]]
@@ -234,7 +238,7 @@ class TrainingLoop:
         """What is left of the training: batches in groups of ``accumulation``, one optimiser step each."""
         while self.step < self.end:
             epoch, done = divmod(self.step, self.schedule.per_epoch)
-            batches = self.batcher.epoch(epoch)
+            batches = [self.drawn[places] for places in self.batcher.epoch(epoch)]
             together = self.training.accumulation
             for start in range(done * together, len(batches), together):
                 if self.step < self.end:

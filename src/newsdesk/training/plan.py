@@ -24,6 +24,7 @@ from newsdesk.model.network import Precision, choose_device, choose_precision
 from newsdesk.model.tokenizer import TextTokenizer, lengths_of
 from newsdesk.training.batches import Batcher, Schedule, padding_share, parts_within, rate_factor
 from newsdesk.training.folds import section_of
+from newsdesk.training.growing import Start, drawn_rows
 from newsdesk.training.held_out import remarks_on_rows
 
 if TYPE_CHECKING:
@@ -154,17 +155,22 @@ def make_plan(resolved: ResolvedRecipe, *, measure_speed: bool = True) -> Plan:
     recipe, training = resolved.recipe, resolved.recipe.training
     known, data = DATA_SETS.get(recipe.data.train), None
     if known is None or known.is_cached or Path(recipe.data.train).is_file():
-        data = load_training_data(section_of(recipe), seed=training.seed, offline=True)
+        start = Start.of_recipe(recipe, offline=True)
+        earlier = None if start is None else start.earlier
+        data = load_training_data(section_of(recipe), seed=training.seed, offline=True, earlier=earlier)
     rows = _catalogue_rows(recipe.data) if data is None else RowCounts.of(data)
     model = outline_classifier(resolve_config(recipe.model.base), rows.classes, recipe.model, recipe.lora)
     require_length(model.config, recipe.model.max_length)
-    steps = Schedule.of(rows.train, training)
+    of_epoch = rows.train
+    if data is not None and data.replayed is not None:
+        of_epoch = len(drawn_rows(data.replayed, rows.train, training))
+    steps = Schedule.of(of_epoch, training)
     lengths, remarks = _measure_lengths(recipe, steps, data)
     estimate = None
     if measure_speed and lengths.mean is not None:
         computed = lengths.mean / (1 - (lengths.padding or 0.0))
         trainings = max(1, rows.folds)  # each fold learns from all rows but its own
-        tokens = round(computed * rows.train * steps.epochs * trainings)
+        tokens = round(computed * of_epoch * steps.epochs * trainings)
         per_row = min(computed, recipe.model.max_length)  # windows are rows of their own
         estimate = estimate_time(model, training, tokens=tokens, tokens_per_row=per_row, epochs=steps.epochs)
     return Plan(

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import signal
 import tempfile
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,12 +67,13 @@ from newsdesk.runs.manifest import (
     base_facts,
     installed_versions,
 )
-from newsdesk.training import restarted
+from newsdesk.training import interruptible, restarted
 from newsdesk.training.batches import Schedule
 from newsdesk.training.checkpoints import Checkpoints, decode
 from newsdesk.training.distributed import Team, gathered
 from newsdesk.training.fitted import keep_fitted
 from newsdesk.training.folds import KeepLogits, OutOfFold, cross_validated, of_one_fold, section_of
+from newsdesk.training.growing import Start, require_fresh
 from newsdesk.training.held_out import remarks_on_rows
 from newsdesk.training.learning_curve import frozen_features, remark_on_more_rows
 from newsdesk.training.linear_baseline import remark_on_baseline
@@ -191,12 +190,18 @@ class _Training:
         precision = choose_precision(recipe.training.precision, device)
         self.run, self.resolved, self.team, self.part = run, resolved, team, part
         self.progress = progress
+        if part is not None:
+            require_fresh(recipe, "one of many trainings on the same rows")
+        self.start = Start.of_recipe(recipe, progress)
         self.data = self._rows(tables, begun) if part is None else part.data
         self.base = resolve_base(recipe.model.base, progress=progress)
         keep_freed_memory()
         seed_everything(seed)
         train, validation = self.data.train, self.data.validation
-        model = build_classifier(self.base.path, train.label_names, recipe.model, recipe.lora)
+        if self.start is None:
+            model = build_classifier(self.base.path, train.label_names, recipe.model, recipe.lora)
+        else:
+            model = self.start.classifier(self.base, train.label_names, recipe.model)
         require_length(model.config, recipe.model.max_length)
         self.tokenizer_files = scratch / "tokenizer"
         copy_tokenizer(self.base.path, self.tokenizer_files)
@@ -207,13 +212,16 @@ class _Training:
         encoded, held_out = tokenizer.encode_whole(train.texts), tokenizer.encode_whole(validation.texts)
         self.readable = held_out.readable
         self.special = tokenizer.opening, len(tokenizer.closing_ids)
+        compiled = recipe.training.compile == "on"
+        network = Network(model, device, precision, tokenizer.windows, compiled=compiled)
         self.loop = TrainingLoop(
-            Network(model, device, precision, tokenizer.windows, compiled=recipe.training.compile == "on"),
+            network,
             EncodedRows(encoded.ids, train.truth()),
             EncodedRows(held_out.ids, validation.truth()),
             recipe.training,
             max_length=recipe.model.max_length,
             team=team,
+            drawn=None if self.start is None else self.start.begin(network, encoded.ids, self.data, recipe),
         )
         if recipe.training.compile == "off" and self.base.sha256 is not None:
             base = f"{self.base.sha256} {sha256_of(self.base.path / 'config.json')}"
@@ -230,6 +238,8 @@ class _Training:
             "base model's config.json": sha256_of(self.base.path / "config.json"),
             "tokenizer": sha256_of(self.tokenizer_files / "tokenizer.json"),
         }
+        if self.start is not None:
+            self.identity["run it goes on from"] = self.start.sha256
         values = _recipe_values(recipe)
         trained_bytes = sum(parameter.nbytes for parameter in self.loop.trained)
         self.checkpoints = Checkpoints(run.checkpoints, self.identity, values, trained_bytes=trained_bytes)
@@ -239,7 +249,10 @@ class _Training:
         """The rows that the recipe names, or a program gives; ``begun`` is the training to resume."""
         recipe = self.resolved.recipe
         data = section_of(recipe, self.team.size, begun)
-        return load_training_data(data, seed=recipe.training.seed, progress=self.progress, tables=tables)
+        earlier = None if self.start is None else self.start.earlier
+        return load_training_data(
+            data, seed=recipe.training.seed, progress=self.progress, tables=tables, earlier=earlier
+        )
 
     def _remarks(
         self, encoded: Encoded, vocabulary: VocabularyFit, progress: Progress | None
@@ -340,7 +353,9 @@ class _Training:
                     self.store.save(self.run.adapter)
                 events: list[Event] = [event]
                 if isinstance(event, Finished):
-                    KnownTexts.of(self.data.train.texts, self.data.validation.texts).save(self.run.path)
+                    known = KnownTexts.of(self.data.train.texts, self.data.validation.texts)
+                    known = known if self.start is None else known.joined(self.start.earlier.texts)
+                    known.save(self.run.path)
                     # Who interrupts will not wait for the rest.
                     in_full = event.reason != "interrupted"
                     remarks, self.answers = keep_fitted(
@@ -379,6 +394,7 @@ class _Training:
             base=base_facts(self.base),
             description=recipe.description,
             seed=recipe.training.seed,
+            grown=None if self.start is None else self.start.facts(data.replayed or 0),
             data=DataFacts(
                 licence=data.licence,
                 language=language_of(data.train.texts),
@@ -412,7 +428,7 @@ def _checkpoint_is_due(event: Event, loop: TrainingLoop, seconds: float) -> bool
     return loop.falls_on(every)
 
 
-_PLACES = ("data.train", "data.validation", "model.base")
+_PLACES = ("data.train", "data.validation", "model.base", "training.start_from")
 """What may be named otherwise when a training is resumed: the same bytes are still required."""
 
 
@@ -471,29 +487,3 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGINT or SIGTERM into an answer True; a second one ends the process as usual."""
-    requested = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only it may handle signals
-        yield requested.is_set
-        return
-
-    def request(_number: int, _frame: object) -> None:
-        requested.set()
-        restore()
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    previous = {number: signal.signal(number, request) for number in _SIGNALS}
-    try:
-        yield requested.is_set
-    finally:
-        restore()
