@@ -24,6 +24,7 @@ FLAGS = {
         *("--recipe", "--data", "--valid", "--base", "--out", "--text", *LABEL, "--task", "--template"),
         *("--normaliser", *LABELLED, "--epochs", "--set", "--overwrite", "--resume", "--dry-run"),
         *("--baseline", "--no-baseline", "--stack", "--no-stack", "--track", "--folds", "--json"),
+        "--from",
     },
     "sweep": {
         *("--recipe", "--data", "--valid", "--base", "--out", "--text", *LABEL, "--task", "--template"),
@@ -49,6 +50,7 @@ FLAGS = {
         *("--split", "--data", "--csv", "--unknown-labels", "--text", *LABEL, "--template"),
         *(*LABELLED, "--json"),
     },
+    "labels": {"--rename", "--retire", "--merge", "--out", "--overwrite", "--json"},
     "explain": {"--top", "--target", "--json"},
     "predict": {
         *("--input", "--output", "--format", "--top-k", "--probabilities"),

@@ -12,6 +12,7 @@ from newsdesk import __version__
 from newsdesk.cli.audit import audit
 from newsdesk.cli.data import data, models
 from newsdesk.cli.evaluate import calibrate, compare, evaluate, report
+from newsdesk.cli.labels import labels
 from newsdesk.cli.predict import explain, predict
 from newsdesk.cli.publish import export, push
 from newsdesk.cli.serve import serve
@@ -40,6 +41,7 @@ for verb in (
     calibrate,
     compare,
     report,
+    labels,
     predict,
     explain,
     export,

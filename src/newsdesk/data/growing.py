@@ -19,7 +19,7 @@ from newsdesk.data.columns import TextLayout, column_named
 from newsdesk.data.duplicates import KnownTexts, fold
 from newsdesk.data.examples import Examples, Splits, Task, joined
 from newsdesk.data.table import Table
-from newsdesk.errors import counted, listed
+from newsdesk.errors import UserError, counted, listed
 
 RETIRED = ""
 """What a label is called that is no class any more."""
@@ -98,6 +98,17 @@ class Earlier:
         kept = [_without(with_names(part, names), taken) for part in self.rows]
         parts = (joined([before, part]) for before, part in zip(kept, new, strict=True))
         return Splits(*parts), len(kept[0])
+
+    def require_two_classes(self, new: Examples) -> None:
+        """Raise UserError for new rows of a single class, where no earlier ones are there."""
+        classes = int((new.label_rows() > 0).sum())
+        if classes < 2:
+            raise UserError(
+                "rows of one class alone would make a run unlearn all others",
+                found=f"{counted(len(new), 'new row')} of {counted(classes, 'class')}; the rows that "
+                f"{self.name} learned from are not replayed: {self.missing}",
+                fix="give rows of the classes that it knows, too",
+            )
 
     def notes(self, new: Splits, replayed: int, given: int) -> list[str]:
         """What to know of the rows, a sentence each; ``given`` is how many new ones were in the file."""

@@ -358,7 +358,8 @@ def _grown(
             notes.append(f"{learned} of {rows.source} are learned from, and do not count as validation rows")
         new = Splits(new.train, joined([new.validation, unlearned]))
     whole, replayed = earlier.joined(new)
-    require_two_classes(whole.train)
+    if earlier.rows is None:
+        earlier.require_two_classes(whole.train)
     notes += earlier.notes(new, replayed, len(given))
     tables = [table] if held_out is None else [table, held_out]
     read_as = tuple(f"{each.path}: {each.read_as}" for each in tables if each.read_as)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import eq
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,7 +124,7 @@ class PredictedRows:
 
     def select(self, rows: Sequence[int]) -> PredictedRows:
         """Those at these positions, in this order."""
-        columns = {
+        columns: dict[str, Any] = {
             name: tuple(getattr(self, name)[row] for row in rows)
             for name in ("numbers", "true_labels", "predicted_labels")
         }

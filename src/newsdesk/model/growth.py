@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -104,21 +105,21 @@ def head_inputs(network: Network, sequences: Sequence[TokenIds]) -> Values:
         handle.remove()
 
 
-_MOST_ROWS = 256
-"""Rows of known classes, and of each new one, that its row of the head is computed from."""
-_NEAREST = 0.05
+_MOST_ROWS = 1024
+"""Rows of known classes, and of each new one, that its row of the head is fitted on."""
+_LEAST_SHARE, _RIDGE, _STEPS = 0.05, 1e-3, 200
 
 
 def begin_new_classes(
     network: Network, sequences: Sequence[TokenIds], truth: NDArray[Any], *, known: int
 ) -> None:
-    """Give the head a row for each class beyond the first ``known``, from the features of rows, in place.
+    """Give the head a row for each class beyond the first ``known``, in place: the likeliest beside them.
 
-    The row points from the mean of the known classes to that of the new one (its texts' imprint: Qi et al.,
-    2018), as long as the known rows are on average. Its bias is such that half-way between texts of the new
-    class and those of the others that come closest both are equally likely; where a text may have several
-    labels, half-way between the means. Training starts near the answer, and from a head of zeros would have
-    to push known classes away first.
+    A logistic regression on what the head reads of texts, in which the known rows of the head stay as they
+    are, with a normal prior on the weights; each new class counts as a twentieth of the rows, at least. So
+    training begins near the answer. From rows of zeros it would have to push the known classes away first;
+    rows that point to the class's mean (Qi et al., 2018) take texts from the known ones: features of an
+    encoder that never had to tell a class from others often lie between theirs.
 
     Args:
         network: with a head that has rows of zeros for these classes.
@@ -127,34 +128,48 @@ def begin_new_classes(
         known: how many classes the head was trained on.
     """
     layer = output_layer(network.model)
-    having = truth if truth.ndim == 2 else truth[:, None] == np.arange(len(layer.weight))
-    of_new = having[:, known:].any(axis=1)
-    groups = [np.flatnonzero(having[:, label]) for label in range(known, len(layer.weight))]
-    rows = np.unique(np.concatenate([_some(group) for group in (np.flatnonzero(~of_new), *groups)]))
-    having, inputs = having[rows], torch.from_numpy(head_inputs(network, [sequences[row] for row in rows]))
-    weight, bias = (parameter.detach().cpu() for parameter in (layer.weight, layer.bias))
+    classes = len(layer.weight)
+    if classes == known:
+        return
+    having = truth if truth.ndim == 2 else truth[:, None] == np.arange(classes)
+    groups = [np.flatnonzero(having[:, label]) for label in range(known, classes)]
+    groups.append(np.flatnonzero(~having[:, known:].any(axis=1)))
+    rows = np.unique(np.concatenate([_some(group) for group in groups]))
+    inputs = torch.from_numpy(head_inputs(network, [sequences[row] for row in rows])).double()
+    targets = torch.from_numpy(having[rows]).double()
+    weight, bias = (parameter.detach().cpu().double() for parameter in (layer.weight, layer.bias))
     logits = inputs @ weight[:known].T + bias[:known]
-    means = [inputs[having[:, label]].mean(dim=0) for label in range(known) if having[:, label].any()]
-    centre = torch.stack(means).mean(dim=0) if means else torch.zeros_like(inputs[0])
-    length = weight[:known].norm(dim=1).mean()
-    for label in range(known, len(layer.weight)):
-        own = torch.from_numpy(having[:, label])
-        if not own.any():
-            continue
-        direction = inputs[own].mean(dim=0) - centre
-        row = length * direction / direction.norm().clamp_min(1e-12)
-        projected = inputs @ row
-        if truth.ndim == 2:
-            sides = [projected[side].mean() for side in (own, ~own) if side.any()]
-            start = -torch.stack(sides).mean()
+    found = _likeliest(inputs, logits, targets, one_each=truth.ndim == 1)
+    with torch.no_grad():
+        layer.weight[known:] = found[:, :-1].to(layer.weight)
+        layer.bias[known:] = found[:, -1].to(layer.bias)
+
+
+def _likeliest(inputs: Tensor, logits: Tensor, targets: Tensor, *, one_each: bool) -> Tensor:
+    """Weights and, last, the bias of each new class, (new, features + 1), beside known ``logits``.
+
+    ``targets`` are 1 for the classes that a row has, (rows, classes), of which it has ``one_each`` or any.
+    """
+    known = logits.shape[1]
+    shares = targets[:, known:].mean(dim=0)
+    more = (_LEAST_SHARE / shares.clamp_min(1e-9)).clamp(1.0, len(targets)) - 1
+    counts = 1 + (targets[:, known:] * more).amax(dim=1)  # how many rows each counts as
+    row = torch.zeros(targets.shape[1] - known, inputs.shape[1] + 1, dtype=inputs.dtype, requires_grad=True)
+    search = torch.optim.LBFGS([row], max_iter=_STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        search.zero_grad()
+        given = inputs @ row[:, :-1].T + row[:, -1]
+        if one_each:
+            each = F.cross_entropy(torch.cat([logits, given], dim=1), targets, reduction="none")
         else:
-            lacking = logits.max(dim=1).values - projected  # what the bias has to make up for
-            start = lacking[own].median()
-            if not own.all():
-                start = (start + lacking[~own].quantile(_NEAREST)) / 2
-        with torch.no_grad():
-            layer.weight[label] = row.to(layer.weight)
-            layer.bias[label] = start.to(layer.bias)
+            each = F.binary_cross_entropy_with_logits(given, targets[:, known:], reduction="none").sum(dim=1)
+        value = (each * counts).sum() / counts.sum() + _RIDGE * row[:, :-1].square().sum()
+        value.backward()
+        return value
+
+    search.step(loss)
+    return row.detach()
 
 
 def _some(rows: NDArray[np.int64]) -> NDArray[np.int64]:

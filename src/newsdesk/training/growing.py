@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 GENTLER = 0.4
 """By what the learning rate of a run is multiplied where it is trained further."""
+_EARLIER_A_NEW_ONE = 3
 _WEIGHTS = "adapter/adapter_model.safetensors"
 _FIXED = ("model.base", "model.train_pooler", *(f"lora.{key}" for key in LoraSection.model_fields))
 _OF_MODEL = ("max_length", "long_texts", "window_overlap", "max_windows", "pooling", "dropout", "linear")
@@ -277,18 +278,20 @@ def _with_labels_of_now(data: TrainingData, was: dict[str, str]) -> TrainingData
 
 
 def drawn_rows(replayed: int, rows: int, training: TrainingSection) -> NDArray[np.int64]:
-    """The rows that an epoch passes over where a run is trained further, of which the first are ``replayed``.
+    """The rows of an epoch where a run is trained further; the first ``replayed`` of all are earlier ones.
 
-    ``training.new_share`` of them are new ones, each as often as any other, and ``training.growing_rows`` are
-    all, unless there are more new rows than that. Earlier rows are drawn without repetition while there are
-    any, and are not repeated more often than new ones.
+    ``training.growing_rows`` in all, ``training.new_share`` of which are new ones, each as often as others.
+    Where there are more new ones, each comes once, with as many earlier ones as make the same share, but at
+    most three times as many: it stays short. Earlier rows are drawn without repetition while there are any,
+    and are not repeated more often than new ones.
     """
     generator, new = np.random.default_rng([training.seed, rows]), rows - replayed
     share = training.new_share
     of_new = max(new, round(share * training.growing_rows)) if new else 0
     repeats = max(1, of_new // max(1, new))
-    of_earlier = round(of_new * (1 - share) / share) if new else training.growing_rows
-    of_earlier = min(of_earlier, repeats * replayed)
+    fewest = training.growing_rows - of_new
+    of_earlier = min(round(of_new * (1 - share) / share), max(fewest, _EARLIER_A_NEW_ONE * of_new))
+    of_earlier = min(of_earlier if new else fewest, repeats * replayed)
     parts = [
         first + _drawn(generator, count, wanted)
         for first, count, wanted in ((0, replayed, of_earlier), (replayed, new, of_new))
