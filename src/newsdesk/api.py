@@ -83,7 +83,6 @@ def train(
     out = Path(out)
     if recipe is None or isinstance(recipe, str):
         recipe = recipe_for(out, recipe, flags, overrides, resume=resume)
-    recipe = _grown(recipe)
     with (
         needing_train_extra("training"),
         Tracking(track, out, observe, resume=resume or restarted()) as tracking,
@@ -91,7 +90,7 @@ def train(
         from newsdesk.training.run import run_training  # the first import of torch
 
         run = run_training(
-            recipe,
+            _grown(recipe),
             out,
             observe=tracking.observe,
             overwrite=overwrite,

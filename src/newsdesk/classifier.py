@@ -108,16 +108,13 @@ class TextClassifier:
             base: named base model, Hub id or local folder.
             recipe: ``quick``, ``best`` or ``seed``, or a TOML file; its values hold where the arguments below
                 are None.
-            epochs: passes over the training rows.
-            batch_size: rows a step.
-            learning_rate: of adapters and head.
-            max_length: tokens that are read of a text.
+            epochs: passes over the training rows. batch_size: rows a step.
+            learning_rate: of adapters and head. max_length: tokens that are read of a text.
             rank, alpha, dropout: of the adapters.
             validation_share: share of the rows held out to choose the best state and to calibrate.
             folds: cross-validate in so many parts instead, and learn from all rows in the end; 0: hold some
                 out; None: 5 of fewer than 1,000 rows.
-            device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-            seed: of everything random.
+            device: ``auto``, ``cpu``, ``cuda`` or ``mps``. seed: of everything random.
             stack: add the scores of a linear model, which learns in seconds, to the encoder's.
             start_from: a fitted classifier, or a run, to go on from: it keeps what it knows, and learns new
                 classes. Base and adapters are its own, and training is short.

@@ -242,7 +242,7 @@ def test_several_labels_in_windows_of_long_texts_grow_too(newsdesk, desk, files,
     overrides += ["model.long_texts=windows", "model.max_length=16", "data.validation_share=0.2"]
     start = package.train(out=tmp_path / "start", flags=flags, overrides=overrides)
     more = write(tmp_path / "more.csv", [row for row in rows(90, 40, (*OLD, NEW)) if NEW in row[1]])
-    found = grow(start.path, more, tmp_path / "grown")
+    found = grow(start.path, more, tmp_path / "grown", "training.epochs=3", "training.learning_rate=1e-2")
     assert (found.labels.task, found.labels.names) == ("multi", (*OLD, NEW))
     assert any("count as having none of the new labels" in text for text in remarks(found))
     figures = package.evaluate(found.path, str(write(tmp_path / "test.csv", rows(60, 60, (*OLD, NEW)))))

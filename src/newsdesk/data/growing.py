@@ -18,6 +18,7 @@ from newsdesk.config import DataSection
 from newsdesk.data.columns import TextLayout, column_named
 from newsdesk.data.duplicates import KnownTexts, fold
 from newsdesk.data.examples import Examples, Splits, Task, joined
+from newsdesk.data.labels import LabelMatcher, class_names, number_of
 from newsdesk.data.table import Table
 from newsdesk.errors import UserError, counted, listed
 
@@ -164,6 +165,23 @@ def columns_as_learned(
             label = column_named(table, own.label)
         label_separator = own.label_separator if label_separator is None else label_separator
     return {"label": label, "label_separator": label_separator, "label_columns": label_columns}
+
+
+def with_new_classes(
+    labels: Sequence[str], label_names: Sequence[str], *, merge_case: bool = False
+) -> tuple[str, ...]:
+    """A run's classes, then those of a file's labels that it does not have.
+
+    What stands for no class because it may stand for several is no new one, and neither are numbers where the
+    run's classes have names: `match_labels` refuses them.
+    """
+    matcher, names = LabelMatcher(label_names), tuple(label_names)
+    if matcher.positions(dict.fromkeys(labels)) is not None:
+        return names
+    new = [label for label in labels if not matcher.candidates(label)]
+    if all(map(number_of, new)) and not any(map(number_of, names)):
+        return names
+    return (*names, *dict.fromkeys(class_names(new, merge_case=merge_case).values()))
 
 
 def with_names(examples: Examples, names: tuple[str, ...]) -> Examples:

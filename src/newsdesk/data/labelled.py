@@ -13,6 +13,7 @@ import numpy as np
 from newsdesk.data.columns import TextLayout, by_position, existing_column, label_column, text_layout
 from newsdesk.data.examples import Examples
 from newsdesk.data.fields import SUBJECTS, parsed
+from newsdesk.data.growing import with_new_classes
 from newsdesk.data.labels import (
     LabelMatcher,
     LabelMatching,
@@ -139,6 +140,10 @@ class TableLabels:
         """Each row's position with each of its labels, in row order."""
         return [(row, label) for row, labels in enumerate(self.sets) for label in labels]
 
+    def names(self) -> list[str]:
+        """Each row's labels, in row order, then those that a column alone names."""
+        return [label for _, label in self.flat()] + (list(self.columns) if len(self.columns) > 1 else [])
+
 
 def table_labels(table: Table, form: LabelFormat, text: Sequence[str] = ()) -> TableLabels | None:
     """The labels of every row, as the file itself names them; None where no column holds any.
@@ -186,11 +191,10 @@ def to_examples(
 
     ``label``, ``label_separator``, ``label_columns`` and ``task`` say how labels are written: see
     `LabelFormat`. Labels become ids in ``label_names``, the classes of a run, as ``match_labels`` says, and
-    so does ``unknown_labels``. Without ``label_names``, the file's own classes are taken: AG News' four for
-    its official layout (class_index from 1), those a parquet file declares, else the labels themselves as
-    ``class_names`` says, and so does ``merge_case``. With ``growing``, labels that ``label_names`` does not
-    have become classes after them in this manner. ``labelled`` True demands classes, False ignores them,
-    None takes what is there.
+    so does ``unknown_labels``; where ``growing``, others become classes after these. Without ``label_names``,
+    the file's own classes are taken: AG News' four for its official layout (class_index from 1), those a
+    parquet file declares, else the labels themselves as ``class_names`` says, and so does ``merge_case``.
+    ``labelled`` True demands classes, False ignores them, None takes what is there.
 
     Raises UserError for columns that are missing or ambiguous, a table without rows, labels that are not
     among the classes, and, where a text has one label, rows without one among labelled ones or with several.
@@ -221,10 +225,8 @@ def to_examples(
     if label_names is None:
         return _examples(table, texts, found, _own_classes(found, merge_case=merge_case))
     found = replace(found, sets=_as_learned(table, found, label_names))
-    if growing:
-        label_names = _with_new_classes(found, label_names, merge_case=merge_case)
-        unknown_labels = "error"
-    return _examples(table, texts, found, _matched(table, found, label_names, unknown_labels))
+    known = with_new_classes(found.names(), label_names, merge_case=merge_case) if growing else label_names
+    return _examples(table, texts, found, _matched(table, found, known, unknown_labels))
 
 
 def _matched(
@@ -295,31 +297,12 @@ def _as_learned(table: Table, found: TableLabels, label_names: Sequence[str]) ->
 
 def _own_classes(found: TableLabels, *, merge_case: bool) -> MatchedLabels:
     """The labels of a file whose classes nothing else names."""
-    labels = [label for _, label in found.flat()]
-    marked = found.columns if found.is_multi and len(found.columns) > 1 else ()
-    names = [*labels, *marked]
+    labels, names = [label for _, label in found.flat()], found.names()
     classes = {name: name for name in found.declared} or class_names(names, merge_case=merge_case)
     number = {name: i for i, name in enumerate(dict.fromkeys(classes.values()))}
     ids = np.array([number[classes[label]] for label in labels], dtype=np.int64)
     respelled = {label: name for label, name in classes.items() if label != name}
     return MatchedLabels(ids, tuple(number), LabelMatching(len(found.sets), respelled=respelled))
-
-
-def _with_new_classes(found: TableLabels, label_names: Sequence[str], *, merge_case: bool) -> tuple[str, ...]:
-    """A run's classes, then those of a file that it does not have.
-
-    What stands for no class because it may stand for several is no new one, and neither are numbers where the
-    run's classes have names: `match_labels` refuses them.
-    """
-    matcher, names = LabelMatcher(label_names), tuple(label_names)
-    labels = [label for _, label in found.flat()]
-    marked = found.columns if found.is_multi and len(found.columns) > 1 else ()
-    if matcher.positions(dict.fromkeys(labels)) is not None:
-        return names
-    new = [label for label in (*labels, *marked) if not matcher.candidates(label)]
-    if all(map(number_of, new)) and not any(map(number_of, names)):
-        return names
-    return (*names, *dict.fromkeys(class_names(new, merge_case=merge_case).values()))
 
 
 def rewritten_cells(

@@ -391,7 +391,7 @@ def _labelled(
         task=data.task,
         label_names=label_names,
         labelled=True,
-        unknown_labels=data.unknown_labels,
+        unknown_labels="error" if growing else data.unknown_labels,
         merge_case=data.merge_case,
         growing=growing,
     )

@@ -94,18 +94,12 @@ def outline_classifier(
 
 
 def load_classifier(
-    base: Path,
-    adapter: Path,
-    label_names: Sequence[str],
-    *,
-    dropout: float | None = None,
-    trainable: bool = False,
+    base: Path, adapter: Path, label_names: Sequence[str], *, train: ModelSection | None = None
 ) -> PeftModel:
     """A base model with a trained adapter folder in PEFT's layout on it, in float32 and evaluation mode.
 
-    ``trainable`` is for one that is trained further, ``dropout`` what its encoder then has in place of its
-    own. Raises UserError when the adapter was made for another model or another number of labels, or is a
-    pickle.
+    ``train`` is what a recipe says of one that is to be trained further. Raises UserError when the adapter
+    was made for another model or another number of labels, or is a pickle.
     """
     from peft import PeftModel
     from safetensors import SafetensorError
@@ -113,11 +107,11 @@ def load_classifier(
     require_adapter_files(adapter)
     settings = AdapterConfig.read(adapter).for_peft()
     require_head_of(tensor_shapes(adapter / ADAPTER_FILES[1], fix=_FIX_ADAPTER), adapter, len(label_names))
-    classifier = _pretrained(base, label_names, dropout=dropout)
+    classifier = _pretrained(base, label_names, dropout=None if train is None else train.dropout)
     with quiet_transformers():
         try:
             loaded = PeftModel.from_pretrained(
-                classifier, str(adapter), config=settings, is_trainable=trainable
+                classifier, str(adapter), config=settings, is_trainable=train is not None
             )
             _require_same_tensors(loaded, adapter / ADAPTER_FILES[1])
         except KeyError as error:  # peft looks every tensor of modules_to_save up without asking

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from newsdesk.config import ModelSection
 from newsdesk.errors import UserError
 from newsdesk.files import read_regular
 from newsdesk.model.base_files import tensor_shapes
@@ -35,9 +36,9 @@ _FIX = "copy the run again from an undamaged copy"
 
 
 def grown_classifier(
-    base: Path, adapter: Path, label_names: Sequence[str], *, known: int, dropout: float | None
+    base: Path, adapter: Path, label_names: Sequence[str], model: ModelSection, *, known: int
 ) -> PeftModel:
-    """A base model with a trained adapter folder on it, to be trained further, in float32.
+    """A base model with a trained adapter folder on it, to be trained further as a recipe's ``model`` says.
 
     Its head gets a row of zeros for each class beyond the first ``known``. Raises UserError as
     `load_classifier` does.
@@ -49,7 +50,7 @@ def grown_classifier(
         for name in ADAPTER_FILES:
             (Path(grown) / name).write_bytes(read_regular(adapter / name, _LARGEST))
         rewrite_head(Path(grown), lambda rows: _padded(rows, len(label_names) - known))
-        return load_classifier(base, Path(grown), label_names, dropout=dropout, trainable=True)
+        return load_classifier(base, Path(grown), label_names, train=model)
 
 
 _LARGEST = 1 << 34
@@ -107,7 +108,7 @@ def head_inputs(network: Network, sequences: Sequence[TokenIds]) -> Values:
 
 _MOST_ROWS = 1024
 """Rows of known classes, and of each new one, that its row of the head is fitted on."""
-_LEAST_SHARE, _RIDGE, _STEPS = 0.05, 1e-3, 200
+_LEAST_SHARE, _RIDGE, _STEPS = 0.02, 3e-4, 200
 
 
 def begin_new_classes(
@@ -116,7 +117,7 @@ def begin_new_classes(
     """Give the head a row for each class beyond the first ``known``, in place: the likeliest beside them.
 
     A logistic regression on what the head reads of texts, in which the known rows of the head stay as they
-    are, with a normal prior on the weights; each new class counts as a twentieth of the rows, at least. So
+    are, with a normal prior on the weights; each new class counts as a fiftieth of the rows, at least. So
     training begins near the answer. From rows of zeros it would have to push the known classes away first;
     rows that point to the class's mean (Qi et al., 2018) take texts from the known ones: features of an
     encoder that never had to tell a class from others often lie between theirs.

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from newsdesk.model.network import Network
     from newsdesk.model.tokenizer import TokenIds
 
-GENTLER = 0.4
+GENTLER = 0.2
 """By what the learning rate of a run is multiplied where it is trained further."""
 _EARLIER_A_NEW_ONE = 3
 _WEIGHTS = "adapter/adapter_model.safetensors"
@@ -165,7 +165,7 @@ class Start:
                 fix="put the original weights back, or train anew without --from",
             )
         known = len(self.earlier.label_names)
-        return grown_classifier(base.path, self.run.adapter, label_names, known=known, dropout=model.dropout)
+        return grown_classifier(base.path, self.run.adapter, label_names, model, known=known)
 
     def begin(
         self, network: Network, sequences: Sequence[TokenIds], data: TrainingData, recipe: Recipe

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -79,6 +79,9 @@ from newsdesk.training.learning_curve import frozen_features, remark_on_more_row
 from newsdesk.training.linear_baseline import remark_on_baseline
 from newsdesk.training.loop import EncodedRows, TrainingLoop
 from newsdesk.training.train_step import explaining_memory
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 Observer = Callable[[Event], None]
 
@@ -197,11 +200,7 @@ class _Training:
         self.base = resolve_base(recipe.model.base, progress=progress)
         keep_freed_memory()
         seed_everything(seed)
-        train, validation = self.data.train, self.data.validation
-        if self.start is None:
-            model = build_classifier(self.base.path, train.label_names, recipe.model, recipe.lora)
-        else:
-            model = self.start.classifier(self.base, train.label_names, recipe.model)
+        train, validation, model = self.data.train, self.data.validation, self._model()
         require_length(model.config, recipe.model.max_length)
         self.tokenizer_files = scratch / "tokenizer"
         copy_tokenizer(self.base.path, self.tokenizer_files)
@@ -214,6 +213,7 @@ class _Training:
         self.special = tokenizer.opening, len(tokenizer.closing_ids)
         compiled = recipe.training.compile == "on"
         network = Network(model, device, precision, tokenizer.windows, compiled=compiled)
+        drawn = None if self.start is None else self.start.begin(network, encoded.ids, self.data, recipe)
         self.loop = TrainingLoop(
             network,
             EncodedRows(encoded.ids, train.truth()),
@@ -221,7 +221,7 @@ class _Training:
             recipe.training,
             max_length=recipe.model.max_length,
             team=team,
-            drawn=None if self.start is None else self.start.begin(network, encoded.ids, self.data, recipe),
+            drawn=drawn,
         )
         if recipe.training.compile == "off" and self.base.sha256 is not None:
             base = f"{self.base.sha256} {sha256_of(self.base.path / 'config.json')}"
@@ -231,19 +231,29 @@ class _Training:
         self.unknown_tokens = vocabulary.unknown
         self.remarks = self._remarks(encoded, vocabulary, progress)
         self.features = frozen_features(self.loop) if self.data.folds else None
-        self.identity = {
-            "training rows": train.fingerprint(),
-            "validation rows": validation.fingerprint(),
-            "base model": str(self.base.sha256),
-            "base model's config.json": sha256_of(self.base.path / "config.json"),
-            "tokenizer": sha256_of(self.tokenizer_files / "tokenizer.json"),
-        }
-        if self.start is not None:
-            self.identity["run it goes on from"] = self.start.sha256
+        self.identity = self._identity()
         values = _recipe_values(recipe)
         trained_bytes = sum(parameter.nbytes for parameter in self.loop.trained)
         self.checkpoints = Checkpoints(run.checkpoints, self.identity, values, trained_bytes=trained_bytes)
         self.log_bytes = 0
+
+    def _model(self) -> PeftModel:
+        """The base with fresh adapters and head, or with those of the run that it goes on from."""
+        names, recipe = self.data.train.label_names, self.resolved.recipe
+        if self.start is None:
+            return build_classifier(self.base.path, names, recipe.model, recipe.lora)
+        return self.start.classifier(self.base, names, recipe.model)
+
+    def _identity(self) -> dict[str, str]:
+        """Hashes of all that has to be the same when it is resumed."""
+        identity = {
+            "training rows": self.data.train.fingerprint(),
+            "validation rows": self.data.validation.fingerprint(),
+            "base model": str(self.base.sha256),
+            "base model's config.json": sha256_of(self.base.path / "config.json"),
+            "tokenizer": sha256_of(self.tokenizer_files / "tokenizer.json"),
+        }
+        return identity if self.start is None else {**identity, "start": self.start.sha256}
 
     def _rows(self, tables: tuple[Table, Table | None] | None, begun: RunFolder | None) -> TrainingData:
         """The rows that the recipe names, or a program gives; ``begun`` is the training to resume."""
