@@ -98,7 +98,7 @@ def test_bodies_that_are_no_request_are_refused(served, content):
 
 
 def test_the_models_are_listed_with_their_labels(served, export):
-    (model,) = served.client.get("/v1/models").json()["models"]
+    (model,) = served.client.get("/v1/models").json()["data"]
     assert model == served.client.get("/v1/models/desk").json()
     assert model["labels"] == ["Business", "Science", "Sports"]
     assert model["exported"]

@@ -31,12 +31,13 @@ def test_a_pair_is_one_text(served):
     assert post(served, [[first, second], [first]]).json() == [pair, post(served, first).json()]
 
 
-def test_raw_scores_are_logits(served, export):
-    logits = newsdesk.load(export).predict_logits([headline(2, 0)])[0]
+def test_raw_scores_are_logits_whose_softmax_is_the_scores(served, export):
+    probabilities = newsdesk.load(export).predict_probabilities([headline(2, 0)])[0]
     scores = {
         entry["label"]: entry["score"] for entry in post(served, headline(2, 0), raw_scores=True).json()
     }
-    assert np.allclose([scores[label] for label in ("Business", "Science", "Sports")], logits)
+    found = np.exp([scores[label] for label in ("Business", "Science", "Sports")])
+    assert np.allclose(found / found.sum(), probabilities)
 
 
 def test_texts_that_are_too_long_are_cut_unless_the_request_says_not_to(served):

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from newsdesk import __version__
-from newsdesk.serving import own, tei
+from newsdesk.serving import hugging_face, open_inference, own, tei, vllm
 from newsdesk.serving.endpoints import Form, Service, Work, endpoint, json_response
 
 _SCHEMAS = "#/components/schemas/{model}"
@@ -113,6 +113,8 @@ def create_app(service: Service) -> FastAPI:
     app.state.schemas = {}
     _add_own(app, service)
     _add_tei(app, service)
+    _add_hugging_face_and_vllm(app, service)
+    _add_open_inference(app, service)
     app.add_exception_handler(HTTPException, _unknown_path)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     app.add_middleware(_SecurityHeaders)
@@ -159,6 +161,44 @@ def _add_tei(app: FastAPI, service: Service) -> None:
             "GET", f"{prefix}/health", tei.health, statuses={503: "Unhealthy"}, always=True, open_to_all=True
         )
     routes.add("GET", "/metrics", tei.metrics, statuses={401: "No known token"}, always=True)
+
+
+def _add_hugging_face_and_vllm(app: FastAPI, service: Service) -> None:
+    Routes(app, service, hugging_face.PROTOCOL, hugging_face.refused, hugging_face.InferenceError).add(
+        "POST",
+        "/models/{name}",
+        hugging_face.infer,
+        body=hugging_face.InferenceRequest,
+        answer=hugging_face.InferenceResponse,
+        statuses={404: "No such model"},
+    )
+    Routes(app, service, vllm.PROTOCOL, vllm.refused, vllm.VllmError).add(
+        "POST",
+        "/classify",
+        vllm.classify,
+        body=vllm.ClassificationRequest,
+        answer=vllm.ClassificationResponse,
+        statuses={404: "No such model"},
+    )
+
+
+def _add_open_inference(app: FastAPI, service: Service) -> None:
+    v2 = open_inference
+    routes = Routes(app, service, v2.PROTOCOL, v2.refused, v2.InferenceError)
+    unready, unknown = {503: "Not ready"}, {404: "No such model"}
+    for path in ("/v2", "/v2/"):
+        routes.add("GET", path, v2.server, answer=v2.ServerMetadata, always=True, open_to_all=True)
+    routes.add("GET", "/v2/health/live", v2.live, always=True, open_to_all=True)
+    routes.add("GET", "/v2/health/ready", v2.ready, statuses=unready, always=True, open_to_all=True)
+    for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        routes.add("GET", path, v2.model, answer=v2.ModelMetadata, statuses=unknown)
+        routes.add("GET", f"{path}/ready", v2.model_ready, statuses=unknown)
+        routes.add(
+            "POST", f"{path}/infer", v2.infer, body=v2.InferRequest, answer=v2.InferResponse, statuses=unknown
+        )
+    routes.add("POST", "/v2/repository/index", v2.index)
+    routes.add("POST", "/v2/repository/models/{name}/load", v2.load, statuses=unknown)
+    routes.add("POST", "/v2/repository/models/{name}/unload", v2.unload, statuses=unknown)
 
 
 async def _unknown_path(_request: Request, error: Exception) -> Response:

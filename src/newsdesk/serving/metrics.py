@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -56,6 +57,18 @@ class Metrics:
         self.unanswered = Counter(
             "newsdesk_unanswered", "Texts left unanswered, by why.", ["model", "reason"], registry=registry
         )
+        self.drift = Gauge(
+            "newsdesk_drift_distance",
+            "How far recent answers are from those for the calibration rows, 0 to 1.",
+            ["model", "kind"],
+            registry=registry,
+        )
+        self.drift_alarm = Gauge(
+            "newsdesk_drift_alarm", "1 while the stream differs.", ["model", "kind"], registry=registry
+        )
+        self.drift_alarms = Counter(
+            "newsdesk_drift_alarms", "Alarms that began.", ["model", "kind"], registry=registry
+        )
         self.ready = Gauge("newsdesk_ready", "1 once a warm-up answer came.", registry=registry)
 
     def batch(self, texts: int, tokens: int, seconds: float) -> None:
@@ -80,7 +93,15 @@ class Metrics:
                 self.unanswered.labels(model.name, reason.partition(" below")[0]).inc()
             for each in labels if labels is not None else filter(None, (label,)):
                 self.labels.labels(model.name, each).inc()
+        if model.watch is not None:
+            for kind in model.watch.see(predictions.probabilities[~predictions.is_unreadable]):
+                self.drift_alarms.labels(model.name, kind).inc()
 
-    def exposition(self) -> bytes:
-        """All of it in Prometheus' text format."""
+    def exposition(self, models: Iterable[ServedModel], waiting: int) -> bytes:
+        """All of it in Prometheus' text format; ``waiting`` texts are in the server."""
+        self.waiting.set(waiting)
+        for model in models:
+            for kind, detector in model.watch.kinds.items() if model.watch is not None else ():
+                self.drift.labels(model.name, kind).set(detector.distance)
+                self.drift_alarm.labels(model.name, kind).set(detector.is_alarmed)
         return generate_latest(self._registry)

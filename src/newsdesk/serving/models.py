@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from newsdesk.data.fields import NEWS_FIELDS, value_at
 from newsdesk.data.table import Fault
@@ -32,6 +34,7 @@ from newsdesk.runs.exported import find_exported
 from newsdesk.runs.folder import MANIFEST
 from newsdesk.runs.ready_made import located, named
 from newsdesk.serving.batching import Answered, Computed, Row
+from newsdesk.serving.drift import StreamWatch
 from newsdesk.serving.refusals import Refusal
 
 _RULES_KEPT = 64
@@ -64,18 +67,22 @@ class ServedModel:
         classifier: its tokenizer, labels, calibration and rules.
         engine: what computes it.
         promise: what is promised where a request asks for nothing else.
+        since: when it was opened, in seconds of the epoch.
         key: what its engine knows it by: another for each time that a model is opened.
+        watch: compares its answers with what it says of its calibration rows; None where it has none.
     """
 
     name: str
     classifier: Classifier
     engine: Any
     promise: Promises = field(default_factory=Promises)
+    since: float = field(default_factory=time.time)
     key: str = ""
 
     def __post_init__(self) -> None:
         """Give it a key, and find out now whether it can promise what it is to promise."""
         self.key = self.key or f"{self.name}#{next(_generations)}"
+        self.watch = _watch_of(self.classifier)
         self._rule = lru_cache(maxsize=_RULES_KEPT)(self._new_rule)
         self.rule(self.promise)
 
@@ -125,6 +132,24 @@ class ServedModel:
         return self.classifier.predictions(
             answered.encoded, answered.logits, answered.distances, rule, answer_empty=answer_empty
         )
+
+    def calibrated_logits(self, logits: NDArray[np.float32]) -> NDArray[np.floating]:
+        """Logits whose softmax, or where texts may have several labels sigmoid, is the probabilities."""
+        decisions = self.classifier.decisions
+        if decisions is not None:
+            return decisions.log_odds(logits)
+        return logits / np.float32(self.classifier.temperature)
+
+
+def _watch_of(classifier: Classifier) -> StreamWatch | None:
+    """What tells whether texts have changed; None without calibration rows, and where these are all alike."""
+    rows = classifier.held_out_rows()
+    if rows is None:
+        return None
+    try:
+        return StreamWatch(classifier.probabilities(rows.logits))
+    except ValueError:
+        return None
 
 
 def sources_of(places: Sequence[str]) -> dict[str, Path]:

@@ -100,9 +100,12 @@ class OwnError(BaseModel):
 
 
 class ModelFacts(BaseModel):
-    """A model that is served."""
+    """A model that is served; the first four fields are those of OpenAI's lists of models."""
 
-    name: str
+    id: str
+    object: str
+    created: int
+    owned_by: str
     version: str
     labels: list[str]
     task: str
@@ -118,7 +121,8 @@ class ModelFacts(BaseModel):
 class ModelList(BaseModel):
     """All models that are served; the first answers requests that name none."""
 
-    models: list[ModelFacts]
+    object: str
+    data: list[ModelFacts]
 
 
 _REQUEST = TypeAdapter(ClassifyRequest)
@@ -279,7 +283,10 @@ def facts_of(model: ServedModel, *, is_default: bool) -> dict[str, Any]:
     """What is said of a model."""
     classifier = model.classifier
     return {
-        "name": model.name,
+        "id": model.name,
+        "object": "model",
+        "created": int(model.since),
+        "owned_by": "newsdesk",
         "version": model.version,
         "labels": list(classifier.label_names),
         "task": classifier.task,
@@ -296,7 +303,7 @@ def facts_of(model: ServedModel, *, is_default: bool) -> dict[str, Any]:
 async def list_models(call: Call) -> Response:
     """All models that are served."""
     found = [facts_of(model, is_default=not place) for place, model in enumerate(call.service.models)]
-    return json_response({"models": found})
+    return json_response({"object": "list", "data": found})
 
 
 async def show_model(call: Call) -> Response:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, RootModel, TypeAdapter, WithJsonSchema
 from pydantic.functional_validators import BeforeValidator
 from pydantic_core import to_json
@@ -114,7 +115,7 @@ def refused(refusal: Refusal) -> Response:
 
 
 async def predict(call: Call) -> Response:
-    """Scores of all classes, the highest first: calibrated probabilities, or logits as ``raw_scores``.
+    """Scores of all classes, the highest first: calibrated probabilities, or their logits as ``raw_scores``.
 
     The texts of a pair are joined as the run joins its text columns, which is how it was trained.
     """
@@ -135,7 +136,9 @@ async def predict(call: Call) -> Response:
     def render(answered: Answered) -> bytes:
         predictions = model.predictions(answered, None, answer_empty=True)
         call.service.metrics.answered(model, predictions)
-        scores = answered.logits if asked.raw_scores else predictions.probabilities
+        scores = predictions.probabilities
+        if asked.raw_scores:
+            scores = np.asarray(model.calibrated_logits(answered.logits), dtype=np.float32)
         rows = [ranked(model, row) for row in scores.tolist()]
         return to_json(rows if inputs.is_batch else rows[0])
 
@@ -200,5 +203,5 @@ async def metrics(call: Call) -> Response:
     from newsdesk.serving.metrics import CONTENT_TYPE
 
     service = call.service
-    service.metrics.waiting.set(service.batcher.waiting)
-    return Response(service.metrics.exposition(), media_type=CONTENT_TYPE)
+    content = service.metrics.exposition(service.models, service.batcher.waiting)
+    return Response(content, media_type=CONTENT_TYPE)
