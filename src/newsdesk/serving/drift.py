@@ -22,6 +22,7 @@ texts, by simulation (tests/serving/test_drift.py)."""
 _GROUP = 16  # texts that are looked at together
 _MOST_CELLS = 12
 _CONFIDENCE_CELLS = 4
+_RAREST = 0.02  # share of the rows from which on a label is a cell of its own
 _SEEN_RECENTLY = 500  # texts over which the gauge of the distance is a running mean
 _TOLERANCE, _TOLERANCE_OF_FEW, _FEW = 1.0, 1.5, 1000
 """Standard errors of the reference's shares that are no change; and where it has fewer rows than the last."""
@@ -117,7 +118,8 @@ class StreamWatch:
         """Compare with what the model says of its calibration rows, (rows, classes)."""
         best, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
         counts = np.bincount(best, minlength=probabilities.shape[1])
-        common = np.argsort(-counts, kind="stable")[: _MOST_CELLS - 1]
+        ranked = np.argsort(-counts, kind="stable")[: _MOST_CELLS - 1]
+        common = ranked[counts[ranked] >= _RAREST * len(best)]
         cells = np.full(len(counts), len(common))
         cells[common] = np.arange(len(common))
         self._cell_of_label: NDArray[np.int64] = np.unique(cells, return_inverse=True)[1]

@@ -204,7 +204,8 @@ async def infer(call: Call) -> Response:
         outputs = _outputs(call, found, answered)
         if unknown := set(wanted or ()) - outputs.keys():
             raise Refusal("invalid", f"there is no output {min(unknown)!r}; there are {', '.join(outputs)}")
-        described, tails = [], []
+        described: list[dict[str, Any]] = []
+        tails: list[bytes] = []
         for name in wanted or outputs:
             is_binary = by_default if in_binary.get(name) is None else bool(in_binary[name])
             described.append(_described(name, outputs[name], tails if is_binary else None))
