@@ -35,7 +35,7 @@ class ClassificationRequest(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    input: str | Annotated[list[str], Field(min_length=1)]
+    texts: Annotated[str | Annotated[list[str], Field(min_length=1)], Field(alias="input")]
     model: str | None = None
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
     use_activation: bool | None = None
@@ -100,7 +100,7 @@ async def classify(call: Call) -> Response:
     """The label and all calibrated probabilities of each text; logits where ``use_activation`` is false."""
     asked = await call.parsed(_REQUEST)
     model = call.service.models.get(asked.model)
-    texts = [asked.input] if isinstance(asked.input, str) else asked.input
+    texts = [asked.texts] if isinstance(asked.texts, str) else asked.texts
     reach, cut = model.classifier.max_length, asked.truncate_prompt_tokens
     if cut is not None and reach is not None and 0 <= cut < reach:
         raise Refusal("invalid", f"truncate_prompt_tokens is -1 or {reach}, as the model was trained")
