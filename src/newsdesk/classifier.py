@@ -171,7 +171,7 @@ class TextClassifier:
                     observe=tracking.observe,
                     tables=(table, held_out),
                 )
-                run.write_kind(_kind_of(labels.names or labels.flat()))
+                run.write_kind(self._kind_with_earlier(_kind_of(labels.names or labels.flat())))
                 tracking.finish(run)
         except BaseException:
             finalizer()
@@ -179,7 +179,8 @@ class TextClassifier:
         self._use(run.path, finalizer)
         flat = [*(labels.names or labels.flat())]
         first = dict(reversed([*zip(_ids_of(flat, run.labels.names).tolist(), flat, strict=True)]))
-        self.classes_ = np.array([first[i] for i in self._columns])  # as given: "01", where the run has "1"
+        pairs = zip(self._columns, self.classes_, strict=True)
+        self.classes_ = np.array([first.get(i, known) for i, known in pairs])  # "01", where the run has "1"
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
@@ -361,15 +362,30 @@ class TextClassifier:
         flags = {key: getattr(self, name) for name, key in _KEYS.items()}
         flags["training.baseline"] = False  # nobody would see it, and a grid would pay for it many times
         flags["model.linear"] = "stack" if self.stack else None
-        start = self.start_from
-        if start is not None:
-            flags["training.start_from"] = str(start.path_ if isinstance(start, TextClassifier) else start)
+        if self.start_from is not None:
+            flags["training.start_from"] = str(self._start())
         data = {"data.train": IN_MEMORY, "data.text": (TEXT,), "data.label": LABEL}
         if is_multi:
             data["data.task"] = "multi"
         if validation:
             data["data.validation"] = IN_MEMORY
         return {**flags, **(self.settings or {}), **data}
+
+    def _start(self) -> Path:
+        """The folder or name of the run to go on from."""
+        start = self.start_from
+        if not isinstance(start, TextClassifier):
+            return Path(str(start))
+        start._require_fitted()
+        return start.path_
+
+    def _kind_with_earlier(self, kind: LabelKind) -> LabelKind:
+        """What all labels are read as, where those of the run to go on from may be of another kind."""
+        if self.start_from is None:
+            return kind
+        from newsdesk.runs.folder import open_run
+
+        return kind if open_run(self._start()).labels.kind == kind else "text"
 
     def _use(self, path: Path, finalizer: Callable[[], object] | None = None) -> None:
         """Predict with the run or exported model at ``path`` from now on; a folder of an earlier fit goes."""

@@ -242,7 +242,7 @@ def test_several_labels_in_windows_of_long_texts_grow_too(newsdesk, desk, files,
     overrides += ["model.long_texts=windows", "model.max_length=16", "data.validation_share=0.2"]
     start = package.train(out=tmp_path / "start", flags=flags, overrides=overrides)
     more = write(tmp_path / "more.csv", [row for row in rows(90, 40, (*OLD, NEW)) if NEW in row[1]])
-    found = grow(start.path, more, tmp_path / "grown", "training.epochs=3", "training.learning_rate=1e-2")
+    found = grow(start.path, more, tmp_path / "grown", "training.epochs=6", "training.learning_rate=2e-2")
     assert (found.labels.task, found.labels.names) == ("multi", (*OLD, NEW))
     assert any("count as having none of the new labels" in text for text in remarks(found))
     figures = package.evaluate(found.path, str(write(tmp_path / "test.csv", rows(60, 60, (*OLD, NEW)))))
@@ -259,14 +259,35 @@ def test_a_classifier_in_a_notebook_goes_on_from_another(first, files):
         rows = [(row["words"], row["desk"]) for row in csv.DictReader(stream)]
     texts, labels = zip(*rows, strict=True)
     settings = {"training.growing_rows": 320, "training.new_share": 0.25}
-    grown = package.TextClassifier(start_from=first.path, settings=settings).fit(texts, labels)
-    assert list(grown.classes_) == sorted((*OLD, NEW))
-    assert (
-        grown.score([text for _, text in topical_rows(60, seed=9)], [r[0] for r in topical_rows(60, seed=9)])
-        > 0.8
-    )
+    grown = package.TextClassifier(start_from=first.path, settings=settings).fit(texts[:60], labels[:60])
+    assert grown.classes_.tolist() == sorted((*OLD, NEW))  # of which these rows have the new one alone
+    test = topical_rows(60, seed=9)
+    assert grown.score([text for _, text in test], [label for label, _ in test]) > 0.8
     again = package.TextClassifier(start_from=grown, settings=settings).fit(texts[50:], labels[50:])
     assert again.path_ != grown.path_
+    with pytest.raises(ValueError, match="not fitted"):
+        package.TextClassifier(start_from=package.TextClassifier()).fit(texts, labels)
+
+
+def test_numbers_stay_numbers_only_where_all_labels_are(desk, files, tmp_path):
+    texts, numbers = [text for _, text in topical_rows(90, seed=2)], [row % 3 for row in range(90)]
+    settings = {"model.base": str(desk.base), "model.max_length": 32}
+    first = package.TextClassifier(validation_share=0.1, settings=settings).fit(texts, numbers)
+    more = package.TextClassifier(start_from=first).fit(["opera stage", "opera", texts[0]], [7, 7, 0])
+    assert more.classes_.tolist() == [0, 1, 2, 7]
+    named = first.save(tmp_path / "run")
+    assert package.TextClassifier(start_from=named).fit(texts[:3], [0, 1, 2]).classes_.tolist() == [0, 1, 2]
+
+
+def test_from_a_cross_validated_run_nothing_is_held_out(newsdesk, desk, files, tmp_path):
+    flags = [flag for flag in desk.flags if flag != "--set=data.folds=0"]
+    flags[flags.index("--data") + 1] = str(files / "first.csv")
+    assert newsdesk("train", *flags, "--folds", "2", "--epochs", "3", "--out", tmp_path / "folds").code == 0
+    found = grow(tmp_path / "folds", files / "more.csv", tmp_path / "grown")
+    assert (found.manifest.data.validation.rows, found.manifest.training.folds) == (0, 0)
+    assert found.manifest.grown.rows == open_run(tmp_path / "folds").manifest.data.train.rows - 20
+    assert any("none are held out: it learned from all of its rows" in text for text in remarks(found))
+    assert newsdesk("calibrate", found.path, "--data", files / "test.csv").code == 0
 
 
 def test_an_epoch_repeats_few_new_rows_and_draws_from_many_earlier_ones():

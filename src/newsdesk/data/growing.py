@@ -129,11 +129,14 @@ class Earlier:
                 f"the new rows alone{forgets}"
             )
             return notes
-        held_out = len(self.rows.validation)
-        notes.append(
-            f"{counted(replayed, 'earlier training row')} of {self.name} are replayed, and its "
-            f"{counted(held_out, 'validation row')} stay held out"
-        )
+        held_out, rows_of = len(self.rows.validation), counted(replayed, "earlier training row")
+        stays = f"and its {counted(held_out, 'validation row')} stay held out"
+        if not held_out:
+            stays = (
+                "but none are held out: it learned from all of its rows. For figures and promises, calibrate "
+                "on rows that it did not learn from, or train anew on all rows"
+            )
+        notes.append(f"{rows_of} of {self.name} are replayed, {stays}")
         before = len(self.rows.train) + held_out
         gone = before - replayed - len(_without(self.rows.validation, _texts(new)))
         if gone:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from newsdesk.config import (
     DataSection,
@@ -26,9 +27,10 @@ from newsdesk.data.examples import Splits
 from newsdesk.data.growing import RETIRED, Earlier, relabelled
 from newsdesk.data.load import TrainingData, load_training_data
 from newsdesk.errors import UserError, counted
+from newsdesk.files import damaged
 from newsdesk.model.catalog import BASE_MODELS
 from newsdesk.progress import Progress
-from newsdesk.runs.folder import RunFolder, open_run
+from newsdesk.runs.folder import MANIFEST, RunFolder, open_run
 from newsdesk.runs.label_decisions import strata
 from newsdesk.runs.manifest import GrownFrom, ReplayedRows
 from newsdesk.runs.ready_made import name_of
@@ -247,7 +249,10 @@ def _earlier_again(run: RunFolder, offline: bool, progress: Progress | None) -> 
     )
     columns = DataSection()
     for part in grown.replayed:
-        section = DataSection.model_validate(part.data)
+        try:
+            section = DataSection.model_validate(part.data)
+        except ValidationError as error:
+            raise damaged(run.path / MANIFEST, f"grown.replayed: {error}", fix=RunFolder.fix) from None
         earlier = (
             again(label_names=part.label_names, columns=columns, rows=rows) if part.label_names else None
         )
