@@ -23,7 +23,7 @@ import numpy as np
 
 from newsdesk.exports.int8_settings import SETTINGS, quantise
 from newsdesk.exports.onnx_conversion import to_onnx, traced
-from newsdesk.prediction.open_model import default_threads
+from newsdesk.prediction.onnx_session import default_threads
 
 SHAPES = {
     "roberta-base": {"vocab_size": 5000},

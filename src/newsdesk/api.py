@@ -374,11 +374,11 @@ def export(
 
     Args:
         run_path: a finished run.
-        kind: ``merged``, ``onnx-fp32`` or ``onnx-int8``.
+        kind: ``merged``, ``onnx-fp32``, ``onnx-int8`` or ``onnx-shared``.
         out: the folder to write; None: ``RUN/export/KIND``.
         data: labelled rows to compare on; None: the run's validation rows, and below 1,000 training rows too.
         learned_rows: what to do about those of ``data`` that the run learned from, as for :func:`calibrate`.
-        max_loss: points of accuracy that onnx-int8 may lose.
+        max_loss: points of accuracy that kinds in 8 bits may lose.
         max_loss_upper: the points that the upper end of the 95 % interval of this loss may reach.
         overwrite: replace an exported model that is there already.
         progress: called while base model and data are fetched, and with the rows done.

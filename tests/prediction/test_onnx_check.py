@@ -13,8 +13,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from newsdesk.errors import UserError
 from newsdesk.files import sha256_of
-from newsdesk.prediction import open_model as opening
-from newsdesk.prediction.onnx_check import GraphRefusedError, require_plain_graph
+from newsdesk.prediction import onnx_session
+from newsdesk.prediction.onnx_check import GraphRefusedError, Port, require_plain_graph
 from newsdesk.prediction.open_model import INPUTS, open_model
 from tiny_exports import LABELS, tampered
 
@@ -142,7 +142,7 @@ def a_newer_opset(model):
         (a_third_input, "inputs input_ids, attention_mask, token_type_ids, where"),
         (another_name_for_an_input, "inputs ids, attention_mask, where"),
         (inputs_of_floats, "input input_ids is not int64"),
-        (inputs_of_a_fixed_length, "input input_ids is not int64 of two free axes"),
+        (inputs_of_a_fixed_length, "input input_ids is not int64 of axes (any, any)"),
         (no_logits, "outputs scores, and no logits"),
         (logits_of_another_type, "output logits is not float32"),
         (logits_of_another_width, "has 7 columns, where 3 are expected"),
@@ -174,7 +174,7 @@ def test_a_graph_cut_off_anywhere_or_with_any_byte_changed_is_refused_or_read(bu
         for changed in (content[:place], content[:place] + b"\xff" + content[place + 1 :]):
             file.write_bytes(changed)
             try:
-                require_plain_graph(file, INPUTS, {"logits": 3})
+                require_plain_graph(file, INPUTS, {"logits": Port("float32", (None, 3))})
             except GraphRefusedError:
                 continue
 
@@ -279,8 +279,8 @@ def test_a_table_without_the_tokenizers_words_is_a_sentence(exported, model):
 
 
 def test_a_graph_that_does_not_come_to_an_end_is_stopped(exported, model, monkeypatch):
-    monkeypatch.setattr(opening, "SLOWEST_SECONDS", 0.2)
-    monkeypatch.setattr(opening, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(onnx_session, "SLOWEST_SECONDS", 0.2)
+    monkeypatch.setattr(onnx_session, "_LOOK_SECONDS", 0.1)
     side = constant(model, "side", np.eye(1200), np.float32)
     for number in range(300):  # half a minute of products
         product = [side if number == 0 else f"product{number - 1}", side]

@@ -11,8 +11,9 @@ import pytest
 pytest.importorskip("onnx")
 import newsdesk
 from newsdesk.errors import UserError
-from newsdesk.prediction import open_model as onnx_predictor
-from newsdesk.prediction.open_model import OnnxClassifier, default_threads, open_model
+from newsdesk.prediction import onnx_session
+from newsdesk.prediction.onnx_session import default_threads
+from newsdesk.prediction.open_model import OnnxClassifier, open_model
 from newsdesk.runs.exported import find_exported, preferred_export
 from tiny_exports import LABELS, PIECES, build_exported, expected_logits, tampered
 
@@ -120,15 +121,15 @@ def test_threads_are_the_environments_or_the_physical_cores(monkeypatch, tmp_pat
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert default_threads() == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "x")
-    monkeypatch.setattr(onnx_predictor, "_TOPOLOGY", tmp_path)
-    monkeypatch.setattr(onnx_predictor.os, "sched_getaffinity", lambda _pid: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(onnx_session, "_TOPOLOGY", tmp_path)
+    monkeypatch.setattr(onnx_session.os, "sched_getaffinity", lambda _pid: {0, 1, 2, 3}, raising=False)
     assert default_threads() == 4
     for cpu in range(4):
         (tmp_path / f"cpu{cpu}" / "topology").mkdir(parents=True)
         (tmp_path / f"cpu{cpu}" / "topology" / "thread_siblings_list").write_text(f"{cpu % 2},{cpu % 2 + 2}")
     assert default_threads() == 2
-    monkeypatch.delattr(onnx_predictor.os, "sched_getaffinity")
-    monkeypatch.setattr(onnx_predictor.os, "cpu_count", lambda: None)
+    monkeypatch.delattr(onnx_session.os, "sched_getaffinity")
+    monkeypatch.setattr(onnx_session.os, "cpu_count", lambda: None)
     assert default_threads() == 1
 
 
@@ -157,5 +158,5 @@ def test_batches_computed_at_once_give_the_same_logits_in_the_same_order(built):
     assert np.array_equal(logits, alone.predict_logits(texts))
     assert len(counted) >= 7
     assert counted[-1] == len(texts)
-    assert "_bulk_session" in vars(together)
-    assert "_bulk_session" not in vars(alone)
+    assert "_session_of_one" in vars(together._graph)
+    assert "_session_of_one" not in vars(alone._graph)

@@ -25,7 +25,7 @@ from newsdesk.errors import counted
 if TYPE_CHECKING:
     from newsdesk.reports.push import PushPlan
 
-KINDS = ("merged", "onnx-fp32", "onnx-int8")
+KINDS = ("merged", "onnx-fp32", "onnx-int8", "onnx-shared")
 
 
 @verb()
@@ -37,7 +37,7 @@ KINDS = ("merged", "onnx-fp32", "onnx-int8")
     help="Labelled rows to compare on; default: validation rows, topped up with training rows below 1,000.",
     metavar="NAME|PATH",
 )
-@flag("--max-loss", type=float, metavar="POINTS", help="Accuracy that onnx-int8 may lose; default: 0.2.")
+@flag("--max-loss", type=float, metavar="POINTS", help="Accuracy that 8-bit kinds may lose; default: 0.2.")
 @flag(
     "--max-loss-upper",
     type=float,
@@ -62,9 +62,9 @@ def export(
 
     limits = {"max_loss": max_loss, "max_loss_upper": max_loss_upper}
     given: dict[str, Any] = {name: points for name, points in limits.items() if points is not None}
-    if given and kind != "onnx-int8":
+    if given and kind not in ("onnx-int8", "onnx-shared"):
         raise click.UsageError(
-            "--max-loss and --max-loss-upper need --to onnx-int8; other kinds lose nothing."
+            "--max-loss and --max-loss-upper need --to onnx-int8 or onnx-shared; other kinds lose nothing."
         )
     with shown_progress() as progress:
         made = api.export(

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from newsdesk import __version__
 from newsdesk.data.duplicates import KNOWN_TEXTS
 from newsdesk.errors import UserError, counted, missing_package
 from newsdesk.evaluation.evaluate import require_plausible_numbers
-from newsdesk.exports.int8_settings import SETTINGS, quantise
+from newsdesk.exports.int8_settings import SETTINGS, Setting, quantise
 from newsdesk.exports.onnx_conversion import cutting, dividing, to_onnx, write_onnx
 from newsdesk.exports.parity import (
     Evidence,
@@ -33,6 +34,7 @@ from newsdesk.exports.parity import (
     require_enough_rows,
     require_exact,
 )
+from newsdesk.exports.shared_export import SharedParts
 from newsdesk.files import (
     make_folder,
     read_json,
@@ -62,9 +64,11 @@ from newsdesk.runs.calibration import (
 from newsdesk.runs.exported import (
     MODEL_FILES,
     QUALITY,
+    QUANTISED,
     ExportManifest,
     Kind,
     find_exported,
+    weights_of,
 )
 from newsdesk.runs.folder import MANIFEST, RunFolder, figures_in, require_not_around_us, require_nothing_else
 from newsdesk.runs.label_decisions import LabelDecisions
@@ -104,14 +108,14 @@ def export_run(
     Args:
         run, kind, target: a finished run, what to make of it, and the folder to write.
         evidence: the labelled rows on which it has to do what the run does.
-        limits: what ``onnx-int8`` may lose; None: 0.2 points, and 0.5 at the upper end of the interval.
+        limits: what 8-bit kinds may lose; None: 0.2 points, and 0.5 at the upper end of the interval.
         progress: called while the base model is fetched, and with the rows done.
         observe: called with each setting's figures as they are measured.
 
     Raises:
         UserError: when a package is missing, or the exported model fails its gate.
     """
-    limits = (limits or Limits()) if kind == "onnx-int8" else None
+    limits = (limits or Limits()) if kind in QUANTISED else None
     if kind != "merged":
         _require_onnx()
     if limits is not None:
@@ -119,13 +123,15 @@ def export_run(
     classifier = RunClassifier(run, device="cpu", progress=progress)
     reference = classifier.predict_logits(evidence.examples.texts, progress=progress)
     require_plausible_numbers(evidence.examples, evidence.labels, reference, run.labels.names)
-    model = classifier.merged()
+    shared = SharedParts.of(run.path, classifier.adapted()) if kind == "onnx-shared" else None
+    model: Any = classifier.merged() if shared is None else classifier.adapted().get_base_model()
     with staged_export(target) as folder:
         _write_common(run, kind, model, folder)
         manifest = _unsealed_manifest(run, kind)
         write_stored(folder / MANIFEST, manifest)  # enough to open it; the files' hashes come last
+        decisions = classifier.decisions
         candidate = Candidate(
-            run, kind, folder, model, evidence, reference, observe, progress, classifier.decisions
+            run, kind, folder, model, evidence, reference, observe, progress, decisions, shared
         )
         tried = candidate.write_int8(limits) if limits is not None else [candidate.write_float32()]
         without_linear = candidate.fold_temperature()
@@ -162,6 +168,7 @@ class Candidate:
     observe: Callable[[Quality], None]
     progress: Progress | None
     decisions: LabelDecisions | None = None
+    shared: SharedParts | None = None
 
     @property
     def weights(self) -> Path:
@@ -183,21 +190,27 @@ class Candidate:
 
         Raises UserError, with the table of what was tried, when none passes.
         """
-        float32 = self._converted()
+        write = self._writer_of_int8()
         tried = []
         for setting in SETTINGS:
-            write_onnx(quantise(float32, setting), self.weights)
+            write(setting)
             tried.append(self.measure(str(setting)))
             if tried[-1].is_close(limits):
                 return tried
         raise no_setting_passes(tried, self.evidence.facts, limits)
+
+    def _writer_of_int8(self) -> Callable[[Setting], None]:
+        if self.shared is not None:
+            return partial(self.shared.write, self.folder)
+        float32 = self._converted()
+        return lambda setting: write_onnx(quantise(float32, setting), self.weights)
 
     def measure(self, setting: str) -> Quality:
         """Compare the export with the run, by the code that will predict with it, and calibrate it."""
         classifier = self._opened()
         encoded = classifier.encode(self.evidence.examples.texts)
         logits, distances = classifier.outputs(encoded.ids, progress=self.progress)
-        megabytes = self.weights.stat().st_size / 1e6
+        megabytes = sum((self.folder / name).stat().st_size for name in weights_of(self.kind)) / 1e6
         scores = classifier.linear_scores(encoded.ids)
         held_out = self.evidence.held_out(logits, distances, encoded.readable, scores)
         quality = self._compared(setting, logits, megabytes, held_out)
@@ -230,11 +243,12 @@ class Candidate:
         """Divide the last layer by the temperature, so that other programs give calibrated probabilities.
 
         They do not know of a linear model: where one is stacked it is the temperature of the encoder alone,
-        and what they lose is returned. Nothing is divided where a text may have several labels. Raises
+        and what they lose is returned. Nothing is divided where a text may have several labels, and in
+        a kind that no other program reads. Raises
         UserError when what newsdesk computes of some rows is not the same as before.
         """
         found, rows = read_calibration(self.folder), read_held_out_rows(self.folder)
-        if found is None or rows is None:
+        if found is None or rows is None or self.shared is not None:
             return None
         temperature, lost = found.temperature, None
         linear = LinearModel.of_folder(self.folder, len(self.run.labels.names))

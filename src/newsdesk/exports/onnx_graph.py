@@ -10,7 +10,7 @@ product. Numpy and onnx alone, no torch; the tensors have the names that transfo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,20 +20,25 @@ from numpy.typing import NDArray
 from newsdesk.model.architectures import (
     ARCHITECTURES,
     BERT_LIKE,
-    Layout,
     feature_layer,
     reason_not_bert_like,
 )
-from newsdesk.runs.exported import FEATURES, LOGITS
+from newsdesk.runs.exported import FEATURES, LOGITS, STATES
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
 Array = NDArray[Any]
+Declared = tuple[str, list[int | str]]
+"""The type of an input or output, and its axes, by name where they are free."""
 
+TOKEN_INPUTS: Mapping[str, Declared] = {
+    name: ("int64", ["batch", "sequence"]) for name in ("input_ids", "attention_mask")
+}
 FUSED = "com.microsoft"
 OPSET = 17
 IR_VERSION = 8  # of the same age as the opset, so that runtimes of 2022 and later read it
+_KINDS = {"float32": 1, "int64": 7, "float16": 10}  # onnx.TensorProto.DataType
 _LOWEST = float(np.finfo(np.float32).min)
 _TOKEN_TYPES = "embeddings.token_type_embeddings.weight"
 _RELATIVE_BIAS = "encoder.relative_attention_bias.weight"
@@ -68,11 +73,21 @@ def build_graph(config: Mapping[str, Any], tensors: Mapping[str, Array]) -> Mode
     reason = reason_not_buildable(config)
     if reason is not None:
         raise ValueError(f"cannot be built: {reason}")
-    writer = _Writer(config, BERT_LIKE[config["model_type"]], tensors)
+    writer = GraphWriter(config, tensors)
     writer.classifier()
-    if left := sorted(writer.unread()):
+    require_all_read(tensors, writer.read)
+    outputs: dict[str, Declared] = {  # who asks for no name takes the first
+        LOGITS: ("float32", ["batch", int(config["num_labels"])]),
+        FEATURES: ("float32", ["batch", int(config["hidden_size"])]),
+    }
+    return writer.graph.model("classifier", TOKEN_INPUTS, outputs)
+
+
+def require_all_read(tensors: Iterable[str], read: Collection[str]) -> None:
+    """Raise ValueError where a weight was not read, except buffers that only count."""
+    counting = ("position_ids", "token_type_ids")
+    if left := sorted(name for name in tensors if name not in read and not name.endswith(counting)):
         raise ValueError(f"{len(left)} weights have no place in the graph, the first {left[0]}")
-    return writer.graph.model(int(config["num_labels"]), int(config["hidden_size"]))
 
 
 @dataclass
@@ -93,7 +108,7 @@ class Graph:
         """Add a node with one output, called as the node is; the domain "" is ONNX's own."""
         from onnx import helper
 
-        output = name if name in (LOGITS, FEATURES) else f"{name}:out"
+        output = name if name in (LOGITS, FEATURES, STATES) else f"{name}:out"
         self.nodes.append(
             helper.make_node(operator, inputs, [output], name=name, domain=domain, **attributes)
         )
@@ -107,51 +122,69 @@ class Graph:
         self.nodes.append(helper.make_node("Split", [source], outputs, name=name, axis=-1))
         return outputs
 
-    def model(self, classes: int, hidden: int) -> ModelProto:
-        """The model, with inputs, outputs and opsets declared."""
-        from onnx import TensorProto, helper
+    def cut(self, name: str, source: str, sizes: list[int]) -> list[str]:
+        """Cut the last axis into parts of these sizes."""
+        from onnx import helper
 
-        inputs = [
-            helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"])
-            for name in ("input_ids", "attention_mask")
+        outputs = [f"{name}.{part}" for part in range(len(sizes))]
+        given = [source, self.constant(f"{name}.sizes", sizes)]
+        self.nodes.append(helper.make_node("Split", given, outputs, name=name, axis=-1))
+        return outputs
+
+    def model(self, name: str, inputs: Mapping[str, Declared], outputs: Mapping[str, Declared]) -> ModelProto:
+        """The model, with inputs, outputs and opsets declared."""
+        from onnx import helper
+
+        declared = [
+            [helper.make_tensor_value_info(port, _KINDS[kind], axes) for port, (kind, axes) in ports.items()]
+            for ports in (inputs, outputs)
         ]
-        outputs = [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", width])
-            for name, width in ((LOGITS, classes), (FEATURES, hidden))  # who asks for no name takes the first
-        ]
-        graph = helper.make_graph(self.nodes, "classifier", inputs, outputs, self.constants)
+        graph = helper.make_graph(self.nodes, name, declared[0], declared[1], self.constants)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(FUSED, 1)]
         return helper.make_model(graph, producer_name="newsdesk", ir_version=IR_VERSION, opset_imports=opsets)
 
 
-class _Writer:
-    """Builds one classifier; keeps account of the tensors it has read."""
+class GraphWriter:
+    """Builds a classifier, or a part of one.
 
-    def __init__(self, config: Mapping[str, Any], layout: Layout, tensors: Mapping[str, Array]) -> None:
+    Attributes:
+        graph: what was built so far.
+        read: names of the tensors that are in it.
+        layers: of the encoder, how many there are.
+        feature_layer: after how many of them the features are taken.
+    """
+
+    shape_source = "input_ids"  # an input of the shape (batch, sequence)
+
+    def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, Array]) -> None:
         self.graph = Graph()
-        self._config, self._layout, self._tensors = config, layout, tensors
+        self.read: set[str] = set()
+        self.layers = int(config["num_hidden_layers"])
+        self.feature_layer = feature_layer(self.layers)
+        self._config, self._tensors = config, tensors
+        self._layout = BERT_LIKE[config["model_type"]]
         self._heads = int(config["num_attention_heads"])
         self._epsilon = float(config["layer_norm_eps"])
-        self._read: set[str] = set()
-
-    def unread(self) -> Iterator[str]:
-        """Names of weights that are not in the graph, without buffers that only count."""
-        counting = ("position_ids", "token_type_ids")
-        return (name for name in self._tensors if name not in self._read and not name.endswith(counting))
 
     def classifier(self) -> None:
         """From token ids to logits."""
-        graph, layers = self.graph, int(self._config["num_hidden_layers"])
-        mask = graph.add("Cast", "padding_mask", "attention_mask", to=6)  # int32, as the operator wants it
-        x = self._embeddings()
-        bias = self._relative_bias() if self._has(_RELATIVE_BIAS) else ""
-        for number in range(layers):
-            if number == feature_layer(layers):
-                self._mean_over_tokens(x)
-            x = self._layer(x, mask, bias, number, only_first=number == layers - 1)
+        graph, mask = self.graph, self._mask()
+        x = self._through(self._embeddings(), mask, range(self.layers))
         x = graph.add("Squeeze", "first_token", x, graph.constant("token_axis", [1]))
         x = graph.add("Tanh", "pooled", self._gemm("pooler", x, self._layout.pooler))
         self._gemm(LOGITS, x, self._layout.output)
+
+    def _mask(self) -> str:
+        return self.graph.add("Cast", "padding_mask", "attention_mask", to=6)  # int32, as attention wants it
+
+    def _through(self, x: str, mask: str, numbers: range) -> str:
+        """States (batch, sequence, hidden) through layers; the last leaves only the first token's."""
+        bias = self._relative_bias() if self._has(_RELATIVE_BIAS) else ""
+        for number in numbers:
+            if number == self.feature_layer:
+                self._mean_over_tokens(x)
+            x = self._layer(x, mask, bias, number, only_first=number == self.layers - 1)
+        return x
 
     def _mean_over_tokens(self, x: str) -> None:
         """The second output: (batch, sequence, hidden) -> ``features`` (batch, hidden), padding left out."""
@@ -164,11 +197,14 @@ class _Writer:
         graph.add("Div", FEATURES, total, tokens)
 
     def _tensor(self, name: str) -> Array:
-        self._read.add(name)
+        self.read.add(name)
         return np.asarray(self._tensors[name], dtype=np.float32)
 
     def _has(self, name: str) -> bool:
         return f"{self._layout.prefix}.{name}" in self._tensors
+
+    def _encoder_shape(self, name: str) -> tuple[int, ...]:
+        return np.shape(self._tensors[f"{self._layout.prefix}.{name}"])
 
     def _encoder_tensor(self, name: str) -> Array:
         return self._tensor(f"{self._layout.prefix}.{name}")
@@ -212,7 +248,7 @@ class _Writer:
         distances = np.arange(-farthest, farthest + 1)
         by_distance = buckets[relative_buckets(distances, len(buckets))].T[None]
         start, step = graph.constant("range_start", 0), graph.constant("range_step", 1)
-        length = graph.add("Shape", "bias.sequence", "input_ids", start=1, end=2)
+        length = graph.add("Shape", "bias.sequence", self.shape_source, start=1, end=2)
         length = graph.add("Squeeze", "bias.length", length, graph.constant("first_axis", [0]))
         place = graph.add("Range", "bias.place", start, length, step)
         rows = graph.add("Unsqueeze", "bias.rows", place, graph.constant("last_axis", [1]))
@@ -229,14 +265,17 @@ class _Writer:
             first = [graph.constant(f"first.{end}", [value]) for end, value in (("start", 0), ("stop", 1))]
             axis = graph.constant("first.axis", [1])
             keys_values = self._matmul(f"{name}.key_value", x, *parts[1:])
+            sources = [x, x]
             x = graph.add("Slice", f"{name}.first", x, *first, axis)
             query = self._matmul(f"{name}.query", x, parts[0])
-            qkv = [query, *graph.split(f"{name}.split", keys_values, 2)]
+            qkv, sources = [query, *graph.split(f"{name}.split", keys_values, 2)], [x, *sources]
             if bias:
                 of_rows = graph.constant("first.bias_axis", [2])
                 bias = graph.add("Slice", "first.bias", bias, *first, of_rows)
         else:
             qkv = graph.split(f"{name}.split", self._matmul(f"{name}.query_key_value", x, *parts), 3)
+            sources = [x] * 3
+        qkv = [self._adapted(*each) for each in zip(qkv, sources, parts, strict=True)]
         offsets = graph.constant(f"{name}.qkv.bias", np.concatenate([self._bias(part) for part in parts]))
         attributes = {"num_heads": self._heads, "mask_filter_value": _LOWEST}
         inputs = [*qkv, offsets, mask, *([bias] if bias else [])]
@@ -254,7 +293,7 @@ class _Writer:
         )
 
     def _add_and_norm(self, name: str, x: str, residual: str, dense: str, norm: str) -> str:
-        product = self._matmul(name, x, dense)
+        product = self._adapted(self._matmul(name, x, dense), x, dense)
         return self.graph.add(
             "SkipLayerNormalization",
             f"{name}.norm",
@@ -269,9 +308,12 @@ class _Writer:
     def _activated(self, name: str, x: str, dense: str) -> str:
         offsets = self.graph.constant(f"{name}.bias", self._bias(dense))
         operator = _ACTIVATIONS[self._config["hidden_act"]]
-        return self.graph.add(
-            operator, f"{name}.activation", self._matmul(name, x, dense), offsets, domain=FUSED
-        )
+        product = self._adapted(self._matmul(name, x, dense), x, dense)
+        return self.graph.add(operator, f"{name}.activation", product, offsets, domain=FUSED)
+
+    def _adapted(self, product: str, _x: str, _linear: str) -> str:
+        """The product of ``x`` and a linear layer, to which a graph with adapters adds theirs."""
+        return product
 
     def _matmul(self, name: str, x: str, *linears: str) -> str:
         """Linear layers of one input as one product without bias, which the next operator adds."""

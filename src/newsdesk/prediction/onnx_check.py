@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
+from typing import Literal
 
 from newsdesk.files import open_regular
 
@@ -61,7 +62,7 @@ DeBERTa-v2, traced, has two products a layer; 8-bit weights are restored by four
 """
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_FLOAT32, _INT64 = 1, 7
+_KINDS = {"float32": 1, "int64": 7, "float16": 10}
 _SIZES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8}
 """Bytes of an element by TensorProto.DataType: numbers and truth values, no texts."""
 _TYPED = {4: 4, 5: 1, 7: 1, 10: 8, 11: 1}
@@ -88,6 +89,26 @@ class GraphRefusedError(ValueError):
     """Why a graph is not run, as half a sentence."""
 
 
+@dataclass(frozen=True)
+class Port:
+    """What an input or output of a graph has to be: the type of its elements, its axes, None: of any size."""
+
+    kind: Literal["float32", "int64", "float16"]
+    axes: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        """In words, for errors."""
+        sizes = ", ".join("any" if size is None else str(size) for size in self.axes)
+        return f"{self.kind} of axes ({sizes})"
+
+
+TOKENS = Port("int64", (None, None))
+"""Token ids or a mask, (batch, sequence)."""
+
+_Declared = tuple[int, list[int | None] | None]
+"""What a graph says of an input or output: the number of its type, and its axes where they are said."""
+
+
 @dataclass
 class _Node:
     """An operator, the names it reads and makes, and the elements of its value where it is a constant."""
@@ -104,8 +125,8 @@ class _Graph:
     """What is found in a model that the checks need."""
 
     opsets: dict[str, int] = field(default_factory=dict)
-    inputs: dict[str, tuple[int, list[int | None] | None]] = field(default_factory=dict)
-    outputs: dict[str, tuple[int, list[int | None] | None]] = field(default_factory=dict)
+    inputs: dict[str, _Declared] = field(default_factory=dict)
+    outputs: dict[str, _Declared] = field(default_factory=dict)
     constants: dict[str, int] = field(default_factory=dict)  # elements by name
     nodes: list[_Node] = field(default_factory=list)
     left: int = _MOST_FIELDS
@@ -149,14 +170,14 @@ class _Graph:
 
 
 def require_plain_graph(
-    path: Path, inputs: Collection[str], outputs: Mapping[str, int | None], *, limit: int = LARGEST_GRAPH
+    path: Path, inputs: Mapping[str, Port], outputs: Mapping[str, Port], *, limit: int = LARGEST_GRAPH
 ) -> bool:
     """Refuse a file that is not one graph of known operators with these inputs and outputs.
 
     Args:
         path: of the file.
-        inputs: names of the inputs, int64 of two axes; there may be no others.
-        outputs: names of outputs that must be among the graph's, float32 of two axes, with their columns.
+        inputs: by their names; there may be no others.
+        outputs: by names that must be among the graph's, which need not say their axes.
         limit: bytes of the file, at most.
 
     Returns whether what it computes of constants alone is little, so that onnxruntime may do it as it loads,
@@ -195,26 +216,28 @@ def _foldable(graph: _Graph) -> bool:
     return all(counts[kind] <= most for kind, most in _MOST_FOLDED.items())
 
 
-def _require_interface(graph: _Graph, inputs: Collection[str], outputs: Mapping[str, int | None]) -> None:
+def _require_interface(graph: _Graph, inputs: Mapping[str, Port], outputs: Mapping[str, Port]) -> None:
     opset = graph.opsets.get("", graph.opsets.get("ai.onnx"))
     if opset not in _OPSETS:
         raise GraphRefusedError(f"opset {opset}, where {_OPSETS[0]} to {_OPSETS[-1]} are known")
     if not graph.nodes:
         raise GraphRefusedError("no operator in it")
-    given = {name: kind for name, kind in graph.inputs.items() if name not in graph.constants}
+    given = {name: found for name, found in graph.inputs.items() if name not in graph.constants}
     if set(given) != set(inputs):
         raise GraphRefusedError(f"inputs {_listed(given)}, where {_listed(inputs)} are expected")
-    for name, (kind, shape) in given.items():
-        if kind != _INT64 or shape is None or len(shape) != 2 or any(size is not None for size in shape):
-            raise GraphRefusedError(f"input {name} is not int64 of two free axes, (batch, sequence)")
-    for name, columns in outputs.items():
+    for name, port in inputs.items():
+        kind, shape = given[name]
+        if kind != _KINDS[port.kind] or shape is None or tuple(shape) != port.axes:
+            raise GraphRefusedError(f"input {name} is not {port}")
+    for name, port in outputs.items():
         if name not in graph.outputs:
             raise GraphRefusedError(f"outputs {_listed(graph.outputs)}, and no {name}")
         kind, shape = graph.outputs[name]
-        if kind != _FLOAT32 or (shape is not None and len(shape) != 2):
-            raise GraphRefusedError(f"output {name} is not float32 of two axes")
-        if shape is not None and columns is not None and shape[1] not in (None, columns):
-            raise GraphRefusedError(f"output {name} has {shape[1]} columns, where {columns} are expected")
+        if kind != _KINDS[port.kind] or (shape is not None and len(shape) != len(port.axes)):
+            raise GraphRefusedError(f"output {name} is not {port}")
+        for found, wanted in [] if shape is None else zip(shape, port.axes, strict=True):
+            if None not in (found, wanted) and found != wanted:
+                raise GraphRefusedError(f"output {name} has {found} columns, where {wanted} are expected")
 
 
 def _listed(names: Collection[str]) -> str:

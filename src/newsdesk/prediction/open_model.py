@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import threading
-import time
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from contextlib import contextmanager
+from functools import partial
 from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.errors import UserError, first_line, missing_package
+from newsdesk.errors import UserError, missing_package
 from newsdesk.files import damaged
 from newsdesk.model.tokenizer import TextTokenizer, TokenIds, batches_by_tokens, lengths_of, pad
 from newsdesk.prediction.classifier import Classifier
-from newsdesk.prediction.onnx_check import GraphRefusedError, require_plain_graph
+from newsdesk.prediction.onnx_check import TOKENS, Port
+from newsdesk.prediction.onnx_session import OnnxGraph, default_threads
 from newsdesk.progress import Progress, counting
 from newsdesk.runs.exported import (
     FEATURES,
@@ -37,9 +34,8 @@ from newsdesk.runs.off_topic import OFF_TOPIC
 from newsdesk.runs.ready_made import name_of, require_own
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession, RunOptions
+    from peft import PeftModel
     from transformers import PreTrainedModel
-
 
 Engine = Literal["auto", "onnx", "torch", "own"]
 Checks = Literal["read", "all", "none"]
@@ -48,17 +44,9 @@ Outputs = Sequence[NDArray[np.float32]]
 
 TOKENS_PER_BATCH = 2048
 """Rows of a batch times its longest row: beyond it a processor gains nothing."""
-MOST_MEMORY = 3 << 30
-"""Bytes for what graphs compute, their weights aside: 50 times what a batch of the largest encoders takes."""
-INPUTS = ("input_ids", "attention_mask")
-"""The inputs of every onnx graph."""
-SLOWEST_SECONDS = 5.0
-SLOWEST = 1e9
-"""Bytes of a graph times tokens of a batch that take a second more: a hundredth of what one core computes."""
-_LOOK_SECONDS = 0.5
-_FOLDED = 1 << 28  # bytes of a constant that onnxruntime may compute from others while it loads
+INPUTS = {"input_ids": TOKENS, "attention_mask": TOKENS}
+"""The inputs of every graph that computes token ids."""
 _BATCHES_PER_THREAD = 2  # with fewer, threads that finish early wait for long
-_TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
 def open_model(
@@ -107,6 +95,10 @@ def open_model(
         )
     if found.kind == "merged":
         return MergedClassifier(found, device=device, checks=checks)
+    if found.kind == "onnx-shared":
+        from newsdesk.prediction.shared_model import SharedClassifier
+
+        return SharedClassifier(found, threads=threads, checks=checks)
     return OnnxClassifier(found, threads=threads, checks=checks)
 
 
@@ -210,155 +202,46 @@ class OnnxClassifier(ExportedClassifier):
         """Load tokenizer and graph, and check the files' sha256 meanwhile. Raises as `open_model` does."""
         self._threads = threads or default_threads()
         with ThreadPoolExecutor(1) as helper:  # hashing lets the other threads run
-            verified = helper.submit(_check, exported, checks)
-            labels = exported.labels
-            tokenizer = TextTokenizer.from_folder(
-                exported.path, labels.max_length, long_texts=labels.long_texts
-            )
+            verified = helper.submit(self._verify, exported, checks)
+            tokenizer = self._open_tokenizer(exported)
             try:
-                columns = {LOGITS: len(exported.labels.names)}
-                self._folds = require_plain_graph(exported.model, INPUTS, columns)
-                self._session = _open_session(exported.model, self._threads, self._folds)
+                self._open_graphs(exported)
             except OSError as error:
                 raise damaged(exported.model, str(error), fix=exported.fix) from None
-            except Exception as error:  # onnxruntime's own classes derive from Exception alone
+            except UserError:
                 verified.result()  # a damaged file is the better explanation
-                raise _cannot_run(exported.model, error) from error
+                raise
             verified.result()
-        self._bytes = exported.model.stat().st_size
         super().__init__(exported, tokenizer, "onnxruntime")
 
-    def _compute(
-        self, input_ids: TokenIds, attention_mask: TokenIds, session: InferenceSession | None = None
-    ) -> Outputs:
-        from onnxruntime import RunOptions
+    def _verify(self, exported: ExportedModel, checks: Checks) -> None:
+        _check(exported, checks)
 
+    def _open_tokenizer(self, exported: ExportedModel) -> TextTokenizer:
+        labels = exported.labels
+        return TextTokenizer.from_folder(exported.path, labels.max_length, long_texts=labels.long_texts)
+
+    def _open_graphs(self, exported: ExportedModel) -> None:
+        """Open what computes it. Raises UserError for a graph that newsdesk does not run, and OSError."""
+        logits = Port("float32", (None, len(exported.labels.names)))
+        self._graph = OnnxGraph(exported.model, INPUTS, {LOGITS: logits}, threads=self._threads)
+
+    def _compute(self, input_ids: TokenIds, attention_mask: TokenIds, *, alone: bool = False) -> Outputs:
         inputs = dict(zip(INPUTS, (input_ids, attention_mask), strict=True))
-        options, seconds = RunOptions(), SLOWEST_SECONDS + self._bytes * input_ids.size / SLOWEST
-        run = _Run(options, time.monotonic() + seconds)
-        _end_overdue_runs()
-        _running.add(run)
-        try:
-            outputs: Outputs = (session or self._session).run(self._wanted, inputs, options)
-        except Exception as error:  # onnxruntime's own classes derive from Exception alone
-            late = f"{input_ids.size:,} tokens take it more than {seconds:,.0f} seconds"
-            why = GraphRefusedError(late) if options.terminate else error
-            raise _cannot_run(self.exported.model, why) from error
-        finally:
-            _running.discard(run)
-        return outputs
+        return self._graph.run(self._wanted, inputs, tokens=input_ids.size, alone=alone)
 
     def _compute_all(self, batches: Sequence[tuple[TokenIds, TokenIds]]) -> Iterable[Outputs]:
-        """Many batches go through a session of one thread, several at a time.
+        """Many batches are computed by one thread each, several at a time.
 
         Threads that share a batch wait for each other after every operator, and for those that use one
-        thread alone. The second session is opened when it is first needed, its weights held once more.
+        thread alone.
         """
         if self._threads == 1 or len(batches) < _BATCHES_PER_THREAD * self._threads:
             yield from super()._compute_all(batches)
             return
-        compute = partial(self._compute, session=self._bulk_session)
+        compute = partial(self._compute, alone=True)
         with ThreadPoolExecutor(self._threads) as pool:
             yield from pool.map(compute, *zip(*batches, strict=True))
-
-    @cached_property
-    def _bulk_session(self) -> InferenceSession:
-        return _open_session(self.exported.model, 1, self._folds)
-
-
-@dataclass(eq=False)
-class _Run:
-    """A batch that onnxruntime computes, and when it has to be through."""
-
-    options: RunOptions
-    due: float
-
-
-_running: set[_Run] = set()
-
-
-@cache
-def _end_overdue_runs() -> None:
-    """Let one thread of this process stop, after the operator at work, what takes too long.
-
-    Time in which the process was stopped, by Ctrl-Z say, or got no processor, does not count.
-    """
-
-    def look() -> None:
-        now = time.monotonic()
-        while True:
-            time.sleep(_LOOK_SECONDS)
-            before, now = now, time.monotonic()
-            for run in _running.copy():
-                run.due += max(0.0, now - before - 2 * _LOOK_SECONDS)
-                if now > run.due:
-                    run.options.terminate = True
-
-    threading.Thread(target=look, daemon=True).start()
-
-
-def _cannot_run(model: Path, error: Exception) -> UserError:
-    if isinstance(error, GraphRefusedError):
-        return UserError(
-            f"{model} is not a graph that newsdesk runs",
-            found=str(error),
-            fix="export the run again with newsdesk export, or ask whoever made this for the run",
-        )
-    return UserError(
-        f"onnxruntime cannot run {model}",
-        found=first_line(error) or "no reason given",
-        fix="export it again with newsdesk export, and with the versions installed here",
-    )
-
-
-def default_threads() -> int:
-    """Threads for one batch: ``OMP_NUM_THREADS`` where it is a number, else the cores we may run on.
-
-    Two hardware threads of one core share its arithmetic units and count as one.
-    """
-    stated = os.environ.get("OMP_NUM_THREADS", "")
-    if stated.isdigit() and int(stated):
-        return int(stated)
-    if not hasattr(os, "sched_getaffinity"):  # macOS, Windows
-        return os.cpu_count() or 1
-    siblings = (_TOPOLOGY / f"cpu{cpu}/topology/thread_siblings_list" for cpu in os.sched_getaffinity(0))
-    return len({path.read_text() if path.is_file() else str(path) for path in siblings})
-
-
-@cache
-def _limit_memory() -> None:
-    """Let all graphs of this process together take `MOST_MEMORY` for what they compute, and no more."""
-    import onnxruntime
-
-    place = onnxruntime.OrtMemoryInfo(
-        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
-    )
-    with suppress(RuntimeError):  # a program around us has set its own
-        onnxruntime.create_and_register_allocator(place, onnxruntime.OrtArenaCfg({"max_mem": MOST_MEMORY}))
-
-
-def _open_session(model: Path, threads: int, folds: bool) -> InferenceSession:
-    import onnxruntime
-
-    _limit_memory()
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.use_env_allocators", "1")  # the one with the limit
-    options.add_session_config_entry(
-        "session.use_device_allocator_for_initializers", "1"
-    )  # weights do not count
-    options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(_FOLDED))
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.enable_mem_pattern = False  # it serves batches of one shape; ours differ
-    options.log_severity_level = 3  # errors only
-    skipped = [] if folds else ["ConstantFolding"]
-    return onnxruntime.InferenceSession(
-        str(model),
-        options,
-        providers=["CPUExecutionProvider"],
-        disabled_optimizers=skipped,
-        enable_fallback=0,  # it would print, and try the same again
-    )
 
 
 class MergedClassifier(ExportedClassifier):
@@ -443,6 +326,13 @@ class RunClassifier(Classifier):
         from newsdesk.model.network import predict_with_features
 
         return predict_with_features(self._network, sequences)[1]
+
+    def adapted(self) -> PeftModel:
+        """The classifier with its adapters, on the CPU."""
+        adapted = self._network.model.to("cpu")
+        classifier: Any = adapted.get_base_model()
+        classifier.config.architectures = [type(classifier).__name__]  # the base's own may name another head
+        return adapted
 
     def merged(self) -> PreTrainedModel:
         """The classifier as plain transformers, its adapters merged into float32 weights on the CPU.

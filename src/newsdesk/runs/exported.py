@@ -11,26 +11,34 @@ from typing import Literal, get_args
 from newsdesk.errors import UserError
 from newsdesk.files import damaged, read_json, require_no_way_out, sha256_of
 from newsdesk.runs.calibration import CALIBRATION, CALIBRATION_ROWS
+from newsdesk.runs.exported_adapter import ADAPTER
 from newsdesk.runs.folder import MANIFEST, TOP_NAMES, ModelFolder
 from newsdesk.runs.linear_model import LINEAR_MODEL
 from newsdesk.runs.manifest import ExportedRun, require_paths_inside
 from newsdesk.runs.off_topic import OFF_TOPIC
 from newsdesk.stored import read_stored, write_stored
 
-Kind = Literal["merged", "onnx-fp32", "onnx-int8"]
+Kind = Literal["merged", "onnx-fp32", "onnx-int8", "onnx-shared"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-PREFERRED: tuple[Kind, ...] = ("onnx-int8", "onnx-fp32")
+PREFERRED: tuple[Kind, ...] = ("onnx-int8", "onnx-fp32", "onnx-shared")
 """The kinds that a run predicts with where it has been exported, the first choice first."""
+QUANTISED: tuple[Kind, ...] = ("onnx-int8", "onnx-shared")
+"""The kinds that may lose a little of the run's quality."""
 
 MODEL_FILES: dict[Kind, str] = {
     "merged": "model.safetensors",
     "onnx-fp32": "onnx/model.onnx",
     "onnx-int8": "onnx/model_quantized.onnx",
+    "onnx-shared": "onnx/adapted_layers.onnx",
 }
 """Where each kind keeps its weights; the onnx names are those that transformers.js and optimum look for."""
+TRUNK = "onnx/trunk.onnx"
+"""Of ``onnx-shared`` the graph below that of `MODEL_FILES`; what is the run's own is in `ADAPTER`."""
 
 LOGITS, FEATURES = "logits", "features"
 """The outputs of every onnx graph."""
+STATES = "states"
+"""What passes from the graph below the adapters to the one above."""
 
 QUALITY = "quality.json"
 """The figures by which the gate let an export pass."""
@@ -81,8 +89,13 @@ class ExportedModel(ModelFolder):
 
     @property
     def model(self) -> Path:
-        """The file of the weights."""
+        """The file of the weights; where there are several, the one that gives the logits."""
         return self.path / MODEL_FILES[self.kind]
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The names of all files that hold weights."""
+        return weights_of(self.kind)
 
     @cached_property
     def manifest(self) -> ExportManifest:
@@ -112,8 +125,9 @@ class ExportedModel(ModelFolder):
                 raise damaged(path, f"{found}, in the manifest {stated}", fix=self.fix)
 
     def verify_model(self) -> None:
-        """Check the file of the weights against the manifest. Raises UserError as ``verify`` does."""
-        self.verify(MODEL_FILES[self.kind])
+        """Check the files of the weights against the manifest. Raises UserError as ``verify`` does."""
+        for name in self.weights:
+            self.verify(name)
 
     def verify_calibration(self) -> None:
         """Check what was fitted on held-out rows, where it has it. Raises UserError as ``verify`` does."""
@@ -126,6 +140,11 @@ class ExportedModel(ModelFolder):
         hashes = {name: sha256_of(self.path / name) for name in _FITTED if (self.path / name).is_file()}
         write_stored(self.path / MANIFEST, replace(self.manifest, files={**self.manifest.files, **hashes}))
         self.__dict__.pop("manifest", None)  # read before, it is out of date now
+
+
+def weights_of(kind: Kind) -> tuple[str, ...]:
+    """The names of all files that hold weights of an export."""
+    return (TRUNK, MODEL_FILES[kind], ADAPTER) if kind == "onnx-shared" else (MODEL_FILES[kind],)
 
 
 def find_exported(path: Path) -> ExportedModel | None:
@@ -144,5 +163,5 @@ def find_exported(path: Path) -> ExportedModel | None:
 
 
 def preferred_export(run: Path) -> ExportedModel | None:
-    """The export inside a run's folder that it predicts with: int8, else float32, else None."""
+    """The export inside a run's folder that it predicts with, the first of `PREFERRED`; None without any."""
     return next(filter(None, (find_exported(run / "export" / kind) for kind in PREFERRED)), None)

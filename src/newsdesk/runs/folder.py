@@ -326,7 +326,10 @@ def unwritable(out: Path, error: OSError) -> UserError:
 NEXT, FOLDS = ".next", ".folds"
 _STAGING, _LOCK = ".staging", ".lock"
 _WORKING = (NEXT, FOLDS, _STAGING, _LOCK, f".settling{_LOCK}")
-_OF_EXPORTS = ("onnx", "config.json", "model.safetensors", "quality.json", "tokenizer_config.json")
+_OF_EXPORTS = (
+    *("onnx", "config.json", "model.safetensors", "adapter.safetensors"),
+    *("quality.json", "tokenizer_config.json"),
+)
 TOP_NAMES = {
     *(name.partition("/")[0] for name in (*_OF_TRAINING, *_OF_THE_END, MANIFEST, "checkpoints/", "export/")),
     *(*_WORKING, READY, MOVING, *_OF_EXPORTS, "tokenizer.json"),
