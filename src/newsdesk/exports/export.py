@@ -243,9 +243,9 @@ class Candidate:
         """Divide the last layer by the temperature, so that other programs give calibrated probabilities.
 
         They do not know of a linear model: where one is stacked it is the temperature of the encoder alone,
-        and what they lose is returned. Nothing is divided where a text may have several labels, and in
-        a kind that no other program reads. Raises
-        UserError when what newsdesk computes of some rows is not the same as before.
+        and what they lose is returned. Nothing is divided where a text may have several labels, nor in a kind
+        that no other program reads. Raises UserError when what newsdesk computes of some rows is not the same
+        as before.
         """
         found, rows = read_calibration(self.folder), read_held_out_rows(self.folder)
         if found is None or rows is None or self.shared is not None:

@@ -92,14 +92,24 @@ class Classifier(ABC):
         self, sequences: Sequence[TokenIds], *, progress: Progress | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """What the encoder computes, with the scores of a linear model added where one is stacked."""
-        if self.linear is None:  # whose scores may have been a part of the answers
+        self.require_linear_model()
+        logits, distances = self.encoder_outputs(sequences, progress=progress)
+        return self.with_linear_model(logits, sequences), distances
+
+    def require_linear_model(self) -> None:
+        """Raise UserError where a linear model that may have been a part of the answers is not there."""
+        if self.linear is None:
             self._require_unlisted(
                 LINEAR_MODEL, "newsdesk calibrate RUN --stack or --no-stack makes it again"
             )
-        logits, distances = self.encoder_outputs(sequences, progress=progress)
-        if self.linear is not None and self.linear.stack:
-            logits = self.linear.stacked(logits, self.linear.scores(sequences))
-        return logits, distances
+
+    def with_linear_model(
+        self, logits: NDArray[np.float32], sequences: Sequence[TokenIds]
+    ) -> NDArray[np.float32]:
+        """The encoder's logits (rows, classes) of token ids, with a linear model's scores where due."""
+        if self.linear is None or not self.linear.stack:
+            return logits
+        return self.linear.stacked(logits, self.linear.scores(sequences))
 
     def linear_scores(self, sequences: Sequence[TokenIds]) -> NDArray[np.float32] | None:
         """The linear model's scores of token ids, (rows, classes); None where there is none."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from newsdesk.errors import UserError, missing_package
 from newsdesk.files import damaged
 from newsdesk.model.tokenizer import TextTokenizer, TokenIds, batches_by_tokens, lengths_of, pad
+from newsdesk.model.windows import Windowed
 from newsdesk.prediction.classifier import Classifier
 from newsdesk.prediction.onnx_check import TOKENS, Port
 from newsdesk.prediction.onnx_session import OnnxGraph, default_threads
@@ -150,7 +151,22 @@ class ExportedClassifier(Classifier):
             elif self.off_topic is not None and distances is not None:
                 distances[rows] = self.off_topic.distances(outputs[1], lengths[rows])
             count(windowed.texts_in(rows))
+        pooled, of_windows = self.pooled(sequences, windowed, logits, features)
+        return pooled, distances if of_windows is None else of_windows
+
+    def pooled(
+        self,
+        sequences: Sequence[TokenIds],
+        windowed: Windowed,
+        logits: NDArray[np.float32],
+        features: NDArray[np.float32] | None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Logits (texts, classes) and distances (texts,) from (windows, ...): what it answers of its texts.
+
+        The distances are None without features, and where there is no off-topic score.
+        """
         self.require_numbers(logits)
+        distances = None
         if self.off_topic is not None and features is not None:
             distances = self.off_topic.distances(windowed.mean(features), lengths_of(sequences))
         return windowed.pooled(logits) * np.float32(self.folded), distances

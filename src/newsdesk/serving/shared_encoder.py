@@ -7,9 +7,10 @@ their adapters once, and the others with an adapter for each row.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,27 +22,12 @@ from newsdesk.model.tokenizer import TokenIds, batches_by_tokens, lengths_of, pa
 from newsdesk.prediction.onnx_session import default_threads
 from newsdesk.prediction.shared_model import SharedClassifier, SharedGraphs, Shelf
 from newsdesk.runs.exported import find_exported
+from newsdesk.serving.batching import Computed, Row
 
-T = TypeVar("T")
+T, R = TypeVar("T"), TypeVar("R")
 Floats = NDArray[np.float32]
-Row = tuple[TokenIds, str]
-"""The token ids of a text as its classifier's tokenizer makes them, and the name of the classifier."""
-
 TOKENS_AT_ONCE = 1 << 14
 """Of texts whose states are kept between trunk and adapted layers: 25 MB where a token has 384 numbers."""
-
-
-@dataclass(frozen=True)
-class Computed:
-    """What is computed of a row.
-
-    Attributes:
-        logits: (classes,), with the scores of a linear model where one is stacked.
-        distance: how far off topic the text is; None where the classifier has no such score.
-    """
-
-    logits: Floats
-    distance: float | None = None
 
 
 @dataclass(eq=False)
@@ -57,8 +43,8 @@ class _Window:
 class SharedEncoder:
     """Classifiers that share an encoder, by name; added, replaced and removed while others are computed.
 
-    A batch is computed by the classifiers that there were when it began. Exports on several base models, or
-    with adapters on other layers, are welcome: what they have in common is found by the sha256 of their files.
+    A batch is computed by the classifiers that there were when it began. Exports may be on several base
+    models, or have adapters on other layers: what they have in common is found by the sha256 of their files.
     """
 
     def __init__(self, *, threads: int | None = None) -> None:
@@ -86,7 +72,9 @@ class SharedEncoder:
         if exported is None or exported.kind != "onnx-shared":
             raise UserError(
                 f"{export} does not share its encoder",
-                found="no exported model" if exported is None else f"an exported model of kind {exported.kind}",
+                found="no exported model"
+                if exported is None
+                else f"an exported model of kind {exported.kind}",
                 fix="make one with newsdesk export RUN --to onnx-shared",
             )
         classifier = SharedClassifier(exported, threads=self._threads, shelf=self._shelf)
@@ -95,7 +83,7 @@ class SharedEncoder:
         return classifier
 
     def remove(self, name: str) -> None:
-        """Forget a classifier; what nobody shares with it any longer is freed. Raises UserError without one."""
+        """Forget a classifier; what no other shares with it is freed. Raises UserError without one."""
         with self._changing:
             _found(self._classifiers, name)
             self._classifiers = {key: each for key, each in self._classifiers.items() if key != name}
@@ -119,7 +107,9 @@ class SharedEncoder:
         for place, (_, name) in enumerate(rows):
             places.setdefault(name, []).append(place)
         computed: list[Computed] = [Computed(np.zeros(0, np.float32))] * len(rows)
-        asked = [(_found(there, name), [rows[place][0] for place in own]) for name, own in places.items()]
+        for name in places:
+            _found(there, name).require_linear_model()
+        asked = [(there[name], [rows[place][0] for place in own]) for name, own in places.items()]
         for own, results in zip(places.values(), self._compute_all(asked), strict=True):
             for place, result in zip(own, results, strict=True):
                 computed[place] = result
@@ -127,24 +117,113 @@ class SharedEncoder:
 
     def _compute_all(
         self, asked: Sequence[tuple[SharedClassifier, Sequence[TokenIds]]]
-    ) -> Iterable[list[Computed]]:
+    ) -> Iterator[list[Computed]]:
+        """What is computed of each classifier's texts, in turn."""
         windowed = [classifier.tokenizer.windows.split(sequences) for classifier, sequences in asked]
+        made: dict[tuple[SharedClassifier, bytes], _Window] = {}  # what is asked twice is computed once
         windows = [
-            [_Window(ids, classifier) for ids in of_texts.ids]
+            [made.setdefault((classifier, ids.tobytes()), _Window(ids, classifier)) for ids in of_texts.ids]
             for (classifier, _), of_texts in zip(asked, windowed, strict=True)
         ]
         by_graphs: dict[SharedGraphs, list[_Window]] = {}
-        for window in (each for of_classifier in windows for each in of_classifier):
+        for window in made.values():
             by_graphs.setdefault(window.classifier.graphs, []).append(window)
-        for graphs, of_graphs in by_graphs.items():
-            self._fill(graphs, of_graphs)
+        for of_graphs in by_graphs.values():
+            self._fill(of_graphs)
         for (classifier, sequences), of_texts, rows in zip(asked, windowed, windows, strict=True):
-            logits = np.stack([row.logits for row in rows])
             features = [row.features for row in rows if row.features is not None]
-            yield [
-                Computed(*each)
-                for each in zip(
-                    *classifier.answers(sequences, of_texts, logits, np.stack(features) if features else None),
-                    strict=True,
-                )
-            ]
+            logits, distances = classifier.pooled(
+                sequences,
+                of_texts,
+                np.stack([row.logits for row in rows]),
+                np.stack(features) if features else None,
+            )
+            logits = classifier.with_linear_model(logits, sequences)
+            far = [None] * len(logits) if distances is None else distances.tolist()
+            yield [Computed(*each) for each in zip(logits, far, strict=True)]
+
+    def _fill(self, windows: Sequence[_Window]) -> None:
+        """Compute windows of one pair of graphs, each of another text or classifier."""
+        texts: dict[bytes, list[_Window]] = {}
+        for window in windows:
+            texts.setdefault(window.ids.tobytes(), []).append(window)
+        alike = list(texts.values())
+        lengths = lengths_of([each[0].ids for each in alike])
+        batches = batches_by_tokens(lengths, SharedClassifier.tokens_per_batch)
+        at_once = max(1, TOKENS_AT_ONCE // SharedClassifier.tokens_per_batch)
+        for start in range(0, len(batches), at_once):
+            slab = [[alike[place] for place in batch] for batch in batches[start : start + at_once]]
+            calls = [call for made in self._each(_through_trunk, slab) for call in made]
+            self._each(_Call.fill, calls)
+
+    def _each(self, work: Callable[[T, bool], R], items: Sequence[T]) -> list[R]:
+        """The results of all items: of one by all threads, of several by one thread each."""
+        if self._threads == 1 or len(items) < 2:
+            return [work(item, False) for item in items]
+        return list(self._pool.map(work, items, [True] * len(items)))
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._threads, "newsdesk-shared-encoder")
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A batch for the adapted layers: states of its rows, or of one text for all, and where they go."""
+
+    windows: Sequence[_Window]
+    states: Floats
+    mask: TokenIds
+    features: Floats | None
+
+    def fill(self, alone: bool) -> None:
+        """Compute the windows."""
+        classifiers = [window.classifier for window in self.windows]
+        logits, others = classifiers[0].graphs.logits(
+            self.states,
+            self.mask,
+            [classifier.adapter for classifier in classifiers],
+            features=any(classifier.off_topic is not None for classifier in classifiers),
+            alone=alone,
+        )
+        features = self.features if others is None else others
+        for row, window in enumerate(self.windows):
+            window.logits = logits[row, : window.classifier.adapter.classes]
+            if features is not None and window.classifier.off_topic is not None:
+                window.features = features[row % len(features)]
+
+
+def _through_trunk(texts: Sequence[Sequence[_Window]], alone: bool) -> list[_Call]:
+    """Compute the states of texts of like length, each given by the windows that have it.
+
+    Texts that are asked of one classifier stay in one batch; of those that are asked of several, each has
+    batches of its own, in which the first product is computed once.
+    """
+    first = texts[0][0].classifier
+    input_ids, mask = pad([windows[0].ids for windows in texts], first.exported.pad_id)
+    wanted = any(window.classifier.off_topic is not None for windows in texts for window in windows)
+    states, features = first.graphs.states(input_ids, mask, features=wanted, alone=alone)
+    single = [place for place, windows in enumerate(texts) if len(windows) == 1]
+    calls = []
+    if single:
+        whole = len(single) == len(texts)
+        of_single = [array if whole or array is None else array[single] for array in (states, mask, features)]
+        calls.append(_Call([texts[place][0] for place in single], *of_single))
+    for place, windows in enumerate(texts):
+        if len(windows) == 1:
+            continue
+        length = len(windows[0].ids)
+        at_once = max(1, SharedClassifier.tokens_per_batch // length)
+        own = states[place : place + 1, :length]
+        of_text = None if features is None else features[place : place + 1]
+        for start in range(0, len(windows), at_once):
+            rows = windows[start : start + at_once]
+            calls.append(_Call(rows, own, np.ones((len(rows), length), dtype=np.int64), of_text))
+    return calls
+
+
+def _found(classifiers: Mapping[str, SharedClassifier], name: str) -> SharedClassifier:
+    if name not in classifiers:
+        known = listed([repr(each) for each in classifiers]) or "none"
+        raise UserError(f"there is no classifier {name!r}", found=known, fix="add it, or ask another")
+    return classifiers[name]
