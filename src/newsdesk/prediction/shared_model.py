@@ -85,7 +85,7 @@ class SharedGraphs:
 
         The features are None where they are not asked for, and where the adapted layers give them.
         """
-        inputs = {IDS: input_ids, MASK: attention_mask}
+        inputs: dict[str, NDArray[Any]] = {IDS: input_ids, MASK: attention_mask}
         wanted = [STATES, FEATURES] if features and FEATURES in self.trunk.outputs else [STATES]
         found, *of_texts = self.trunk.run(wanted, inputs, tokens=input_ids.size, alone=alone)
         return found, of_texts[0] if of_texts else None
@@ -103,7 +103,7 @@ class SharedGraphs:
 
         ``states`` are of the rows of ``attention_mask`` (rows, length), or those of one text for all.
         """
-        inputs = {STATES: states, MASK: attention_mask, **stacked(adapters)}
+        inputs: dict[str, NDArray[Any]] = {STATES: states, MASK: attention_mask, **stacked(adapters)}
         wanted = [LOGITS, FEATURES] if features and FEATURES not in self.trunk.outputs else [LOGITS]
         found, *of_rows = self.adapted.run(wanted, inputs, tokens=attention_mask.size, alone=alone)
         return found, of_rows[0] if of_rows else None

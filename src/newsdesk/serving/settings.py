@@ -7,7 +7,7 @@ from pathlib import Path
 
 from newsdesk.errors import UserError
 from newsdesk.prediction.abstention import Promises
-from newsdesk.prediction.open_model import default_threads
+from newsdesk.prediction.onnx_session import default_threads
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 

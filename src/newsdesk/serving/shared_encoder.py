@@ -24,7 +24,8 @@ from newsdesk.prediction.shared_model import SharedClassifier, SharedGraphs, She
 from newsdesk.runs.exported import find_exported
 from newsdesk.serving.batching import Computed, Row
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 Floats = NDArray[np.float32]
 TOKENS_AT_ONCE = 1 << 14
 """Of texts whose states are kept between trunk and adapted layers: 25 MB where a token has 384 numbers."""
@@ -206,9 +207,9 @@ def _through_trunk(texts: Sequence[Sequence[_Window]], alone: bool) -> list[_Cal
     single = [place for place, windows in enumerate(texts) if len(windows) == 1]
     calls = []
     if single:
-        whole = len(single) == len(texts)
-        of_single = [array if whole or array is None else array[single] for array in (states, mask, features)]
-        calls.append(_Call([texts[place][0] for place in single], *of_single))
+        rows = slice(None) if len(single) == len(texts) else single
+        of_texts = None if features is None else features[rows]
+        calls.append(_Call([texts[place][0] for place in single], states[rows], mask[rows], of_texts))
     for place, windows in enumerate(texts):
         if len(windows) == 1:
             continue
@@ -217,8 +218,8 @@ def _through_trunk(texts: Sequence[Sequence[_Window]], alone: bool) -> list[_Cal
         own = states[place : place + 1, :length]
         of_text = None if features is None else features[place : place + 1]
         for start in range(0, len(windows), at_once):
-            rows = windows[start : start + at_once]
-            calls.append(_Call(rows, own, np.ones((len(rows), length), dtype=np.int64), of_text))
+            part = windows[start : start + at_once]
+            calls.append(_Call(part, own, np.ones((len(part), length), dtype=np.int64), of_text))
     return calls
 
 
