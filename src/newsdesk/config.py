@@ -192,10 +192,11 @@ class TrainingSection(Section):
         None, description="a run to go on from with its adapters, head and classes; absent: begin anew"
     )
     growing_rows: PositiveInt = Field(
-        320, description="rows of an epoch that goes on from a run; more where there are more new rows"
+        800, description="rows of an epoch that goes on from a run; more where there are more new rows"
     )
     new_share: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.05, description="share of new rows in it, repeated where they are few; the others are earlier ones"
+        0.02,
+        description="share of new rows in it, at least: more find more of new classes and lose more of others",
     )
     baseline: bool = Field(
         True, description="first measure a linear model on the validation rows, which takes seconds"

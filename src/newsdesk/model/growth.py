@@ -108,16 +108,16 @@ def head_inputs(network: Network, sequences: Sequence[TokenIds]) -> Values:
 
 _MOST_ROWS = 1024
 """Rows of known classes, and of each new one, that its row of the head is fitted on."""
-_LEAST_SHARE, _RIDGE, _STEPS = 0.02, 3e-4, 200
+_RIDGE, _STEPS = 3e-4, 200
 
 
 def begin_new_classes(
-    network: Network, sequences: Sequence[TokenIds], truth: NDArray[Any], *, known: int
+    network: Network, sequences: Sequence[TokenIds], truth: NDArray[Any], *, known: int, share: float
 ) -> None:
     """Give the head a row for each class beyond the first ``known``, in place: the likeliest beside them.
 
     A logistic regression on what the head reads of texts, in which the known rows of the head stay as they
-    are, with a normal prior on the weights; each new class counts as a fiftieth of the rows, at least. So
+    are, with a normal prior on the weights; each new class counts as ``share`` of the rows, at least. So
     training begins near the answer. From rows of zeros it would have to push the known classes away first;
     rows that point to the class's mean (Qi et al., 2018) take texts from the known ones: features of an
     encoder that never had to tell a class from others often lie between theirs.
@@ -127,6 +127,7 @@ def begin_new_classes(
         sequences: token ids of the training rows.
         truth: their class ids, (rows,), or truth values (rows, labels).
         known: how many classes the head was trained on.
+        share: the larger, the more texts of the new classes are found, and the more known ones are lost.
     """
     layer = output_layer(network.model)
     classes = len(layer.weight)
@@ -140,20 +141,21 @@ def begin_new_classes(
     targets = torch.from_numpy(having[rows]).double()
     weight, bias = (parameter.detach().cpu().double() for parameter in (layer.weight, layer.bias))
     logits = inputs @ weight[:known].T + bias[:known]
-    found = _likeliest(inputs, logits, targets, one_each=truth.ndim == 1)
+    found = _likeliest(inputs, logits, targets, share, one_each=truth.ndim == 1)
     with torch.no_grad():
         layer.weight[known:] = found[:, :-1].to(layer.weight)
         layer.bias[known:] = found[:, -1].to(layer.bias)
 
 
-def _likeliest(inputs: Tensor, logits: Tensor, targets: Tensor, *, one_each: bool) -> Tensor:
+def _likeliest(inputs: Tensor, logits: Tensor, targets: Tensor, share: float, *, one_each: bool) -> Tensor:
     """Weights and, last, the bias of each new class, (new, features + 1), beside known ``logits``.
 
     ``targets`` are 1 for the classes that a row has, (rows, classes), of which it has ``one_each`` or any.
+    Each new class counts as ``share`` of the rows, at least.
     """
     known = logits.shape[1]
     shares = targets[:, known:].mean(dim=0)
-    more = (_LEAST_SHARE / shares.clamp_min(1e-9)).clamp(1.0, len(targets)) - 1
+    more = (share / shares.clamp_min(1e-9)).clamp(1.0, len(targets)) - 1
     counts = 1 + (targets[:, known:] * more).amax(dim=1)  # how many rows each counts as
     row = torch.zeros(targets.shape[1] - known, inputs.shape[1] + 1, dtype=inputs.dtype, requires_grad=True)
     search = torch.optim.LBFGS([row], max_iter=_STEPS, line_search_fn="strong_wolfe")

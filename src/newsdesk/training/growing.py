@@ -175,7 +175,8 @@ class Start:
         """Let the head know the new classes, by the rows' token ids; the rows of an epoch."""
         from newsdesk.model.growth import begin_new_classes
 
-        begin_new_classes(network, sequences, data.train.truth(), known=len(self.earlier.label_names))
+        known, share = len(self.earlier.label_names), recipe.training.new_share
+        begin_new_classes(network, sequences, data.train.truth(), known=known, share=share)
         return drawn_rows(data.replayed or 0, len(data.train), recipe.training)
 
     @property
