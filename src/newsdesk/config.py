@@ -196,7 +196,7 @@ class TrainingSection(Section):
     )
     new_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.02,
-        description="share of new rows in it, at least: more find more of new classes and lose more of others",
+        description="share of new rows in it, at least; more find more of new classes, and lose more of old",
     )
     baseline: bool = Field(
         True, description="first measure a linear model on the validation rows, which takes seconds"
