@@ -24,6 +24,7 @@ def test_the_public_names_are_all_there():
         "export",
         "load",
         "open_model",
+        "pick",
         "predict_file",
         "push",
         "report",

@@ -18,6 +18,7 @@ __all__ = [
     "export",
     "load",
     "open_model",
+    "pick",
     "predict_file",
     "push",
     "report",
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from newsdesk.errors import UserError
     from newsdesk.evaluation.audit.audit import audit
     from newsdesk.evaluation.compare import compare
+    from newsdesk.evaluation.labelling import pick
     from newsdesk.prediction.bulk import predict_file
     from newsdesk.prediction.explanation import explain
     from newsdesk.prediction.open_model import open_model
@@ -47,6 +49,7 @@ _HOMES = {
     "explain": "newsdesk.prediction.explanation",
     "export": "newsdesk.api",
     "open_model": "newsdesk.prediction.open_model",
+    "pick": "newsdesk.evaluation.labelling",
     "predict_file": "newsdesk.prediction.bulk",
     "push": "newsdesk.reports.push",
     "report": "newsdesk.api",

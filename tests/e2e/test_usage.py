@@ -93,6 +93,10 @@ FLAGS = {
     "push": {
         *("--private", "--public", "--revision", "--with-exports", "--message", "--dry-run", "--json"),
     },
+    "label": {
+        *("--data", "--out", "--labels", "--rows", "--random", "--batch", "--pool", "--base", "--guess"),
+        *("--no-guess", "--label", "--task", "--text", "--template", "--normaliser", *DIALECT, "--json"),
+    },
     "models list": {"--json"},
     "models pull": {"--out"},
     "data list": {"--json"},

@@ -82,7 +82,7 @@ def _noting_names(_context: click.Context, _argument: click.Parameter, given: An
     """Say what a ready-made classifier's licence asks, or that a folder of its name is used instead."""
     from newsdesk.runs.ready_made import named
 
-    for path in dict.fromkeys(given if isinstance(given, tuple) else (given,)):
+    for path in dict.fromkeys(filter(None, given if isinstance(given, tuple) else (given,))):
         if known := named(path):
             instead = f"{path} here is used, not the ready-made classifier of that name"
             click.echo(f"note: {instead if path.exists() else known.notice}", err=True)
@@ -90,6 +90,7 @@ def _noting_names(_context: click.Context, _argument: click.Parameter, given: An
 
 
 RUN = click.argument("run", type=PATH, callback=_noting_names)
+RUN_IF_ANY = click.argument("run", required=False, type=PATH, callback=_noting_names)
 RUNS = click.argument("runs", nargs=-1, type=PATH, metavar="RUN RUN [RUN ...]", callback=_noting_names)
 DEBUG_FLAG = flag("--debug", **_DEBUG)
 JSON_FLAG = flag("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")

@@ -73,9 +73,14 @@ def figure(name: str, value: str) -> str:
     return f"{name}{' ' * (_FIGURE_AT - cell_len(name))}{value}"
 
 
+def harmless(text: str) -> str:
+    """The text without what a terminal would take for a command, or could reorder it."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def cut(text: str, width: int) -> str:
     """The text in at most ``width`` cells, an ellipsis where it was cut; right-to-left text set apart."""
-    shown = "".join(letter if letter.isprintable() else "?" for letter in text)
+    shown = harmless(text)
     return isolated(shown if cell_len(shown) <= width else set_cell_size(shown, width - 1) + "…")
 
 

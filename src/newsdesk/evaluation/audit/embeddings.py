@@ -34,15 +34,16 @@ Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 def embed(
     texts: Sequence[str],
     base: ResolvedBase,
-    folder: Path,
+    folder: Path | None,
     *,
     long_texts: Read = "cut",
+    purpose: str = "an audit",
     progress: Progress | None = None,
 ) -> NDArray[np.float32]:
-    """The texts' embeddings by the frozen base, float32 (rows, dimensions), kept in ``folder``.
+    """The texts' embeddings by the frozen base, float32 (rows, dimensions), kept in a ``folder`` if named.
 
     ``long_texts`` is how texts of more tokens are read. ``progress`` is called with the rows done. Raises
-    UserError where torch is missing.
+    UserError where torch is missing, which ``purpose`` needs.
     """
     read = LongTexts.of(ModelSection(max_length=LONGEST_TEXT, long_texts=long_texts))
 
@@ -50,7 +51,7 @@ def embed(
         try:
             from newsdesk.model.network import TextEmbedder
         except ImportError:
-            raise missing_package("torch", "train", "an audit") from None
+            raise missing_package("torch", "train", purpose) from None
         return TextEmbedder(base.path, max_length=LONGEST_TEXT, long_texts=read).embed
 
     identity = f"{base.sha256 or base.path}, mean of {LONGEST_TEXT} tokens"
@@ -61,13 +62,16 @@ def embed(
 
 def embed_stored(
     texts: Sequence[str],
-    folder: Path,
+    folder: Path | None,
     embedder: Callable[[], Embed],
     *,
     identity: str,
+    what: str = "embedding",
     progress: Progress | None = None,
 ) -> NDArray[np.float32]:
     """The embedding of each text, float32 (rows, dimensions), read from ``folder`` where it is there.
+
+    Or other vectors, such as probabilities: ``what`` is shown as being done.
 
     Each piece of 1,024 texts is a file named by the hash of its texts and of ``identity`` (the base model's
     hash), written when it is computed: change a text, and only its piece is computed again. A damaged file
@@ -77,7 +81,7 @@ def embed_stored(
     from safetensors import SafetensorError
     from safetensors.numpy import load, save
 
-    count = counting(progress, len(texts), "embedding")
+    count = counting(progress, len(texts), what)
     compute: Embed | None = None
     pieces, names = [], set()
     for start in range(0, len(texts), PIECE_ROWS):
@@ -86,17 +90,18 @@ def embed_stored(
         for text in part:
             encoded = text.encode("utf-8", "surrogatepass")
             digest.update(len(encoded).to_bytes(8, "little") + encoded)
-        path, piece = folder / f"{digest.hexdigest()[:32]}.safetensors", None
+        path, piece = None if folder is None else folder / f"{digest.hexdigest()[:32]}.safetensors", None
         with suppress(OSError, SafetensorError, KeyError, TypeError):
-            piece = load(read_regular(path))[EMBEDDINGS]
+            piece = None if path is None else load(read_regular(path))[EMBEDDINGS]
         if piece is None or piece.shape[:-1] != (len(part),) or not np.isfinite(piece).all():
             compute = compute or embedder()
             piece = compute(part)
-            write_bytes(path, save({EMBEDDINGS: np.ascontiguousarray(piece)}))
+            if path is not None:
+                write_bytes(path, save({EMBEDDINGS: np.ascontiguousarray(piece)}))
         count(len(part))
         pieces.append(np.asarray(piece, dtype=np.float32))
-        names.add(path.name)
-    for stale in folder.glob("*.safetensors"):
+        names.add(path.name if path else "")
+    for stale in folder.glob("*.safetensors") if folder else ():
         if stale.name not in names and _OWN_NAME.fullmatch(stale.name):
             stale.unlink()
     return np.concatenate(pieces)
