@@ -17,7 +17,6 @@ import newsdesk as package
 from newsdesk.data.stream import read_table
 
 pty = pytest.importorskip("pty")  # there is none on Windows
-fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
 
 PATIENCE = 60
 """Seconds until a process is given up."""
@@ -185,22 +184,25 @@ def test_a_program_answers_rows_as_json(start, unlabelled, truth, tmp_path):
     )
 
 
+# So that Ctrl-C reaches the process, even if a shell has it ignored.
+ON_A_TERMINAL = """
+import fcntl, signal, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from newsdesk.cli import main
+main()
+"""
+
+
 class Terminal:
     """A process of the command line on a terminal of its own."""
 
     def __init__(self, *arguments):
         self.ours, theirs = pty.openpty()
-        command = [sys.executable, "-m", "newsdesk", *map(str, arguments)]
+        command = [sys.executable, "-c", ON_A_TERMINAL, *map(str, arguments)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "60", "TERM": "xterm"}
         streams = dict.fromkeys(("stdin", "stdout", "stderr"), theirs)
-
-        def take_it_over():  # so that Ctrl-C reaches the process, even if a shell had it ignored
-            fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-        self.process = subprocess.Popen(
-            command, **streams, env=environment, start_new_session=True, preexec_fn=take_it_over
-        )
+        self.process = subprocess.Popen(command, **streams, env=environment, start_new_session=True)
         os.close(theirs)
         self.shown = ""
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import ceil, floor
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -149,21 +149,15 @@ def read_unlabelled(
     Left out are rows without a text, rows that the label column gives a label already, rows that the model
     has learned from, and of copies and near copies all but the first. Raises UserError where none is left.
     """
-    own = load_recipe(str(model.recipe)).recipe.data if isinstance(model, RunFolder) else None
     table = _table(data, dialect.asking(text or (), label, template), progress)
+    columns: Any = {"text": text, "template": template}
     if model is None:
-        layout = text_layout(
-            table, text=text, label=label, template=template, normaliser=normaliser or "none"
-        )
+        layout = text_layout(table, label=label, normaliser=normaliser or "none", **columns)
     else:
         learned = model.labels.layout
-        learned = replace(learned, normaliser=normaliser or learned.normaliser)
-        layout = learned.for_table(table, text=text, template=template)
+        layout = replace(learned, normaliser=normaliser or learned.normaliser).for_table(table, **columns)
         labels, task = model.labels.names, model.labels.task
-    texts = layout.texts(table)
-    form = LabelFormat(column=label or _plain_column(own.label if own else None))
-    if own is not None and own.label_columns and label is None:
-        form = LabelFormat(columns=tuple(own.label_columns), task="multi")
+    texts, form = layout.texts(table), _form_of(model, label)
     place = np.random.Generator(np.random.PCG64(_SEED)).permutation(len(texts))
     left_out: dict[str, int] = {}
     is_out = np.zeros(len(texts), dtype=np.bool_)
@@ -202,6 +196,14 @@ def _table(data: str | Sequence[str], dialect: Dialect, progress: Progress | Non
         return load_split(str(data), "train", dialect=dialect, progress=progress).table
     rows = tuple((text,) for text in given_texts(data))
     return Table(Path(IN_MEMORY), (TEXT,), rows, tuple(range(1, len(rows) + 1)))
+
+
+def _form_of(model: RunFolder | ExportedModel | None, label: str | None) -> LabelFormat:
+    """How labels are written: to the column asked for, else as the rows that a run was trained on."""
+    own = load_recipe(str(model.recipe)).recipe.data if isinstance(model, RunFolder) else None
+    if own is not None and own.label_columns and label is None:
+        return LabelFormat(columns=tuple(own.label_columns), task="multi")
+    return LabelFormat(column=label or _plain_column(own.label if own else None))
 
 
 def _plain_column(name: str | None) -> str | None:
@@ -343,8 +345,8 @@ def _assigned(classifier: Classifier, probabilities: NDArray[np.float32]) -> NDA
 
 
 def _base_of(model: RunFolder | ExportedModel) -> str:
-    manifest = model.manifest
-    return (manifest if isinstance(model, RunFolder) else model.manifest.run).base.reference
+    of_run = model.manifest if isinstance(model, RunFolder) else model.manifest.run
+    return of_run.base.reference
 
 
 class Labelling:

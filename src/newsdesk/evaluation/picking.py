@@ -115,14 +115,14 @@ def pick_uncertain(embeddings: Embeddings, doubts: Floats, count: int, *, seed: 
     weighs as much as its doubt, and of each cluster the row nearest to its centre is taken (Zhdanov, 2019).
     A batch of the most uncertain rows alone asks the same question many times. Deterministic by ``seed``.
     """
-    order = np.argsort(-doubts, kind="stable")[: CANDIDATES * count]
+    order: Rows = np.argsort(-doubts, kind="stable")[: CANDIDATES * count]
     if len(order) <= count:
         return order
     clusters = _clusters(embeddings[order], count, weights=doubts[order] + _LEAST, seed=seed)
     chosen = order[clusters.medoids(embeddings[order])]
     missing = [row for row in order.tolist() if row not in set(chosen.tolist())][: count - len(chosen)]
     rows = np.concatenate([chosen, np.array(missing, dtype=np.int64)])
-    return rows[np.argsort(-doubts[rows], kind="stable")]
+    return np.asarray(rows[np.argsort(-doubts[rows], kind="stable")], dtype=np.int64)
 
 
 def pick_diverse(embeddings: Embeddings, known: Rows, free: Rows, count: int, *, seed: int) -> Rows:
@@ -140,7 +140,8 @@ def pick_diverse(embeddings: Embeddings, known: Rows, free: Rows, count: int, *,
     places = clusters.of_row[medoids]
     chosen = medoids[np.lexsort((-sizes[places], taken[places]))][:count]
     rest = np.setdiff1d(np.arange(len(known), len(rows)), chosen)[: count - len(chosen)]
-    return rows[np.concatenate([chosen, rest])]
+    picked: Rows = rows[np.concatenate([chosen, rest])]
+    return picked
 
 
 @dataclass(frozen=True)
