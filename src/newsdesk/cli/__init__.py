@@ -12,8 +12,8 @@ from newsdesk import __version__
 from newsdesk.cli.audit import audit
 from newsdesk.cli.data import data, models
 from newsdesk.cli.evaluate import calibrate, compare, evaluate, report
-from newsdesk.cli.labels import labels
 from newsdesk.cli.label import label
+from newsdesk.cli.labels import labels
 from newsdesk.cli.predict import explain, predict
 from newsdesk.cli.publish import export, push
 from newsdesk.cli.serve import serve
