@@ -68,15 +68,15 @@ def test_what_a_run_picks_is_labelled_in_a_pipe_and_learned_from(
     flags = ("--data", unlabelled, "--rows", 30, "--batch", 30, "--random", 0.2)
     asked = newsdesk("label", trained, *flags, "--out", out, stdin=answers)
     assert asked.code == 0, asked.err
-    assert f"newsdesk train --data {out} --label desk" in asked.out
+    assert f"newsdesk train --from {trained} --data {out} --out RUN" in asked.out
     written = rows_of(out)
     assert [(row["number"], row["words"], row["picked"]) for row in written] == [
         (str(each.row), each.text, each.picked) for each in picks
     ]
     assert all(truth[row["words"]] == row["desk"] for row in written)
     assert sum(row["picked"] == "random" for row in written) == 6
-    settings = [*desk.flags[2:], "--set", "training.epochs=1", "--out", tmp_path / "run"]
-    assert newsdesk("train", "--data", out, *settings).code == 0
+    grown = newsdesk("train", "--from", trained, "--data", out, "--out", tmp_path / "run")
+    assert grown.code == 0, grown.err
     # What was learned, and what is a copy, is not asked again.
     again = newsdesk("label", tmp_path / "run", "--data", unlabelled, "--out", tmp_path / "more.csv")
     assert "known to the run" in again.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -138,7 +139,7 @@ def label(
             interrupted = True
         finally:
             asker.end()
-        _tell(labelling, out, as_json=as_json)
+        _tell(labelling, out, run, as_json=as_json)
     if interrupted:
         click.get_current_context().exit(130)
 
@@ -156,7 +157,7 @@ def _ask(labelling: Labelling, asker: Asker) -> None:
             labelling.answer(pick, None if reply == "skip" else reply)
 
 
-def _tell(labelling: Labelling, out: Path, *, as_json: bool) -> None:
+def _tell(labelling: Labelling, out: Path, run: Path | None, *, as_json: bool) -> None:
     """Say how many rows are labelled, and what to do next."""
     session, rows = labelling.session, labelling.rows
     picked: dict[str, int] = {}
@@ -175,11 +176,24 @@ def _tell(labelling: Labelling, out: Path, *, as_json: bool) -> None:
     if len(session.answers) < labelling.wanted.rows:
         lines.append("the same command goes on where this one stopped")
     else:
-        column = "" if rows.form.columns else f" --label {rows.form.column or 'label'}"
-        task = " --task multi" if rows.several and not rows.form.columns else ""
-        lines.append(f"learn from them: newsdesk train --data {out}{column}{task} --out RUN")
+        lines.append(f"learn from them: {shlex.join(_training(labelling, out, run))}")
         lines.append(f"label more: the same command with --rows {2 * labelling.wanted.rows}")
     say(lines)
+
+
+def _training(labelling: Labelling, out: Path, run: Path | None) -> list[str]:
+    """The command that learns from the labelled rows."""
+    rows, text = labelling.rows, labelling.rows.layout.text_columns
+    command = ["newsdesk", "train", *(["--from", str(run)] if labelling.grows else []), "--data", str(out)]
+    if rows.form.columns:
+        command += ["--label-columns", ",".join(labelling.session.labels)]
+    elif not labelling.grows or rows.form.column is None:
+        command += ["--label", rows.form.column or "label"]
+    if rows.several and not labelling.grows and not rows.form.columns:
+        command += ["--task", "multi"]
+    if not labelling.grows:
+        command += ["--text", ",".join(text)]
+    return [*command, "--out", "RUN"]
 
 
 # --- asking

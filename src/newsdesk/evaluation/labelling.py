@@ -106,6 +106,7 @@ class Unlabelled:
 
     Attributes:
         table, texts: all rows, and the text of each.
+        layout: how rows become texts.
         form: how the labels are to be written.
         labels: those known, in id order.
         several: whether a text may have several of them.
@@ -117,6 +118,7 @@ class Unlabelled:
 
     table: Table
     texts: tuple[str, ...]
+    layout: TextLayout
     form: LabelFormat
     labels: tuple[str, ...]
     several: bool
@@ -186,9 +188,8 @@ def read_unlabelled(
     # By its place in the draw alone: so it stays a random one while rows are labelled and runs trained.
     kept = place[: ceil(wanted.random * len(texts))]
     drawn = kept[np.isin(kept, rows)].tolist()
-    return Unlabelled(
-        table, texts, form, tuple(labels), task == "multi", rows, ~is_out[rows], tuple(drawn), left_out
-    )
+    names, several, free = tuple(labels), task == "multi", ~is_out[rows]
+    return Unlabelled(table, texts, layout, form, names, several, rows, free, tuple(drawn), left_out)
 
 
 def _table(data: str | Sequence[str], dialect: Dialect, progress: Progress | None) -> Table:
@@ -356,11 +357,12 @@ class Labelling:
         rows: those to pick from.
         session: the answers so far, and the labels to choose from.
         wanted: how many, and how they are chosen.
+        grows: whether a run chooses them, which can be trained further on them.
     """
 
-    def __init__(self, picker: Picker, session: LabelSession) -> None:
+    def __init__(self, picker: Picker, session: LabelSession, *, grows: bool) -> None:
         """Ask what ``picker`` chooses; ``session`` keeps the answers."""
-        self.rows, self.wanted, self.session = picker.rows, picker.wanted, session
+        self.rows, self.wanted, self.session, self.grows = picker.rows, picker.wanted, session, grows
         self._picker = picker
 
     def question(self) -> Pick | None:
@@ -427,7 +429,7 @@ def opened_labelling(
             picker = Picker(rows, wanted, None)
         else:
             picker = _prepared(rows, found, wanted, session_folder(Path(out)), progress)
-        yield Labelling(picker, session)
+        yield Labelling(picker, session, grows=isinstance(found, RunFolder))
 
 
 def pick(
