@@ -159,7 +159,7 @@ def _ask(labelling: Labelling, asker: Asker) -> None:
 
 def _tell(labelling: Labelling, out: Path, run: Path | None, *, as_json: bool) -> None:
     """Say how many rows are labelled, and what to do next."""
-    session, rows = labelling.session, labelling.rows
+    session = labelling.session
     picked: dict[str, int] = {}
     for action in session.answers.values():
         picked[action.picked] = picked.get(action.picked, 0) + 1

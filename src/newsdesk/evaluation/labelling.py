@@ -230,7 +230,7 @@ class Picker:
         rows: those to pick from.
         wanted: how many, and how.
         pool: the same as a picker sees them; None where all are drawn at random.
-        assign: which labels the classifier behind ``pool`` gives by probabilities, (rows, labels); None:
+        assigned: which labels the classifier behind ``pool`` gives, bool (rows, labels); None:
             there is no classifier yet.
     """
 
