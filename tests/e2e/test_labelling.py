@@ -110,6 +110,12 @@ def test_answers_are_numbers_names_and_their_beginnings(cold, tmp_path):
     assert given == ["Business", "Sports", "Science", "Weather", "Weather", "Science"]
 
 
+def test_where_no_row_is_left_it_ends(cold):
+    ended = cold(*"1" * 200, rows=200)
+    assert ended.code == 0
+    assert "no row is left to ask" in ended.out
+
+
 def test_undo_and_skip_hold_across_a_restart(cold, tmp_path):
     first = cold("1", "2", "s", "q")
     assert "2 of 10 rows labelled" in first.out

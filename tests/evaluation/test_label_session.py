@@ -160,6 +160,17 @@ def test_a_run_that_has_learned_the_new_label_goes_on(tmp_path):
         assert labelling.labels == [*LABELS, "more", "new"]
 
 
+def test_a_run_whose_labels_are_in_another_order_goes_on(tmp_path):
+    out, form = tmp_path / "out.csv", LabelFormat(columns=("a", "d"), task="multi")
+    with session(out, form=form, several=True, labels=("a", "d")) as labelling:
+        labelling.answer(0, ["a", "new"], "uncertain")
+    with session(out, form=form, several=True, labels=("d", "a")) as labelling:
+        assert labelling.labels == ["d", "a", "new"]
+        labelling.answer(1, ["d"], "uncertain")
+    with session(out, form=form, several=True, labels=("a", "d")):
+        assert [row[2:5] for row in read_table(out).rows] == [("1", "0", "1"), ("0", "1", "0")]
+
+
 def test_files_of_others_are_left_alone(tmp_path):
     out = tmp_path / "out.csv"
     out.write_text("mine")

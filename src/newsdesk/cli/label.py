@@ -131,33 +131,34 @@ def label(
         ) as labelling,
     ):
         asker: Asker = _Json() if as_json else _Screen(guess) if sys.stdin.isatty() else _Lines(guess)
-        interrupted = False
+        to_the_end, interrupted = False, False
         try:
             asker.begin(labelling)
-            _ask(labelling, asker)
+            to_the_end = _ask(labelling, asker)
         except KeyboardInterrupt:
             interrupted = True
         finally:
             asker.end()
-        _tell(labelling, out, run, as_json=as_json)
+        _tell(labelling, out, run, to_the_end=to_the_end, as_json=as_json)
     if interrupted:
         click.get_current_context().exit(130)
 
 
-def _ask(labelling: Labelling, asker: Asker) -> None:
-    """Ask row after row until enough are labelled, none is left, or the person has had enough."""
+def _ask(labelling: Labelling, asker: Asker) -> bool:
+    """Ask row after row until enough are labelled, none is left, or, which is False, a person ends it."""
     while (pick := labelling.question()) is not None:
         reply = asker.ask(pick, labelling)
         if reply == "quit":
-            return
+            return False
         if reply == "undo":
             if not labelling.undo():
                 asker.tell("there is no answer to take back")
         else:
             labelling.answer(pick, None if reply == "skip" else reply)
+    return True
 
 
-def _tell(labelling: Labelling, out: Path, run: Path | None, *, as_json: bool) -> None:
+def _tell(labelling: Labelling, out: Path, run: Path | None, *, to_the_end: bool, as_json: bool) -> None:
     """Say how many rows are labelled, and what to do next."""
     session = labelling.session
     picked: dict[str, int] = {}
@@ -173,11 +174,15 @@ def _tell(labelling: Labelling, out: Path, run: Path | None, *, as_json: bool) -
         lines.append(f"{counted(len(session.skipped), 'row')} skipped")
     if session.answers:
         lines.append(f"saved to {out}")
-    if len(session.answers) < labelling.wanted.rows:
+    if not to_the_end:
         lines.append("the same command goes on where this one stopped")
+    elif not session.answers:
+        lines.append("no row is left to ask")
     else:
         lines.append(f"learn from them: {shlex.join(_training(labelling, out, run))}")
-        lines.append(f"label more: the same command with --rows {2 * labelling.wanted.rows}")
+        more = f"label more: the same command with --rows {2 * labelling.wanted.rows}"
+        left = len(session.answers) >= labelling.wanted.rows
+        lines.append(more if left else "no row is left to ask")
     say(lines)
 
 
@@ -319,7 +324,12 @@ class _Screen(Asker):
         if not entry:
             return None
         labels = labelling.session.labels
-        name = new_label(entry, labels) if key == "+" else label_named(entry, labels)
+        if key.isdecimal():  # a place, even where labels are called by numbers
+            if not 0 < int(entry) <= len(labels):
+                raise ValueError(f"there is no label {entry}")
+            name = labels[int(entry) - 1]
+        else:
+            name = new_label(entry, labels) if key == "+" else label_named(entry, labels)
         if not labelling.rows.several:
             note(isolated(name))
             return (name,)

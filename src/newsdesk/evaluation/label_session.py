@@ -116,21 +116,23 @@ class LabelledFile:
         """The column of the labels, where it is one."""
         return self.form.column or "label"
 
-    def content(self, answers: Collection[Action], labels: Sequence[str]) -> bytes:
-        """The bytes of the file with these answers, whose labels are among ``labels``."""
-        columns = [*self._kept, *(labels if self.form.columns else [self.column]), self._picked]
-        lines = (self._cells(each, labels) for each in answers)
+    def content(self, answers: Collection[Action]) -> bytes:
+        """The bytes of the file with these answers; new labels get columns after those there were."""
+        given = [label for each in answers for label in each.labels or ()]
+        marked = tuple(dict.fromkeys((*self.form.columns, *given))) if self.form.columns else ()
+        columns = [*self._kept, *(marked or [self.column]), self._picked]
+        lines = (self._cells(each, marked) for each in answers)
         if self.path.suffix.lower() in _LINES:
             return b"".join(json_line(dict(zip(columns, cells, strict=True))) for cells in lines)
         delimiter = _DELIMITERS[self.path.suffix.lower()]
         return b"".join(delimited_lines([columns, *lines], delimiter))
 
-    def _cells(self, answer: Action, labels: Sequence[str]) -> list[Cell]:
+    def _cells(self, answer: Action, marked: Sequence[str]) -> list[Cell]:
         row = dict(zip(self.table.columns, self.table.rows[answer.row], strict=True))
         given = answer.labels or ()
         cells: list[Cell] = [row[name] for name in self._kept]
-        if self.form.columns:
-            cells += [int(label in given) for label in labels]
+        if marked:
+            cells += [int(label in given) for label in marked]
         else:
             cells.append(list(given) if self.several else given[0])
         return [*cells, answer.picked]
@@ -246,7 +248,7 @@ class LabelSession:
             self._target.path.unlink(missing_ok=True)
 
     def _content(self) -> bytes:
-        return self._target.content(list(self.answers.values()), self.labels)
+        return self._target.content(list(self.answers.values()))
 
     def _write(self, content: dict[str, Any]) -> None:
         with explaining_full_disk(self._journal), self._journal.open("ab") as stream:
@@ -296,8 +298,8 @@ class LabelSession:
         elif not (set(used) <= set(asked.labels) or set(asked.labels) <= {*beginning.labels, *used}):
             wrong, found = f"the labels {listed(beginning.labels)}", f"now {listed(asked.labels)}"
         else:
-            if not set(used) <= set(asked.labels):
-                self.labels = list(beginning.labels)
+            if not set(used) <= set(asked.labels):  # those of the run keep their places
+                self.labels += [label for label in beginning.labels if label not in asked.labels]
             return
         raise UserError(f"{path} was begun with {wrong}", found=found or None, fix=fix)
 

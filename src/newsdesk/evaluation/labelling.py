@@ -250,8 +250,8 @@ class Picker:
         ``drawn`` how many of the answered ones were drawn at random.
         """
         done = {*answers, *passed}
-        free = self.rows.rows[self.rows.free]
-        waiting = [row for row in self.rows.drawn if row in set(free.tolist()) and row not in done]
+        free = set(self.rows.rows[self.rows.free].tolist())
+        waiting = [row for row in self.rows.drawn if row in free and row not in done]
         if waiting and (self.pool is None or floor(self.wanted.random * (len(answers) + 1)) > drawn):
             return waiting[0], "random"
         self._queue = [each for each in self._queue if each[0] not in done]
@@ -477,5 +477,5 @@ def pick(
 def describe_left_out(rows: Unlabelled) -> str:
     """How many rows there are to pick from, and which are not asked, in a sentence."""
     reasons = "; ".join(f"{count:,} {reason}" for reason, count in rows.left_out.items())
-    free = counted(int(rows.free.sum()), "row")
-    return f"{free} of {len(rows.texts):,} to pick from" + (f" (not asked: {reasons})" if reasons else "")
+    free = f"{int(rows.free.sum()):,} of {counted(len(rows.texts), 'row')}"
+    return f"{free} to pick from" + (f" (not asked: {reasons})" if reasons else "")
