@@ -15,6 +15,7 @@ import pytest
 
 import newsdesk as package
 from newsdesk.data.stream import read_table
+from topics import rows_with_several, written
 
 pty = pytest.importorskip("pty")  # there is none on Windows
 
@@ -163,6 +164,37 @@ def test_several_labels_a_text(cold, tmp_path):
     assert cold("1 3", "Sports; +Weather", "-", "2", rows=4, flags=["--task", "multi"]).code == 0
     given = [json.loads(row["label"]) for row in rows_of(tmp_path / "out.csv")]
     assert given == [["Business", "Sports"], ["Sports", "Weather"], [], ["Science"]]
+
+
+def test_a_run_of_several_labels_proposes_those_it_would_give(newsdesk, desk, tmp_path):
+    rows = list(rows_with_several(120, seed=5))
+    train = written(tmp_path / "train.jsonl", rows[:90])
+    flags = {
+        "data.train": str(train),
+        "data.text": ("words",),
+        "data.label": "desks",
+        "data.validation_share": 0.2,
+        "model.base": str(desk.base),
+        "training.epochs": 3.0,
+    }
+    settings = [flag.removeprefix("--set=") for flag in desk.flags if flag.startswith("--set=")]
+    run = package.train(out=tmp_path / "run", flags=flags, overrides=settings).path
+    data, out = tmp_path / "wire.csv", tmp_path / "out.jsonl"
+    with data.open("w", newline="") as stream:
+        csv.writer(stream).writerows([("words",), *((text,) for text, _ in rows[90:])])
+    (first,) = package.pick(run, str(data), rows=1)
+    assert first.labels == tuple(
+        sorted(package.open_model(run).predict([first.text])[0].labels, key=lambda name: -first.guess[name])
+    )
+    asked = ("label", run, "--data", data, "--out", out, "--rows", 3, "--batch", 1)
+    assert newsdesk(*asked, stdin=b"\n-\n+ Weather, Sports\n").code == 0
+    table = read_table(out)
+    assert table.columns == ("words", "desks", "picked")
+    assert table.column("words")[0] == first.text
+    assert [tuple(each) for each in table.column("desks")] == [first.labels, (), ("Weather", "Sports")]
+    grown = newsdesk("train", "--from", run, "--data", out, "--out", tmp_path / "grown")
+    assert grown.code == 0, grown.err
+    assert "Weather" in package.open_model(tmp_path / "grown").label_names
 
 
 def test_a_program_answers_rows_as_json(start, unlabelled, truth, tmp_path):
