@@ -21,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -79,7 +78,7 @@ class Results:
 
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
-    statuses: Counter[str] = field(default_factory=Counter)
+    statuses: dict[str, int] = field(default_factory=dict)
 
 
 async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, text: str) -> int:
@@ -102,7 +101,7 @@ async def generate(load: Load) -> Results:
 
     def note(since: float, status: str) -> None:
         if first <= since < last:
-            found.statuses[status] += 1
+            found.statuses[status] = found.statuses.get(status, 0) + 1
             if status == "200":
                 found.latencies.append(time.perf_counter() - since)
 
@@ -140,9 +139,10 @@ async def generate(load: Load) -> Results:
 def in_another_process(load: Load) -> Results:
     """``generate`` in a process of its own."""
     command = [sys.executable, __file__, "--generate"]
-    done = subprocess.run(command, input=json.dumps(asdict(load)), capture_output=True, text=True, check=True)
-    content = json.loads(done.stdout)
-    return Results(content["seconds"], content["latencies"], Counter(content["statuses"]))
+    done = subprocess.run(
+        command, input=json.dumps(asdict(load)), stdout=subprocess.PIPE, text=True, check=True
+    )
+    return Results(**json.loads(done.stdout))
 
 
 # --- the servers
@@ -166,6 +166,12 @@ def memory_of(process: int) -> float:
             if process in (number, parent):
                 total += int((folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
     return total / 1e6
+
+
+def processor_seconds(process: int) -> float:
+    """Seconds of processor time that a process has used."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
@@ -205,7 +211,7 @@ def percentile(values: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
 
 
-def line(what: str, results: Results, memory: tuple[float, float]) -> str:
+def line(what: str, results: Results, memory: tuple[float, float], processor: float) -> str:
     ok = len(results.latencies)
     marks = "  ".join(
         f"p{round(100 * share)} {1000 * percentile(results.latencies, share):7.1f} ms"
@@ -214,7 +220,7 @@ def line(what: str, results: Results, memory: tuple[float, float]) -> str:
     others = {status: count for status, count in results.statuses.items() if status != "200"}
     return (
         f"{what:34} {ok / results.seconds:8.1f} texts/s  {marks}  others {dict(others) or 'none'}  "
-        f"memory {memory[0]:.0f} -> {memory[1]:.0f} MB"
+        f"processor {1000 * processor:.2f} ms a text  memory {memory[0]:.0f} -> {memory[1]:.0f} MB"
     )
 
 
@@ -224,28 +230,29 @@ def measured(what: str, command: list[str], loads: list[tuple[str, Load]]) -> di
     with server(command) as (port, process):
         for name, load in loads:
             load.port = port
-            before = memory_of(process)
+            before, used = memory_of(process), processor_seconds(process)
             results = in_another_process(load)
-            print(line(f"{what}, {name}", results, (before, memory_of(process))), flush=True)
+            share = load.seconds / (load.seconds + load.warm_up)
+            each = (processor_seconds(process) - used) * share / max(1, len(results.latencies))
+            print(line(f"{what}, {name}", results, (before, memory_of(process)), each), flush=True)
             rates[name] = len(results.latencies) / results.seconds
     return rates
 
 
-def bulk_rate(run: Path, texts: list[str]) -> float:
-    """Texts a second of ``newsdesk predict``, its start left out: by the time that more rows take."""
+def bulk_rate(run: Path, texts: list[str]) -> tuple[float, float]:
+    """Texts a second of ``newsdesk predict`` and processor seconds a text, by what more rows take."""
     with tempfile.TemporaryDirectory() as folder:
         times = {}
         for rows in (len(texts) // 10, len(texts)):
             source = Path(folder) / f"{rows}.jsonl"
             source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:rows]))
             command = [sys.executable, "-m", "newsdesk", "predict", str(run), "--input", str(source)]
-            begun = time.perf_counter()
-            subprocess.run(
-                [*command, "--output", f"{source}.csv", "--text", "text"], check=True, capture_output=True
-            )
-            times[rows] = time.perf_counter() - begun
-        (few, short), (many, long) = times.items()
-        return (many - few) / (long - short)
+            command += ["--output", f"{source}.csv", "--text", "text"]
+            begun, used = time.perf_counter(), sum(os.times()[2:4])
+            subprocess.run(command, check=True, capture_output=True)
+            times[rows] = (time.perf_counter() - begun, sum(os.times()[2:4]) - used)
+        (few, (short, little)), (many, (long, much)) = times.items()
+        return (many - few) / (long - short), (much - little) / (many - few)
 
 
 def main() -> None:
@@ -274,8 +281,11 @@ def main() -> None:
     newsdesk = [sys.executable, "-m", "newsdesk", "serve", str(asked.run), "--port", "PORT"]
     capacity, bulk = asked.rate, None
     if "bulk" in parts:
-        bulk = bulk_rate(asked.run, texts)
-        print(f"{'newsdesk predict, bulk':34} {bulk:8.1f} texts/s", flush=True)
+        bulk, each = bulk_rate(asked.run, texts)
+        print(
+            f"{'newsdesk predict, bulk':34} {bulk:8.1f} texts/s  processor {1000 * each:.2f} ms a text",
+            flush=True,
+        )
 
     def load(clients: int, rate: float | None = None) -> Load:
         return Load(0, texts, clients, asked.seconds, rate)

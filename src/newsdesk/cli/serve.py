@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,8 @@ def serve(
     """
     from newsdesk.errors import missing_package
 
+    # Before numpy is imported: threads that help it with the small products of a batch would only spin.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         import fastapi  # noqa: F401
         import httptools  # noqa: F401
