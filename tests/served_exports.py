@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ import httpx
 import numpy as np
 import pytest
 
+from newsdesk.files import sha256_of
 from newsdesk.runs.calibration import HeldOutRows, store_calibration
 from newsdesk.runs.exported import ExportedModel
+from newsdesk.stored import write_stored
 from tiny_exports import LABELS, WORDS, build_exported
 
 newsdesk_server = pytest.importorskip("newsdesk.serving.server")
@@ -32,6 +34,21 @@ def calibrated_export(folder: Path, *, rows: int = 600, seed: int = 0) -> Path:
     logits = np.zeros((rows, len(LABELS)), dtype=np.float32)
     logits[np.arange(rows), said] = np.where(said == labels, sureness + 1, sureness / 2)
     store_calibration(folder, HeldOutRows(logits, labels, "0" * 64), "drawn at random")
+    ExportedModel(folder).seal_calibration()
+    return folder
+
+
+def with_several_labels(folder: Path, *, rows: int = 400) -> Path:
+    """An export whose texts may have several labels, calibrated on rows that tell them."""
+    build_exported(folder)
+    exported = ExportedModel(folder)
+    replace(exported.labels, task="multi").write(folder)
+    hashes = {**exported.manifest.files, "labels.json": sha256_of(folder / "labels.json")}
+    write_stored(folder / "manifest.json", replace(exported.manifest, files=hashes))
+    generator = np.random.default_rng(0)
+    labels = generator.random((rows, len(LABELS))) < 0.4
+    logits = np.where(labels, 0.9, 0.1) + generator.normal(0, 0.2, labels.shape)
+    store_calibration(folder, HeldOutRows(logits.astype(np.float32), labels, "0" * 64), "drawn at random")
     ExportedModel(folder).seal_calibration()
     return folder
 

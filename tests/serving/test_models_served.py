@@ -7,14 +7,16 @@ import threading
 from dataclasses import replace
 
 import httpx
+import numpy as np
 import pytest
 
+import newsdesk
 from newsdesk.errors import UserError
 from newsdesk.files import sha256_of
 from newsdesk.runs.exported import ExportedModel
 from newsdesk.serving.models import sources_of
 from newsdesk.stored import write_stored
-from served_exports import calibrated_export, headline, running, wait_until
+from served_exports import calibrated_export, headline, running, wait_until, with_several_labels
 
 
 def renamed_labels(folder, *names):
@@ -167,6 +169,30 @@ def test_metrics_count_requests_texts_labels_and_drift(export):
     assert float(found["newsdesk_batch_tokens_sum"]) > 1000
     assert found["newsdesk_ready"] == "1.0"
     assert found["newsdesk_queue_texts"] == "0.0"
+
+
+def test_texts_that_may_have_several_labels_are_answered_in_every_protocol(tmp_path):
+    export = with_several_labels(tmp_path / "desk")
+    text = f"{headline(0, 0)} {headline(2, 0)}"
+    expected = newsdesk.load(export).predict([text])
+    assert expected.label_sets == (("Business", "Sports"),)
+    with running(export) as server:
+        client = server.client
+        (result,) = client.post("/v1/classify", json={"texts": text}).json()["results"]
+        assert result["predictions"] == expected.to_dicts()
+        scores = {
+            entry["label"]: entry["score"] for entry in client.post("/predict", json={"inputs": text}).json()
+        }
+        assert np.allclose([scores[name] for name in expected.label_names], expected.probabilities[0])
+        assert client.post("/classify", json={"input": text}).json()["data"][0]["label"] == "Business"
+        tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [text]}
+        outputs = client.post("/v2/models/desk/infer", json={"inputs": [tensor]}).json()["outputs"]
+        assert outputs[0]["data"] == ["Business;Sports"]
+        logits = np.array(outputs[3]["data"])
+        assert np.allclose(1 / (1 + np.exp(-logits)), expected.probabilities[0], atol=1e-6)
+        item = {"uri": "urn:1", "versioncreated": "x", "headlines": [{"value": text}]}
+        subjects = client.post("/v1/ninjs", json=item).json()["subjects"]
+        assert [subject["name"] for subject in subjects] == ["Business", "Sports"]
 
 
 def test_another_seed_is_another_model(export, tmp_path):
