@@ -4,9 +4,9 @@
     python benchmarks/learning_curve.py reuters-r8 --draws 30
 
 In every draw a classifier learns from so many rows, its folds answer them, and `LearningCurve` says what it
-would reach with twice as many, which it then learns from in truth. It is measured on 2,500 other training
-rows. The classifiers are heads on a frozen encoder's embeddings, because an encoder cannot be trained so
-often. One of words (--classifiers words) learns faster from few rows than heads can tell.
+would reach with twice as many, which it then learns from in truth. It is measured on 2,500 others of the
+training rows. The classifiers are heads on a frozen encoder's embeddings, because an encoder cannot be
+trained so often. One of words (--classifiers words) learns faster from few rows than heads can tell.
 """
 
 from __future__ import annotations
@@ -45,12 +45,10 @@ CLASSIFIERS: dict[str, Callable[[], Any]] = {
 
 
 class Rows:
-    """Texts with their embeddings and labels, in random order; the last ones measure."""
+    """Texts with their embeddings and labels."""
 
     def __init__(self, texts: list[str], embeddings: Values, labels: Ids) -> None:
         self.texts, self.embeddings, self.labels = np.array(texts, dtype=object), embeddings, labels
-        self.pool = np.arange(len(labels) - MEASURED)
-        self.measured = np.arange(len(labels) - MEASURED, len(labels))
 
     def answers(self, name: str, learned: Ids, asked: Ids) -> Ids:
         """What a classifier that learned from some rows answers to others."""
@@ -63,8 +61,8 @@ def draws(rows: Rows, name: str, size: int, count: int, seed: int) -> Iterator[d
     """What was said and what was so, for as many draws of ``size`` rows."""
     generator = np.random.default_rng(seed)
     while count:
-        drawn = generator.choice(rows.pool, 2 * size, replace=False)
-        few = drawn[:size]
+        order = generator.permutation(len(rows.labels))
+        few, drawn, measured = order[:size], order[: 2 * size], order[2 * size :][:MEASURED]
         fold_of = assign_folds(rows.labels[few], np.arange(size), FOLDS, int(generator.integers(1 << 30)))
         parts = [fold_of == fold for fold in range(FOLDS)]
         if any(len(np.unique(rows.labels[few[~part]])) < 2 for part in parts):
@@ -76,7 +74,7 @@ def draws(rows: Rows, name: str, size: int, count: int, seed: int) -> Iterator[d
         curve = LearningCurve.of(rows.embeddings[few], given, rows.labels[few], fold_of)
         said = curve.at(2 * size)
         now, truth = (
-            float((rows.answers(name, learned, rows.measured) == rows.labels[rows.measured]).mean())
+            float((rows.answers(name, learned, measured) == rows.labels[measured]).mean())
             for learned in (few, drawn)
         )
         yield {
@@ -123,7 +121,6 @@ def rows_of(arguments: argparse.Namespace) -> Rows:
     text = tuple(arguments.text.split(",")) if arguments.text else ()
     section = DataSection(train=arguments.data, text=text, validation_share=0.0)
     examples = first_rows(load_training_data(section, seed=1).train, arguments.rows, 1)
-    examples = examples.select(np.random.default_rng(1).permutation(len(examples)))
     kept = arguments.embeddings
     if kept is not None and kept.is_file():
         embeddings = np.load(kept)

@@ -74,6 +74,10 @@ def test_it_says_no_more_than_other_estimators(quick, capfd):
     assert capfd.readouterr() == ("", "")  # no terminal, no bar
     TextClassifier(**quick, progress=True).fit(TEXTS, LABELS)
     assert "60/60" in capfd.readouterr().err
+    TextClassifier(**{**quick, "epochs": 1, "folds": 2}, progress=True).fit(TEXTS, LABELS)
+    notes, shown = capfd.readouterr()
+    assert shown.index("fold 1 of 2") < shown.index("fold 2 of 2") < shown.index("training: 100%")
+    assert "note: with twice the rows" in notes
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from newsdesk.data.given import (
 from newsdesk.data.labels import LabelMatcher
 from newsdesk.data.table import IN_MEMORY
 from newsdesk.files import damaged
+from newsdesk.progress import Progress, Unit
 
 if TYPE_CHECKING:
     from newsdesk.evaluation.evaluate import Evaluation
@@ -161,7 +162,7 @@ class TextClassifier:
         try:
             out, name = Path(folder) / "run", Path(self.recipe).stem
             with (
-                _shown(self.progress) as observe,
+                _shown(self.progress) as (observe, progress),
                 Tracking(self.track, out, observe, name=name) as tracking,
             ):
                 run = api.train(
@@ -169,6 +170,7 @@ class TextClassifier:
                     out=out,
                     flags=self._flags(held_out is not None, is_multi=labels.is_multi),
                     observe=tracking.observe,
+                    progress=progress,
                     tables=(table, held_out),
                 )
                 run.write_kind(self._kind_with_earlier(_kind_of(labels.names or labels.flat())))
@@ -444,8 +446,8 @@ def _ids_of(labels: Sequence[Any], names: Sequence[str]) -> NDArray[np.int64]:
 
 
 @contextmanager
-def _shown(progress: bool | None) -> Iterator[Callable[[Event], None]]:
-    """Show the events of a training as a bar: in notebooks, and on terminals, unless told otherwise."""
+def _shown(progress: bool | None) -> Iterator[tuple[Callable[[Event], None], Progress]]:
+    """Show a training as a bar, folds first: in notebooks, and on terminals, unless told otherwise."""
     from tqdm.auto import tqdm
 
     from newsdesk.runs.log import Remark, Started, Step, Validation
@@ -456,6 +458,7 @@ def _shown(progress: bool | None) -> Iterator[Callable[[Event], None]]:
     def observe(event: Event) -> None:
         """Move the bar on."""
         if isinstance(event, Started):
+            bar.set_description("training", refresh=False)
             bar.reset(event.steps)
         elif isinstance(event, Step):
             bar.update(event.step - bar.n)
@@ -466,7 +469,15 @@ def _shown(progress: bool | None) -> Iterator[Callable[[Event], None]]:
         elif isinstance(event, Remark) and not bar.disable:
             bar.write(f"note: {event.text}")
 
+    def count(done: int, total: int | None, what: str, unit: Unit = "bytes", /) -> None:
+        """Move the bar on in steps of a fold."""
+        if unit == "rows" and total is not None:
+            if not done:
+                bar.set_description(what, refresh=False)
+                bar.reset(total)
+            bar.update(done - bar.n)
+
     try:
-        yield observe
+        yield observe, count
     finally:
         bar.close()

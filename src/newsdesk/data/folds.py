@@ -23,7 +23,7 @@ def usual_folds(examples: Examples, *, rows: int, seed: int) -> tuple[Rows | Non
 
     There are none where `hold_out` would set 200 of the ``rows`` aside, which is so from 1,000 on: that many
     are enough to measure by, and what they are missed for in training is little. Below, the trainings are
-    short, and five times as long is a matter of minutes. There are none either where some fold would leave
+    short, and six of them a matter of minutes. There are none either where some fold would leave
     nothing of a class to learn from: what its model says of that class tells nothing.
     """
     if validation_size(rows, None) >= LEAST_FIGURES:
@@ -34,11 +34,12 @@ def usual_folds(examples: Examples, *, rows: int, seed: int) -> tuple[Rows | Non
         return None, (f"{_NOT_DEALT}: {error.found}",)
     if lost := _classes_of_one_fold(examples, fold_of):
         return None, (
-            f"{_NOT_DEALT}: one fold has all of {listed(lost)}, and its model would not know what that is",
+            f"{_NOT_DEALT}: one fold has all of {listed(lost)}, and its model would not know what that is; "
+            "--folds 5 does it all the same",
         )
     return fold_of, (
         f"{counted(len(examples), 'row')}, of which fewer than {LEAST_FIGURES} would be held out: "
-        f"cross-validated in {counted(USUAL_FOLDS, 'fold')}, which takes about {USUAL_FOLDS} times as long; "
+        f"cross-validated in {USUAL_FOLDS} folds, which takes about {USUAL_FOLDS + 1} times as long; "
         "--folds 0 holds some out instead",
     )
 

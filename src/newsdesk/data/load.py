@@ -309,7 +309,7 @@ def load_training_data(
     elif proportional:
         train, validation = split(train, round((data.validation_share or 0.0) * len(train)), seed=seed)
     else:
-        fold_of, said = _folds(train, data, seed)
+        fold_of, said = _folds(train, data, seed, progress)
         notes += said
         share = data.validation_share if fold_of is None else 0.0
         train, validation = hold_out(train, share, seed=seed)
@@ -318,13 +318,19 @@ def load_training_data(
     return TrainingData(first, validation, layout, found.licence, (), read_as, tuple(notes), fold_of)
 
 
-def _folds(train: Examples, data: DataSection, seed: int) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+def _folds(
+    train: Examples, data: DataSection, seed: int, progress: Progress | None
+) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
     """The folds of the rows that are learned from, those asked for or the usual ones, and what to know of it.
 
     None where rows are held out instead.
     """
     if data.folds is None and data.validation_share is None:
-        return usual_folds(first_rows(train, data.train_rows, seed), rows=len(train), seed=seed)
+        first = first_rows(train, data.train_rows, seed)
+        fold_of, said = usual_folds(first, rows=len(train), seed=seed)
+        if progress is not None and fold_of is not None:  # before it takes its time
+            progress(0, None, "cross-validating, as rows are few; --folds 0 holds some out instead", "rows")
+        return fold_of, said
     if not data.folds:
         return None, ()
     return fold_of_rows(first_rows(train, data.train_rows, seed), data.folds, seed=seed), ()

@@ -169,8 +169,11 @@ def make_plan(resolved: ResolvedRecipe, *, measure_speed: bool = True) -> Plan:
     estimate = None
     if measure_speed and lengths.mean is not None:
         computed = lengths.mean / (1 - (lengths.padding or 0.0))
-        trainings = max(1, rows.folds)  # each fold learns from all rows but its own
-        tokens = round(computed * of_epoch * steps.epochs * trainings)
+        read = of_epoch * steps.epochs
+        if rows.folds:  # each of them learns from all rows but its own
+            others = rows.train - rows.train // rows.folds
+            read += rows.folds * others * Schedule.of(others, training).epochs
+        tokens = round(computed * read)
         per_row = min(computed, recipe.model.max_length)  # windows are rows of their own
         estimate = estimate_time(model, training, tokens=tokens, tokens_per_row=per_row, epochs=steps.epochs)
     return Plan(
