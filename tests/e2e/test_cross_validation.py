@@ -131,7 +131,8 @@ def test_what_was_interrupted_after_the_folds_goes_on_and_leaves_the_same_run(ru
     assert not (out / ".folds").exists()
 
 
-def test_it_is_measured_tracked_and_reported_like_any_run(settings, rows, newsdesk, tmp_path):
+def test_it_is_measured_tracked_and_reported_like_any_run(settings, rows, newsdesk, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where its tracker writes
     pytest.importorskip("matplotlib")
     pytest.importorskip("onnx")
     flags, overrides = settings
