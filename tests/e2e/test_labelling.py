@@ -181,7 +181,7 @@ def test_a_run_of_several_labels_proposes_those_it_would_give(newsdesk, desk, tm
     run = package.train(out=tmp_path / "run", flags=flags, overrides=settings).path
     data, out = tmp_path / "wire.csv", tmp_path / "out.jsonl"
     with data.open("w", newline="") as stream:
-        csv.writer(stream).writerows([("words",), *((text,) for text, _ in rows[90:])])
+        csv.writer(stream).writerows([("number", "words"), *enumerate(text for text, _ in rows[90:])])
     (first,) = package.pick(run, str(data), rows=1)
     assert first.labels == tuple(
         sorted(package.open_model(run).predict([first.text])[0].labels, key=lambda name: -first.guess[name])
@@ -189,7 +189,7 @@ def test_a_run_of_several_labels_proposes_those_it_would_give(newsdesk, desk, tm
     asked = ("label", run, "--data", data, "--out", out, "--rows", 3, "--batch", 1)
     assert newsdesk(*asked, stdin=b"\n-\n+ Weather, Sports\n").code == 0
     table = read_table(out)
-    assert table.columns == ("words", "desks", "picked")
+    assert table.columns == ("number", "words", "desks", "picked")
     assert table.column("words")[0] == first.text
     assert [tuple(each) for each in table.column("desks")] == [first.labels, (), ("Weather", "Sports")]
     grown = newsdesk("train", "--from", run, "--data", out, "--out", tmp_path / "grown")

@@ -380,11 +380,11 @@ def reply_to(entry: str, pick: Pick, labels: Sequence[str], *, several: bool) ->
         return pick.labels
     if entry == "-" and several:
         return ()
-    with suppress(ValueError):
-        return (_one(entry, labels),)
     if not several:
         return (_one(entry, labels),)
-    parts = re.split(r"[;,]" if re.search(r"[;,]", entry) else r"\s+", entry)
+    with suppress(ValueError):  # whose name may hold a comma
+        return (label_named(entry, labels),)
+    parts = entry.split() if re.fullmatch(r"[\d\s]+", entry) else re.split("[;,]", entry)
     return tuple(dict.fromkeys(_one(part.strip(), labels) for part in parts if part.strip()))
 
 
