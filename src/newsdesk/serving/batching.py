@@ -28,6 +28,7 @@ Row = tuple[TokenIds, str]
 
 _RATE_MEMORY = 0.1  # share of a new batch in the running mean of the speed
 _JOBS_TOKENISED_TOGETHER = 64
+_HEADROOM = 0.75  # of a request's time, that it may be expected to wait: speeds vary
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ class Batcher:
         """
         assert self._loop is not None
         wait = self.expected_wait
-        if self.waiting + len(texts) > self.most_waiting or wait > seconds:
+        if self.waiting + len(texts) > self.most_waiting or wait > _HEADROOM * seconds:
             raise Refusal("overloaded", "the server has more to do than it can", retry_after=max(wait, 1.0))
         future: asyncio.Future[T] = self._loop.create_future()
         job = _Job(model, texts, render, future, time.perf_counter(), check)
