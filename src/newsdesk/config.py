@@ -42,6 +42,9 @@ class DataSection(Section):
 
     train: str = Field("reuters-r8", description="named data set, file, or folder with train.* and test.*")
     validation: str | None = Field(None, description="file of validation rows; absent: split off train")
+    unlabelled: str | None = Field(
+        None, description="file of texts without labels to learn from, too, where labelled rows are few"
+    )
     validation_share: Share | None = Field(
         None,
         description="share of train rows split off for validation; absent: 5 %, more of few rows",
@@ -157,6 +160,10 @@ class TrainingSection(Section):
     learning_rate: Positive = Field(5e-4, description="the highest, after warm-up")
     head_learning_rate: Positive | None = Field(None, description="for the head; absent: learning_rate")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="decoupled, as in AdamW")
+    start: Literal["random", "fitted"] = Field(
+        "random",
+        description="fitted: the first token reads the mean of all, and the head is a linear model of that",
+    )
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="after warm-up")
     warmup: StepsOrShare = Field(0.06, description="steps (500) or share of all steps (0.06)")
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0: no clipping")

@@ -36,6 +36,7 @@ def recipe_flags(function: Function) -> Function:
     def with_recipe(
         train_data: str | None,
         valid: str | None,
+        unlabelled: str | None,
         base: str | None,
         epochs: float | None,
         baseline: bool | None,
@@ -47,7 +48,7 @@ def recipe_flags(function: Function) -> Function:
         columns.append("unknown_labels")
         read_as = {name: given.pop(name) for name in columns} | dialect.to_dict()
         flags = {f"data.{name}": value for name, value in read_as.items()}
-        flags |= {"data.train": train_data, "data.validation": valid}
+        flags |= {"data.train": train_data, "data.validation": valid, "data.unlabelled": unlabelled}
         flags |= {"model.base": base, "training.epochs": epochs, "training.baseline": baseline}
         flags["model.linear"] = {True: "stack", False: "off", None: None}[stack]
         return function(flags=flags, **given)
@@ -59,7 +60,7 @@ def recipe_flags(function: Function) -> Function:
 
 
 _RECIPE_FLAGS = (
-    flag("--recipe", help="A recipe's name (quick, best, seed) or a TOML file."),
+    flag("--recipe", help="A recipe's name (quick, best, few, seed) or a TOML file."),
     flag(
         "--data",
         "train_data",
@@ -67,6 +68,11 @@ _RECIPE_FLAGS = (
         metavar="NAME|PATH",
     ),
     flag("--valid", help="A file of validation rows; default: split off the training rows.", metavar="PATH"),
+    flag(
+        "--unlabelled",
+        help="A file of texts without labels to learn from, too, where labelled rows are few.",
+        metavar="PATH",
+    ),
     flag("--base", help="A named base model, a Hub id or a local folder.", metavar="NAME|PATH"),
     flag(
         "--unknown-labels",

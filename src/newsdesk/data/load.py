@@ -152,6 +152,7 @@ class TrainingData:
             no others are held out.
         replayed: how many of the training rows, the first ones, a run has learned from that is trained
             further; None: it begins anew.
+        unlabelled: texts without labels to learn from, too; none is a training or validation row's.
     """
 
     train: Examples
@@ -163,6 +164,18 @@ class TrainingData:
     notes: tuple[str, ...] = ()
     fold_of: NDArray[np.int64] | None = None
     replayed: int | None = None
+    unlabelled: Examples | None = None
+
+    @property
+    def learned_texts(self) -> tuple[str, ...]:
+        """The texts of the training rows, and those without labels."""
+        return self.train.texts if self.unlabelled is None else (*self.train.texts, *self.unlabelled.texts)
+
+    def fingerprint(self) -> str:
+        """Of all that is learned from, a hash; of training rows alone it is theirs."""
+        if self.unlabelled is None:
+            return self.train.fingerprint()
+        return f"{self.train.fingerprint()} {self.unlabelled.fingerprint()}"
 
     @property
     def folds(self) -> int:
@@ -313,9 +326,34 @@ def load_training_data(
         notes += said
         share = data.validation_share if fold_of is None else 0.0
         train, validation = hold_out(train, share, seed=seed)
+    unlabelled = None
+    if data.unlabelled is not None:
+        table = load_split(data.unlabelled, "train", dialect=dialect, progress=progress).table
+        unlabelled = _unlabelled(table, layout, (*train.texts, *validation.texts), seed)
+        read.append(table)
     read_as = tuple(f"{each.path}: {each.read_as}" for each in read if each.read_as)
     first = first_rows(train, data.train_rows, seed)
-    return TrainingData(first, validation, layout, found.licence, (), read_as, tuple(notes), fold_of)
+    return TrainingData(
+        *(first, validation, layout, found.licence, (), read_as, tuple(notes), fold_of, unlabelled)
+    )
+
+
+_MOST_UNLABELLED = 5000
+
+
+def _unlabelled(table: Table, layout: TextLayout, others: Sequence[str], seed: int) -> Examples:
+    """The table's texts, each once, without those of labelled rows; of many a random sample."""
+    found = to_examples(table, layout.for_table(table), labelled=False)
+    first = {text: row for row, text in reversed(list(enumerate(found.texts)))}
+    rows = sorted(first[text] for text in first.keys() - {"", *others})
+    if not rows:
+        raise UserError(
+            f"{table.path} holds no text to learn from besides the labelled ones",
+            found=counted(len(found), "row"),
+            fix="give other texts with --unlabelled, or leave it out",
+        )
+    chosen = np.random.default_rng(seed).permutation(len(rows))[:_MOST_UNLABELLED]
+    return found.select(np.array(rows)[np.sort(chosen)])
 
 
 def _folds(

@@ -146,6 +146,10 @@ class Network(nn.Module):
         if self._fused is not None:
             logits: Tensor = self._fused(input_ids, attention_mask)
             return logits
+        return self.logits_by_peft(input_ids, attention_mask)
+
+    def logits_by_peft(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """The same through the peft model's own modules, whose hooks see what passes."""
         with self._autocast():
             output = self.model(input_ids=input_ids, attention_mask=attention_mask)
         return output.logits.float()  # type: ignore[no-any-return]

@@ -150,7 +150,15 @@ class Start:
     ) -> Start | None:
         """The run that a recipe goes on from; None where it begins anew."""
         path = recipe.training.start_from
-        return None if path is None else cls.of(path, offline=offline, progress=progress)
+        if path is None:
+            return None
+        if recipe.data.unlabelled is not None:
+            raise UserError(
+                "a run is trained further with labelled rows",
+                found=f"--from {path} and --unlabelled {recipe.data.unlabelled}",
+                fix="leave out --unlabelled, or train anew without --from",
+            )
+        return cls.of(path, offline=offline, progress=progress)
 
     def classifier(self, base: ResolvedBase, label_names: Sequence[str], model: ModelSection) -> PeftModel:
         """Its adapters and head on the base, with rows of zeros in the head for new classes.

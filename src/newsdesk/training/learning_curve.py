@@ -129,12 +129,15 @@ class LearningCurve:
         return Ahead(rows, 1 - wrong, (low, high), gain, (max(0.0, gain - reach), max(0.0, gain + reach)))
 
 
-def frozen_features(loop: TrainingLoop) -> Values | None:
-    """The encoder's features of the training rows before the first step, (rows, hidden); None of too many."""
-    if len(loop.rows.token_ids) > MOST_ROWS:
+def frozen_features(loop: TrainingLoop, rows: int) -> Values | None:
+    """The encoder's features of the labelled training rows before the first step, (rows, hidden).
+
+    These are the first ``rows`` that are learned from; None of too many.
+    """
+    if rows > MOST_ROWS:
         return None
-    rows, size = loop.rows.token_ids, 2 * loop.training.batch_size
-    return predict_with_features(loop.network, rows, batch_size=size)[1]
+    token_ids = loop.rows.token_ids[:rows]
+    return predict_with_features(loop.network, token_ids, batch_size=2 * loop.training.batch_size)[1]
 
 
 def remark_on_more_rows(features: Values, found: OutOfFold, label_names: Sequence[str]) -> str:

@@ -78,7 +78,9 @@ from newsdesk.training.held_out import remarks_on_rows
 from newsdesk.training.learning_curve import frozen_features, remark_on_more_rows
 from newsdesk.training.linear_baseline import remark_on_baseline
 from newsdesk.training.loop import EncodedRows, TrainingLoop
+from newsdesk.training.start import start_fitted
 from newsdesk.training.train_step import explaining_memory
+from newsdesk.training.unlabelled import rows_to_learn
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -213,24 +215,25 @@ class _Training:
         self.special = tokenizer.opening, len(tokenizer.closing_ids)
         compiled = recipe.training.compile == "on"
         network = Network(model, device, precision, tokenizer.windows, compiled=compiled)
+        rows, remarks = rows_to_learn(self.data, encoded.ids, tokenizer, network, self.base.path)
         drawn = None if self.start is None else self.start.begin(network, encoded.ids, self.data, recipe)
         self.loop = TrainingLoop(
-            network,
-            EncodedRows(encoded.ids, train.truth()),
-            EncodedRows(held_out.ids, validation.truth()),
-            recipe.training,
+            *(network, rows, EncodedRows(held_out.ids, validation.truth()), recipe.training),
             max_length=recipe.model.max_length,
             team=team,
             drawn=drawn,
         )
         if recipe.training.compile == "off" and self.base.sha256 is not None:
             base = f"{self.base.sha256} {sha256_of(self.base.path / 'config.json')}"
-            texts = [*encoded.ids, *held_out.ids]
-            self.loop.network.keep_trunk(texts, cache_folder() / "trunk", base, progress)
+            texts = [*rows.token_ids, *held_out.ids]
+            network.keep_trunk(texts, cache_folder() / "trunk", base, progress)
+        if recipe.training.start == "fitted" and self.start is None:
+            remarks += start_fitted(network, rows, seed=seed)
+            team.copy_from_lead(self.loop.trained)
         vocabulary = tokenizer.fit(train.texts)
         self.unknown_tokens = vocabulary.unknown
-        self.remarks = self._remarks(encoded, vocabulary, progress)
-        self.features = frozen_features(self.loop) if self.data.folds else None
+        self.remarks = self._remarks(encoded, vocabulary, progress) + remarks
+        self.features = frozen_features(self.loop, len(train)) if self.data.folds else None
         self.identity = self._identity()
         values = _recipe_values(recipe)
         trained_bytes = sum(parameter.nbytes for parameter in self.loop.trained)
@@ -247,7 +250,7 @@ class _Training:
     def _identity(self) -> dict[str, str]:
         """Hashes of all that has to be the same when it is resumed."""
         identity = {
-            "training rows": self.data.train.fingerprint(),
+            "training rows": self.data.fingerprint(),
             "validation rows": self.data.validation.fingerprint(),
             "base model": str(self.base.sha256),
             "base model's config.json": sha256_of(self.base.path / "config.json"),
@@ -363,7 +366,7 @@ class _Training:
                     self.store.save(self.run.adapter)
                 events: list[Event] = [event]
                 if isinstance(event, Finished):
-                    known = KnownTexts.of(self.data.train.texts, self.data.validation.texts)
+                    known = KnownTexts.of(self.data.learned_texts, self.data.validation.texts)
                     known = known if self.start is None else known.joined(self.start.earlier.texts)
                     known.save(self.run.path)
                     # Who interrupts will not wait for the rest.
