@@ -289,8 +289,7 @@ def load_training_data(
     """
     dialect = dialect_of(data)
     given, given_validation = tables or (None, None)
-    train_from = data.train if given is None else given
-    found = load_split(train_from, "train", dialect=dialect, offline=offline, progress=progress)
+    found = load_split(given or data.train, "train", dialect=dialect, offline=offline, progress=progress)
     if earlier is not None:
         valid = data.validation if given_validation is None else given_validation
         held_out = (
@@ -313,7 +312,7 @@ def load_training_data(
     notes += _label_notes(found.table, layout, data, train)
     read, fold_of = [found.table], None
     if data.validation is not None:
-        source = data.validation if given_validation is None else given_validation
+        source = given_validation or data.validation
         table = load_split(source, "test", dialect=dialect, offline=offline, progress=progress).table
         as_train = data.model_copy(update={"task": "multi" if train.is_multi else "single"})
         validation = _labelled(table, layout.for_table(table), as_train, train.label_names)
@@ -326,26 +325,21 @@ def load_training_data(
         notes += said
         share = data.validation_share if fold_of is None else 0.0
         train, validation = hold_out(train, share, seed=seed)
-    unlabelled = None
-    if data.unlabelled is not None:
-        table = load_split(data.unlabelled, "train", dialect=dialect, progress=progress).table
-        unlabelled = _unlabelled(table, layout, (*train.texts, *validation.texts), seed)
-        read.append(table)
     read_as = tuple(f"{each.path}: {each.read_as}" for each in read if each.read_as)
     first = first_rows(train, data.train_rows, seed)
-    return TrainingData(
-        *(first, validation, layout, found.licence, (), read_as, tuple(notes), fold_of, unlabelled)
-    )
+    loaded = TrainingData(first, validation, layout, found.licence, (), read_as, tuple(notes), fold_of)
+    return loaded if data.unlabelled is None else _with_unlabelled(loaded, data.unlabelled, dialect, seed)
 
 
 _MOST_UNLABELLED = 5000
 
 
-def _unlabelled(table: Table, layout: TextLayout, others: Sequence[str], seed: int) -> Examples:
-    """The table's texts, each once, without those of labelled rows; of many a random sample."""
-    found = to_examples(table, layout.for_table(table), labelled=False)
+def _with_unlabelled(loaded: TrainingData, file: str, dialect: Dialect, seed: int) -> TrainingData:
+    """With a file's texts, each once, but those of labelled rows; of many a random sample."""
+    table = load_split(file, "train", dialect=dialect).table
+    found = to_examples(table, loaded.layout.for_table(table), labelled=False)
     first = {text: row for row, text in reversed(list(enumerate(found.texts)))}
-    rows = sorted(first[text] for text in first.keys() - {"", *others})
+    rows = sorted(first[text] for text in first.keys() - {"", *loaded.train.texts, *loaded.validation.texts})
     if not rows:
         raise UserError(
             f"{table.path} holds no text to learn from besides the labelled ones",
@@ -353,7 +347,9 @@ def _unlabelled(table: Table, layout: TextLayout, others: Sequence[str], seed: i
             fix="give other texts with --unlabelled, or leave it out",
         )
     chosen = np.random.default_rng(seed).permutation(len(rows))[:_MOST_UNLABELLED]
-    return found.select(np.array(rows)[np.sort(chosen)])
+    read = (f"{table.path}: {table.read_as}",) if table.read_as else ()
+    unlabelled = found.select(np.array(rows)[np.sort(chosen)])
+    return replace(loaded, unlabelled=unlabelled, read_as=(*loaded.read_as, *read))
 
 
 def _folds(

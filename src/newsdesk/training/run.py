@@ -211,8 +211,7 @@ class _Training:
         )
         self.store = AdapterStore(model, self.base.reference)
         encoded, held_out = tokenizer.encode_whole(train.texts), tokenizer.encode_whole(validation.texts)
-        self.readable = held_out.readable
-        self.special = tokenizer.opening, len(tokenizer.closing_ids)
+        self.readable, self.special = held_out.readable, (tokenizer.opening, len(tokenizer.closing_ids))
         compiled = recipe.training.compile == "on"
         network = Network(model, device, precision, tokenizer.windows, compiled=compiled)
         rows, remarks = rows_to_learn(self.data, encoded.ids, tokenizer, network, self.base.path)
@@ -235,9 +234,8 @@ class _Training:
         self.remarks = self._remarks(encoded, vocabulary, progress) + remarks
         self.features = frozen_features(self.loop, len(train)) if self.data.folds else None
         self.identity = self._identity()
-        values = _recipe_values(recipe)
-        trained_bytes = sum(parameter.nbytes for parameter in self.loop.trained)
-        self.checkpoints = Checkpoints(run.checkpoints, self.identity, values, trained_bytes=trained_bytes)
+        size, values = sum(each.nbytes for each in self.loop.trained), _recipe_values(recipe)
+        self.checkpoints = Checkpoints(run.checkpoints, self.identity, values, trained_bytes=size)
         self.log_bytes = 0
 
     def _model(self) -> PeftModel:
