@@ -6,6 +6,7 @@ from newsdesk.data.words import (
     isolated,
     language_of,
     language_tag,
+    printable,
     without,
     word_spans,
     words_of,
@@ -92,6 +93,12 @@ def test_right_to_left_words_are_set_apart_and_others_left_as_they_are():
     assert isolated("שלום 3") == "\u2068שלום 3\u2069"
     assert isolated("politics") == "politics"
     assert isolated("政治 12") == "政治 12"
+
+
+def test_what_joins_letters_is_kept_and_what_cannot_be_shown_is_replaced():
+    assert printable("می\u200cخواهم 👨\u200d👩") == "می\u200cخواهم 👨\u200d👩"
+    assert printable("日本\u3000経済\xa05") == "日本 経済 5"
+    assert printable("a\x1b[1m\u202eb\n") == "a?[1m?b?"
 
 
 def test_the_language_of_texts_is_that_of_most_of_them():

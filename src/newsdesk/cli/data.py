@@ -19,7 +19,7 @@ from newsdesk.cli.shared import (
     say,
     shown_progress,
 )
-from newsdesk.data.words import Reading
+from newsdesk.data.words import Reading, isolated
 from newsdesk.errors import counted
 
 if TYPE_CHECKING:
@@ -281,9 +281,12 @@ def _leaks(leakage: Leakage | None) -> Iterator[str]:
 
 def _labels(report: CheckReport) -> Iterator[str]:
     if counts := report.label_counts:
-        width = max(map(len, counts))
+        from rich.cells import cell_len
+
+        width = max(map(cell_len, counts))
         entries = [
-            f"{label:<{width}} {count:>9,}  {count / report.rows:>6.1%}" for label, count in counts.items()
+            f"{isolated(label)}{' ' * (width - cell_len(label))} {count:>9,}  {count / report.rows:>6.1%}"
+            for label, count in counts.items()
         ]
         yield from _section(f"labels: {len(counts)}", entries, shown=_LABELS_SHOWN)
     if (several := report.several) is not None:

@@ -28,7 +28,7 @@ from newsdesk.cli.shared import (
     terminal,
     verb,
 )
-from newsdesk.data.words import isolated
+from newsdesk.data.words import isolated, printable
 from newsdesk.errors import UserError, counted, listed
 
 if TYPE_CHECKING:
@@ -468,9 +468,7 @@ def wrapped(text: str, width: int) -> list[str]:
     from rich.console import Console
     from rich.text import Text
 
-    from newsdesk.cli.tables import harmless
-
-    shown = Text(harmless(" ".join(text.split())))
+    shown = Text(printable(" ".join(text.split())))
     lines = shown.wrap(Console(width=width), max(10, width - 4))
     return [f"  {isolated(line.plain.rstrip())}" for line in lines]
 

@@ -13,7 +13,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.table import Table
 
-from newsdesk.data.words import isolated
+from newsdesk.data.words import isolated, printable
 from newsdesk.errors import counted
 from newsdesk.evaluation.evaluate import Evaluation, RowError, TextsRead
 from newsdesk.evaluation.significance import PairedComparison
@@ -73,14 +73,9 @@ def figure(name: str, value: str) -> str:
     return f"{name}{' ' * (_FIGURE_AT - cell_len(name))}{value}"
 
 
-def harmless(text: str) -> str:
-    """The text without what a terminal would take for a command, or could reorder it."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
 def cut(text: str, width: int) -> str:
     """The text in at most ``width`` cells, an ellipsis where it was cut; right-to-left text set apart."""
-    shown = harmless(text)
+    shown = printable(text)
     return isolated(shown if cell_len(shown) <= width else set_cell_size(shown, width - 1) + "…")
 
 

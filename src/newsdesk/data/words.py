@@ -137,6 +137,24 @@ def isolated(text: str) -> str:
     return f"\N{FIRST STRONG ISOLATE}{text}\N{POP DIRECTIONAL ISOLATE}"
 
 
+def printable(text: str, instead: str = "?") -> str:
+    """The text for one line of a terminal, table or drawing, with ``instead`` for what cannot be shown.
+
+    Spaces of any width become plain ones. The joiners of Persian, Hindi and emoji stay: they are invisible,
+    and what they join reads wrong without them.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        letter
+        if letter.isprintable() or letter in "\u200c\u200d"
+        else " "
+        if unicodedata.category(letter) == "Zs"
+        else instead
+        for letter in text
+    )
+
+
 @cache
 def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
     """A word of ``word_spans``, and one of ``words_of``.

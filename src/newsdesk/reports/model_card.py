@@ -12,7 +12,7 @@ from functools import cache
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from newsdesk.data.words import isolated
+from newsdesk.data.words import isolated, printable
 from newsdesk.errors import UserError, counted
 from newsdesk.evaluation.evaluate import Evaluation
 from newsdesk.evaluation.label_sets import LabelSetEvaluation
@@ -114,7 +114,7 @@ def plain(text: object) -> str:
     White space becomes single spaces, unprintable characters become U+FFFD. Text with right-to-left letters
     is isolated from its surroundings.
     """
-    shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(str(text).split()))
+    shown = printable(" ".join(str(text).split()), "\ufffd")
     return isolated(_SPECIAL.sub(r"\\\1", shown)) or "(empty)"
 
 
