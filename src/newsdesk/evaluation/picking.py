@@ -15,12 +15,14 @@ Floats = NDArray[np.float64]
 Embeddings = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
-CANDIDATES = 5
-"""How many times the rows wanted are looked at, the most uncertain ones, to choose unlike ones among them."""
+CANDIDATES, CANDIDATES_AT_ONCE = 5, 10
+"""How many times the rows wanted are looked at, the most uncertain ones, to choose unlike ones among them:
+in a batch of up to 50, and where more are picked at once, none of whose answers can guide the next."""
 
 _RIDGE = 0.5  # of the head, whose features have length 1
 _UNSEEN = 0.01  # the probability, before any answer, of a label that the classifier does not know
 _LEAST = 1e-6  # a probability that answers can still change
+_BATCH = 50
 _ROUNDS, _ROUNDS_OF_HEAD = 10, 100
 _AT_ONCE = 1 << 24  # similarities computed at once
 
@@ -111,11 +113,13 @@ def uncertainty(probabilities: NDArray[np.floating[Any]], *, several: bool) -> F
 def pick_uncertain(embeddings: Embeddings, doubts: Floats, count: int, *, seed: int) -> Rows:
     """So many rows of high ``doubts`` that are unlike each other; the most uncertain first.
 
-    Of the most uncertain rows, five times as many as wanted, clusters are made by k-means, in which a row
-    weighs as much as its doubt, and of each cluster the row nearest to its centre is taken (Zhdanov, 2019).
-    A batch of the most uncertain rows alone asks the same question many times. Deterministic by ``seed``.
+    Of the most uncertain rows, five or ten times as many as wanted, clusters are made by k-means, in which a
+    row weighs as much as its doubt; the row nearest to the centre of each is taken (Zhdanov, 2019). A batch
+    of the most uncertain rows alone asks the same question many times. Deterministic by ``seed``.
     """
-    order: Rows = np.argsort(-doubts, kind="stable")[: CANDIDATES * count]
+    order: Rows = np.argsort(-doubts, kind="stable")[
+        : count * (CANDIDATES if count <= _BATCH else CANDIDATES_AT_ONCE)
+    ]
     if len(order) <= count:
         return order
     clusters = _clusters(embeddings[order], count, weights=doubts[order] + _LEAST, seed=seed)
