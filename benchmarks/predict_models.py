@@ -20,13 +20,14 @@ from newsdesk.exports.int8_settings import FASTEST, quantise
 from newsdesk.exports.onnx_conversion import to_onnx, traced, write_onnx
 from newsdesk.files import sha256_of, write_json
 from newsdesk.model.catalog import resolve_base, resolve_config
-from newsdesk.runs.exported import KINDS, MODEL_FILES, ExportManifest, Kind, find_exported
+from newsdesk.runs.exported import MODEL_FILES, ExportManifest, Kind, find_exported
 from newsdesk.runs.folder import MANIFEST
 from newsdesk.runs.labels import Labels
 from newsdesk.runs.manifest import BaseFacts, ExportedRun
 from newsdesk.stored import write_stored
 
 TRACED = "traced/model.onnx"
+CONTESTANTS: tuple[Kind, ...] = ("merged", "onnx-fp32", "onnx-int8")
 
 
 def prepare_models(
@@ -38,7 +39,7 @@ def prepare_models(
     from transformers import AutoModelForSequenceClassification
 
     if run is not None:
-        for kind in KINDS:
+        for kind in CONTESTANTS:
             exported = run / "export" / kind
             if find_exported(exported):
                 shutil.copytree(exported, folder / kind, dirs_exist_ok=True)

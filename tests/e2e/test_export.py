@@ -35,14 +35,15 @@ def files_of(folder):
         ("merged", "model.safetensors"),
         ("onnx-fp32", "onnx/model.onnx"),
         ("onnx-int8", "onnx/model_quantized.onnx"),
+        ("onnx-shared", "onnx/trunk.onnx onnx/adapted_layers.onnx adapter.safetensors"),
     ],
 )
 def test_every_kind_leaves_exactly_its_files_in_the_run(newsdesk, run, desk, kind, model):
-    few = ["--max-loss-upper", "10"] if kind == "onnx-int8" else []  # rows
+    few = ["--max-loss-upper", "10"] if kind in ("onnx-int8", "onnx-shared") else []  # rows
     outcome = newsdesk("export", run, "--to", kind, *few)
     assert outcome.code == 0, outcome.err
     folder = run / "export" / kind
-    assert files_of(folder) == COMMON | {model}
+    assert files_of(folder) == COMMON | set(model.split())
     assert outcome.lines[-1] == f"export saved to {folder}"
     assert "agreement with the run" in outcome.err
     predicted = newsdesk("predict", folder, "goal coach league", "--json").json["predictions"]

@@ -98,7 +98,7 @@ def test_an_export_of_a_kind_that_is_not_known_is_said_to_be_so(exported):
     tampered(exported, kind="onnx-int3")
     with pytest.raises(UserError, match=r"manifest\.json is missing or damaged") as refused:
         open_model(exported)
-    assert refused.value.found == 'kind is "onnx-int3", not one of merged, onnx-fp32, onnx-int8'
+    assert refused.value.found == 'kind is "onnx-int3", not one of merged, onnx-fp32, onnx-int8, onnx-shared'
 
 
 def test_int8_is_preferred_to_float32(tmp_path):
