@@ -18,6 +18,7 @@ from newsdesk.prediction.onnx_session import OnnxGraph
 from newsdesk.runs.calibration import CALIBRATION, CALIBRATION_ROWS
 from newsdesk.runs.exported import TRUNK, ExportedModel
 from newsdesk.runs.exported_adapter import ADAPTER
+from newsdesk.serving.models import Models
 from newsdesk.serving.shared_encoder import SharedEncoder
 from shared_exports import FEW, perturbed, resealed, train_on_top
 
@@ -181,3 +182,18 @@ def test_a_file_that_nobody_uses_is_not_read_and_a_damaged_one_never_goes_on_the
     encoder.add("copy", copy)  # by the sha256 that it states, of which a whole one is open
     (ids,) = encoder.classifier("copy").token_ids(TEXTS[:1])
     assert np.isfinite(encoder.logits([(ids, "copy")])[0]).all()
+
+
+def test_a_server_computes_models_of_one_encoder_together_and_forgets_those_that_nobody_holds(exports):
+    names = ("first", "second")
+    models = Models({name: exports[name] for name in names})
+    opened = [models.open(name)[0] for name in names]
+    engine = opened[0].engine
+    assert engine is opened[1].engine
+    computed = engine.compute([(model.encode(TEXTS[:1]).ids[0], model.key) for model in opened])
+    for name, found in zip(names, computed, strict=True):
+        expected = newsdesk.load(exports[name]).predict_logits(TEXTS[:1])[0]
+        np.testing.assert_allclose(found.logits, expected, atol=0.02)
+    kept = opened.pop(0).key, opened[0].key
+    gc.collect()
+    assert engine.names == kept[1:]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -28,14 +29,16 @@ from newsdesk.files import sha256_of
 from newsdesk.model.tokenizer import Encoded
 from newsdesk.prediction.abstention import DecisionRule, Promises
 from newsdesk.prediction.classifier import Classifier
-from newsdesk.prediction.open_model import OnnxClassifier, open_model
+from newsdesk.prediction.open_model import OnnxClassifier, find_model, open_model
 from newsdesk.prediction.predictions import Predictions
-from newsdesk.runs.exported import find_exported
-from newsdesk.runs.folder import MANIFEST
+from newsdesk.prediction.shared_model import SharedClassifier
+from newsdesk.runs.exported import find_exported, preferred_export
+from newsdesk.runs.folder import MANIFEST, RunFolder
 from newsdesk.runs.ready_made import located, named
 from newsdesk.serving.batching import Answered, Computed, Row
 from newsdesk.serving.drift import StreamWatch
 from newsdesk.serving.refusals import Refusal
+from newsdesk.serving.shared_encoder import SharedEncoder
 
 _RULES_KEPT = 64
 _generations = count(1)
@@ -215,15 +218,29 @@ def open_alone(path: Path) -> tuple[Classifier, Any]:
     return classifier, ClassifierEngine(classifier)
 
 
+def open_together() -> Open:
+    """How a server opens models: exports that share their encoder for one engine, others each alone."""
+    encoder = SharedEncoder(threads=1)
+
+    def opened(path: Path) -> tuple[Classifier, Any]:
+        found = find_model(path)
+        export = preferred_export(found.path) if isinstance(found, RunFolder) else found
+        if export is None or export.kind != "onnx-shared":
+            return open_alone(path)
+        return encoder.open(export.path), encoder
+
+    return opened
+
+
 class Models:
     """The models by name, the first of which answers requests that name none."""
 
     def __init__(
-        self, sources: Mapping[str, Path], *, promise: Promises | None = None, opened: Open = open_alone
+        self, sources: Mapping[str, Path], *, promise: Promises | None = None, opened: Open | None = None
     ) -> None:
         self.sources = dict(sources)
         self._promise = promise or Promises()
-        self._opened = opened
+        self._opened = opened or open_together()
         self._served: dict[str, ServedModel] = {}
         self._states: dict[str, str | None] = {}
         self._changing = asyncio.Lock()
@@ -251,7 +268,11 @@ class Models:
         """
         state = state_of(self.sources[name])
         classifier, engine = self._opened(self.sources[name])
-        return ServedModel(name, classifier, engine, self._promise), state
+        model = ServedModel(name, classifier, engine, self._promise)
+        if isinstance(engine, SharedEncoder) and isinstance(classifier, SharedClassifier):
+            engine.put(model.key, classifier)  # until no request holds it any longer
+            weakref.finalize(model, engine.remove, model.key).atexit = False
+        return model, state
 
     def serve(self, model: ServedModel, state: str | None) -> None:
         """Let a model answer all requests of its name that come from now on."""

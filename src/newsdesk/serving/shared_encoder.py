@@ -53,7 +53,7 @@ class SharedEncoder:
         self._threads = threads or default_threads()
         self._shelf = Shelf()
         self._classifiers: Mapping[str, SharedClassifier] = {}  # never changed, only exchanged
-        self._changing = threading.Lock()
+        self._changing = threading.RLock()  # of a thread that is changing it, garbage may call `remove`
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -69,6 +69,12 @@ class SharedEncoder:
 
         Raises UserError where there is no such export, or it is damaged; then nothing has changed.
         """
+        classifier = self.open(export)
+        self.put(name, classifier)
+        return classifier
+
+    def open(self, export: str | Path) -> SharedClassifier:
+        """Open an export with what is open already, to be `put` under a name. Raises UserError as `add`."""
         exported = find_exported(Path(export))
         if exported is None or exported.kind != "onnx-shared":
             raise UserError(
@@ -78,10 +84,12 @@ class SharedEncoder:
                 else f"an exported model of kind {exported.kind}",
                 fix="make one with newsdesk export RUN --to onnx-shared",
             )
-        classifier = SharedClassifier(exported, threads=self._threads, shelf=self._shelf)
+        return SharedClassifier(exported, threads=self._threads, shelf=self._shelf)
+
+    def put(self, name: str, classifier: SharedClassifier) -> None:
+        """Let a classifier that was opened here answer to a name."""
         with self._changing:
             self._classifiers = {**self._classifiers, name: classifier}
-        return classifier
 
     def remove(self, name: str) -> None:
         """Forget a classifier; what no other shares with it is freed. Raises UserError without one."""
