@@ -74,7 +74,7 @@ def test_ninjs_items_come_back_with_subjects_and_not_a_byte_changed_beside(serve
         ({"texts": "a", "models": "nobody"}, 404, "unknown_model", "'nobody'; there are 'desk'"),
         ({"texts": "a", "abstain": 1.5}, 422, "invalid", "abstain"),
         ({"texts": "a", "confidence": 0.5}, 422, "invalid", "abstain"),
-        ({"texts": "a", "abstain": 1e-9}, 422, "invalid", "no threshold promises"),
+        ({"texts": "a", "abstain": 1e-6}, 422, "invalid", "no threshold promises"),
         ({"texts": "a", "off_topic": 0.1}, 422, "invalid", "off topic"),
         ({"texts": {"title": "a"}}, 422, "invalid", "'text' missing"),
         ({"texts": {"text": ["a"]}}, 422, "invalid", "holds no text"),

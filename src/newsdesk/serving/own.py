@@ -30,7 +30,7 @@ MOST_EXPLAINED = 4
 _explaining = asyncio.Semaphore(1)
 _JSON = json.JSONDecoder()
 
-Share = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=1e-6, le=1 - 1e-6)]
 
 
 class ClassifyRequest(BaseModel):
