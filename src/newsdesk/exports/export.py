@@ -333,7 +333,10 @@ def _write_common(run: RunFolder, kind: Kind, model: PreTrainedModel, folder: Pa
     answers = read_held_out_rows(run.path)
     # What models of folds said cannot be asked of the export, which stands for the run.
     calibrated = (CALIBRATION, CALIBRATION_ROWS) if answers is not None and answers.folds else ()
-    for name in (KNOWN_TEXTS, LINEAR_MODEL, *calibrated):
+    linear = LinearModel.of_folder(run.path, len(run.labels.names)) if kind == "onnx-shared" else None
+    # Of a hundred classifiers in one process, each would hold one that is no part of its answers.
+    counts = () if linear is not None and not linear.stack else (LINEAR_MODEL,)
+    for name in (KNOWN_TEXTS, *counts, *calibrated):
         if (run.path / name).is_file():
             shutil.copyfile(run.path / name, folder / name)
 
