@@ -21,7 +21,7 @@ from newsdesk.runs.calibration import read_held_out_rows  # noqa: E402
 from newsdesk.runs.log import Remark, read_log  # noqa: E402
 from newsdesk.training.loop import EncodedRows  # noqa: E402
 from newsdesk.training.start import start_fitted  # noqa: E402
-from newsdesk.training.unlabelled import class_posteriors  # noqa: E402
+from newsdesk.training.unlabelled import agreed, class_posteriors  # noqa: E402
 from topics import rows_with_several, topical_rows, written  # noqa: E402
 
 
@@ -127,6 +127,20 @@ def test_texts_without_labels_take_the_class_of_their_cluster():
         np.testing.assert_allclose(found.sum(axis=1), 1.0, atol=1e-6)
         gains.append((found.argmax(axis=1) == truth[rest]).mean() - (alone == truth[rest]).mean())
     assert np.mean(gains) > 0.05
+
+
+def test_a_text_is_learned_from_where_two_models_agree_and_is_then_mostly_right():
+    right, of_mixture = [], []
+    for seed in range(10):
+        points, truth = mixture(800, 3, seed)
+        first = np.concatenate([np.flatnonzero(truth == label)[:4] for label in range(3)])
+        rest = np.setdiff1d(np.arange(800), first)
+        features = points[np.concatenate([first, rest])]
+        sure, classes = agreed(features, 2 * truth[first])
+        assert set(classes) <= {0, 2, 4}
+        right.append((classes == 2 * truth[rest][sure]).mean())
+        of_mixture.append((class_posteriors(features, truth[first]).argmax(axis=1) == truth[rest]).mean())
+    assert np.mean(right) > np.mean(of_mixture) + 0.005
 
 
 def test_rows_fewer_than_dimensions_and_copies_of_one_text_are_no_obstacle():
