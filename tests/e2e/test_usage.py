@@ -21,13 +21,15 @@ LABEL = ("--label", "--label-separator", "--label-columns")
 LABELLED = ("--unknown-labels", *DIALECT)
 FLAGS = {
     "train": {
-        *("--recipe", "--data", "--valid", "--unlabelled", "--base", "--out", "--text", *LABEL, "--task", "--template"),
+        *("--recipe", "--data", "--valid", "--unlabelled", "--base", "--out"),
+        *("--text", *LABEL, "--task", "--template"),
         *("--normaliser", *LABELLED, "--epochs", "--set", "--overwrite", "--resume", "--dry-run"),
         *("--baseline", "--no-baseline", "--stack", "--no-stack", "--track", "--folds", "--json"),
         "--from",
     },
     "sweep": {
-        *("--recipe", "--data", "--valid", "--unlabelled", "--base", "--out", "--text", *LABEL, "--task", "--template"),
+        *("--recipe", "--data", "--valid", "--unlabelled", "--base", "--out"),
+        *("--text", *LABEL, "--task", "--template"),
         *("--normaliser", *LABELLED, "--epochs", "--set", "--baseline", "--no-baseline", "--json"),
         *("--vary", "--method", "--trials", "--seeds", "--folds", "--budget", "--prune", "--no-prune"),
         *("--stack", "--no-stack", "--resume"),
