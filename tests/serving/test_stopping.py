@@ -15,13 +15,21 @@ import pytest
 
 from served_exports import free_port, headline, wait_until
 
+WITHOUT_TORCH = """
+import sys
+sys.modules.update(dict.fromkeys(("torch", "transformers", "peft", "sklearn", "onnx", "pyarrow")))
+from newsdesk.cli import main
+main()
+"""
+
 
 class Process:
-    """``newsdesk serve`` in a process of its own."""
+    """``newsdesk serve`` in a process of its own, to which only what serving needs is installed."""
 
     def __init__(self, *arguments: object) -> None:
         self.port = free_port()
-        command = [sys.executable, "-m", "newsdesk", "serve", *map(str, arguments), "--port", str(self.port)]
+        given = ["serve", *map(str, arguments), "--port", str(self.port)]
+        command = [sys.executable, "-c", WITHOUT_TORCH, *given]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
         self.lines: list[dict[str, object]] = []
