@@ -107,6 +107,7 @@ class Rows:
 
     def __init__(self, job: Job) -> None:
         flags = {"data.train": job.data, "data.normaliser": job.normaliser, "data.train_rows": job.rows}
+        flags["data.folds"] = 0
         loaded = load_training_data(load_recipe(None, flags).recipe.data, seed=job.seed)
         measured = loaded.validation if job.measure == "validation" else test_rows(job.data, loaded)
         self.label_names = loaded.train.label_names

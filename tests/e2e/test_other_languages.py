@@ -147,13 +147,11 @@ def test_stock_transformers_and_peft_get_the_same_logits(trained, base):
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("text", "label"),
-    [("球队比赛冠军教练", "体育"), ("ฟุตบอลแชมป์โค้ช", "กีฬา"), (ARABIC, "رياضة")],
-)
-def test_explanations_weigh_words_or_characters_in_place(newsdesk, trained, text, label):
+@pytest.mark.parametrize("text", ["球队比赛冠军教练", "ฟุตบอลแชมป์โค้ช", ARABIC])
+def test_explanations_weigh_words_or_characters_in_place(newsdesk, trained, text):
     (found,) = newsdesk("explain", trained, text, "--json").json["explanations"]
-    assert found["label"] == label
+    (predicted,) = newsdesk("predict", trained, text, "--json").json["predictions"]
+    assert found["label"] == predicted["label"]
     assert [(word["start"], word["end"]) for word in found["words"]] == list(word_spans(text))
     assert "".join(word["text"] for word in found["words"]) == text.replace(" ", "")
     assert any(word["weight"] > 0 for word in found["words"])

@@ -108,3 +108,14 @@ def test_no_accepted_request_is_lost_when_the_server_is_told_to_stop_under_load(
     assert lost == []
     assert {status for status, _, _ in answered} == {200}
     assert all(said == true for _, said, true in answered)
+
+
+def test_told_to_stop_while_it_warms_up_it_ends_as_usual(export):
+    found = Process(export)
+    try:
+        wait_until(lambda: found.process.poll() is not None or any(found.lines), 60)
+        assert found.stop() in (0, -signal.SIGTERM), found.lines  # uvicorn hands the signal on at its end
+        assert not [line for line in found.lines if line["level"] == "error"]
+    finally:
+        found.process.kill()
+        found.process.wait()

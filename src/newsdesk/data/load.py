@@ -289,7 +289,8 @@ def load_training_data(
     """
     dialect = dialect_of(data)
     given, given_validation = tables or (None, None)
-    found = load_split(given or data.train, "train", dialect=dialect, offline=offline, progress=progress)
+    train_from = data.train if given is None else given
+    found = load_split(train_from, "train", dialect=dialect, offline=offline, progress=progress)
     if earlier is not None:
         valid = data.validation if given_validation is None else given_validation
         held_out = (
@@ -312,7 +313,7 @@ def load_training_data(
     notes += _label_notes(found.table, layout, data, train)
     read, fold_of = [found.table], None
     if data.validation is not None:
-        source = given_validation or data.validation
+        source = data.validation if given_validation is None else given_validation
         table = load_split(source, "test", dialect=dialect, offline=offline, progress=progress).table
         as_train = data.model_copy(update={"task": "multi" if train.is_multi else "single"})
         validation = _labelled(table, layout.for_table(table), as_train, train.label_names)

@@ -154,6 +154,7 @@ class Batcher:
         self._numbers = 0
         self._idle = 0
         self._stopped = False
+        self._running: list[threading.Thread] = []
         self._texts_per_second: float | None = None
         lock = threading.Lock()
         self._job_given, self._item_queued = threading.Condition(lock), threading.Condition(lock)
@@ -163,14 +164,22 @@ class Batcher:
         """Start the threads, which answer to the running event loop."""
         self._loop = asyncio.get_running_loop()
         for target in (self._tokenise_jobs, *[self._compute_batches] * self.threads):
-            threading.Thread(target=target, name=f"newsdesk{target.__name__}", daemon=True).start()
+            thread = threading.Thread(target=target, name=f"newsdesk{target.__name__}", daemon=True)
+            thread.start()
+            self._running.append(thread)
 
-    def stop(self) -> None:
-        """Let the threads end when they are through with what they have."""
+    def stop(self, seconds: float = 0.0) -> None:
+        """Let the threads end when they are through with what they have; wait so long for them.
+
+        A process that ends while one of them computes is aborted by the library that computes.
+        """
         with self._job_given:
             self._stopped = True
             self._job_given.notify_all()
             self._item_queued.notify_all()
+        over = time.monotonic() + seconds
+        for thread in self._running:
+            thread.join(max(0.0, over - time.monotonic()))
 
     @property
     def expected_wait(self) -> float:

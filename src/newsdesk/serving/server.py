@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 _BACKLOG = 2048
+_LAST_BATCH = 10.0  # seconds at most that the end of a process waits for what is being computed
 _KEEP_ALIVE = 75  # seconds that a connection may be idle
 
 
@@ -151,7 +152,7 @@ def new_app(service: Service, places: Sequence[str]) -> FastAPI:
         yield
         for task in tasks:
             task.cancel()
-        service.batcher.stop()
+        await asyncio.to_thread(service.batcher.stop, _LAST_BATCH)
 
     app.router.lifespan_context = lifespan
     return app
