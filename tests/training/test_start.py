@@ -94,6 +94,12 @@ def test_two_classes_and_a_class_without_rows_are_fitted(tiny_base, labels):
     assert (predict_logits(network, ids).argmax(axis=1) == labels).mean() > 0.8
 
 
+def test_a_text_that_is_read_in_windows_counts_once(tiny_recipe, tmp_path):
+    settings = ("model.max_length=8", "model.long_texts=windows", "training.start=fitted", "data.folds=0")
+    run = train(tiny_recipe(*settings), out=tmp_path / "run")
+    assert not [each.event.text for each in read_log(run.log, Remark) if "random" in each.event.text]
+
+
 def test_a_head_that_is_not_trained_is_left_as_it_is(tiny_base):
     torch.manual_seed(0)
     model = build_classifier(

@@ -3,8 +3,8 @@
 What the frozen encoder makes of a few labelled and many unlabelled texts shows where one topic ends and the
 next begins. A mixture of Gaussians finds that, one for each class, begun at the labelled rows and fitted to
 all texts by expectation maximisation (Nigam et al., 2000). Where it is sure, and a logistic regression on the
-labelled rows alone says the same, the text is learned from as of that class: two models that are wrong in
-different ways agree on nine of ten texts rightly, either alone on eight (docs/training.md).
+labelled rows alone says the same, the text is learned from as of that class: where two models agree that are
+wrong in different ways, both are rarely wrong.
 """
 
 from __future__ import annotations
