@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -104,3 +109,40 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules.update(dict.fromkeys(("torch", "transformers", "peft", "sklearn", "onnx", "pyarrow")))
+from newsdesk.cli import main
+main()
+"""
+
+
+class ServerProcess:
+    """``newsdesk serve`` in a process of its own, to which only what serving needs is installed."""
+
+    def __init__(self, *arguments: object, port: int | None = None) -> None:
+        self.port = port or free_port()
+        given = ["serve", *map(str, arguments), "--port", str(self.port)]
+        command = [sys.executable, "-c", WITHOUT_TORCH, *given]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        self.lines: list[dict[str, object]] = []
+        threading.Thread(target=self._read, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(json.loads(line))
+
+    def wait_until_ready(self) -> None:
+        wait_until(
+            lambda: self.process.poll() is not None or any(e["event"] == "ready" for e in self.lines), 60
+        )
+        assert self.process.poll() is None, self.lines
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(40)

@@ -133,6 +133,30 @@ def test_threads_are_the_environments_or_the_physical_cores(monkeypatch, tmp_pat
     assert default_threads() == 1
 
 
+@pytest.mark.parametrize(
+    ("limits", "threads"),
+    [
+        ({}, 8),
+        ({"": "200000 100000"}, 2),
+        ({"": "max 100000", "system.slice": "350000 100000"}, 3),
+        ({"": "600000 100000", "system.slice/newsdesk.service": "50000 100000"}, 1),
+        ({"": "nonsense"}, 8),
+    ],
+)
+def test_threads_keep_to_the_processor_time_of_a_container(monkeypatch, tmp_path, limits, threads):
+    own = tmp_path / "groups" / "system.slice" / "newsdesk.service"
+    own.mkdir(parents=True)
+    (tmp_path / "own").write_text("9:name=systemd:/x\n0::/system.slice/newsdesk.service\n")
+    for folder, limit in limits.items():
+        (tmp_path / "groups" / folder / "cpu.max").write_text(limit + "\n")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(onnx_session, "_TOPOLOGY", tmp_path / "none")
+    monkeypatch.setattr(onnx_session, "_CONTROL_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(onnx_session, "_OWN_GROUP", tmp_path / "own")
+    monkeypatch.setattr(onnx_session.os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
+    assert default_threads() == threads
+
+
 def test_a_text_is_classified_without_importing_what_trains_or_draws(built):
     code = (
         "import sys; sys.argv = ['newsdesk', 'predict', sys.argv[1], 'goal coach']\n"

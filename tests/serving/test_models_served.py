@@ -130,6 +130,19 @@ def test_what_is_new_in_a_watched_folder_is_served_and_what_is_gone_is_not(folde
         assert labels_of(server.client, "french", headline(1, 0)) == ["Science"]
 
 
+def test_a_link_that_leads_elsewhere_replaces_a_model_and_hidden_folders_are_not_served(folder, tmp_path):
+    (tmp_path / "served").mkdir()
+    place = tmp_path / "served" / "desk"
+    place.symlink_to(folder / "english")
+    shutil.copytree(folder / "english", tmp_path / "served" / ".copied")
+    with running(tmp_path / "served", watch=0.05) as server:
+        assert labels_of(server.client, "desk", headline(0, 0)) == ["Business"]
+        (tmp_path / "served" / ".desk").symlink_to(folder / "german")
+        (tmp_path / "served" / ".desk").replace(place)
+        wait_until(lambda: labels_of(server.client, "desk", headline(0, 0)) == ["Wirtschaft"])
+        assert {model.name for model in server.service.models} == {"desk"}
+
+
 def test_a_damaged_model_does_not_take_a_good_ones_place(folder):
     with running(folder, watch=0.05, manage=True) as server:
         model = ExportedModel(folder / "english").model

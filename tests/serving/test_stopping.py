@@ -3,59 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
 import httpx
 import pytest
 
-from served_exports import free_port, headline, wait_until
-
-WITHOUT_TORCH = """
-import sys
-sys.modules.update(dict.fromkeys(("torch", "transformers", "peft", "sklearn", "onnx", "pyarrow")))
-from newsdesk.cli import main
-main()
-"""
-
-
-class Process:
-    """``newsdesk serve`` in a process of its own, to which only what serving needs is installed."""
-
-    def __init__(self, *arguments: object) -> None:
-        self.port = free_port()
-        given = ["serve", *map(str, arguments), "--port", str(self.port)]
-        command = [sys.executable, "-c", WITHOUT_TORCH, *given]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        self.lines: list[dict[str, object]] = []
-        threading.Thread(target=self._read, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.lines.append(json.loads(line))
-
-    def wait_until_ready(self) -> None:
-        wait_until(
-            lambda: self.process.poll() is not None or any(e["event"] == "ready" for e in self.lines), 60
-        )
-        assert self.process.poll() is None, self.lines
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(40)
+from served_exports import ServerProcess, headline, wait_until
 
 
 @pytest.fixture(scope="module")
 def process(export):
     """A server that the last test stops."""
-    found = Process(export, "--threads", 2)
+    found = ServerProcess(export, "--threads", 2)
     try:
         found.wait_until_ready()
         yield found
@@ -111,7 +72,7 @@ def test_no_accepted_request_is_lost_when_the_server_is_told_to_stop_under_load(
 
 
 def test_told_to_stop_while_it_warms_up_it_ends_as_usual(export):
-    found = Process(export)
+    found = ServerProcess(export)
     try:
         wait_until(lambda: found.process.poll() is not None or any(found.lines), 60)
         assert found.stop() in (0, -signal.SIGTERM), found.lines  # uvicorn hands the signal on at its end

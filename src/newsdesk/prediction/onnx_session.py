@@ -29,6 +29,8 @@ SLOWEST = 1e9
 _LOOK_SECONDS = 0.5
 _FOLDED = 1 << 28  # bytes of a constant that onnxruntime may compute from others while it loads
 _TOPOLOGY = Path("/sys/devices/system/cpu")
+_CONTROL_GROUPS = Path("/sys/fs/cgroup")
+_OWN_GROUP = Path("/proc/self/cgroup")
 
 
 class OnnxGraph:
@@ -136,7 +138,8 @@ def _cannot_run(model: Path, error: Exception) -> UserError:
 def default_threads() -> int:
     """Threads for one batch: ``OMP_NUM_THREADS`` where it is a number, else the cores we may run on.
 
-    Two hardware threads of one core share its arithmetic units and count as one.
+    Two hardware threads of one core share its arithmetic units and count as one. A container's share of
+    processor time counts, too: threads beyond it would wait for each other.
     """
     stated = os.environ.get("OMP_NUM_THREADS", "")
     if stated.isdigit() and int(stated):
@@ -144,7 +147,24 @@ def default_threads() -> int:
     if not hasattr(os, "sched_getaffinity"):  # macOS, Windows
         return os.cpu_count() or 1
     siblings = (_TOPOLOGY / f"cpu{cpu}/topology/thread_siblings_list" for cpu in os.sched_getaffinity(0))
-    return len({path.read_text() if path.is_file() else str(path) for path in siblings})
+    cores = len({path.read_text() if path.is_file() else str(path) for path in siblings})
+    return max(1, min(cores, int(_cores_worth_of_time(cores))))
+
+
+def _cores_worth_of_time(cores: int) -> float:
+    """What the control groups of this process (version 2: a container's, a systemd unit's) leave of cores."""
+    allowed = float(cores)
+    with suppress(OSError, ValueError):
+        own = next(line[3:] for line in [*_OWN_GROUP.read_text().splitlines(), "0::/"] if line[:3] == "0::")
+        group = _CONTROL_GROUPS / own.strip("/")
+        for folder in (group, *group.parents):
+            limit = folder / "cpu.max"  # microseconds in each period, or max
+            if limit.is_file() and not (content := limit.read_text()).startswith("max"):
+                quota, period = content.split()
+                allowed = min(allowed, int(quota) / int(period))
+            if folder == _CONTROL_GROUPS:
+                break
+    return allowed
 
 
 @cache

@@ -159,7 +159,8 @@ def sources_of(places: Sequence[str]) -> dict[str, Path]:
     """The folder of each model by its name, from what the command line says, in order.
 
     A place is a run, an export, the name of a ready-made classifier, one of these as ``NAME=PLACE``, or a
-    folder of runs and exports. Raises UserError where there is nothing, and for a name that comes twice.
+    folder of runs and exports; those whose names begin with a dot are still being copied. Raises UserError
+    where there is nothing, and for a name that comes twice.
     """
     found: dict[str, Path] = {}
     for place in places:
@@ -183,7 +184,8 @@ def _models_at(path: Path) -> Iterator[tuple[str, Path]]:
     if not path.is_dir() or (path / MANIFEST).exists() or named(path):
         yield _name_of(path), path
         return
-    inside = [entry for entry in sorted(path.iterdir()) if (entry / MANIFEST).is_file()]
+    visible = (entry for entry in sorted(path.iterdir()) if not entry.name.startswith("."))
+    inside = [entry for entry in visible if (entry / MANIFEST).is_file()]
     if not inside:
         raise UserError(
             f"there is nothing to serve in {path}",
