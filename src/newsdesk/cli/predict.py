@@ -14,6 +14,7 @@ import click
 from newsdesk.cli.shared import (
     JSON_FLAG,
     RUN,
+    compute_small_products_alone,
     flag,
     note,
     promise_flags,
@@ -117,6 +118,7 @@ def predict(
     RUN is a run, an export of one, or a classifier of newsdesk models list. A file is read and written in
     pieces: the same command resumes where it was killed, and rows that cannot be classified are set aside.
     """
+    compute_small_products_alone()
     form, cluster = settings["format"], {name: settings.pop(name) for name in ("address", "workers", "cores")}
     if as_json and (output or form):
         raise click.UsageError("--json writes to standard output: give it, or --output and --format.")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from newsdesk.cli.shared import PATH, flag, promise_flags, say, verb
+from newsdesk.cli.shared import PATH, compute_small_products_alone, flag, promise_flags, say, verb
 
 _AT_LEAST_ONE = click.IntRange(min=1)
 _SECONDS = click.FloatRange(min=0)
@@ -97,8 +96,7 @@ def serve(
     """
     from newsdesk.errors import missing_package
 
-    # Before numpy is imported: threads that help it with the small products of a batch would only spin.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    compute_small_products_alone()
     try:
         import fastapi  # noqa: F401
         import httptools  # noqa: F401

@@ -259,6 +259,15 @@ def terminal() -> Console:
     return Notes(stderr=True)
 
 
+def compute_small_products_alone() -> None:
+    """Let numpy compute with one thread, where it is not imported yet and nothing else is said.
+
+    Beside the threads of a graph, others for the small products of a batch would only spin: bulk prediction
+    takes half as long again (docs/serving.md).
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
 def note(text: str, console: Console | None = None) -> None:
     """Write a line on standard error as it is, neither wrapped nor coloured nor read as markup."""
     (console or terminal()).print(text, highlight=False, markup=False, soft_wrap=True)
