@@ -90,7 +90,9 @@ def test_the_wheel_carries_the_ready_made_classifiers(wheel_files):
 def test_the_wheel_carries_nothing_else(wheel_files):
     assert {name.partition("/")[0].partition("-")[0] for name in wheel_files} == {"newsdesk"}
     code = {name for name in wheel_files if name.startswith("newsdesk/")} - ready_made_files()
-    assert {Path(name).suffix for name in code} == {".css", ".html", ".md", ".py", ".toml", ".typed"}
+    assert {Path(name).suffix for name in code} == {
+        *(".css", ".html", ".js", ".md", ".py", ".svg", ".toml", ".typed")
+    }
 
 
 def test_the_sdist_builds_the_same_wheel_and_carries_no_tests(sdist_files, wheel_files):

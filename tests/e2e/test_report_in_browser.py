@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from browsers import CONTRASTS, DESK, NEEDS_BROWSER, PHONE, asked_for, fits, look, started_browser
 from newsdesk.prediction.explanation import WordWeight
 from newsdesk.reports import parts as gathering
 from newsdesk.reports.page import write_report
 from report_runs import build_run
 
-selenium = pytest.importorskip("selenium", reason="selenium drives the browser: pip install newsdesk[dev]")
-CHROMEDRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    CHROMEDRIVER is None, reason="no chromium here: apt-get install chromium chromium-driver"
-)
+pytestmark = NEEDS_BROWSER
 
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
-PHONE, DESK = 360, 1440
 LONG = "Donaudampfschifffahrtsgesellschaftskapitaensmuetzenabzeichenpolitur"
 NAMES = ("World", "Sports & Games", LONG, "</section><script>document.title = 'broken'</script>")
 
@@ -84,45 +74,15 @@ class Explained:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A browser that keeps what its console says and what it asks of any network."""
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
-    yield driver
-    driver.quit()
-
-
-def look(browser: Any, page: str, width: int, theme: str = "light") -> None:
-    """Open the page so wide, in that theme."""
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width == PHONE}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    features = [{"name": "prefers-color-scheme", "value": theme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    browser.get(page)
-
-
-def fits(browser: Any) -> bool:
-    """Whether the page needs no scrolling sideways."""
-    return bool(
-        browser.execute_script("const e = document.documentElement; return e.scrollWidth <= e.clientWidth")
-    )
+    with started_browser(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
 @pytest.mark.parametrize("width", [PHONE, DESK])
 def test_it_opens_without_an_error_or_a_request_and_fits_the_screen(browser, page, width):
     browser.get_log("performance")
     look(browser, page, width)
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [
-        event["params"]["request"]["url"]
-        for event in events
-        if event["method"] == "Network.requestWillBeSent"
-    ]
-    assert set(asked) == {page}
+    assert set(asked_for(browser)) == {page}
     assert browser.get_log("browser") == []
     assert browser.title == "a-run-with-a-name-of-some-length on test: newsdesk report"
     assert fits(browser)
@@ -141,38 +101,6 @@ def test_the_type_of_charts_can_be_read_on_a_phone(browser, page):
     )
     assert len(heights) > 50
     assert min(heights) > 8
-
-
-CONTRASTS = """
-const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
-const rgb = colour => {
-  canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
-  return [...canvas.getImageData(0, 0, 1, 1).data];
-};
-const over = (top, below) => {
-  const a = top[3] / 255; return [0, 1, 2].map(i => top[i] * a + below[i] * (1 - a)).concat(255);
-};
-const ground = e => {
-  const layers = [];
-  for (; e; e = e.parentElement) layers.unshift(rgb(getComputedStyle(e).backgroundColor));
-  return layers.reduce((below, top) => over(top, below), [255, 255, 255, 255]);
-};
-const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-const light = colour => colour.slice(0, 3).map(v => linear(v / 255))
-  .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-const found = [];
-while (walker.nextNode()) {
-  const e = walker.currentNode.parentElement;
-  if (!walker.currentNode.data.trim() || !e.getClientRects().length) continue;
-  if (e.closest('.skip, title, desc')) continue;
-  const style = getComputedStyle(e);
-  const ink = light(rgb(e.closest('svg') ? style.fill : style.color)), paper = light(ground(e));
-  const ratio = (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
-  found.push([ratio, e.className.baseVal ?? e.className, walker.currentNode.data.slice(0, 30)]);
-}
-return found.sort((a, b) => a[0] - b[0]);
-"""
 
 
 @pytest.mark.parametrize(("theme", "dark"), [("light", False), ("dark", True)])

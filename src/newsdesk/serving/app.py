@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI
@@ -13,7 +14,7 @@ from starlette.responses import Response
 
 from newsdesk import __version__
 from newsdesk.serving import hugging_face, open_inference, own, tei, vllm
-from newsdesk.serving.endpoints import Form, Service, Work, endpoint, json_response
+from newsdesk.serving.endpoints import Call, Form, Service, Work, endpoint, json_response
 
 _SCHEMAS = "#/components/schemas/{model}"
 SECURITY_HEADERS = {
@@ -22,6 +23,19 @@ SECURITY_HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"  # no string is ever read as HTML
+)
+PAGE_FILES = {
+    "/": (("newsdesk.serving", "page/index.html"),),
+    "/page/page.css": (("newsdesk.reports", "templates/report.css"), ("newsdesk.serving", "page/page.css")),
+    "/page/page.js": (("newsdesk.serving", "page/page.js"),),
+    "/page/icon.svg": (("newsdesk.serving", "page/icon.svg"),),
+}
+"""What the page for people is made of: files by the package that has them, joined, for each path."""
+MEDIA_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
 
 class Routes:
@@ -111,6 +125,7 @@ def create_app(service: Service) -> FastAPI:
         redoc_url=None,
     )
     app.state.schemas = {}
+    _add_page(app, service)
     _add_own(app, service)
     _add_tei(app, service)
     _add_hugging_face_and_vllm(app, service)
@@ -119,6 +134,19 @@ def create_app(service: Service) -> FastAPI:
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     app.add_middleware(_SecurityHeaders)
     return app
+
+
+def _add_page(app: FastAPI, service: Service) -> None:
+    """The page for people: open to all and at once, since it holds nothing; what it asks is checked."""
+    for path, parts in PAGE_FILES.items():
+        texts = [(files(package) / name).read_text(encoding="utf-8") for package, name in parts]
+        media_type = MEDIA_TYPES[parts[-1][1].rpartition(".")[2]]
+
+        async def show(_call: Call, text: str = "".join(texts), media_type: str = media_type) -> Response:
+            return Response(text, 200, {"Content-Security-Policy": PAGE_POLICY}, media_type)
+
+        shown = endpoint(service, "page", own.refused, show, always=True, open_to_all=True)
+        app.add_route(path, shown, methods=["GET"], include_in_schema=False)
 
 
 def _add_own(app: FastAPI, service: Service) -> None:
@@ -139,6 +167,7 @@ def _add_own(app: FastAPI, service: Service) -> None:
         statuses=unknown,
         query={"model": "The model's name; without it, the first one."},
     )
+    routes.add("GET", "/v1/limits", own.show_limits, answer=own.Limits)
     routes.add("GET", "/v1/models", own.list_models, answer=own.ModelList)
     routes.add("GET", "/v1/models/{name}", own.show_model, answer=own.ModelFacts, statuses=unknown)
     routes.add("POST", "/v1/models/{name}", own.load_model, answer=own.ModelFacts, statuses=unknown)

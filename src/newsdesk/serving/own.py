@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -30,6 +30,7 @@ MOST_EXPLAINED = 4
 _explaining = asyncio.Semaphore(1)
 _JSON = json.JSONDecoder()
 
+Explanations = list[dict[str, Any]]
 Share = Annotated[float, Field(ge=1e-6, le=1 - 1e-6)]
 
 
@@ -125,6 +126,21 @@ class ModelList(BaseModel):
     data: list[ModelFacts]
 
 
+class Limits(BaseModel):
+    """How much a request may ask for, and what is promised where it does not say.
+
+    Texts count once for each model. ``deadline`` is in seconds, ``rate`` in texts a second for each token.
+    """
+
+    max_texts: int
+    max_characters: int
+    max_body: int
+    max_explained: int
+    deadline: float
+    rate: float | None
+    promise: dict[str, Any]
+
+
 _REQUEST = TypeAdapter(ClassifyRequest)
 
 
@@ -143,9 +159,13 @@ async def classify(call: Call) -> Response:
         raise Refusal("too_large", f"{len(given)} texts to explain, where {MOST_EXPLAINED} are allowed")
     models = [service.models.get(name) for name in dict.fromkeys(names)]
     rules = [await rule_of(model, asked) for model in models]
+    texts = [[model.text_of(each) for each in given] for model in models]
+    explanations: list[Explanations | None] = [None] * len(models)
+    if asked.explain:
+        explanations = [*await _explained(call, models, texts)]
     answers = [
-        _answer(call, model, rule, given, asked, len(models))
-        for model, rule in zip(models, rules, strict=True)
+        _answer(call, *each, asked, len(models))
+        for each in zip(models, rules, texts, explanations, strict=True)
     ]
     parts = await asyncio.gather(*answers)
     return Response(b'{"results":[' + b",".join(parts) + b"]}", media_type=JSON)
@@ -176,13 +196,12 @@ async def _answer(
     call: Call,
     model: ServedModel,
     rule: DecisionRule | None,
-    given: Sequence[str | Mapping[str, Any]],
+    texts: Sequence[str],
+    explanations: Explanations | None,
     asked: ClassifyRequest,
     models: int,
 ) -> bytes:
     """The JSON of one model's answer."""
-    texts = [model.text_of(each) for each in given]
-    explanations = None
 
     def render(answered: Answered) -> bytes:
         predictions = model.predictions(answered, rule, answer_empty=asked.answer_empty)
@@ -200,17 +219,26 @@ async def _answer(
             content["explanations"] = explanations
         return to_json(content)
 
-    if asked.explain:
-        call.service.access.require_texts_within(texts, models=models)
-        if _explaining.locked():
-            raise Refusal("overloaded", "another text is being explained", retry_after=2.0)
-        async with _explaining:
-            explanations = await asyncio.to_thread(_explained, model, texts)
     return await call.run(model, texts, render, models=models)
 
 
-def _explained(model: ServedModel, texts: Sequence[str]) -> list[dict[str, Any]]:
-    return [explain(model.classifier, text).to_dict() for text in texts]
+async def _explained(
+    call: Call, models: Sequence[ServedModel], texts: Sequence[Sequence[str]]
+) -> list[Explanations]:
+    """What decided for each model on its texts. Raises Refusal while another request is being explained."""
+    for each in texts:
+        call.service.access.require_texts_within(each, models=len(models))
+    if _explaining.locked():
+        raise Refusal("overloaded", "another text is being explained", retry_after=2.0)
+
+    def work() -> list[Explanations]:
+        return [
+            [explain(model.classifier, text).to_dict() for text in of_model]
+            for model, of_model in zip(models, texts, strict=True)
+        ]
+
+    async with _explaining:
+        return await asyncio.to_thread(work)
 
 
 # --- news items
@@ -298,6 +326,13 @@ def facts_of(model: ServedModel, *, is_default: bool) -> dict[str, Any]:
         "temperature": classifier.temperature,
         "is_default": is_default,
     }
+
+
+async def show_limits(call: Call) -> Response:
+    """How much a request may ask for, and what is promised where it does not say."""
+    settings = call.service.settings
+    found = {name: getattr(settings, name) for name in Limits.model_fields if hasattr(settings, name)}
+    return json_response({**found, "max_explained": MOST_EXPLAINED})
 
 
 async def list_models(call: Call) -> Response:
