@@ -106,4 +106,4 @@ while (walker.nextNode()) {
 }
 return found.sort((a, b) => a[0] - b[0]);
 """
-"""[contrast with its ground, class of its element, its beginning] of every text that is shown, least first."""
+"""[contrast with its ground, class of its element, its beginning] of every text shown, least first."""
