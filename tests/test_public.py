@@ -30,6 +30,7 @@ def test_the_public_names_are_all_there():
         "report",
         "sweep",
         "train",
+        "watch_folder",
     }
     assert set(newsdesk.__all__) == {"TextClassifier", "UserError", "__version__", *verbs}
     assert newsdesk.predict_file.__module__ == "newsdesk.prediction.bulk"

@@ -24,6 +24,7 @@ __all__ = [
     "report",
     "sweep",
     "train",
+    "watch_folder",
 ]
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from newsdesk.prediction.explanation import explain
     from newsdesk.prediction.open_model import open_model
     from newsdesk.prediction.open_model import open_model as load
+    from newsdesk.prediction.watched_folder import watch_folder
     from newsdesk.reports.push import push
 
 _HOMES = {
@@ -55,6 +57,7 @@ _HOMES = {
     "report": "newsdesk.api",
     "sweep": "newsdesk.api",
     "train": "newsdesk.api",
+    "watch_folder": "newsdesk.prediction.watched_folder",
 }
 
 

@@ -67,6 +67,40 @@ def remove_leftovers(path: Path) -> None:
             entry.unlink(missing_ok=True)
 
 
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder outlive a loss of power, where the system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def cut_to_whole_lines(path: Path, *, fix: str) -> int:
+    """Cut off the beginning of a line that a kill left unfinished; returns how many bytes stay.
+
+    Raises UserError, with ``fix``, for what is no file.
+    """
+    try:
+        with open_regular(path) as stream:
+            size = begin = stream.seek(0, os.SEEK_END)
+            whole = 0
+            while begin and not whole:
+                end, begin = begin, max(0, begin - _TAIL)
+                stream.seek(begin)
+                whole = begin + stream.read(end - begin).rfind(b"\n") + 1
+                whole = 0 if whole == begin else whole
+        if whole < size:
+            os.truncate(path, whole)
+    except OSError as error:
+        raise damaged(path, error.strerror or str(error), fix=fix) from None
+    return whole
+
+
+_TAIL = 1 << 16  # bytes that are looked at together
+
+
 @contextmanager
 def explaining_full_disk(path: Path) -> Iterator[None]:
     """Turn the failure to write to ``path`` for want of space into a UserError."""
@@ -100,8 +134,8 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def json_bytes(content: Any) -> bytes:
-    """``content`` as indented JSON in UTF-8."""
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    """``content`` as indented JSON in UTF-8; a lone surrogate, as in a name of other bytes, as its escape."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 LARGEST_JSON = 64 << 20

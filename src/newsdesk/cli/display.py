@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -20,7 +23,8 @@ from rich.progress import (
 )
 
 from newsdesk.cli.shared import note
-from newsdesk.errors import counted
+from newsdesk.data.words import printable
+from newsdesk.errors import UserError, counted
 from newsdesk.metrics import over_classes
 from newsdesk.prediction.bulk import Begun, BulkEvent, Classified, WindowWritten
 from newsdesk.prediction.resumable_output import Checkpoint
@@ -30,6 +34,7 @@ from newsdesk.runs.log import Event, Finished, Interrupted, Remark, Resumed, Sta
 if TYPE_CHECKING:
     from newsdesk.experiments.sweep import SweepEvent, TrialEnded
     from newsdesk.prediction.ray_bulk import RayEvent
+    from newsdesk.prediction.watched_folder import WatchEvent
 
 _LINE_EVERY = 15.0  # seconds, where no terminal can be redrawn
 _ONLY_TASK = TaskID(0)  # of a bar: rich counts a Progress's tasks from 0
@@ -307,6 +312,52 @@ class BulkDisplay(Display):
     def _figures(self) -> str:
         seconds = max(1e-9, time.monotonic() - self.began)
         return f"{counted(self._rows, 'row')}, {(self._rows - self._before) / seconds:,.0f} rows/s"
+
+
+class WatchDisplay(BulkDisplay):
+    """A line a file, with the time and what became of it; a large one is shown as any other, too."""
+
+    def __init__(self, console: Console) -> None:
+        """Write to ``console``; a bar where it is a terminal."""
+        super().__init__(console, names_rejects=False)
+
+    def line(self, text: str) -> None:
+        """Write a line, unless nothing can be written: that is no reason to stop."""
+        with suppress(OSError):
+            super().line(text)
+
+    def show_watch(self, event: WatchEvent) -> None:
+        """Take one event."""
+        from newsdesk.prediction.watched_folder import FileDone, FileFailed, Waiting, Watching
+
+        if isinstance(event, Begun):
+            self.show(replace(event, read_as="", left_over=False))
+        elif isinstance(event, Classified | WindowWritten):
+            self.show(event)
+        else:
+            self.close()
+            if isinstance(event, Watching):
+                before = f"{event.done:,} done and {event.failed:,} failed before"
+                self._tell("watching", f"{printable(str(event.folder))}: {before}")
+            elif isinstance(event, FileDone):
+                counts = event.counts
+                parts = [counted(counts.rows_read, "row")]
+                parts += [f"{counts.rejected:,} rejected"] if counts.rejected else []
+                parts += [f"{counts.unanswered:,} unanswered"] if counts.unanswered else []
+                self._tell("done", f"{printable(event.name)}: {', '.join(parts)}")
+            elif isinstance(event, FileFailed):
+                self._tell("failed", f"{printable(event.name)}: {_in_one_line(event.error)}")
+            elif isinstance(event, Waiting):
+                self._tell("waiting", _in_one_line(event.error))
+
+    def _tell(self, what: str, text: str) -> None:
+        self.line(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {what} {text}")
+
+
+def _in_one_line(error: UserError) -> str:
+    """An error's three parts in one line of a log."""
+    parts = ("", error.wrong), ("found: ", error.found), ("fix: ", error.fix)
+    return printable("; ".join(f"{label}{text}" for label, text in parts if text))
 
 
 class RayDisplay(Display):

@@ -24,6 +24,7 @@ from newsdesk.cli.shared import (
     standard_output,
     terminal,
     verb,
+    watch_flags,
 )
 from newsdesk.data.words import isolated
 from newsdesk.errors import counted
@@ -51,6 +52,7 @@ _FAINTEST = 0.15  # of the strongest weight: weaker words are not coloured
     "--input", "source", help="A file of rows, or - for one text a line on standard input.", metavar="FILE|-"
 )
 @flag("--output", help="The file to write, or - for standard output.", metavar="FILE|-")
+@watch_flags
 @flag("--format", type=click.Choice(FORMATS), help="Output format; default: by the file's ending.")
 @flag("--top-k", type=click.IntRange(min=1), default=1, show_default=True, help="How many classes to name.")
 @flag("--probabilities", "all_probabilities", is_flag=True, help="Write every class's probability.")
@@ -111,9 +113,10 @@ def predict(
     estimated: bool,
     as_json: bool,
     promise: Mapping[str, Any],
+    watching: Mapping[str, Any],
     **settings: Any,
 ) -> None:
-    """Classify texts given as arguments, on standard input, or in a file of any size.
+    """Classify texts given as arguments, on standard input, in a file of any size, or in a watched folder.
 
     RUN is a run, an export of one, or a classifier of newsdesk models list. A file is read and written in
     pieces: the same command resumes where it was killed, and rows that cannot be classified are set aside.
@@ -127,11 +130,7 @@ def predict(
     if engine != "cascade" and (loss is not None or estimated):
         raise click.UsageError("--loss and --estimated need --engine cascade.")
     if engine == "ray":
-        if texts or as_json or rejects or source in (None, "-") or output in (None, "-"):
-            raise click.UsageError(
-                "--engine ray takes --input FILE|FOLDER|URI and --output FOLDER|URI; texts, pipes, --json "
-                "and --rejects are for one machine (bad rows go to _rejects in the output folder)."
-            )
+        _refuse_for_ray(texts or as_json or rejects, source, output)
         cluster["cores"] = cluster["cores"] or 1
         _predict_on_ray(run, str(source), str(output), settings, promise, **cluster)
         return
@@ -139,6 +138,9 @@ def predict(
         raise click.UsageError(f"{wrong[0]} needs --engine ray.")
     halves = bool({"abstain", "sets"} & promise.keys())
     opened = partial(_opened, run, engine, loss, estimated=estimated, halves=halves)
+    if watching:
+        _watch(opened, Path(str(output)), settings, promise, **watching)
+        return
     given, target = _path_of(source), _path_of(output)
     if target is not None:
         from newsdesk.prediction.output_table import check_destination
@@ -269,6 +271,41 @@ def _predict_stream(
     _note_promise(rule, done.unanswered, done.rows_written)
     for line in classifier.describe():
         note(line)
+
+
+def _watch(
+    opened: Callable[[], Classifier],
+    output: Path,
+    settings: Mapping[str, Any],
+    promise: Mapping[str, Any],
+    **watching: Any,
+) -> None:
+    """Classify what is dropped into a folder until a signal comes, and say what became of it."""
+    from newsdesk.cli.display import WatchDisplay
+    from newsdesk.prediction.watched_folder import require_apart, watch_folder
+
+    require_apart(watching["folder"], output)
+    classifier = opened()
+    rule = classifier.decision_rule(**promise, answer_empty=settings["answer_empty"])
+    for line in (*(rule.describe() if rule is not None else ()), *classifier.describe()):
+        note(line)
+    with WatchDisplay(terminal()) as display:
+        observe = display.show_watch
+        done = watch_folder(classifier, output=output, observe=observe, **watching, **settings, **promise)
+    failed = f", {done.failed:,} failed" if done.failed else ""
+    unsettled = f", {done.unsettled:,} still being written" if done.unsettled else ""
+    note(f"{counted(done.files, 'file')}, {counted(done.rows_read, 'row')}{failed}{unsettled}")
+    _note_reading(done.truncation, classifier.max_length, done.unreadable)
+    if watching.get("once") and (done.stopped or done.failed):
+        raise click.exceptions.Exit(130 if done.stopped else 1)
+
+
+def _refuse_for_ray(others: object, source: str | None, output: str | None) -> None:
+    if others or source in (None, "-") or output in (None, "-"):
+        raise click.UsageError(
+            "--engine ray takes --input FILE|FOLDER|URI and --output FOLDER|URI; texts, pipes, --json "
+            "and --rejects are for one machine (bad rows go to _rejects in the output folder)."
+        )
 
 
 def _predict_on_ray(

@@ -168,6 +168,30 @@ _PROMISE_FLAGS = {
 }
 
 
+_WATCH_FLAGS = (
+    flag(
+        "--watch",
+        "folder",
+        type=PATH,
+        help="A folder: each file dropped into it is classified into the folder --output, once.",
+        metavar="FOLDER",
+    ),
+    flag("--once", is_flag=True, help="With --watch: what is there, then end; exit code 1 if a file failed."),
+    flag(
+        "--interval",
+        type=click.FloatRange(min=0, min_open=True),
+        help="With --watch: seconds between two looks; default: 1.",
+        metavar="SECONDS",
+    ),
+    flag(
+        "--settle",
+        type=click.FloatRange(min=0),
+        help="With --watch: seconds for which a file must not have changed; default: 1.",
+        metavar="SECONDS",
+    ),
+)
+
+
 def reading_flags(*names: str) -> Callable[[Function], Function]:
     """Add the named flags that say how a file's columns become texts and classes.
 
@@ -211,6 +235,37 @@ def promise_flags(function: Function) -> Function:
         for name, text in _PROMISE_FLAGS.items()
     ]
     return _added(with_promise, flags)
+
+
+def watch_flags(function: Function) -> Function:
+    """Add the flags of a watched folder; they come as ``watching``, arguments of ``watch_folder``.
+
+    It is empty without --watch. Raises click.UsageError where they do not go with each other, or with others.
+    """
+
+    @wraps(function)
+    def with_watching(**given: Any) -> Any:
+        asked = {name: given.pop(name) for name in ("folder", "once", "interval", "settle")}
+        watching = {name: value for name, value in asked.items() if value}
+        if watching and not asked["folder"]:
+            raise click.UsageError(f"--{next(iter(watching))} needs --watch.")
+        others = [
+            given["texts"],
+            given["source"],
+            given["as_json"],
+            given["rejects"],
+            given["engine"] == "ray",
+        ]
+        if watching and (any(others) or given["output"] in (None, "-")):
+            raise click.UsageError(
+                "--watch FOLDER takes --output FOLDER; texts, --input, --json, --rejects and --engine ray do "
+                "not go with it (bad rows go beside each output)."
+            )
+        if asked["settle"] is not None:
+            watching["settle"] = asked["settle"]
+        return function(**given, watching=watching)
+
+    return _added(with_watching, _WATCH_FLAGS)
 
 
 def _added(function: Function, flags: Sequence[Callable[[Function], Function]]) -> Function:

@@ -15,7 +15,15 @@ from filelock import FileLock, Timeout
 from newsdesk.data.labelled import LabelFormat, LabelSet
 from newsdesk.data.table import Cell, Table
 from newsdesk.errors import UserError, listed
-from newsdesk.files import damaged, explaining_full_disk, make_folder, parsed_json, read_regular, write_bytes
+from newsdesk.files import (
+    cut_to_whole_lines,
+    damaged,
+    explaining_full_disk,
+    make_folder,
+    parsed_json,
+    read_regular,
+    write_bytes,
+)
 from newsdesk.prediction.output_table import json_line, output_names
 from newsdesk.prediction.predictions import delimited_lines
 from newsdesk.stored import (
@@ -188,7 +196,7 @@ class LabelSession:
                 fix="finish there first, or give --out another name",
             ) from None
         try:
-            if self._journal.exists() and _cut_to_whole_lines(self._journal):
+            if self._journal.exists() and cut_to_whole_lines(self._journal, fix=_FIX):
                 self._restore()
             else:
                 self._write(with_format(to_content(self._beginning)))
@@ -321,21 +329,6 @@ def _same(path: Path, other: Path) -> bool:
 def session_folder(target: Path) -> Path:
     """The folder of what is needed to go on labelling into a file; nothing else needs it."""
     return target.with_name(target.name + _ENDING)
-
-
-def _cut_to_whole_lines(path: Path) -> int:
-    """Cut off the beginning of a line that a kill left unfinished; returns how many bytes stay.
-
-    Raises UserError for what is no file.
-    """
-    try:
-        content = read_regular(path, _LARGEST_JOURNAL)
-    except OSError as error:
-        raise damaged(path, error.strerror or str(error), fix=_FIX) from None
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
-    return whole
 
 
 def _read_journal(path: Path) -> tuple[Beginning, list[Action]]:

@@ -32,6 +32,7 @@ from newsdesk.prediction.output_table import (
     Refused,
     check_destination,
     json_line,
+    rejects_of,
 )
 from newsdesk.prediction.predictions import Predictions
 from newsdesk.prediction.resumable_output import (
@@ -338,7 +339,7 @@ def _predict(
     if isinstance(destination, Path) and (destination.is_file() or not destination.exists()):
         table = job.table(stream, packed=destination.suffix.lower() == ".gz")
         destination = destination.resolve() if destination.is_symlink() else destination
-        rejects = rejects or destination.with_name(destination.name + ".rejects.jsonl")
+        rejects = rejects or rejects_of(destination)
         _check_rejects(rejects, source, destination)
         identity = {"rejects": str(rejects), **_identity_of(source, stream), **job.identity()}
         output = PartFile(destination, rejects, identity, table.convert if table.needs_conversion else None)

@@ -14,7 +14,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 
+from newsdesk.data.news_xml import XML_FORMATS
 from newsdesk.data.ninjs import CREATED_HERE
+from newsdesk.data.stream import format_of
 from newsdesk.data.table import Fault, Row
 from newsdesk.errors import UserError
 from newsdesk.prediction.abstention import CANDIDATES, OFF_TOPIC, REASON, UNSURE
@@ -36,6 +38,7 @@ _ENDINGS: dict[str, Format] = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
 }
+REJECTS_ENDING = ".rejects.jsonl"
 GZIP_LEVEL = 6
 """Of compressed output; 9 takes three times as long for one per cent."""
 _LOOKED_AT = 1 << 16  # bytes at the beginning and end of a file that tell whether predictions are in it
@@ -105,6 +108,25 @@ def output_format(path: Path) -> Format:
         found=suffix or "no ending",
         fix=f"end it in {', '.join(_ENDINGS)} (each also .gz), or give --format {'|'.join(FORMATS)}",
     )
+
+
+def output_for(name: str, format: Format | None) -> tuple[str, Format]:
+    """What the output of one of many files is called, and its format; None: the file's, else jsonl or csv.
+
+    It keeps the input's name, with the format's ending added where that is another one. Raises UserError for
+    an input of unknown format.
+    """
+    form, _ = format_of(Path(name))
+    own = _ENDINGS.get(f".{form}", "jsonl" if form in ("json", *XML_FORMATS) else "csv")
+    chosen = format or own
+    ending = "csv" if chosen == "submission" else chosen
+    keeps_name = _ENDINGS.get(f".{form}") == ending or chosen == "ninjs"
+    return (name if keeps_name else f"{name}.{ending}"), chosen
+
+
+def rejects_of(output: Path) -> Path:
+    """Where the bad rows of an input go, unless another file is named."""
+    return output.with_name(output.name + REJECTS_ENDING)
 
 
 class Piece(NamedTuple):

@@ -21,15 +21,13 @@ from typing import Any, TypeAlias
 
 from newsdesk import __version__
 from newsdesk.data.dialect import Dialect
-from newsdesk.data.news_xml import XML_FORMATS
-from newsdesk.data.stream import format_of
 from newsdesk.errors import UserError, counted, missing_package
 from newsdesk.files import atomic_writer, json_bytes, parsed_json
 from newsdesk.prediction.abstention import PROMISES
 from newsdesk.prediction.bulk import predict_file
 from newsdesk.prediction.classifier import Classifier
 from newsdesk.prediction.open_model import OnnxClassifier, open_model
-from newsdesk.prediction.output_table import Format
+from newsdesk.prediction.output_table import Format, output_for
 from newsdesk.prediction.resumable_output import Counts
 from newsdesk.runs.folder import MANIFEST
 from newsdesk.stored import WrongContentError, from_content
@@ -38,7 +36,6 @@ JOB, DONE, REJECTS = "_job.json", "_done", "_rejects"
 """Parts of an output folder that are not data: whoever reads a folder of data skips names that begin so."""
 
 _HIDDEN = ("_", ".")
-_SAME_FORMAT = {"csv": "csv", "tsv": "tsv", "jsonl": "jsonl", "ndjson": "jsonl", "parquet": "parquet"}
 _STREAM_CHUNK = 1 << 22
 
 
@@ -261,12 +258,7 @@ def shards_of(source: Storage, format: Format | None) -> list[Shard]:
         if any(part.startswith(_HIDDEN) for part in PurePosixPath(name).parts):
             continue
         output = name or source.name
-        form, _ = format_of(Path(output))
-        own = _SAME_FORMAT.get(form, "jsonl" if form in ("json", *XML_FORMATS) else "csv")
-        chosen: Format = format or own  # type: ignore[assignment]
-        ending = "csv" if chosen == "submission" else chosen
-        keeps_name = _SAME_FORMAT.get(form) == ending or chosen == "ninjs"
-        output += "" if keeps_name else f".{ending}"
+        output, chosen = output_for(output, format)
         if output in shards:
             raise UserError(
                 f"two input files would share the output file {output}",
