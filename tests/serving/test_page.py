@@ -14,6 +14,7 @@ import newsdesk
 from browsers import CONTRASTS, DESK, NEEDS_BROWSER, PHONE, asked_for, fits, look, started_browser
 from newsdesk.serving.access import make_token
 from served_exports import Running, headline, running, wait_until, with_several_labels
+from tiny_exports import build_exported
 
 pytestmark = NEEDS_BROWSER
 
@@ -334,6 +335,38 @@ def test_a_csv_comes_back_with_its_cells_and_the_labels(page, desk, downloads, t
         assert row[5] == (said.get("reason") or "")
 
 
+@pytest.mark.parametrize(("encoding", "said"), [("cp1252", "windows-1252"), ("utf-16", "utf-16le")])
+def test_a_csv_of_another_encoding_comes_back_in_utf_8(page, downloads, tmp_path, encoding, said):
+    file = tmp_path / "old.csv"
+    file.write_bytes("text;place\r\nSprinter “läuft”;Köln\r\n".encode(encoding))
+    take_file(page, file)
+    assert shown(page, "#file-facts") == f"1 row, 2 columns, {said}"
+    press(page, "#go")
+    wait_until(lambda: shown(page, "#status"))
+    content = downloaded(page, downloads, "old-classified.csv")
+    assert content.decode("utf-8-sig").splitlines()[1].startswith("Sprinter “läuft”;Köln;")
+    assert content.startswith(b"\xef\xbb\xbf") == (encoding == "utf-16")
+
+
+def test_columns_that_a_run_reads_are_put_together_as_the_run_does(browser, downloads, tmp_path):
+    rows = [{"title": headline(0, 0), "body": "goal"}, {"title": "", "body": headline(2, 1)}]
+    file = tmp_path / "columns.csv"
+    with file.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, ["body", "id", "title"], restval="7")
+        writer.writeheader()
+        writer.writerows(rows)
+    with running(build_exported(tmp_path / "pair", text_columns=("title", "body"))) as server:
+        opened(browser, server)
+        take_file(browser, file)
+        press(browser, "#go")
+        wait_until(lambda: shown(browser, "#status"))
+        found = csv.DictReader(downloaded(browser, downloads, "columns-classified.csv").decode().splitlines())
+        (result,) = asked_of(server, rows)
+        assert [float(row["probability"]) for row in found] == [
+            said["probability"] for said in result["predictions"]
+        ]
+
+
 def test_cells_that_a_spreadsheet_would_compute_are_disarmed_where_that_is_asked_for(
     page, downloads, tmp_path
 ):
@@ -387,11 +420,17 @@ def test_files_that_cannot_be_read_are_a_sentence(page, tmp_path):
     broken.write_text('text,n\n"goal,1\nbank,2\n')
     empty = tmp_path / "empty.csv"
     empty.write_text("")
+    header = tmp_path / "header.csv"
+    header.write_text("text,n\n")
+    take_file(page, header)
+    press(page, "#go")
+    assert shown(page, "#trouble") == "The file has no row below the names of its columns."
+    press(page, "#drop-file")
     for file, said in ((broken, "never closed"), (empty, "it is empty")):
+        page.execute_script("document.getElementById('trouble').hidden = true")
         take_file(page, file)
         assert said in shown(page, "#trouble")
         assert shown(page, "#typing") is not None
-        page.execute_script("document.getElementById('trouble').hidden = true")
 
 
 # --- servers that say no

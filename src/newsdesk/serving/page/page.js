@@ -10,6 +10,13 @@ const OFF_TOPIC = 0.05; // the share of calibration texts that are as untypical
 const MARKED_FROM = 0.15; // of the weightiest word's weight, as in the report
 const PATIENCE = 60; // seconds in a row for which a server that is not there is asked again
 
+const WAITS = {
+  0: "The server does not answer.",
+  429: "The server is busy.",
+  502: "The server is not there.",
+  503: "The server is not ready.",
+}; // what is worth asking again for, by status; 0: it cannot be reached
+
 const $ = (id) => document.getElementById(id);
 const numbers = new Intl.NumberFormat("en");
 const counted = (count, noun) => `${numbers.format(count)} ${noun}${count === 1 ? "" : "s"}`;
@@ -60,7 +67,7 @@ class Refused extends Error {
       case 404: return `${said}. Choose one of the models that are listed now.`;
       case 413: return `${said}. Send shorter texts.`;
       case 429: return "The server has too much to do. Try again in a minute.";
-      case 503: return "The server is not ready, or is stopping. Try again in a minute.";
+      case 502: case 503: return "The server is not ready, or is stopping. Try again in a minute.";
       case 504: return "The server needs longer for a text than it may. Shorten the text, or ask one model at a time.";
       case 408: case 422: return `${said}.`;
       default: return "The server failed at this. Its log says why.";
@@ -88,18 +95,19 @@ async function ask(path, body, signal) {
   throw new Refused(response.status, content.kind ?? "", content.error ?? "it gave no reason", wait);
 }
 
-/** Wait so many seconds, and say why; throws AbortError once `signal` says so. */
-async function wait(seconds, why, signal) {
-  for (let left = Math.ceil(seconds); left > 0; left -= 1) {
-    progress(`${why} This page asks again in ${left} s.`);
-    await new Promise((done, failed) => {
-      const timer = setTimeout(done, 1000);
-      signal?.addEventListener("abort", () => {
-        clearTimeout(timer);
-        failed(signal.reason);
-      }, { once: true });
-    });
-  }
+/** Wait a second; throws AbortError once `signal` says so. */
+function aSecond(signal) {
+  return new Promise((done, failed) => {
+    const stop = () => {
+      clearTimeout(timer);
+      failed(signal.reason);
+    };
+    const timer = setTimeout(() => {
+      signal?.removeEventListener("abort", stop);
+      done();
+    }, 1000);
+    signal?.addEventListener("abort", stop);
+  });
 }
 
 /** Call `work` until it is answered: a server that is busy, or not ready, is asked again in a while. */
@@ -108,12 +116,14 @@ async function patiently(work, signal) {
     try {
       return await work();
     } catch (error) {
-      const passes = error instanceof Refused && [0, 429, 503].includes(error.status);
-      if (!passes || (error.status !== 429 && waited >= PATIENCE)) throw error;
-      const seconds = error.status === 0 ? 2 : error.wait;
+      if (!(error instanceof Refused) || !(error.status in WAITS)) throw error;
+      if (error.status !== 429 && waited >= PATIENCE) throw error;
+      const seconds = error.status === 0 ? 2 : Math.ceil(error.wait);
+      for (let left = seconds; left > 0; left -= 1) {
+        progress(`${WAITS[error.status]} This page asks again in ${left} s.`);
+        await aSecond(signal);
+      }
       waited += seconds;
-      await wait(seconds, { 0: "The server does not answer.", 503: "The server is not ready." }[error.status]
-        ?? "The server is busy.", signal);
     }
   }
 }
@@ -429,6 +439,7 @@ function newJob() {
     const written = { name: "texts.csv", columns: ["text"], hasHeader: true, delimiter: ",", hasMark: false };
     return { ...asked, ...written, rows: texts.map((text) => [text]), textOf: ([text]) => text };
   }
+  if (!table.rows.length) throw new Error("The file has no row below the names of its columns.");
   const picked = [...$("columns").querySelectorAll("input:checked")].map((box) => Number(box.value));
   if (!picked.length) throw new Error("Choose the column of the texts.");
   const names = picked.map((at) => table.columns[at]);
@@ -474,16 +485,19 @@ const asking = (work) => ({ models: work.models.map((model) => model.id), ...wor
 /** Classify what is not classified yet, batch after batch; each as large as the server answers in a second. */
 async function classify(work, signal) {
   while (work.results.length < work.rows.length) {
-    const [first, batch, problem] = nextBatch(work);
-    if (!batch) {
-      take(work, first, work.models.map(() => ({ label: null, reason: problem })));
-      continue;
-    }
+    let first, batch, problem;
     const begun = performance.now();
     try {
-      const { results } = await patiently(() => ask("v1/classify", { texts: batch, ...asking(work) }, signal), signal);
-      for (const [at] of batch.entries()) take(work, first + at, results.map((result) => result.predictions[at]));
-      for (const result of results) remember(work, result);
+      const answer = await patiently(async () => {
+        [first, batch, problem] = nextBatch(work);
+        if (!batch) return null;
+        return ask("v1/classify", { texts: batch, ...asking(work) }, signal).catch((error) => {
+          if (error.kind === "overloaded") work.size = Math.max(1, work.size >> 1);
+          throw error;
+        });
+      }, signal);
+      if (answer) keep(work, first, answer.results);
+      else take(work, first, work.models.map(() => ({ label: null, reason: problem })));
       const seconds = (performance.now() - begun) / 1000;
       if (seconds < 0.7) work.size = Math.min(work.size * 2, limits.max_texts);
       if (seconds > 2) work.size = Math.max(1, work.size >> 1);
@@ -499,13 +513,29 @@ async function classify(work, signal) {
   }
 }
 
+/** Keep what an answer says of each of its texts, and of all: what is promised, and how many were cut. */
+function keep(work, first, results) {
+  for (const at of results[0].predictions.keys()) take(work, first + at, results.map((result) => result.predictions[at]));
+  for (const { model, rule, truncation } of results) {
+    work.rules.set(model, rule);
+    work.cut.set(model, (work.cut.get(model) ?? 0) + (truncation?.cut ?? 0));
+  }
+}
+
+/** What the download says of a text, by column, as `newsdesk predict` writes it. */
+function cellsOf(said) {
+  const { reason, off_topic } = said;
+  const list = (values) => values && JSON.stringify(values);
+  if (said.labels === undefined) {
+    return { label: said.label, probability: said.probability, candidates: list(said.candidates), reason, off_topic };
+  }
+  const probabilities = said.labels?.map((label) => said.probabilities[label]);
+  return { labels: list(said.labels), probabilities: list(probabilities), unsure: list(said.unsure), reason, off_topic };
+}
+
 /** Keep what the models said of a row, count it, and show it if it is one of the first. */
 function take(work, at, predictions) {
-  work.results[at] = predictions.map((said) => said.labels !== undefined
-    ? { labels: said.labels && JSON.stringify(said.labels), probabilities: said.labels && JSON.stringify(said.labels.map((label) => said.probabilities[label])),
-        unsure: said.unsure && JSON.stringify(said.unsure), reason: said.reason, off_topic: said.off_topic }
-    : { label: said.label, probability: said.probability, candidates: said.candidates && JSON.stringify(said.candidates),
-        reason: said.reason, off_topic: said.off_topic });
+  work.results[at] = predictions.map(cellsOf);
   for (const [place, said] of predictions.entries()) {
     const id = work.models[place].id;
     if (!work.mixes.has(id)) work.mixes.set(id, new Map());
@@ -514,12 +544,6 @@ function take(work, at, predictions) {
     for (const label of labels.length ? labels : ["no label"]) mix.set(label, (mix.get(label) ?? 0) + 1);
   }
   if (at < SHOWN) $("list").append(resultOf(work, at, predictions));
-}
-
-/** Keep what an answer says of all its texts: what is promised, and how many were cut. */
-function remember(work, { model, version, rule, truncation }) {
-  work.rules.set(model, { rule, version });
-  work.cut.set(model, (work.cut.get(model) ?? 0) + (truncation?.cut ?? 0));
 }
 
 let stopping = null; // what stops the work in progress
@@ -710,7 +734,8 @@ function explanationOf(model, found, several) {
       at ? ", " : "", name(word.text), `\u00a0${word.weight < 0 ? "−" : "+"}${Math.abs(word.weight).toFixed(2)}`]));
   };
   const words = found.reason ? make("p", { className: "note" }, `There is nothing to explain: ${found.reason}.`)
-    : make("p", { className: "words" }, spoke(["For ", name(found.target)], 1), spoke(["Against it"], -1));
+    : make("p", { className: "words" }, spoke(["For ", name(found.target)], 1), spoke(["Against it"], -1),
+      make("span", {}, "in log-odds: 0.69 doubles the odds"));
   const unread = found.tokens_lost ? make("p", { className: "note" }, `${counted(found.tokens_lost, "token")} at the end of ${numbers.format(found.tokens)} are not read.`) : null;
   return make("div", {}, several ? make("p", { className: "by" }, name(model)) : null, quote, words, unread);
 }
@@ -733,7 +758,7 @@ function mixOf(work, model) {
       make("span", { className: "chance" }, numbers.format(count))))));
     if (ranked.length > shown.length) parts.push(make("p", { className: "note" }, `and ${counted(ranked.length - shown.length, "label")} more`));
   }
-  const promise = work.rules.get(model.id)?.rule?.promise;
+  const promise = work.rules.get(model.id)?.promise;
   const what = model.task === "multi" ? "assigned labels" : "answers";
   if (promise) parts.push(make("p", { className: "note" }, `At most ${percent(promise.error_rate)} of its ${what} are wrong, with ${percent(promise.confidence)} confidence, for texts like those that it was calibrated on.`));
   const cut = work.cut.get(model.id);
