@@ -19,6 +19,7 @@ from newsdesk.files import (
     disk_full,
     remove_leftovers,
     sha256_of,
+    stored_tensors,
     write_bytes,
     write_json,
     write_text,
@@ -185,3 +186,24 @@ def test_a_full_disk_names_the_folder_and_what_to_do(tmp_path: Path):
     error = disk_full(tmp_path / "a")
     assert str(tmp_path) in (error.found or "")
     assert "--out" in (error.fix or "")
+
+
+def test_tensors_that_are_not_what_their_reader_takes_them_for_are_one_sentence(tmp_path: Path):
+    np = pytest.importorskip("numpy")
+    save = pytest.importorskip("safetensors.numpy").save
+    file = tmp_path / "some.safetensors"
+    write_bytes(file, save({"number": np.array(1.0), "list": np.zeros(2, np.float32)}))
+    wrongs = (
+        lambda tensors: tensors.get_tensor("number")[0],
+        lambda tensors: len(tensors.get_tensor("number")),
+        lambda tensors: tensors.get_tensor("list")[5],
+        lambda tensors: tensors.get_tensor("missing"),
+        lambda _tensors: int("a"),
+    )
+    for wrong in wrongs:
+        with pytest.raises(UserError, match="missing or damaged"), stored_tensors(file, fix="") as tensors:
+            wrong(tensors)
+    for content in (b"", b"\xff" * 100):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match="missing or damaged"), stored_tensors(file, fix=""):
+            pass

@@ -163,6 +163,22 @@ def open_tensors(path: Path) -> Iterator[Any]:
         yield tensors
 
 
+@contextmanager
+def stored_tensors(path: Path, *, fix: str) -> Iterator[Any]:
+    """As `open_tensors`, for a file that one type writes and reads, in the block.
+
+    Raises UserError, with ``fix``, where the file is missing or damaged, and for what the block finds wrong
+    with it: a ValueError, a tensor that is not there, a shape or type that cannot be used as it is meant.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        with open_tensors(path) as tensors:
+            yield tensors
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
+        raise damaged(path, str(error), fix=fix) from None
+
+
 def read_regular(path: Path, limit: int = LARGEST_JSON) -> bytes:
     """The bytes of a file. Raises OSError for what is no regular file, or larger than ``limit`` bytes."""
     with open_regular(path) as stream:

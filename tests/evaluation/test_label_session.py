@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -231,3 +232,40 @@ def test_the_journal_has_a_format_and_a_newer_one_is_refused(tmp_path):
 def test_an_ending_that_cannot_be_written_is_refused_at_once(tmp_path, name):
     with pytest.raises(UserError, match="names no format"):
         session(tmp_path / name)
+
+
+def test_what_is_no_file_in_place_of_the_labelled_one_is_refused_and_not_waited_for(tmp_path):
+    out = tmp_path / "out.csv"
+    with session(out) as labelling:
+        labelling.answer(0, ["a"], "uncertain")
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to("gone")):
+        out.unlink()
+        make(out)
+        with pytest.raises(UserError, match="was changed since"), session(out):
+            pass
+
+
+@pytest.mark.parametrize("name", [JOURNAL, "lock", ""])
+def test_nothing_is_written_or_cut_off_through_links_out_of_the_sessions_folder(tmp_path, name):
+    """A line that is not finished is cut off a journal, but not off the file of somebody else."""
+    out, other = tmp_path / "out.csv", tmp_path / "notes"
+    folder = session_folder(out)
+    with session(out) as labelling:
+        labelling.answer(0, ["a"], "uncertain")
+    if name:
+        other.write_text("a line\nand one without an end")
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(other)
+    else:
+        folder.rename(other)
+        folder.symlink_to(other)
+    if not name:
+        outside = tmp_path.with_name(f"{tmp_path.name}-outside")
+        other.rename(outside)
+        folder.unlink()
+        folder.symlink_to(outside)
+        other = outside / JOURNAL
+    before = other.read_bytes()
+    with pytest.raises(UserError, match="link to a place outside"), session(out):
+        pass
+    assert other.read_bytes() == before

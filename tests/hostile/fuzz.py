@@ -1,19 +1,18 @@
 """Mutated runs, adapters, exports and data files, each given to a verb in a process with limits.
 
-    python tests/hostile/fuzz.py [--trials 10000] [--seed 0] [--only KIND] [--keep FOLDER]
+    python tests/hostile/fuzz.py [--trials 10000] [--seed 0] [--only KINDS] [--keep FOLDER] [--built FOLDER]
 
 A verb may refuse a file (exit status 1 or 2) or find nothing wrong with it (0). It may not show a traceback,
 compute for more than 10 seconds, take more than 4 GB, or touch a file outside of the folder that it works in.
-Exits with 1 where one did; the mutated folders that broke it are kept in FOLDER.
+A server has to refuse a folder, or to answer beside it until it is told to stop. Exits with 1 where one did
+otherwise; the mutated folders that broke it are kept. What is mutated is made once in a folder, which several
+processes may share: see `materials.py`.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import gzip
 import hashlib
-import io
 import json
 import os
 import random
@@ -25,14 +24,16 @@ import sys
 import tempfile
 import time
 import traceback
-import zipfile
+import urllib.error
+import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from materials import Material, build, materials
 
 SECONDS, BYTES = 10, 4 << 30
 _PATIENCE = 6 * SECONDS
@@ -52,6 +53,7 @@ _IMPORTED_ONCE = (
     *("transformers.models.bert.modeling_bert", "transformers.models.auto.tokenization_auto"),
     *("matplotlib.backends.backend_svg", "newsdesk.cli", "newsdesk.api", "newsdesk.training.run"),
     *("newsdesk.exports.export", "newsdesk.reports.page", "newsdesk.evaluation.evaluate"),
+    *("newsdesk.evaluation.audit.audit", "newsdesk.serving.server", "newsdesk.runs.label_changes"),
 )
 HOSTILE_VALUES: tuple[Any, ...] = (
     *(
@@ -89,195 +91,6 @@ HOSTILE_VALUES: tuple[Any, ...] = (
 )
 
 HOSTILE_TOML = ("-5", "0", "1e308", "inf", "nan", '"x"', "true", "[]", "{}", "[" * 2000, "9" * 5000, "")
-
-
-@dataclass(frozen=True)
-class Material:
-    """Something that people exchange: how it is made, and the verbs that read it.
-
-    Attributes:
-        kind: its name.
-        folder: where the whole one is.
-        commands: argument lists; ``{it}`` is the mutated folder or file, ``{rows}`` a sound file of rows.
-    """
-
-    kind: str
-    folder: Path
-    commands: tuple[str, ...]
-
-
-def build(work: Path) -> None:
-    """A trained, evaluated and exported run, its adapter alone, and files of rows, in the folder ``work``."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    import conftest
-    import newsdesk
-    from topics import topical_rows
-
-    work.mkdir(parents=True)
-    base = conftest._build_base(work / "base", "bert")
-    rows = topical_rows(1000, 5)
-    for name, some in (("rows.csv", rows), ("few.csv", rows[:40])):
-        with (work / name).open("w", newline="") as stream:
-            csv.writer(stream).writerows([("label", "text"), *some])
-    flags = {"model.base": str(base), "data.train": str(work / "rows.csv"), "model.max_length": 32}
-    run = newsdesk.train("quick", out=work / "run", flags={**flags, "training.epochs": 2.0}).path
-    newsdesk.evaluate(run, str(work / "few.csv"))
-    newsdesk.export(run, "onnx-fp32", out=work / "export")
-    newsdesk.export(run, "merged", out=work / "merged")
-    newsdesk.train("quick", out=work / "begun", flags={**flags, "training.epochs": 2.0}, observe=_stop_at(20))
-    _cross_validate_in_part(work / "folds", {**flags, "data.folds": 3, "training.epochs": 2.0})
-    newsdesk.export(run, "onnx-int8", max_loss=100, max_loss_upper=100)
-    newsdesk.train("quick", out=work / "stacked", flags={**flags, "model.linear": "stack"})
-    newsdesk.sweep("quick", out=work / "sweep", flags=flags, vary=["lora.rank=1,4"])
-    sets = _rows_of_several(rows)
-    (work / "sets.jsonl").write_text("\n".join(map(json.dumps, sets)))
-    (work / "few.jsonl").write_text("\n".join(map(json.dumps, sets[:40])))
-    windows = {"data.train": str(work / "sets.jsonl"), "model.max_length": 12, "model.long_texts": "windows"}
-    run = newsdesk.train("quick", out=work / "sets", flags={**flags, **windows, "training.epochs": 3.0}).path
-    newsdesk.evaluate(run, str(work / "few.jsonl"))
-    newsdesk.export(run, "onnx-fp32", out=work / "sets-export")
-    shutil.copytree(work / "run" / "adapter", work / "adapter")
-    (work / "files").mkdir()
-    for name, content in _files_of_rows(rows[:60]):
-        (work / "files" / name).write_bytes(content)
-
-
-def _rows_of_several(rows: list[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Neighbouring rows joined, so that texts have one label or two, and every ninth none."""
-    pairs = zip(rows, [*rows[1:], rows[0]], strict=True)
-    joined = [
-        {"text": f"{a} {b}" if number % 3 else a, "labels": sorted({of_a, of_b} if number % 3 else {of_a})}
-        for number, ((of_a, a), (of_b, b)) in enumerate(pairs)
-    ]
-    return [{**row, "labels": []} if number % 9 == 8 else row for number, row in enumerate(joined)]
-
-
-def _cross_validate_in_part(out: Path, flags: dict[str, Any]) -> None:
-    """A training that was interrupted in its second fold."""
-    import newsdesk
-    from newsdesk.errors import UserError
-
-    def interrupt(done: int, _total: int | None, what: str, _unit: str = "bytes", /) -> None:
-        if what.endswith("fold 2 of 3") and done == 20:
-            signal.raise_signal(signal.SIGTERM)
-
-    with suppress(UserError):
-        newsdesk.train("quick", out=out, flags=flags, progress=interrupt)
-
-
-def _stop_at(step: int) -> Callable[[Any], None]:
-    """An observer that asks the training to stop after so many steps."""
-
-    def observe(event: Any) -> None:
-        if type(event).__name__ == "Step" and event.step == step:
-            signal.raise_signal(signal.SIGTERM)
-
-    return observe
-
-
-def materials(work: Path) -> list[Material]:
-    """What `build` left in ``work``, with the verbs that read it."""
-    of_both = (
-        "predict {it} goal",
-        "evaluate {it} --data {rows}",
-        "explain {it} goal",
-        "calibrate {it} --data {rows} --learned-rows keep",
-    )
-    of_runs = (
-        "predict {it} goal --abstain 0.2 --sets 0.9 --off-topic 0.1",
-        "predict {it} goal --engine torch",
-        "report {it} --data {rows}",
-        "compare {it} {sound} --data {rows}",
-        "train --out {it} --resume",
-        "export {it} --to merged --out out --data {rows} --learned-rows keep",
-    )
-    of_data = (
-        "data check {it}",
-        "predict {sound} --input {it} --output out.csv",
-        "predict {exported} --input {it} --output out.jsonl",
-        "predict {exported} --input {it} --format ninjs --output out.json",
-        "evaluate {sound} --data {it}",
-        "evaluate {sound_sets} --data {it}",
-        f"train --base {work / 'base'} --data {{it}} --out out --dry-run",
-    )
-    of_sets = (
-        *(command.format(it="{it}", rows="{sets}") for command in of_both),
-        "predict {it} goal --abstain 0.2 --off-topic 0.1",
-        "predict {it} --input {sets} --output out.csv --indicators",
-        "compare {it} {sound_sets} --split test",
-    )
-    imported = f"import-adapter {{it}} --base {work / 'base'} --labels Business,Science,Sports --out out"
-    return [
-        Material("run", work / "run", of_both + of_runs),
-        Material("export", work / "export", (*of_both, "predict {it} --input {rows} --output out.csv")),
-        Material("merged", work / "merged", of_both),
-        Material("stacked", work / "stacked", (*of_both, *of_runs, "calibrate {it} --no-stack")),
-        Material("sets", work / "sets", (*of_sets, "train --out {it} --resume", "report {it} --data {sets}")),
-        Material("sets-export", work / "sets-export", of_sets),
-        Material("sweep", work / "sweep", ("sweep --out {it}", "train --out {it} --resume")),
-        Material("folds", work / "folds", ("train --out {it} --resume", "predict {it} goal")),
-        Material("begun", work / "begun", ("train --out {it} --resume", "predict {it} goal")),
-        Material("adapter", work / "adapter", (imported,)),
-        Material("data", work / "files", of_data),
-    ]
-
-
-def _files_of_rows(rows: list[tuple[str, str]]) -> Iterator[tuple[str, bytes]]:
-    import pyarrow as pa
-    from openpyxl import Workbook
-    from pyarrow import parquet
-
-    text = io.StringIO()
-    csv.writer(text).writerows([("label", "text"), *rows])
-    plain = text.getvalue().encode()
-    objects = [{"label": label, "text": text} for label, text in rows]
-    yield "rows.csv", plain
-    yield "rows.tsv", plain.replace(b",", b"\t")
-    yield "rows.csv.gz", gzip.compress(plain)
-    yield "rows.jsonl", "\n".join(map(json.dumps, objects)).encode()
-    yield "rows.json", json.dumps(objects).encode()
-    items = [
-        {
-            "uri": f"urn:x:{number}",
-            "versionCreated": "2026-05-01T08:00:00Z",
-            "headlines": [{"role": "main", "value": text}],
-            "bodies": [{"contentType": "text/html", "value": f"<p>{text} &amp; <b>more</b></p>"}],
-            "subjects": [{"name": label, "uri": "http://cv.iptc.org/newscodes/mediatopic/15000000"}],
-        }
-        for number, (label, text) in enumerate(rows)
-    ]
-    sets = _rows_of_several(rows)
-    yield "sets.jsonl", "\n".join(map(json.dumps, sets)).encode()
-    listed = io.StringIO()
-    csv.writer(listed).writerows([("labels", "text"), *((row["labels"], row["text"]) for row in sets)])
-    yield "sets.csv", listed.getvalue().encode()
-    yield "items.json", json.dumps(items).encode()
-    yield "items.xml", _newsml(rows).encode()
-    with io.BytesIO() as stream:
-        with zipfile.ZipFile(stream, "w") as archive:
-            archive.writestr("rows.csv", plain)
-        yield "rows.zip", stream.getvalue()
-    with io.BytesIO() as stream:
-        parquet.write_table(pa.Table.from_pylist(objects), stream)
-        yield "rows.parquet", stream.getvalue()
-    with io.BytesIO() as stream:
-        book = Workbook()
-        for row in [("label", "text"), *rows]:
-            book.active.append(row)
-        book.save(stream)
-        yield "rows.xlsx", stream.getvalue()
-
-
-def _newsml(rows: list[tuple[str, str]]) -> str:
-    items = "".join(
-        f'<newsItem guid="urn:x:{number}"><contentMeta><subject qcode="x:1"><name>{label}</name></subject>'
-        f'<headline>{text}</headline></contentMeta><contentSet><inlineXML contenttype="application/nitf+xml">'
-        f"<nitf><body><body.content><p>{text}</p></body.content></body></nitf></inlineXML></contentSet></newsItem>\n"
-        for number, (label, text) in enumerate(rows)
-    )
-    return (
-        f'<newsMessage xmlns="http://iptc.org/std/nar/2006-10-01/"><itemSet>{items}</itemSet></newsMessage>'
-    )
 
 
 def mutated(content: bytes, name: str, draw: random.Random) -> bytes:
@@ -367,8 +180,11 @@ def _emptied(_content: bytes, draw: random.Random) -> bytes:
     return draw.choice((b"", b"\n", b"{}", b"null", b"PK\x03\x04", b"\x1f\x8b"))
 
 
-def mutate(folder: Path, draw: random.Random) -> str:
-    """Change one file of the folder, and say which; runs and exports are often sealed again."""
+def mutate(folder: Path, draw: random.Random, outside: Path) -> str:
+    """Change one file of the folder, and say which; runs and exports are often sealed again.
+
+    Links lead to devices, to a file ``outside``, and to one that is not there yet.
+    """
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     name = draw.choice(names)
     path = folder / name
@@ -379,7 +195,9 @@ def mutate(folder: Path, draw: random.Random) -> str:
         return f"{name} a pipe"
     if what < 0.06:
         path.unlink()
-        path.symlink_to(draw.choice(("/dev/zero", "/etc/passwd", ".", "missing", "/proc/self/mem")))
+        path.symlink_to(
+            draw.choice(("/dev/zero", ".", "missing", "/proc/self/mem", outside, outside.with_name("new")))
+        )
         return f"{name} -> {path.readlink()}"
     if what < 0.08:
         path.unlink()
@@ -411,12 +229,14 @@ def _seal(folder: Path, name: str) -> None:
             manifest.write_text(json.dumps(content))
 
 
-def outcome(arguments: list[str], folder: Path, said: Path) -> str | None:
+def outcome(arguments: list[str], folder: Path, said: Path, answers: Path) -> str | None:
     """Run the command line in a fork of this process; what is wrong with how it went, if anything is."""
     begun = time.monotonic()
+    said.unlink(missing_ok=True)
     child = os.fork()
     if child == 0:
-        _be_the_command(arguments, folder, said)
+        _be_the_command(arguments, folder, said, answers)
+    visitor = Visitor(child, folder, said) if arguments[0] == "serve" else None
     while True:
         finished, status = os.waitpid(child, os.WNOHANG)
         if finished:
@@ -425,27 +245,80 @@ def outcome(arguments: list[str], folder: Path, said: Path) -> str | None:
             os.kill(child, 9)
             os.waitpid(child, 0)
             return f"still there after {_PATIENCE} seconds"
+        if visitor is not None:
+            visitor.look()
         time.sleep(0.002)
-    text = said.read_text(errors="replace")
+    text = said.read_text(errors="replace") if said.exists() else ""
     if "Traceback (most recent call last)" in text:
         last = [line for line in text.splitlines() if line.strip()][-1]
-        return f"a traceback: {last[:120]}"
+        return f"a traceback: {last[-160:]}"
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL):
         return f"computed for more than {SECONDS} seconds"
+    if (
+        visitor is not None and visitor.has_left and os.WIFSIGNALED(status)
+    ):  # as uvicorn ends, once all is done
+        return visitor.wrong
     if os.WIFSIGNALED(status):
         return f"killed by signal {os.WTERMSIG(status)}: {text[-200:]}"
     if (code := os.waitstatus_to_exitcode(status)) not in ALLOWED:
         return f"exit status {code}: {text[-200:]}"
-    return None
+    return None if visitor is None else visitor.wrong
 
 
-def _be_the_command(arguments: list[str], folder: Path, said: Path) -> None:
+_EVENTS = ("model loaded", "model not loaded", "model removed")
+
+
+class Visitor:
+    """Asks a server once it is ready, brings it one more model where there is one, and tells it to stop."""
+
+    def __init__(self, child: int, folder: Path, said: Path) -> None:
+        self._child, self._folder, self._said = child, folder, said
+        self._address, self._leave_at = "", 0.0
+        self.wrong: str | None = None
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the server was told to stop."""
+        return self._leave_at == float("inf")
+
+    def look(self) -> None:
+        """Do what is to be done now, if anything."""
+        if self.has_left:
+            return
+        text = self._said.read_text(errors="replace") if self._said.exists() else ""
+        if not self._address:
+            lines = [line for line in text.splitlines() if '"event": "listening"' in line]
+            if not lines or '"event": "ready"' not in text:
+                return
+            self._address = json.loads(lines[0])["address"]
+            late = self._folder / "late"
+            self._leave_at = time.monotonic() + (1.0 if late.exists() else 0.0)
+            if late.exists():
+                late.rename(self._folder / "served" / "it")
+        if time.monotonic() > self._leave_at or any(f'"event": "{event}"' in text for event in _EVENTS):
+            self._ask()
+            self._leave_at = float("inf")
+            os.kill(self._child, signal.SIGTERM)
+
+    def _ask(self) -> None:
+        body = json.dumps({"texts": ["goal after the market"]}).encode()
+        request = urllib.request.Request(f"{self._address}/v1/classify", body)
+        try:
+            urllib.request.urlopen(request, timeout=20).read()
+        except urllib.error.HTTPError as error:
+            if error.code == 500:
+                self.wrong = f"the server answers {error.code}: {error.read()[:200]!r}"
+        except OSError as error:
+            self.wrong = f"the server does not answer: {error}"
+
+
+def _be_the_command(arguments: list[str], folder: Path, said: Path, answers: Path) -> None:
     code = 99
     try:
         stream = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(stream, 1)
         os.dup2(stream, 2)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(os.open(answers, os.O_RDONLY), 0)
         os.chdir(folder)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + BYTES, used + BYTES))
@@ -467,44 +340,66 @@ def _be_the_command(arguments: list[str], folder: Path, said: Path) -> None:
 
 
 def trials(work: Path, count: int, seed: int, only: str | None = None, keep: Path | None = None) -> list[str]:
-    """Run so many trials; a line for each that broke something."""
-    # In a process of its own: whoever has computed with threads cannot be forked.
-    subprocess.run([sys.executable, __file__, "--build", str(work)], check=True, capture_output=True)
-    found = materials(work)
+    """Run so many trials on what `build` makes in ``work``, where it is not; a line for each fault."""
+    if not (work / "files").is_dir():
+        # In a process of its own: whoever has computed with threads cannot be forked.
+        subprocess.run([sys.executable, __file__, "--build", str(work)], check=True, capture_output=True)
+    found = [one for one in materials(work) if only is None or one.kind in only.split(",")]
     for module in _IMPORTED_ONCE:  # so that forks need not
         import_module(module)
     draw, broken = random.Random(seed), []
     witness = {path: path.stat().st_mtime_ns for path in work.rglob("*")}
-    place = work.with_name(f"{work.name}-place")
+    place, said = (work.with_name(f"{work.name}-{what}-{seed}") for what in ("place", "said"))
     for number in range(count):
-        material = draw.choice([one for one in found if only in (None, one.kind)])
+        material = draw.choice(found)
         shutil.rmtree(place, ignore_errors=True)
+        trial = Trial.prepared(material, work, place, draw)
+        wrong = outcome(trial.arguments, place, said, work / "answers.txt")
+        if wrong is None and witness != {path: path.stat().st_mtime_ns for path in work.rglob("*")}:
+            wrong = "touched files outside of its folder"
+        if wrong:
+            broken.append(f"trial {number}: {material.kind}: {trial.changed}; {trial.command}: {wrong}")
+            print(broken[-1], flush=True)
+            if keep is not None:
+                shutil.copytree(place, keep / f"{seed}-{number}", symlinks=True, ignore=_pipes)
+                shutil.copyfile(said, keep / f"{seed}-{number}" / "said.txt")
+    shutil.rmtree(place, ignore_errors=True)
+    said.unlink(missing_ok=True)
+    return broken
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is given to the command line, what was changed in it, and the pattern of the command."""
+
+    arguments: list[str]
+    changed: str
+    command: str
+
+    @classmethod
+    def prepared(cls, material: Material, work: Path, place: Path, draw: random.Random) -> Trial:
+        """Copy a material to ``place``, and mutate it there."""
+        command = draw.choice(material.commands)
         it = place / "it"
         shutil.copytree(material.folder, it)
         shutil.copytree(work / "run", place / "sound")
         shutil.copytree(work / "sets", place / "sound-sets")
-        changed = mutate(it, draw)
-        target = it / changed.split()[0] if material.kind == "data" else it
-        command = draw.choice(material.commands)
+        changed = mutate(it, draw, work / "outside.txt")
         names = {
-            "it": target,
+            "it": it / changed.split()[0] if material.kind == "data" else it,
             "rows": work / "few.csv",
+            "other": work / "other.csv",
             "sound": place / "sound",
             "sets": work / "few.jsonl",
             "sound_sets": place / "sound-sets",
             "exported": work / "export",
+            "shared": work / "shared",
         }
-        arguments = command.format(**names).split()
-        wrong = outcome(arguments, place, work.with_name(f"{work.name}-said"))
-        if wrong is None and witness != {path: path.stat().st_mtime_ns for path in work.rglob("*")}:
-            wrong = "touched files outside of its folder"
-        if wrong:
-            broken.append(f"trial {number}: {changed}; {command}: {wrong}")
-            print(broken[-1], flush=True)
-            if keep is not None:
-                shutil.copytree(place, keep / str(number), symlinks=True, dirs_exist_ok=True, ignore=_pipes)
-    shutil.rmtree(place, ignore_errors=True)
-    return broken
+        if "{it}/.." in command:  # it comes to a folder that is served
+            it.rename(place / "late")
+            shutil.copytree(work / "export", place / "served" / "export")
+            names["it"] = place / "served" / "export"
+        return cls(command.format(**names).split(), changed, command)
 
 
 def _pipes(folder: str, names: list[str]) -> list[str]:
@@ -518,8 +413,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Give mutated files to every verb.")
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="a kind of material, such as run, sets or data")
+    parser.add_argument("--only", help="kinds of material, such as run,sets,data")
     parser.add_argument("--keep", type=Path, help="where to keep the folders that broke something")
+    parser.add_argument("--built", type=Path, help="where what is mutated is, or is to be, made and kept")
     parser.add_argument("--build", type=Path, help="make what is to be mutated in this folder, and no more")
     asked = parser.parse_args()
     if asked.build:
@@ -527,7 +423,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="newsdesk-fuzz-") as folder:
         begun = time.monotonic()
-        broken = trials(Path(folder) / "work", asked.trials, asked.seed, asked.only, asked.keep)
+        work = asked.built or Path(folder) / "work"
+        broken = trials(work, asked.trials, asked.seed, asked.only, asked.keep)
     kinds = Counter(line.rpartition(": ")[2][:60] for line in broken)
     print(f"{asked.trials:,} trials in {time.monotonic() - begun:.0f} s, {len(broken)} broke something")
     for kind, times in kinds.most_common(20):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from shutil import copytree
+
 import numpy as np
 import pytest
 import torch
 
+from newsdesk.errors import UserError
 from newsdesk.model.network import TextEmbedder
 
 TEXTS = ["goal", "bank profit market said", "orbit telescope in the robot climate laser", "goal"]
@@ -30,3 +34,22 @@ def test_texts_longer_than_the_positions_are_cut(tiny_base):
     vectors = embedder.embed(["goal " * 500, "goal"])
     assert vectors.shape == (2, embedder.dimensions)
     assert np.isfinite(vectors).all()
+
+
+def test_the_base_of_a_stranger_is_checked_as_for_a_training(tiny_base, tmp_path):
+    """Its settings, and whether they describe the encoder that the weights are of, and all of it."""
+    from safetensors.torch import load_file, save_file
+
+    base = tiny_base("bert")
+    for number, change in enumerate(({"is_decoder": "/etc"}, {"hidden_size": 64}, {"use_kernels": True})):
+        folder = copytree(base, tmp_path / str(number))
+        config = json.loads((folder / "config.json").read_text()) | change
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(UserError):
+            TextEmbedder(folder, max_length=32)
+    folder = copytree(base, tmp_path / "part")
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: each for name, each in weights.items() if "layer.1.attention" not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="not a whole encoder"):
+        TextEmbedder(folder, max_length=32)

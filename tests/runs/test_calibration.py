@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from newsdesk.data.columns import TextLayout
 from newsdesk.errors import UserError
 from newsdesk.runs.calibration import (
     CALIBRATION,
@@ -23,6 +24,7 @@ from newsdesk.runs.calibration import (
     softmax,
     store_calibration,
 )
+from newsdesk.runs.labels import Labels
 
 
 def simulated(rows, temperature, *, classes=4, seed=0):
@@ -150,3 +152,18 @@ def test_rows_that_cannot_be_calibrated_on_are_refused(logits, labels):
 def test_softmax_divides_by_the_temperature():
     logits = np.array([[2.0, 4.0]])
     assert softmax(logits, 2.0) == pytest.approx(softmax(np.array([[1.0, 2.0]])))
+
+
+def test_a_calibration_of_other_labels_is_refused(tmp_path):
+    """Whoever reads it with the labels that it is to be of: a number of theirs would be looked up in it."""
+    rows = held_out()
+    store_calibration(tmp_path, rows, "here")
+    layout, classes = TextLayout(("text",)), rows.logits.shape[1]
+    fitting = Labels(tuple(map(str, range(classes))), layout, 16)
+    assert read_calibration(tmp_path, fitting) == read_calibration(tmp_path)
+    assert read_held_out_rows(tmp_path, fitting) is not None
+    for other in (replace(fitting, names=("a", "b", *fitting.names)), replace(fitting, task="multi")):
+        with pytest.raises(UserError, match="missing or damaged"):
+            read_held_out_rows(tmp_path, other)
+    with pytest.raises(UserError, match="missing or damaged"):
+        read_calibration(tmp_path, replace(fitting, task="multi"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from dataclasses import replace
@@ -15,8 +16,13 @@ from newsdesk.errors import UserError
 from newsdesk.files import sha256_of
 from newsdesk.runs.exported import ExportedModel
 from newsdesk.serving.models import sources_of
+from newsdesk.serving.settings import Settings
 from newsdesk.stored import write_stored
 from served_exports import calibrated_export, headline, running, wait_until, with_several_labels
+
+pytest.importorskip("uvicorn")
+
+from newsdesk.serving.server import bound, new_server, serve
 
 
 def renamed_labels(folder, *names):
@@ -213,3 +219,42 @@ def test_another_seed_is_another_model(export, tmp_path):
     with running(export, f"second={other}") as server:
         versions = {model["version"] for model in server.client.get("/v1/models").json()["data"]}
         assert len(versions) == 2
+
+
+def test_a_server_ends_with_a_sentence_where_one_of_its_models_does_not_answer(folder, monkeypatch):
+    """A model that opens is tried out before anyone is told that the server is ready."""
+    config = folder / "english" / "config.json"
+    config.write_text(config.read_text().replace('"pad_token_id": 0', '"pad_token_id": "x"'))
+    with bound("127.0.0.1", 0) as listening:
+        server = new_server([str(folder)], Settings(port=0, threads=1))
+        server.run([listening])
+    assert server.service.failure.wrong == "english does not answer, and is not served"
+    assert "pad_token_id is 'x'" in server.service.failure.found
+    monkeypatch.setattr("newsdesk.serving.server.log_to_standard_error", lambda: None)
+    with pytest.raises(UserError, match="english does not answer"):
+        serve([str(folder)], Settings(port=0, threads=1))
+
+
+def test_a_watched_folder_is_served_whatever_is_put_beside_its_models(folder, export, caplog):
+    """A model that does not answer, one that is none, a pipe and a link in place of a manifest."""
+    with running(folder, watch=0.05) as server, caplog.at_level("WARNING", "newsdesk.serving"):
+        for name in ("mute", "pipe", "endless"):
+            shutil.copytree(export, folder / f".{name}")
+        (folder / ".mute" / "config.json").write_text("{")
+        (folder / ".pipe" / "manifest.json").unlink()
+        os.mkfifo(folder / ".pipe" / "manifest.json")
+        (folder / ".endless" / "manifest.json").unlink()
+        (folder / ".endless" / "manifest.json").symlink_to("/dev/zero")
+        (folder / "none").mkdir()
+        (folder / "none" / "manifest.json").write_text("[]")
+        for name in ("mute", "pipe", "endless"):
+            (folder / f".{name}").rename(folder / name)
+
+        def refused():
+            facts = [record.facts for record in caplog.records if record.msg == "model not loaded"]
+            return {each["model"]: each["error"] for each in facts}
+
+        wait_until(lambda: {"mute", "none"} <= set(refused()))
+        assert labels_of(server.client, ["german", "english"], headline(0, 0)) == ["Wirtschaft", "Business"]
+        assert {model.name for model in server.service.models} == {"german", "english"}
+        assert all("\n" not in sentence for sentence in refused().values())

@@ -85,13 +85,13 @@ def _show(run: RunFolder, *, as_json: bool) -> None:
             columns["validation rows"] = data.validation.label_rows().tolist()
     except UserError as error:
         notice(f"rows are not counted: {error.wrong}")
-        held_out = read_held_out_rows(run.path)
+        held_out = read_held_out_rows(run.path, run.labels)
         if held_out is not None:
             is_of = (
                 held_out.labels.T if held_out.is_multi else [held_out.labels == i for i in range(len(names))]
             )
             columns = {"held-out rows": [int(rows.sum()) for rows in is_of]}
-    calibration = read_calibration(run.path)
+    calibration = read_calibration(run.path, run.labels)
     if calibration is not None and calibration.decisions is not None:
         columns["threshold"] = [round(threshold, 4) for threshold in calibration.decisions.thresholds]
     lines = [

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from newsdesk.data.words import is_ideograph, words_of
 from newsdesk.errors import counted
-from newsdesk.files import damaged, open_tensors, write_bytes
+from newsdesk.files import stored_tensors, write_bytes
 
 _BANDS, _ROWS_PER_BAND = 25, 5  # a pair of similarity 0.8 is missed with probability (1 - 0.8**5)**25 = 5e-5
 _AT_EACH_END = 8  # rows of a band that a row is paired with, from the first on and back from itself
@@ -275,21 +275,16 @@ class KnownTexts:
     @classmethod
     def of_folder(cls, folder: Path) -> Self | None:
         """Those that a run or an export carries; None where it has none. Raises UserError if damaged."""
-        from safetensors import SafetensorError
-
         file = folder / KNOWN_TEXTS
         if not os.path.lexists(file):
             return None
-        try:
-            with open_tensors(file) as content:
-                if (content.metadata() or {}).get("format") != _FORMAT:
-                    raise ValueError(f"a format other than {_FORMAT}")
-                hashes = [content.get_tensor(name) for name in ("training", "validation")]
+        with stored_tensors(file, fix=_FIX) as content:
+            if (content.metadata() or {}).get("format") != _FORMAT:
+                raise ValueError(f"a format other than {_FORMAT}")
+            hashes = [content.get_tensor(name) for name in ("training", "validation")]
             if any(one.dtype != np.uint64 or one.ndim != 1 for one in hashes):
                 raise ValueError("hashes that are no list of 64-bit numbers")
             return cls(*hashes)
-        except (OSError, SafetensorError, ValueError) as error:
-            raise damaged(file, str(error), fix=_FIX) from None
 
 
 def _hashes(texts: Iterable[str]) -> Hashes:

@@ -374,7 +374,7 @@ def calibrate_out_of_fold(
 
     ``stack`` as for `linear_model_for`. Raises UserError where there is no linear model to stack.
     """
-    rows, before = read_held_out_rows(run.path), read_calibration(run.path)
+    rows, before = read_held_out_rows(run.path, run.labels), read_calibration(run.path)
     assert rows is not None
     assert before is not None
     linear = LinearModel.of_folder(run.path, len(run.labels.names))

@@ -22,6 +22,7 @@ from newsdesk.files import (
     make_folder,
     parsed_json,
     read_regular,
+    require_no_way_out,
     write_bytes,
 )
 from newsdesk.prediction.output_table import json_line, output_names
@@ -177,7 +178,7 @@ class LabelSession:
         """Resume or begin, and keep others from it meanwhile.
 
         Raises UserError where another process is at it, where its rows or labels are not these, where a file
-        is in the way or was changed by someone else.
+        is in the way or was changed by someone else, or links lead out of the session's folder.
         """
         if not self._journal.exists() and os.path.lexists(self._target.path):
             raise UserError(
@@ -185,6 +186,9 @@ class LabelSession:
                 found=f"no {self._journal} beside it",
                 fix="give --out another name, or move the file away",
             )
+        require_no_way_out(self.folder.absolute().parent, (self.folder.name,))
+        if self.folder.is_dir():
+            require_no_way_out(self.folder, [entry.name for entry in self.folder.iterdir()])
         made = make_folder(self.folder)
         lock = FileLock(self.folder / "lock")
         try:
@@ -280,7 +284,7 @@ class LabelSession:
             raise damaged(self._journal, str(error), fix=_FIX) from None
         self.resumed = len(self.answers)
         path = self._target.path
-        if path.exists() and path.read_bytes() not in states[-2:]:
+        if os.path.lexists(path) and _content_of(path) not in states[-2:]:
             raise UserError(
                 f"{path} was changed since its rows were labelled, and going on would undo that",
                 found="other content than the journal of the session gives",
@@ -329,6 +333,14 @@ def _same(path: Path, other: Path) -> bool:
 def session_folder(target: Path) -> Path:
     """The folder of what is needed to go on labelling into a file; nothing else needs it."""
     return target.with_name(target.name + _ENDING)
+
+
+def _content_of(path: Path) -> bytes | None:
+    """What a file holds; None for what is none that a session wrote."""
+    try:
+        return read_regular(path, _LARGEST_JOURNAL)
+    except OSError:
+        return None
 
 
 def _read_journal(path: Path) -> tuple[Beginning, list[Action]]:

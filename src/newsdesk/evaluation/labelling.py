@@ -332,6 +332,7 @@ def _prepared(
         None if folder is None else folder / "probabilities",
         lambda: classifier.predict_probabilities,
         identity=classifier.fingerprint,
+        columns=len(classifier.label_names),
         what="classifying",
         progress=progress,
     )

@@ -247,11 +247,12 @@ class Candidate:
         that no other program reads. Raises UserError when what newsdesk computes of some rows is not the same
         as before.
         """
-        found, rows = read_calibration(self.folder), read_held_out_rows(self.folder)
+        labels = self.run.labels
+        found, rows = read_calibration(self.folder, labels), read_held_out_rows(self.folder, labels)
         if found is None or rows is None or self.shared is not None:
             return None
         temperature, lost = found.temperature, None
-        linear = LinearModel.of_folder(self.folder, len(self.run.labels.names))
+        linear = LinearModel.of_folder(self.folder, len(labels.names))
         if linear is not None and linear.stack and rows.linear is not None:
             alone = rows.logits - np.float32(linear.stack) * rows.linear
             if found.decisions is not None:
@@ -283,7 +284,7 @@ class Candidate:
         return open_model(self.folder, device="cpu", checks="none")
 
     def _save_merged(self) -> None:
-        from newsdesk.model.classifier import quiet_transformers
+        from newsdesk.model.base_files import quiet_transformers
 
         with quiet_transformers():
             self.model.save_pretrained(self.folder)
@@ -330,7 +331,7 @@ def _write_common(run: RunFolder, kind: Kind, model: PreTrainedModel, folder: Pa
     run.labels.write(folder)
     if run.off_topic.is_file():  # measured again, by the features that the exported model computes
         shutil.copyfile(run.off_topic, folder / OFF_TOPIC)
-    answers = read_held_out_rows(run.path)
+    answers = read_held_out_rows(run.path, run.labels)
     # What models of folds said cannot be asked of the export, which stands for the run.
     calibrated = (CALIBRATION, CALIBRATION_ROWS) if answers is not None and answers.folds else ()
     linear = LinearModel.of_folder(run.path, len(run.labels.names)) if kind == "onnx-shared" else None

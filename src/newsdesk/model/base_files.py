@@ -1,4 +1,4 @@
-"""A stranger's base model: its config.json and its index of weights, checked before transformers reads them.
+"""A stranger's model: its config.json and its index of weights, checked before transformers loads it.
 
 What would import code, ask for a kernel or a quantisation, allocate without measure, or open another file
 than a *.safetensors inside the folder, is refused by its name.
@@ -6,8 +6,11 @@ than a *.safetensors inside the folder, is refused by its name.
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,11 +103,8 @@ def require_outlined(folder: Path, shapes: Mapping[str, tuple[int, ...]], outlin
     ``outline`` is the model of that configuration, without weights: so nothing is allocated for it before.
     """
     encoder = f"{outline.base_model_prefix}."
-    wanted = {
-        name.removeprefix(encoder): tuple(parameter.shape)
-        for name, parameter in outline.named_parameters()
-        if name.startswith(encoder)
-    }
+    inner = outline.base_model  # itself, where there is no head around it
+    wanted = {name: tuple(parameter.shape) for name, parameter in inner.named_parameters()}
     found = {name.removeprefix(encoder): shape for name, shape in shapes.items()}
     for name, shape in wanted.items():
         if found.get(name, shape) != shape:
@@ -130,3 +130,106 @@ def _weight_files(folder: Path) -> Iterable[str]:
 
 def _refused(where: object, found: str) -> UserError:
     return UserError(f"{where} is not a base model that newsdesk loads", found=found, fix=_FIX)
+
+
+def load_model(
+    folder: Path,
+    kind: Any,
+    prepare: Callable[[Any, PreTrainedModel], None] = lambda _config, _outline: None,
+    **settings: Any,
+) -> tuple[Any, Collection[str]]:
+    """A model in float32 from a stranger's folder, checked first, and the tensors that the folder lacks.
+
+    Args:
+        folder: of the model, as save_pretrained wrote it.
+        kind: one of transformers' classes that choose a model by its configuration.
+        prepare: given the configuration, which it may change, and the model of it without weights.
+        settings: of the configuration, in place of the folder's.
+
+    Raises UserError for what is not a plain base model, and whatever transformers raises.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    shapes = require_plain_base(folder)
+    with quiet_transformers():
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, **settings)
+        with torch.device("meta"):
+            outline = kind.from_config(copy.deepcopy(config))
+        require_outlined(folder, shapes, outline)
+        prepare(config, outline)
+        model, loading = kind.from_pretrained(
+            str(folder),
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    return model, loading["missing_keys"]
+
+
+def load_encoder(base: Path) -> PreTrainedModel:
+    """A base model's encoder without a head, in float32 and evaluation mode.
+
+    Raises UserError where transformers cannot make one of the folder.
+    """
+    from transformers import AutoModel
+
+    try:
+        encoder, missing = load_model(base, AutoModel)
+    except UserError:
+        raise
+    except Exception as error:  # whatever transformers makes of settings that it was never given
+        raise unusable_base(base, error) from error
+    require_whole_encoder(base, missing)
+    return encoder.eval()  # type: ignore[no-any-return]
+
+
+def require_whole_encoder(base: Path, missing: Iterable[str], *, prefix: str = "") -> None:
+    """Raise UserError where transformers would start a part of the encoder from random numbers.
+
+    Its tensors' names begin with ``prefix``. The pooler may be missing: encoders pre-trained on masked tokens
+    alone have none.
+    """
+    of_encoder = [name for name in missing if name.startswith(prefix)]
+    lost = sorted(name for name in of_encoder if not name.startswith(f"{prefix}pooler."))
+    if lost:
+        raise UserError(
+            f"the weights in {base} are not a whole encoder",
+            found=f"{len(lost)} tensors of its config.json's architecture are missing, the first {lost[0]}",
+            fix="give --base the folder as save_pretrained wrote it",
+        )
+
+
+def unusable_base(base: object, error: Exception) -> UserError:
+    """The error for what transformers makes no text classifier of, in its words."""
+    return UserError(
+        f"transformers cannot make a text classifier of {base}",
+        found=first_fact(error),
+        fix="give --base an encoder that AutoModelForSequenceClassification knows, with safetensors weights",
+    )
+
+
+def first_fact(error: BaseException) -> str:
+    """The first line of a message that says something; torch heads its lists of faults with a colon."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' notices of a fresh head and its progress bars: newsdesk shows its own."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

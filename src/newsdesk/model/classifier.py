@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import re
 import shutil
 import tempfile
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +28,13 @@ from newsdesk.files import (
 from newsdesk.model.adapter_config import AdapterConfig
 from newsdesk.model.architectures import adapted_layers, head_modules, target_modules
 from newsdesk.model.base_files import (
-    require_outlined,
-    require_plain_base,
+    first_fact,
+    load_model,
+    quiet_transformers,
     require_plain_config,
+    require_whole_encoder,
     tensor_shapes,
+    unusable_base,
 )
 from newsdesk.model.tokenizer_file import TOKENIZER, is_panic, open_tokenizer
 
@@ -86,7 +87,7 @@ def outline_classifier(
         with torch.device("meta"), quiet_transformers():
             classifier = AutoModelForSequenceClassification.from_config(resolved)
     except Exception as error:  # whatever transformers makes of settings that it was never given
-        raise _unusable_base(f"a model of type {model_type}", error) from error
+        raise unusable_base(f"a model of type {model_type}", error) from error
     # PiSSA and similar factor the weights; on the meta device there are none, and shapes are the same.
     plain = lora.model_copy(update={"init": "default"})
     with torch.device("meta"):
@@ -123,7 +124,7 @@ def load_classifier(
         except (RuntimeError, ValueError, TypeError, SafetensorError) as error:
             raise UserError(
                 f"the adapter {adapter} does not fit {base.name} with {len(label_names)} labels",
-                found=_first_fact(error),
+                found=first_fact(error),
                 fix="name the base it was trained on with --base, and all its labels with --labels",
             ) from error
     adapted = (parameter for name, parameter in loaded.named_parameters() if "lora_" in name)
@@ -160,31 +161,20 @@ def load_merged(folder: Path, label_count: int) -> PreTrainedModel:
 
     Raises UserError where its files do not fit each other, or so many labels.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
-    shapes = require_plain_base(folder)
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    def require_labels(config: Any, _outline: PreTrainedModel) -> None:
         if config.num_labels != label_count:
             raise ValueError(f"config.json has {config.num_labels:,} labels, labels.json {label_count:,}")
-        with quiet_transformers():
-            with torch.device("meta"):
-                outline = AutoModelForSequenceClassification.from_config(copy.deepcopy(config))
-            require_outlined(folder, shapes, outline)
-            model, loading = AutoModelForSequenceClassification.from_pretrained(
-                folder,
-                config=config,
-                dtype=torch.float32,
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-        if loading["missing_keys"]:
-            raise ValueError(f"no tensor {min(loading['missing_keys'])}")
+
+    try:
+        model, missing = load_model(folder, AutoModelForSequenceClassification, require_labels)
+        if missing:
+            raise ValueError(f"no tensor {min(missing)}")
     except UserError:
         raise
     except Exception as error:  # whatever transformers makes of settings that it was never given
-        raise damaged(folder, _first_fact(error), fix="export it again with newsdesk export") from error
+        raise damaged(folder, first_fact(error), fix="export it again with newsdesk export") from error
     return model.eval()  # type: ignore[no-any-return]
 
 
@@ -270,31 +260,26 @@ def _pretrained(base: Path, label_names: Sequence[str], *, dropout: float | None
 
     ``dropout`` replaces what the base uses inside its encoder; the head keeps its own.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
-    shapes = require_plain_base(base)
     labels = dict(enumerate(label_names))
     ids = {name: label for label, name in labels.items()}
+    head_dropouts: dict[str, float] = {}
+
+    def set_dropouts(config: Any, outline: PreTrainedModel) -> None:
+        if dropout is not None:
+            head_dropouts.update(_head_dropouts(outline))
+            for name in filter(partial(hasattr, config), _ENCODER_DROPOUTS):
+                setattr(config, name, dropout)
+
+    settings = {"num_labels": len(labels), "id2label": labels, "label2id": ids}
     try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(
-                str(base), num_labels=len(labels), id2label=labels, label2id=ids
-            )
-            with torch.device("meta"):
-                outline = AutoModelForSequenceClassification.from_config(copy.deepcopy(config))
-            require_outlined(base, shapes, outline)
-            head_dropouts = {} if dropout is None else _head_dropouts(outline)
-            for name in _ENCODER_DROPOUTS if dropout is not None else ():
-                if hasattr(config, name):
-                    setattr(config, name, dropout)
-            classifier, loading = AutoModelForSequenceClassification.from_pretrained(
-                str(base), config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-            )
+        classifier, missing = load_model(base, AutoModelForSequenceClassification, set_dropouts, **settings)
     except UserError:
         raise
     except Exception as error:  # whatever transformers makes of settings that it was never given
-        raise _unusable_base(base, error) from error
-    _require_whole_encoder(base, classifier.base_model_prefix, loading["missing_keys"])
+        raise unusable_base(base, error) from error
+    require_whole_encoder(base, missing, prefix=f"{classifier.base_model_prefix}.")
     for name, probability in head_dropouts.items():
         classifier.get_submodule(name).p = probability
     return classifier  # type: ignore[no-any-return]
@@ -307,20 +292,6 @@ def _head_dropouts(outline: PreTrainedModel) -> dict[str, float]:
         for name, module in outline.named_modules()
         if isinstance(module, torch.nn.Dropout) and not name.startswith(outline.base_model_prefix + ".")
     }
-
-
-def _require_whole_encoder(base: Path, prefix: str, missing: Iterable[str]) -> None:
-    """Raise UserError where transformers would start a part of the encoder from random numbers.
-
-    Except the pooler: encoders pre-trained on masked tokens alone have none.
-    """
-    lost = sorted(name for name in missing if name.startswith(prefix + ".") and ".pooler." not in name)
-    if lost:
-        raise UserError(
-            f"the weights in {base} are not a whole encoder",
-            found=f"{len(lost)} tensors of its config.json's architecture are missing, the first {lost[0]}",
-            fix="give --base the folder as save_pretrained wrote it",
-        )
 
 
 def _adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
@@ -385,7 +356,7 @@ def _add_adapters(classifier: PreTrainedModel, model: ModelSection, lora: LoraSe
         try:
             adapted = get_peft_model(classifier, config)
         except ValueError as error:  # such as targets that the layers of lora.layers do not have
-            raise _no_such_targets(lora, _first_fact(error)) from None
+            raise _no_such_targets(lora, first_fact(error)) from None
     without = [name for name in lora.targets if any(part.isdigit() for part in name.split("."))]
     if lora.layers != "all" and without:
         raise _no_such_targets(lora, f"{without[0]} names a layer of its own")
@@ -398,38 +369,6 @@ def _no_such_targets(lora: LoraSection, found: str) -> UserError:
         found=f"targets {', '.join(lora.targets)}, layers {lora.layers}: {found:.200}",
         fix="name targets that every layer has, such as query-value, or use --set lora.layers=all",
     )
-
-
-def _unusable_base(base: object, error: Exception) -> UserError:
-    return UserError(
-        f"transformers cannot make a text classifier of {base}",
-        found=_first_fact(error),
-        fix="give --base an encoder that AutoModelForSequenceClassification knows, with safetensors weights",
-    )
-
-
-def _first_fact(error: BaseException) -> str:
-    """The first line of a message that says something; torch heads its lists of faults with a colon."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without transformers' notices of a fresh head and its progress bars: newsdesk shows its own."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def copy_tokenizer(base: Path, target: Path) -> None:
@@ -452,7 +391,7 @@ def copy_tokenizer(base: Path, target: Path) -> None:
             raise
         raise UserError(
             f"{base} has no tokenizer that transformers can load",
-            found=_first_fact(error),
+            found=first_fact(error),
             fix="put its tokenizer.json and tokenizer_config.json into that folder",
         ) from error
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from newsdesk.errors import UserError
 from newsdesk.model.architectures import feature_layer, longest_text, reason_not_bert_like, vocabulary_of
-from newsdesk.model.base_files import require_plain_base
-from newsdesk.model.classifier import quiet_transformers
+from newsdesk.model.base_files import load_encoder
 from newsdesk.model.encoder import FusedClassifier, FusedEncoder, fuse, mean_over_tokens, reason_not_fusable
 from newsdesk.model.tokenizer import (
     TextTokenizer,
@@ -333,16 +332,11 @@ class TextEmbedder:
 
         Texts of more than ``max_length`` tokens are read as ``long_texts`` says; None: they are cut.
         ``device`` and ``precision`` are chosen as for a training; a model that the fused encoder cannot
-        compute stays in float32. Raises UserError when the folder has no fast tokenizer, or the device is
-        not there.
+        compute stays in float32. Raises UserError when the folder has no encoder that transformers can load
+        or no fast tokenizer, or the device is not there.
         """
-        from transformers import AutoModel
-
-        require_plain_base(base)
-
         self._device = choose_device(device)
-        with quiet_transformers():
-            model = AutoModel.from_pretrained(base, dtype=torch.float32).to(self._device).eval()
+        model: Any = load_encoder(base).to(self._device)  # type: ignore[arg-type]
         config = model.config
         if reason_not_bert_like(config.to_dict()) is None:
             dtype = _DTYPES[choose_precision(precision, self._device)]

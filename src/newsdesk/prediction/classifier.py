@@ -60,6 +60,7 @@ class Classifier(ABC):
     ) -> None:
         self.path = path
         self.files = files
+        self._labels = labels
         self.label_names = labels.names
         self.task = labels.task
         self.layout: TextLayout = labels.layout
@@ -181,11 +182,7 @@ class Classifier(ABC):
 
     def held_out_rows(self) -> HeldOutRows | None:
         """The rows that its promises rest on; None where there are none. Raises UserError if damaged."""
-        rows = read_held_out_rows(self.path)
-        if rows is not None and rows.logits.shape[1] != len(self.label_names):
-            found = f"logits of {rows.logits.shape[1]} classes, not {len(self.label_names)}"
-            raise damaged(self.path / CALIBRATION_ROWS, found, fix=f"newsdesk calibrate {self.path}")
-        return rows
+        return read_held_out_rows(self.path, self._labels)
 
     def decision_rule(self, **asked: Unpack[Promises]) -> DecisionRule | None:
         """What it answers to keep the promises asked for; None: it answers every text.

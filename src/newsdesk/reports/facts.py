@@ -122,7 +122,7 @@ class RunFacts:
             labels=run.labels,
             splits=read_metrics(run.metrics),
             sets=read_label_set_metrics(run.metrics),
-            calibration=read_calibration(run.path),
+            calibration=read_calibration(run.path, run.labels),
             tells_off_topic=run.off_topic.is_file(),
             is_stacked=linear is not None and linear.stack > 0,
             started=started,

@@ -271,7 +271,7 @@ def _promised(
     labels: Bools,
     assigned: Bools,
 ) -> tuple[PromisedLabels, ...] | Missing:
-    rows = read_held_out_rows(run.path)
+    rows = read_held_out_rows(run.path, run.labels)
     if rows is None or calibration is None or calibration.decisions is None:
         return Missing("nothing can be promised: the run has no held-out rows that decided these labels")
     found = []

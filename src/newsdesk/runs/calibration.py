@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.files import damaged, open_tensors, write_bytes
+from newsdesk.files import damaged, stored_tensors, write_bytes
 from newsdesk.label_set_metrics import binary_log_loss, label_calibration_error
 from newsdesk.metrics import expected_calibration_error
 from newsdesk.runs.label_decisions import LabelDecisions, rarest_labels
+from newsdesk.runs.labels import Labels
 from newsdesk.stored import OPTIONAL, read_stored, write_stored
 
 CALIBRATION = "calibration.json"
@@ -281,8 +282,11 @@ def write_held_out_rows(folder: Path, rows: HeldOutRows) -> None:
     write_bytes(folder / CALIBRATION_ROWS, save(tensors, metadata={"sha256": rows.sha256}))
 
 
-def read_calibration(folder: Path) -> Calibration | None:
-    """The calibration of a run or exported model; None in one made without. Raises UserError if damaged."""
+def read_calibration(folder: Path, labels: Labels | None = None) -> Calibration | None:
+    """The calibration of a run or exported model; None in one made without.
+
+    Raises UserError if it is damaged, or of other labels where these are given.
+    """
     path = folder / CALIBRATION
     if not os.path.lexists(path):
         return None
@@ -290,25 +294,33 @@ def read_calibration(folder: Path) -> Calibration | None:
     for divisor in (found.temperature, found.folded):
         if not LOWEST_TEMPERATURE <= divisor <= HIGHEST_TEMPERATURE:
             raise damaged(path, f"a temperature of {divisor}", fix=_FIX)
+    if labels is not None:
+        decided = 0 if found.decisions is None else len(found.decisions)
+        if decided != (len(labels.names) if labels.task == "multi" else 0):
+            raise damaged(path, f"decisions of {decided} labels, not {len(labels.names)}", fix=_FIX)
     return found
 
 
-def read_held_out_rows(folder: Path) -> HeldOutRows | None:
-    """The rows that a run or exported model was calibrated on, if any. Raises UserError if damaged."""
-    from safetensors import SafetensorError
+def read_held_out_rows(folder: Path, labels: Labels | None = None) -> HeldOutRows | None:
+    """The rows that a run or exported model was calibrated on, if any.
 
+    Raises UserError if they are damaged, or of other labels where these are given.
+    """
     path = folder / CALIBRATION_ROWS
     if not os.path.lexists(path):
         return None
-    try:
-        with open_tensors(path) as file:
-            sha256 = (file.metadata() or {})["sha256"]
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            distances, readable, linear = map(tensors.get, ("distances", "readable", "linear"))
-            columns = (tensors["logits"], tensors["labels"], sha256, distances, readable, linear)
-            return HeldOutRows(*columns, int(tensors.get("folds", np.zeros(1, np.int64)).sum()))
-    except (SafetensorError, KeyError, ValueError, OSError, TypeError) as error:
-        raise damaged(path, str(error), fix=_FIX) from None
+    with stored_tensors(path, fix=_FIX) as file:
+        sha256 = (file.metadata() or {})["sha256"]
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        distances, readable, linear = map(tensors.get, ("distances", "readable", "linear"))
+        columns = (tensors["logits"], tensors["labels"], sha256, distances, readable, linear)
+        rows = HeldOutRows(*columns, int(tensors.get("folds", np.zeros(1, np.int64)).sum()))
+        if labels is not None:
+            if (found := rows.logits.shape[1]) != len(labels.names):
+                raise ValueError(f"logits of {found} classes, not {len(labels.names)}")
+            if rows.is_multi != (labels.task == "multi"):
+                raise ValueError(f"rows of {'several labels' if rows.is_multi else 'one label'} each")
+        return rows
 
 
 def _error_at(rows: HeldOutRows, temperature: float) -> float:

@@ -21,7 +21,7 @@ from newsdesk.data.duplicates import KNOWN_TEXTS
 from newsdesk.data.growing import RETIRED
 from newsdesk.data.labels import LabelMatcher
 from newsdesk.errors import UserError, counted, listed
-from newsdesk.files import damaged, open_tensors, write_bytes
+from newsdesk.files import stored_tensors, write_bytes
 from newsdesk.runs.calibration import (
     CALIBRATION,
     CALIBRATION_ROWS,
@@ -193,7 +193,7 @@ def _left_out(run: RunFolder) -> list[str]:
 
 def _calibrated(run: RunFolder, new: RunFolder, changes: LabelChanges) -> list[str]:
     """Write the held-out rows of the labels that are left, and what is fitted on them."""
-    before, rows = read_calibration(run.path), read_held_out_rows(run.path)
+    before, rows = read_calibration(run.path, run.labels), read_held_out_rows(run.path, run.labels)
     if not changes.retired:  # ids stay
         for name in (CALIBRATION, CALIBRATION_ROWS):
             if (run.path / name).is_file():
@@ -234,25 +234,20 @@ def _of_labels(rows: HeldOutRows, kept: Ids) -> HeldOutRows | None:
 
 def _drop_rows_of_head(weights: Path, kept: Ids, classes: int) -> None:
     """Leave in the head the rows of the labels that are kept. Raises UserError where there is none."""
-    from safetensors import SafetensorError
     from safetensors.numpy import save
 
-    tensors: dict[str, NDArray[Any]] = {}
-    try:
-        with open_tensors(weights) as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError, TypeError) as error:
-        raise damaged(weights, str(error), fix=RunFolder.fix) from None
+    with stored_tensors(weights, fix=RunFolder.fix) as file:
+        tensors: dict[str, NDArray[Any]] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     layer = next(
         (f"{_PREFIX}{name}" for name in _OUTPUT_LAYERS if f"{_PREFIX}{name}.weight" in tensors), None
     )
-    if layer is None or len(tensors[f"{layer}.weight"]) != classes:
+    of_head = [name for name in (f"{layer}.weight", f"{layer}.bias") if name in tensors]
+    if not of_head or any(tensors[name].shape[:1] != (classes,) for name in of_head):
         raise UserError(
             f"{weights} has no head whose rows could be dropped",
             found=f"no {' or '.join(_OUTPUT_LAYERS)} of {counted(classes, 'row')}",
             fix="rename labels, or train again without this one",
         )
-    for name in (f"{layer}.weight", f"{layer}.bias"):
-        if name in tensors:
-            tensors[name] = np.ascontiguousarray(tensors[name][kept])
+    for name in of_head:
+        tensors[name] = np.ascontiguousarray(tensors[name][kept])
     write_bytes(weights, save(tensors, metadata={"format": "pt"}))

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.errors import counted
-from newsdesk.files import damaged, open_tensors, write_bytes
+from newsdesk.files import stored_tensors, write_bytes
 from newsdesk.label_set_metrics import Counts, resampled_counts
 from newsdesk.model.tokenizer import TokenIds, lengths_of
 from newsdesk.runs.calibration import fit_temperature, softmax
@@ -168,22 +168,19 @@ class LinearModel:
 
         Raises UserError when the file is damaged.
         """
-        from safetensors import SafetensorError
-
         file = folder / LINEAR_MODEL
         if not os.path.lexists(file):
             return None
-        try:
-            with open_tensors(file) as content:
-                if (found := (content.metadata() or {}).get("format")) != _FORMAT:
-                    raise ValueError(f"the format {found!r:.20}, not {_FORMAT}")
-                features = content.get_slice("keys").get_shape()[0]
-                for name, (kind, shape) in _stored(features, classes).items():
-                    stored = content.get_slice(name)
-                    if (stored.get_dtype(), tuple(stored.get_shape())) != (kind, shape):
-                        is_there = f"{stored.get_dtype()} {tuple(stored.get_shape())}"
-                        raise ValueError(f"{name} is {is_there}, not {kind} {shape}")
-                tensors: dict[str, Any] = {name: content.get_tensor(name) for name in _stored(0, 0)}
+        with stored_tensors(file, fix=_FIX) as content:
+            if (found := (content.metadata() or {}).get("format")) != _FORMAT:
+                raise ValueError(f"the format {found!r:.20}, not {_FORMAT}")
+            features = content.get_slice("keys").get_shape()[0]
+            for name, (kind, shape) in _stored(features, classes).items():
+                stored = content.get_slice(name)
+                if (stored.get_dtype(), tuple(stored.get_shape())) != (kind, shape):
+                    is_there = f"{stored.get_dtype()} {tuple(stored.get_shape())}"
+                    raise ValueError(f"{name} is {is_there}, not {kind} {shape}")
+            tensors: dict[str, Any] = {name: content.get_tensor(name) for name in _stored(0, 0)}
             for name in ("idf", "weights", "bias", "stack"):
                 if not np.isfinite(tensors[name]).all():
                     raise ValueError(f"{name} holds numbers that are not finite")
@@ -196,8 +193,6 @@ class LinearModel:
                 raise ValueError(f"special is {special.tolist()}, stack {stack}: out of their range")
             tensors["weights"] = tensors["weights"].astype(np.float32)
             return cls(**tensors, opening=int(special[0]), closing=int(special[1]), stack=stack)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
-            raise damaged(file, str(error), fix=_FIX) from None
 
 
 def _stored(features: int, classes: int) -> dict[str, tuple[str, tuple[int, ...]]]:

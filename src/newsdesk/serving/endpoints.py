@@ -16,6 +16,7 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
+from newsdesk.errors import UserError
 from newsdesk.model.tokenizer import Encoded
 from newsdesk.serving.access import ANYONE, Access, Token
 from newsdesk.serving.batching import Answered, Batcher
@@ -41,6 +42,7 @@ class Service:
         settings, models, batcher, metrics, access: its parts.
         is_ready: whether a warm-up answer came.
         is_stopping: whether it takes no more requests.
+        failure: why it cannot begin to answer.
     """
 
     settings: Settings
@@ -50,6 +52,7 @@ class Service:
     access: Access
     is_ready: bool = False
     is_stopping: bool = False
+    failure: UserError | None = None
 
     def require_ready(self) -> None:
         """Raise Refusal while no request can be answered."""
@@ -59,14 +62,22 @@ class Service:
             raise Refusal("unready", "no model has answered yet", retry_after=1.0)
 
     async def try_out(self, model: ServedModel) -> None:
-        """Let a model answer a text. Raises RuntimeError where it does not."""
+        """Let a model answer a text. Raises Refusal where it does not."""
         if not await self.batcher.run(model, [WARM_UP], is_answer, seconds=self.settings.deadline):
-            raise RuntimeError(f"{model.name} answered its warm-up text with what is no number")
+            raise Refusal("failed", "its answer to a text is no finite number")
 
     async def warm_up(self) -> None:
-        """Let every model answer, and be ready then."""
+        """Let every model answer, and be ready then. Raises UserError for one that does not."""
         for model in self.models:
-            await self.try_out(model)
+            try:
+                await self.try_out(model)
+            except Refusal as refusal:
+                raise UserError(
+                    f"{model.name} does not answer, and is not served",
+                    found=refusal.message,
+                    fix=f"leave {model.classifier.path} out, or put an undamaged copy there; where the "
+                    "machine is slow, raise --deadline",
+                ) from None
         self.is_ready = True
         self.metrics.ready.set(1)
 

@@ -23,6 +23,7 @@ from newsdesk.serving.batching import Batcher
 from newsdesk.serving.endpoints import LOG, Service
 from newsdesk.serving.metrics import Metrics
 from newsdesk.serving.models import Models, sources_of
+from newsdesk.serving.refusals import Refusal
 from newsdesk.serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """See uvicorn: whether to end now."""
-        if self._stop_at is not None and time.monotonic() >= self._stop_at:
+        if self.service.failure or (self._stop_at is not None and time.monotonic() >= self._stop_at):
             self.should_exit = True
         return await super().on_tick(counter)
 
@@ -161,8 +162,12 @@ def new_app(service: Service, places: Sequence[str]) -> FastAPI:
 async def _warm_up(service: Service) -> None:
     try:
         await service.warm_up()
-    except Exception:
-        LOG.exception("no model answered")
+    except UserError as error:
+        service.failure = error
+        return
+    except Exception as error:
+        LOG.exception("no model answers")
+        service.failure = UserError("no model answers", found=repr(error))
         return
     LOG.info("ready", extra={"facts": {"models": [model.name for model in service.models]}})
 
@@ -179,7 +184,8 @@ async def _watch(service: Service, places: Sequence[str]) -> None:
                 LOG.info("model loaded", extra={"facts": {"model": name, "version": model.version}})
             except Exception as error:
                 models.failed(name, models.sources[name])
-                wrong = error.wrong if isinstance(error, UserError) else repr(error)
+                refused = error.message if isinstance(error, Refusal) else repr(error)
+                wrong = error.wrong if isinstance(error, UserError) else refused
                 LOG.warning("model not loaded", extra={"facts": {"model": name, "error": wrong}})
         for name in remove:
             with suppress(Exception):
@@ -188,7 +194,10 @@ async def _watch(service: Service, places: Sequence[str]) -> None:
 
 
 def serve(places: Sequence[str], settings: Settings) -> None:
-    """Serve models until a signal says to stop. Raises UserError where they or the port cannot be had."""
+    """Serve models until a signal says to stop.
+
+    Raises UserError where they or the port cannot be had, and where one of them does not answer a text.
+    """
     with bound(settings.host, settings.port) as listening:
         server = new_server(places, settings)
         log_to_standard_error()
@@ -196,6 +205,8 @@ def serve(places: Sequence[str], settings: Settings) -> None:
         models = [model.name for model in server.service.models]
         LOG.info("listening", extra={"facts": {"address": address, "models": models}})
         server.run([listening])
+    if server.service.failure is not None:
+        raise server.service.failure
 
 
 def new_server(places: Sequence[str], settings: Settings) -> Server:

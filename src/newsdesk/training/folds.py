@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from newsdesk.config import DataSection, Recipe, ResolvedRecipe
 from newsdesk.data.load import TrainingData
 from newsdesk.errors import UserError, counted
-from newsdesk.files import damaged, open_tensors, read_regular, write_bytes, write_text
+from newsdesk.files import damaged, read_regular, stored_tensors, write_bytes, write_text
 from newsdesk.label_set_metrics import Counts
 from newsdesk.metrics import wilson_interval
 from newsdesk.runs.calibration import (
@@ -233,20 +233,15 @@ def _joined(data: TrainingData, folder: Path) -> OutOfFold:
 
 def _states(folder: Path, fold: int, shape: tuple[int, int]) -> Iterator[tuple[float, Logits]]:
     """The share of its steps after which each state of a fold was validated, and its logits."""
-    from safetensors import SafetensorError
-
     run = RunFolder(_run_of(folder, fold))
     validated = (logged.event for logged in read_log(run.log, Validation))
     steps = [event.step for event in validated if isinstance(event, Validation)]
     for step in steps:
         path = _states_of(folder, fold) / f"{step}.safetensors"
-        try:
-            with open_tensors(path) as file:
-                logits = file.get_tensor("logits")
-        except (SafetensorError, OSError, ValueError) as error:
-            raise damaged(path, str(error), fix=_FIX) from None
-        if logits.shape != shape or not np.isfinite(logits).all():
-            raise damaged(path, f"logits are not {shape} finite numbers", fix=_FIX)
+        with stored_tensors(path, fix=_FIX) as file:
+            logits = file.get_tensor("logits")
+            if logits.shape != shape or not np.isfinite(logits).all():
+                raise ValueError(f"logits are not {shape} finite numbers")
         yield step / steps[-1], logits.astype(np.float32)
 
 

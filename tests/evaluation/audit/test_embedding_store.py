@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from newsdesk.evaluation.audit import embeddings
-from newsdesk.evaluation.audit.embeddings import embed_stored
+from newsdesk.evaluation.audit.embeddings import EMBEDDINGS, embed_stored
 
 
 class Counting:
@@ -74,3 +75,12 @@ def test_a_damaged_piece_is_computed_anew(tmp_path):
     first.write_bytes(first.read_bytes()[:-5])
     second.write_bytes(b"")
     assert stored(tmp_path, Counting()).calls == 2
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 0), (4, 3), (3, 2)])
+def test_a_piece_of_another_shape_is_computed_anew(tmp_path, shape):
+    stored(tmp_path, Counting())
+    for piece in tmp_path.iterdir():
+        piece.write_bytes(save({EMBEDDINGS: np.zeros(shape, np.float32)}))
+    found = embed_stored(TEXTS, tmp_path, lambda: Counting().embed, identity="base", columns=2)
+    assert found.shape == (len(TEXTS), 2)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,12 +67,13 @@ def embed_stored(
     embedder: Callable[[], Embed],
     *,
     identity: str,
+    columns: int | None = None,
     what: str = "embedding",
     progress: Progress | None = None,
 ) -> NDArray[np.float32]:
     """The embedding of each text, float32 (rows, dimensions), read from ``folder`` where it is there.
 
-    Or other vectors, such as probabilities: ``what`` is shown as being done.
+    Or other vectors, such as probabilities, of so many ``columns``: ``what`` is shown as being done.
 
     Each piece of 1,024 texts is a file named by the hash of its texts and of ``identity`` (the base model's
     hash), written when it is computed: change a text, and only its piece is computed again. A damaged file
@@ -93,11 +95,12 @@ def embed_stored(
         path, piece = None if folder is None else folder / f"{digest.hexdigest()[:32]}.safetensors", None
         with suppress(OSError, SafetensorError, KeyError, TypeError):
             piece = None if path is None else load(read_regular(path))[EMBEDDINGS]
-        if piece is None or piece.shape[:-1] != (len(part),) or not np.isfinite(piece).all():
+        if piece is None or not _is_usable(piece, len(part), columns):
             compute = compute or embedder()
             piece = compute(part)
             if path is not None:
                 write_bytes(path, save({EMBEDDINGS: np.ascontiguousarray(piece)}))
+        columns = piece.shape[1]
         count(len(part))
         pieces.append(np.asarray(piece, dtype=np.float32))
         names.add(path.name if path else "")
@@ -105,3 +108,10 @@ def embed_stored(
         if stale.name not in names and _OWN_NAME.fullmatch(stale.name):
             stale.unlink()
     return np.concatenate(pieces)
+
+
+def _is_usable(piece: NDArray[Any], rows: int, columns: int | None) -> bool:
+    """Whether what a file holds are vectors of so many rows, and as long as others."""
+    if piece.ndim != 2 or piece.dtype.kind != "f" or not np.isfinite(piece).all():
+        return False
+    return len(piece) == rows and piece.shape[1] == (columns or max(1, piece.shape[1]))

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from newsdesk.data.vocabulary import VocabularyFit
 from newsdesk.errors import UserError
+from newsdesk.evaluation.audit.embeddings import EMBEDDINGS
 from newsdesk.evaluation.audit.label_issues import least_accuracy
-from newsdesk.files import write_bytes, write_json
+from newsdesk.files import require_no_way_out, write_bytes, write_json
 from newsdesk.prediction.predictions import delimited_lines
 from newsdesk.stored import OPTIONAL, UNSTORED, to_content
 
@@ -292,6 +293,7 @@ def require_free_folder(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file", fix="name a folder")
+    require_no_way_out(folder, (*_BEGINNINGS, EMBEDDINGS))
     for name, beginning in _BEGINNINGS.items():
         path = folder / name
         if not path.exists():
