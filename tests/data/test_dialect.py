@@ -342,3 +342,16 @@ def test_a_stated_encoding_is_used_and_what_it_lacks_is_a_fault_by_line(write):
     assert "not cp1252" in faults[0].wrong
     with pytest.raises(UserError, match="UTF-16"):
         read_table(write("b.csv", "text,label\na,b\n", "utf-16"), Dialect(encoding="utf-8"))
+
+
+def test_full_width_commas_separate_columns_where_every_row_has_them_and_are_prose_elsewhere(write):
+    rows = [("体育", "球队赢得了比赛"), ("财经", "银行公布利润"), ("科技", "望远镜发现行星")] * 5
+    for delimiter in "，；":
+        table = read_table(write("a.csv", lines_of(rows, delimiter, header=f"label{delimiter}text")))
+        assert table.columns == ("label", "text")
+        assert table.rows == tuple(rows)
+        assert delimiter in table.read_as
+    prose = [(f"球队赢得了比赛，{number}" + "，大家高兴" * (number % 2),) for number in range(9)]
+    assert read_table(write("b.csv", lines_of(prose, ",", header="text"))).rows == tuple(prose)
+    quoted = [(label, f"{text}，大家高兴") for label, text in rows]
+    assert read_table(write("c.csv", lines_of(quoted, ",", header="label,text"))).rows == tuple(quoted)

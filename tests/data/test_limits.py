@@ -74,6 +74,26 @@ def test_a_line_far_beyond_the_longest_cell_is_not_held(tmp_path: Path):
         assert (len(table), fault.wrong) == (2, "the line is too long to be a row of text")
 
 
+@pytest.mark.parametrize(
+    ("value", "wrong"),
+    [
+        ('{"text": "' + r"a \" ] } \\" * 2_200_000 + '"}', "a row is too long"),
+        ('{"text": "x", "label": ' + "9" * 5000 + "}", "JSON that cannot be read unambiguously"),
+        ("9" * 5000, "JSON that cannot be read unambiguously"),
+        ('{"text": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
+    ],
+    ids=["long", "digits", "number", "deep"],
+)
+def test_what_cannot_be_read_in_an_array_costs_its_row_and_no_other(value: str, wrong: str, tmp_path: Path):
+    path = tmp_path / "a.json"
+    path.write_text(f'[{{"text": "goal"}},\n{value},\n{{"text": "bank"}}]')
+    table, (fault,) = read_with_faults(path)
+    assert table.column("text") == ("goal", "bank")
+    assert (fault.line, fault.wrong) == (2, wrong)
+    path.write_text(path.read_text()[:-40])
+    assert read_with_faults(path)[1][-1].wrong in ("the array is never closed", "broken JSON")
+
+
 def test_columns_beyond_the_limit_reject_their_rows(tmp_path: Path):
     wide = ",".join("1" for _ in range(1001))
     (tmp_path / "a.csv").write_text(f"label,text\na,goal\n{wide}\nb,bank\n")

@@ -62,7 +62,7 @@ def test_a_promise_and_a_level_combine_and_foreign_texts_have_no_candidates():
     assert rule.columns == ("candidates", "reason", "off_topic")
 
 
-@pytest.mark.parametrize("level", [0.0, 1.0, 5])
+@pytest.mark.parametrize("level", [0.0, 1.0, 5, 1e-320, 1 - 1e-9])
 def test_a_level_is_a_share(level):
     with pytest.raises(UserError, match="--off-topic takes a share between 0 and 1"):
         filtering(level)

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -205,7 +206,7 @@ def _training(labelling: Labelling, out: Path, run: Path | None) -> list[str]:
 
 
 @dataclass
-class Asker:
+class Asker(ABC):
     """Asks a person, or a program, for the labels of a row."""
 
     shows_guess: bool = True
@@ -218,11 +219,11 @@ class Asker:
         if labelling.session.resumed:
             note(f"going on after {counted(labelling.session.resumed, 'row')} labelled before")
 
+    @abstractmethod
     def ask(self, pick: Pick, labelling: Labelling) -> Reply:
         """Show a row and return what is said of it."""
-        raise NotImplementedError
 
-    def end(self) -> None:
+    def end(self) -> None:  # noqa: B027  # a pipe is left as it is
         """Leave the terminal as it was."""
 
     def tell(self, sentence: str) -> None:

@@ -26,6 +26,10 @@ NO_QUOTE = "none"
 _NAMED = {"tab": "\t", r"\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " "}
 _SHOWN = {"\t": "tab"}
 _GOOD_ENOUGH = 0.5  # the score from which another delimiter than the usual one is believed
+_FULL_WIDTH, _CERTAIN = ("，", "；"), 1.2
+"""Commas and semicolons of Chinese and Japanese, which prose is full of: believed where they are in each row
+as often, and a column looks like one.
+"""
 _QUOTED_CELL = re.compile(r'(?:^|\t)"(?:[^"\t]|"")*"(?=\t|\r?\n?$)')
 _SWALLOWED = 20  # lines after which a quote that does not close is a character of the text
 
@@ -143,6 +147,10 @@ def detect(lines: Sequence[str], given: Dialect, usual: str) -> Dialect:
     best = max(tried, key=lambda trial: trial.score)
     if best.score >= _GOOD_ENOUGH:
         return best.dialect
+    if given.delimiter is None and lines:
+        wide = [_best_quote(lines, given, each, usual) for each in _FULL_WIDTH if each in lines[0]]
+        if wide and (widest := max(wide, key=lambda trial: trial.score)).score >= _CERTAIN:
+            return widest.dialect
     best = next((trial for trial in tried if trial.dialect.delimiter == usual), tried[0])
     if len(best.rows) > 2 and len(best.rows[0]) == 1 and best.consistency < 0.6:
         # As wide as it happens: the one column of a file whose writer did not quote the usual delimiter.

@@ -22,6 +22,12 @@ HEAD = 1 << 16
 _SPACE = " \t\r\n"
 _LEADING = b"\xef\xbb\xbf \t\r\n"
 _SPACES = re.compile(f"[{_SPACE}]+")
+_MARKS = {
+    "value": re.compile(r'["{}\[\]]'),
+    "text": re.compile(r'["\\]'),
+    "number": re.compile(r"[,\]\s]"),
+}
+"""What to look for within a value that is skipped: where its parts begin and end."""
 _BLOCK = 1 << 20
 
 
@@ -155,6 +161,28 @@ class _Text:
             text, self.at = self.text[self.at : end], end
             return value, text
 
+    def skip(self) -> None:
+        """Put the position after the value there, or at the file's end, without keeping or reading it."""
+        depth, within = 0, "value" if self.character() in '{["' else "number"
+        while self.at < len(self.text) or self.more():
+            found = _MARKS[within].search(self.text, self.at)
+            self.at = len(self.text) if found is None else found.end()
+            if found is None:
+                continue
+            if within == "number":
+                self.at = found.start()
+                return
+            if found[0] == "\\":  # and what it stands before
+                if self.at == len(self.text):
+                    self.more()
+                self.at += 1
+            elif found[0] == '"':
+                within = "value" if within == "text" else "text"
+            else:
+                depth += 1 if found[0] in "{[" else -1
+            if depth <= 0 and within == "value":
+                return
+
 
 def _values(lines: LineReader) -> Iterator[Row | BadRow]:
     """The objects of an array, or objects one after the other, on as many lines as they take."""
@@ -175,15 +203,12 @@ def _values(lines: LineReader) -> Iterator[Row | BadRow]:
                 yield BadRow(fault, b"", ends_file=True)
             return
         except _TooLongError:
-            found = f"more than {lines.longest:,} bytes in a row"
-            yield BadRow(lines.limits.too_long(line, found), b"", ends_file=True)
-            return
-        except ValueError as error:
-            _, text = source.value(json.JSONDecoder())
-            yield BadRow(_unusable(line, error), text.encode(errors="replace"))
-        except RecursionError as error:
-            yield BadRow(_unusable(line, error), b"", ends_file=True)
-            return
+            found = f"more than {lines.longest:,} characters in one object"
+            fix = "cut its texts, or raise the limit: --max-characters"
+            source.skip()
+            yield BadRow(Fault(line, "a row is too long", found, fix), b"")
+        except (ValueError, RecursionError) as error:
+            yield BadRow(_unusable(line, error), _raw(source))
         else:
             yield _row(line, value, text, lines.limits)
     if array and not lines.broken_off:
@@ -191,6 +216,16 @@ def _values(lines: LineReader) -> Iterator[Row | BadRow]:
         if not character or source.character():
             wrong = "something follows the array" if character else "the array is never closed"
             yield BadRow(Fault(source.line, wrong, None, "write the file again"), b"", ends_file=True)
+
+
+def _raw(source: _Text) -> bytes:
+    """The value at the position, which is put after it; nothing of one that cannot be read at all."""
+    try:
+        _, text = source.value(json.JSONDecoder())
+    except (ValueError, RecursionError, _TooLongError):
+        source.skip()
+        return b""
+    return text.encode(errors="replace")
 
 
 def _refuse_wrapped(record: Mapping[str, Cell], lines: LineReader) -> None:

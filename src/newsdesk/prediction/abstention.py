@@ -19,6 +19,8 @@ from newsdesk.errors import UserError, counted
 from newsdesk.runs.calibration import HeldOutRows, softmax
 from newsdesk.runs.off_topic import OffTopicScore
 
+LEAST_SHARE = 1e-6
+"""Of error rates and coverages, and of what is missing to 1: no calibration rows tell anything beyond."""
 ERROR_RATES = (0.01, 0.02, 0.05)
 """Shares wrong among the answered at which an evaluation states the coverage."""
 
@@ -120,9 +122,9 @@ def promised_threshold(
     wrongly, no share of the error is spent on the others. Thresholds that too few rows reach for any outcome
     to pass are passed over; that keeps the level as long as errors do not get rarer where confidence falls.
     A row counts as ``worth`` rows: see `HeldOutRows.worth`.
-    Raises ValueError for rates outside 0 to 1.
+    Raises ValueError for rates outside 0 to 1, or nearer to either than `LEAST_SHARE`.
     """
-    if not (0 < error_rate < 1 and 0 < confidence < 1):
+    if not (LEAST_SHARE <= error_rate <= 1 - LEAST_SHARE and 0 < confidence < 1):
         raise ValueError(f"an error rate of {error_rate} with confidence {confidence}")
     order = np.argsort(-np.asarray(score, dtype=np.float64), kind="stable")
     falling = -np.asarray(score, dtype=np.float64)[order]
@@ -365,13 +367,13 @@ def decision_rule(
 def require_shares(score: OffTopicScore | None, **shares: float | None) -> None:
     """Raise UserError unless the shares asked for, by the names of `Promises`, lie between 0 and 1.
 
-    That of ``off_topic`` has to be one that a text can reach.
+    They have to be as far from either as `LEAST_SHARE`, and that of ``off_topic`` one that a text can reach.
     """
     for name, share in shares.items():
-        if share is not None and not 0 < share < 1:
+        if share is not None and not LEAST_SHARE <= share <= 1 - LEAST_SHARE:
             flag = f"--{name.replace('_', '-')}"
-            fix = f"for example {flag} 0.05"
-            raise UserError(f"{flag} takes a share between 0 and 1", found=str(share), fix=fix)
+            wrong = f"{flag} takes a share between 0 and 1, a millionth away from either at least"
+            raise UserError(wrong, found=str(share), fix=f"for example {flag} 0.05")
     if shares["off_topic"] is not None:
         assert score is not None
         _require_reachable(shares["off_topic"], score)

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from newsdesk.data.ninjs import is_item, with_subjects
 from newsdesk.errors import UserError
 from newsdesk.files import parsed_json
-from newsdesk.prediction.abstention import DecisionRule
+from newsdesk.prediction.abstention import LEAST_SHARE, DecisionRule
 from newsdesk.prediction.explanation import explain
 from newsdesk.prediction.predictions import Predictions, rounded
 from newsdesk.serving.batching import Answered
@@ -31,7 +31,7 @@ _explaining = asyncio.Semaphore(1)
 _JSON = json.JSONDecoder()
 
 Explanations = list[dict[str, Any]]
-Share = Annotated[float, Field(ge=1e-6, le=1 - 1e-6)]
+Share = Annotated[float, Field(ge=LEAST_SHARE, le=1 - LEAST_SHARE)]
 
 
 class ClassifyRequest(BaseModel):
