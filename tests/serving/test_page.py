@@ -116,7 +116,7 @@ def test_the_page_may_load_its_own_files_alone_and_run_nothing_that_is_written_i
     for path, media_type in {
         "/": "text/html",
         "/page/page.css": "text/css",
-        "/page/page.js": "text/javascript",
+        **{f"/page/{name}.js": "text/javascript" for name in ("page", "csv", "results", "server")},
         "/page/icon.svg": "image/svg+xml",
     }.items():
         answer = desk.client.get(path)
@@ -201,6 +201,23 @@ def test_a_promise_that_cannot_be_kept_is_a_sentence(page):
     page.execute_script("document.getElementById('abstain').value = '0.000001'")
     classify(page, TEXTS[:1])
     assert "No threshold promises" in shown(page, "#trouble")
+
+
+def test_what_the_server_promises_is_shown_and_kept_beside_what_is_chosen(browser, export):
+    with running(export, promise={"sets": 0.97}) as server:
+        opened(browser, server)
+        texts = [TEXTS[0], "goal bank bank"]
+        for limit, asked in (("", {}), ("0.05", {"abstain": 0.05, "sets": 0.97})):
+            browser.execute_script("document.getElementById('abstain').value = arguments[0]", limit)
+            classify(browser, texts)
+            (result,) = asked_of(server, texts, **asked)
+            for number, said in enumerate(result["predictions"], 1):
+                named = all_shown(browser, f"#list .quote:nth-child({number}) .answer bdi")
+                assert named == said["candidates"]
+                answer = shown(browser, f"#list .quote:nth-child({number}) .label bdi")
+                assert answer == said["label"]
+            assert "contain the true one for 97 % of such texts" in shown(browser, "#summary")
+        assert len(named) > 1
 
 
 def test_two_models_answer_side_by_side(page, desk):

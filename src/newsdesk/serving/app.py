@@ -31,8 +31,10 @@ PAGE_POLICY = (
 PAGE_FILES = {
     "/": (("newsdesk.serving", "page/index.html"),),
     "/page/page.css": (("newsdesk.reports", "templates/report.css"), ("newsdesk.serving", "page/page.css")),
-    "/page/page.js": (("newsdesk.serving", "page/page.js"),),
-    "/page/icon.svg": (("newsdesk.serving", "page/icon.svg"),),
+    **{
+        f"/page/{name}": (("newsdesk.serving", f"page/{name}"),)
+        for name in ("page.js", "csv.js", "results.js", "server.js", "icon.svg")
+    },
 }
 """What the page for people is made of: files by the package that has them, joined, for each path."""
 MEDIA_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
