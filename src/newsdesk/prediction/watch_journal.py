@@ -60,6 +60,7 @@ class Handled:
         rows_read, rejected: as in `Counts`.
         failed: why, where it failed.
         tried_as: of a failed one, what stands for model, settings and version that it was tried with.
+        has_output: whether a file of this name was classified before, so that the output is its own.
         gone: since when it is not in the folder any more.
     """
 
@@ -72,6 +73,7 @@ class Handled:
     rejected: int = field(default=0, metadata=UNSAID)
     failed: str | None = field(default=None, metadata=OPTIONAL)
     tried_as: str | None = field(default=None, metadata=OPTIONAL)
+    has_output: bool = field(default=False, metadata=UNSAID)
     gone: int | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
@@ -93,11 +95,12 @@ class _Beginning:
 
 
 class Known(NamedTuple):
-    """What is kept in memory of a file: of a failed one ``tried_as``, of one that is done the ``sha256``."""
+    """What is kept in memory of a file; ``tried_as`` is None where it is done."""
 
     stamp: Stamp
     sha256: str
     tried_as: str | None
+    has_output: bool
 
 
 class Journal:
@@ -220,7 +223,9 @@ class Journal:
 
     def _know(self, handled: Handled) -> None:
         tried_as = None if handled.failed is None else handled.tried_as or ""
-        self.known[name_of(handled.name)] = Known(Stamp(*handled.stamp), handled.sha256, tried_as)
+        has_output = handled.has_output or handled.failed is None
+        known = Known(Stamp(*handled.stamp), handled.sha256, tried_as, has_output)
+        self.known[name_of(handled.name)] = known
 
 
 def _line(handled: Handled) -> bytes:

@@ -33,7 +33,6 @@ from newsdesk.prediction.output_formats import OUTPUT_TABLES
 from newsdesk.prediction.output_table import (
     REJECTS_ENDING,
     Format,
-    check_destination,
     output_for,
     rejects_of,
 )
@@ -225,10 +224,10 @@ class _Watch:
                 if error.found not in self._said:
                     self._observe(Waiting(error))
                 self._said.setdefault(str(error.found), error.name)
-                wait = interval if self._done.files > files else min(_LONGEST_WAIT, max(interval, 2 * wait))
+                wait = min(_LONGEST_WAIT, max(interval, 2 * wait)) if self._done.files == files else interval
             else:
                 self._said.clear()
-                wait = interval
+                wait = min(interval, self._files.settled_in())
             self._pause(wait)
 
     def _pause(self, seconds: float) -> None:
@@ -279,14 +278,10 @@ class _Watch:
         try:
             sha256 = self._sha256(name)
             known = self._journal.known.get(name)
-            is_done = known is not None and known.tried_as is None
-            if known is not None and is_done and known.sha256 == sha256:
+            if known is not None and known.tried_as is None and known.sha256 == sha256:
                 self._note(name, stamp, sha256)
                 return
             output, form = self._output_of(name)
-            target = self._output / output
-            if not is_done:
-                check_destination(target, source=self._folder / name, format=form)
             work = self._journal.work / sha256[:16] / output
             self._has_work = True
             if work.exists():  # but not noted: a kill came between
@@ -328,20 +323,25 @@ class _Watch:
     def _output_of(self, name: str) -> tuple[str, Format]:
         """The output's place below the output folder, and its format. Raises UserError if it is taken."""
         output, form = output_for(name, self._format)
-        others = {output, name.rpartition(".")[0]} - {name}  # that keeps its name, or has the ending added
-        for other in others:
-            known = self._journal.known.get(other)
-            if known is not None and known.tried_as is None and output_for(other, self._format)[0] == output:
-                break
-        else:
-            if not output.endswith(REJECTS_ENDING):
-                return output, form
-            other = f"the bad rows of {output.removesuffix(REJECTS_ENDING)}"
-        raise UserError(
-            f"the output of {name} would take the place of another one",
-            found=f"{output} is that of {other}",
-            fix="give the file another name",
+        known = self._journal.known
+        owner = (
+            f"the bad rows of {output.removesuffix(REJECTS_ENDING)}"
+            if output.endswith(REJECTS_ENDING)
+            else ""
         )
+        for other in {output, name.rpartition(".")[0]} - {name}:  # keeps its name, or has the ending added
+            is_done = other in known and known[other].tried_as is None
+            if is_done and output_for(other, self._format)[0] == output:
+                owner = other
+        if not owner and os.path.lexists(self._output / output):
+            owner = "" if name in known and known[name].has_output else "another file"
+        if owner:
+            raise UserError(
+                f"the output of {name} would take the place of another one",
+                found=f"{output} is that of {owner}",
+                fix="give the file another name, or move the other output elsewhere",
+            )
+        return output, form
 
     def _note(self, name: str, stamp: Stamp, sha256: str, **facts: Any) -> Handled:
         if "output" in facts:
@@ -370,9 +370,12 @@ class _Watch:
             self._sha256(name)  # an OSError: it is the disk or share that cannot be read
         if work is not None:
             shutil.rmtree(work.parent, ignore_errors=True)
+        known = self._journal.known.get(name)
+        has_output = known is not None and known.has_output
         if isinstance(error, UserError | OSError):
             shown = error if isinstance(error, UserError) else _refused_by_the_system(name, error)
-            self._note(name, stamp, "", failed=shown.wrong, tried_as=self._tried_as)
+            facts = {"failed": shown.wrong, "tried_as": self._tried_as, "has_output": has_output}
+            self._note(name, stamp, "", **facts)
         else:
             shown = UserError(
                 f"{name} cannot be handled, which is a defect of newsdesk or a want of memory",
@@ -381,7 +384,7 @@ class _Watch:
                 "at the next start",
             )
             shown.__cause__ = error
-            self._journal.known[name] = Known(stamp, "", self._tried_as)
+            self._journal.known[name] = Known(stamp, "", self._tried_as, has_output)
             self._files.pending.pop(name, None)
         self._count(failed=1)
         self._observe(FileFailed(name, shown))
