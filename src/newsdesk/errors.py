@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from itertools import islice
 from numbers import Integral
 
@@ -24,6 +24,12 @@ class UserError(Exception):
         """The three parts, a line each; lines without content are left out."""
         parts = (("error", self.wrong), ("found", self.found), ("fix", self.fix))
         return "\n".join(f"{label + ':':<7}{text}" for label, text in parts if text)
+
+
+end_process: Callable[[UserError], None] | None = None
+"""Ends the process with an error where no exception can: the thread that would get it is in a library, and
+does not come back. Set where the process is the command line's; None: nobody may end it.
+"""
 
 
 def counted(number: float, noun: str) -> str:

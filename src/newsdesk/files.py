@@ -87,6 +87,8 @@ def cut_to_whole_lines(path: Path, *, fix: str) -> int:
             size = begin = stream.seek(0, os.SEEK_END)
             whole = 0
             while begin and not whole:
+                if size - begin > LONGEST_LINE:
+                    raise OSError(errno.EFBIG, f"a line of more than {LONGEST_LINE:,} bytes")
                 end, begin = begin, max(0, begin - _TAIL)
                 stream.seek(begin)
                 whole = begin + stream.read(end - begin).rfind(b"\n") + 1
@@ -99,6 +101,8 @@ def cut_to_whole_lines(path: Path, *, fix: str) -> int:
 
 
 _TAIL = 1 << 16  # bytes that are looked at together
+LONGEST_LINE = 64 << 20
+"""Bytes of a line of a journal, at most."""
 
 
 @contextmanager
@@ -257,6 +261,13 @@ def require_no_way_out(folder: Path, ours: Collection[str]) -> None:
                     found=f"{path.relative_to(folder)} -> {path.readlink()}",
                     fix="put the file or folder itself in its place",
                 )
+
+
+def require_no_links_out(folder: Path) -> None:
+    """Raise UserError where a folder that is ours alone, or anything in it, is a link out of its place."""
+    require_no_way_out(folder.absolute().parent, (folder.name,))
+    if folder.is_dir():
+        require_no_way_out(folder, [entry.name for entry in folder.iterdir()])
 
 
 def damaged(path: Path, found: str, *, fix: str) -> UserError:

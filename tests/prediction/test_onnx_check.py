@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -292,3 +295,34 @@ def test_a_graph_that_does_not_come_to_an_end_is_stopped(exported, model, monkey
         open_model(put(exported, model)).predict_logits(["goal coach"])
     assert "take it more than 0 seconds" in str(refused.value.found)
     assert time.monotonic() - began < 8
+
+
+_IMPATIENT = """
+from newsdesk import cli
+from newsdesk.prediction import onnx_session
+onnx_session.SLOWEST_SECONDS, onnx_session._LAST_OPERATOR_SECONDS, onnx_session._LOOK_SECONDS = 0.2, 0.3, 0.1
+cli.main()
+"""
+
+
+def test_an_operator_that_does_not_come_to_an_end_ends_the_command_with_a_sentence(exported, model):
+    """Nothing can stop it from within: of 9,000 rows and columns, one product takes ten seconds."""
+    shape = constant(model, "shape", [9000, 9000])
+    model.graph.node.insert(0, helper.make_node("Cast", ["attention_mask"], ["ones"], to=1))
+    model.graph.node.insert(1, helper.make_node("ReduceMax", ["ones"], ["one"], keepdims=0))
+    model.graph.node.insert(2, helper.make_node("Expand", ["one", shape], ["side"]))
+    model.graph.node.insert(3, helper.make_node("MatMul", ["side", "side"], ["product"]))
+    model.graph.node.insert(4, helper.make_node("ReduceMax", ["product"], ["end"], keepdims=0))
+    after_logits(model, "Mul", "end")
+    command = [sys.executable, "-c", _IMPATIENT, "predict", put(exported, model), "goal coach"]
+    ended = subprocess.run(
+        list(map(str, command)),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "is not a graph that newsdesk runs" in ended.stderr
+    assert "take it more than 0 seconds" in ended.stderr

@@ -543,3 +543,28 @@ def test_a_folder_of_many_files_is_looked_at_rarely_while_nothing_comes(predicto
         looks.pending.clear()
         while ("0.csv", looks.stamp("0.csv")) not in looks.ready():
             assert time.monotonic() < end
+
+
+@pytest.mark.parametrize("name", [JOURNAL, "lock", "work"])
+def test_nothing_is_written_or_cut_off_through_links_out_of_the_folder_of_the_journal(predictor, place, name):
+    write_csv(place[0] / "a.csv", 2)
+    once(predictor, place)
+    other = place[1].parent / "notes"
+    other.write_text("a line\nand one without an end")
+    entry = place[1] / HOME / name
+    if entry.is_dir():
+        entry.rmdir()
+    entry.unlink(missing_ok=True)
+    entry.symlink_to(other)
+    write_csv(place[0] / "b.csv", 2)
+    with pytest.raises(UserError, match="link to a place outside"):
+        once(predictor, place)
+    assert other.read_text() == "a line\nand one without an end"
+
+
+def test_a_journal_of_one_line_without_end_is_refused_at_once(predictor, place):
+    write_csv(place[0] / "a.csv", 2)
+    once(predictor, place)
+    os.truncate(place[1] / HOME / JOURNAL, 1 << 40)  # of zeros that take no space on the disk
+    with pytest.raises(UserError, match="missing or damaged"):
+        once(predictor, place)

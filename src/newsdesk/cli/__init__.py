@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from typing import NoReturn
 
 import click
 
-from newsdesk import __version__
+from newsdesk import __version__, errors
 from newsdesk.cli.audit import audit
 from newsdesk.cli.data import data, models
 from newsdesk.cli.evaluate import calibrate, compare, evaluate, report
@@ -60,6 +61,7 @@ for verb in (
 def main() -> NoReturn:
     """Run the command line and exit: 0 done, 1 a failure we explain, 2 wrong usage, 130 interrupted."""
     asked: dict[str, bool] = {}
+    errors.end_process = _end_process
     if isinstance(sys.stdout, io.TextIOWrapper):  # a broken argument cannot be written as UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -77,7 +79,17 @@ def main() -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         code = 130
+    finally:
+        errors.end_process = None
     raise SystemExit(code)
+
+
+def _end_process(error: UserError) -> None:
+    """Exit as for any failure, though a thread is in a library that does not come back."""
+    click.echo(error, err=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _refusal_of_the_system(error: OSError | MemoryError) -> UserError | None:

@@ -114,9 +114,11 @@ def serve(
         return
     if not runs:
         raise click.UsageError("Nothing to serve: give a run, an export, or a folder of them.")
+    from newsdesk import errors
     from newsdesk.serving.server import serve as serve_models
     from newsdesk.serving.settings import Settings
 
     given["allowed_hosts"] = given.pop("allowed_host")
     settings = Settings(**given, truncates=not no_truncate, promise=promise)  # type: ignore[arg-type]
+    errors.end_process = None  # one model of many may be late
     serve_models(runs, settings)

@@ -22,7 +22,7 @@ from newsdesk.files import (
     make_folder,
     parsed_json,
     read_regular,
-    require_no_way_out,
+    require_no_links_out,
     write_bytes,
 )
 from newsdesk.prediction.output_table import json_line, output_names
@@ -186,9 +186,7 @@ class LabelSession:
                 found=f"no {self._journal} beside it",
                 fix="give --out another name, or move the file away",
             )
-        require_no_way_out(self.folder.absolute().parent, (self.folder.name,))
-        if self.folder.is_dir():
-            require_no_way_out(self.folder, [entry.name for entry in self.folder.iterdir()])
+        require_no_links_out(self.folder)
         made = make_folder(self.folder)
         lock = FileLock(self.folder / "lock")
         try:

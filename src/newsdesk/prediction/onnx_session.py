@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from newsdesk import errors
 from newsdesk.errors import UserError, first_line
 from newsdesk.prediction.onnx_check import GraphRefusedError, Port, require_plain_graph
 
@@ -26,6 +27,7 @@ MOST_MEMORY = 3 << 30
 SLOWEST_SECONDS = 5.0
 SLOWEST = 1e9
 """Bytes of a graph times tokens of a batch that take a second more: a hundredth of what one core computes."""
+_LAST_OPERATOR_SECONDS = 3.0  # that the operator at work may still take, once a run is overdue
 _LOOK_SECONDS = 0.5
 _FOLDED = 1 << 28  # bytes of a constant that onnxruntime may compute from others while it loads
 _TOPOLOGY = Path("/sys/devices/system/cpu")
@@ -71,15 +73,14 @@ class OnnxGraph:
 
         session = self._session_of_one if alone else self._session
         options, seconds = RunOptions(), SLOWEST_SECONDS + self._bytes * tokens / SLOWEST
-        run = _Run(options, time.monotonic() + seconds)
+        late = GraphRefusedError(f"{tokens:,} tokens take it more than {seconds:,.0f} seconds")
+        run = _Run(options, time.monotonic() + seconds, _cannot_run(self.path, late))
         _end_overdue_runs()
         _running.add(run)
         try:
             computed: list[NDArray[np.float32]] = session.run(outputs, inputs, options)
         except Exception as error:  # onnxruntime's own classes derive from Exception alone
-            late = f"{tokens:,} tokens take it more than {seconds:,.0f} seconds"
-            why = GraphRefusedError(late) if options.terminate else error
-            raise _cannot_run(self.path, why) from error
+            raise (run.late if options.terminate else _cannot_run(self.path, error)) from error
         finally:
             _running.discard(run)
         return computed
@@ -92,10 +93,11 @@ class OnnxGraph:
 
 @dataclass(eq=False)
 class _Run:
-    """A batch that onnxruntime computes, and when it has to be through."""
+    """A batch that onnxruntime computes, when it has to be through, and the error where it is not."""
 
     options: RunOptions
     due: float
+    late: UserError
 
 
 _running: set[_Run] = set()
@@ -105,7 +107,8 @@ _running: set[_Run] = set()
 def _end_overdue_runs() -> None:
     """Let one thread of this process stop, after the operator at work, what takes too long.
 
-    Time in which the process was stopped, by Ctrl-Z say, or got no processor, does not count.
+    Where that operator does not end either, it ends the process, if that is the command line's. Time in which
+    the process was stopped, by Ctrl-Z say, or got no processor, does not count.
     """
 
     def look() -> None:
@@ -117,6 +120,8 @@ def _end_overdue_runs() -> None:
                 run.due += max(0.0, now - before - 2 * _LOOK_SECONDS)
                 if now > run.due:
                     run.options.terminate = True
+                if now > run.due + _LAST_OPERATOR_SECONDS and errors.end_process is not None:
+                    errors.end_process(run.late)
 
     threading.Thread(target=look, daemon=True).start()
 

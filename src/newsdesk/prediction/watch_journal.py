@@ -16,7 +16,15 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from newsdesk.errors import UserError
-from newsdesk.files import atomic_writer, cut_to_whole_lines, damaged, open_regular, parsed_json
+from newsdesk.files import (
+    LONGEST_LINE,
+    atomic_writer,
+    cut_to_whole_lines,
+    damaged,
+    open_regular,
+    parsed_json,
+    require_no_links_out,
+)
 from newsdesk.stored import (
     CURRENT,
     FORMAT,
@@ -122,8 +130,9 @@ class Journal:
         """Read what is there, and keep other processes from it meanwhile.
 
         Raises UserError where another process watches for this output, or the journal is damaged, of a newer
-        version, or of another watched folder.
+        version, or of another watched folder, and where links lead out of the folder of it.
         """
+        require_no_links_out(self.home)
         self.home.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.home / "lock")
         try:
@@ -146,8 +155,8 @@ class Journal:
     def lines(self) -> Iterator[Handled]:
         """All lines, in order. Raises UserError where the journal is damaged."""
         with open_regular(self.path) as stream:
-            stream.readline()
-            for number, line in enumerate(stream, start=2):
+            stream.readline(LONGEST_LINE)
+            for number, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE), b""), start=2):
                 try:
                     yield from_content(Handled, parsed_json(line))
                 except ValueError as error:
@@ -203,7 +212,7 @@ class Journal:
 
     def _read(self) -> None:
         with open_regular(self.path) as stream:
-            first = stream.readline()
+            first = stream.readline(LONGEST_LINE)
         try:
             content = parsed_json(first)
             if isinstance(content, dict) and content.pop(FORMAT, CURRENT) != CURRENT:
