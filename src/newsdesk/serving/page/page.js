@@ -7,6 +7,7 @@ import { ask, hasToken, patiently, Refused, useToken } from "./server.js";
 const SHOWN = 300; // results on the page; the download has all
 
 const LISTED = 40; // labels of a model, before there are results
+const SAMPLE = 1 << 16; // characters of a file by which its delimiter is found
 const LARGEST_FILE = 200e6; // bytes
 
 const $ = (id) => document.getElementById(id);
@@ -134,7 +135,7 @@ async function takeFile(file, asked = {}) {
     const encoding = asked.encoding ?? await encodingOf(file);
     let reader = null;
     for await (const piece of piecesOf(file, encoding)) {
-      reader ??= new CsvReader(asked.delimiter ?? (/\.txt$/i.test(file.name) ? "" : likeliestDelimiter(piece)));
+      reader ??= new CsvReader(asked.delimiter ?? delimiterOf(file, piece));
       reader.write(piece);
       progress(`Reading: ${counted(reader.rows.length, "row")}`);
       await breathe();
@@ -153,6 +154,8 @@ async function takeFile(file, asked = {}) {
   }
   progress("");
 }
+
+const delimiterOf = (file, text) => /\.txt$/i.test(file.name) ? "" : likeliestDelimiter(text.slice(0, SAMPLE));
 
 const knownColumns = () => chosenModels().flatMap((model) => model.text_columns);
 
@@ -329,17 +332,22 @@ function keep(work, first, results) {
   }
 }
 
-/** What the download says of a text, by column, as `newsdesk predict` writes it. */
+/** The cells of what is said of a text, by column, as `newsdesk predict` writes them. */
 function cellsOf(said) {
-  const { reason, off_topic } = said;
-  const list = (values) => values && JSON.stringify(values);
-  if (said.labels === undefined) {
-    return { label: said.label, probability: said.probability, candidates: list(said.candidates), reason, off_topic };
-  }
-  const probabilities = said.labels?.map((label) => said.probabilities[label]);
-  const [labels, unsure] = [list(said.labels), list(said.unsure)];
-  return { labels, probabilities: list(probabilities), unsure, reason, off_topic };
+  const number = (value) => Number.isInteger(value) ? value.toFixed(1) : String(value ?? "");
+  const cells = { candidates: said.candidates?.join(" | "), reason: said.reason, off_topic: number(said.off_topic) };
+  if (said.labels === undefined) return { label: said.label, probability: number(said.probability), ...cells };
+  const probabilities = said.labels?.map((label) => number(said.probabilities[label])).join(";");
+  return { labels: joined(said.labels), probabilities, unsure: joined(said.unsure), ...cells };
 }
+
+/** Labels as one cell, from which they can be told apart again. */
+function joined(labels) {
+  const isAmbiguous = labels?.some((label) => label.includes(";") || label !== label.trim() || label.startsWith("["));
+  return isAmbiguous ? pythonJson(labels) : labels?.join(";");
+}
+
+const pythonJson = (texts) => `[${texts.map((text) => JSON.stringify(text)).join(", ")}]`;
 
 /** Keep what the models said of a row, count it, and show it if it is one of the first. */
 function take(work, at, predictions) {
@@ -453,14 +461,17 @@ function downloadOf(work) {
   return make("div", { className: "buttons" }, ...parts);
 }
 
-/** The columns of what the models say: of which model and what, for all that is said of any row. */
+/** The columns of what the models say, those of `newsdesk predict`; of several models, with their names. */
 function answeredColumns(work) {
   const answered = [];
-  const kinds = ["label", "labels", "probability", "probabilities", "unsure", "candidates", "reason", "off_topic"];
   for (const [place, model] of work.models.entries()) {
+    const rule = work.rules.get(model.id);
+    const kinds = model.task === "multi" ? ["labels", "probabilities"] : ["label", "probability"];
+    if (model.task === "multi" && rule?.promise) kinds.push("unsure");
+    if (model.task !== "multi" && (rule?.promise || rule?.coverage)) kinds.push("candidates");
+    kinds.push("reason");
+    if (rule?.off_topic) kinds.push("off_topic");
     for (const kind of kinds) {
-      const isSaid = work.results.some((said) => (said[place][kind] ?? null) !== null);
-      if (!isSaid && kind !== (model.task === "multi" ? "labels" : "label")) continue;
       let column = work.models.length > 1 ? `${model.id} ${kind}` : kind;
       const taken = new Set([...work.columns, ...answered.map((each) => each.column)]);
       while (taken.has(column)) column = `predicted_${column}`;
@@ -480,7 +491,7 @@ async function download(work) {
     const lines = work.results.slice(from, from + 2000).map((said, at) => {
       const row = work.rows[from + at];
       const cells = work.columns.map((_, place) => row[place] ?? "");
-      return line([...cells, ...answered.map(({ place, kind }) => String(said[place][kind] ?? ""))]);
+      return line([...cells, ...answered.map(({ place, kind }) => said[place][kind] ?? "")]);
     });
     pieces.push(lines.join(""));
     await breathe();
