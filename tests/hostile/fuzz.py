@@ -36,8 +36,8 @@ from typing import Any
 from materials import Material, build, materials
 
 SECONDS, BYTES = 10, 4 << 30
-_PATIENCE = 6 * SECONDS
-"""Seconds by the clock until what does not compute counts as hanging; other work may go on beside."""
+_PATIENCE, _BUSY = 6 * SECONDS, 0.5
+"""Seconds by the clock in which what is not hanging computes for so many: other work may go on beside."""
 ALLOWED = (0, 1, 2)
 _IMPORTED_ONCE = (
     *(
@@ -231,7 +231,7 @@ def _seal(folder: Path, name: str) -> None:
 
 def outcome(arguments: list[str], folder: Path, said: Path, answers: Path) -> str | None:
     """Run the command line in a fork of this process; what is wrong with how it went, if anything is."""
-    begun = time.monotonic()
+    since, used = time.monotonic(), 0.0
     said.unlink(missing_ok=True)
     child = os.fork()
     if child == 0:
@@ -241,10 +241,12 @@ def outcome(arguments: list[str], folder: Path, said: Path, answers: Path) -> st
         finished, status = os.waitpid(child, os.WNOHANG)
         if finished:
             break
-        if time.monotonic() - begun > _PATIENCE:
-            os.kill(child, 9)
-            os.waitpid(child, 0)
-            return f"still there after {_PATIENCE} seconds"
+        if time.monotonic() - since > _PATIENCE:
+            before, used, since = used, _computed(child), time.monotonic()
+            if used < before + _BUSY:
+                os.kill(child, 9)
+                os.waitpid(child, 0)
+                return f"does nothing for {_PATIENCE} seconds"
         if visitor is not None:
             visitor.look()
         time.sleep(0.002)
@@ -263,6 +265,12 @@ def outcome(arguments: list[str], folder: Path, said: Path, answers: Path) -> st
     if (code := os.waitstatus_to_exitcode(status)) not in ALLOWED:
         return f"exit status {code}: {text[-200:]}"
     return None if visitor is None else visitor.wrong
+
+
+def _computed(process: int) -> float:
+    """Seconds that a process has computed for."""
+    numbers = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(numbers[11]) + int(numbers[12])) / os.sysconf("SC_CLK_TCK")
 
 
 _EVENTS = ("model loaded", "model not loaded", "model removed")
@@ -384,6 +392,8 @@ class Trial:
         shutil.copytree(material.folder, it)
         shutil.copytree(work / "run", place / "sound")
         shutil.copytree(work / "sets", place / "sound-sets")
+        for journal in it.rglob("journal.jsonl"):  # of a folder that is somewhere else now
+            journal.write_bytes(journal.read_bytes().replace(bytes(material.folder), bytes(it)))
         changed = mutate(it, draw, work / "outside.txt")
         names = {
             "it": it / changed.split()[0] if material.kind == "data" else it,

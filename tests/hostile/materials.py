@@ -89,6 +89,7 @@ def build(work: Path) -> None:
     (work / "tokens").mkdir()
     make_token(work / "tokens" / "tokens.json", "desk")
     make_token(work / "tokens" / "tokens.json", "wire", manage=True)
+    _watch(work / "export", work / "watching", rows[:20])
     (work / "files").mkdir()
     for name, content in _files_of_rows(rows[:60]):
         (work / "files" / name).write_bytes(content)
@@ -145,6 +146,17 @@ def _label(
             assert pick is not None
             labelling.answer(pick, None if number == 3 else (LABELS.split(",")[number % 3],))
         labelling.undo()
+
+
+def _watch(export: Path, folder: Path, rows: list[tuple[str, str]]) -> None:
+    """A watched folder, one of whose files was classified, and one was not."""
+    from newsdesk.prediction.open_model import open_model
+    from newsdesk.prediction.watched_folder import watch_folder
+
+    (folder / "in").mkdir(parents=True)
+    (folder / "in" / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for _, text in rows))
+    watch_folder(open_model(export), folder / "in", folder / "out", once=True, settle=0.0)
+    (folder / "in" / "b.csv").write_text("".join(f"{text}\n" for text in ("text", *(t for _, t in rows))))
 
 
 def materials(work: Path) -> list[Material]:
@@ -220,6 +232,7 @@ def materials(work: Path) -> list[Material]:
         "serve {exported} --port 0 --threads 1 --tokens {it}/tokens.json --rate 5",
         "serve --make-token other --tokens {it}/tokens.json",
     )
+    watching = "predict {exported} --watch {it}/in --output {it}/out --once --settle 0"
     labelling = (
         f"label --data {{it}}/wire.csv --out {{it}}/out.csv --random 0.3 --base {work / 'base'} {asked}"
     )
@@ -244,6 +257,7 @@ def materials(work: Path) -> list[Material]:
             work / "labelling-by-run",
             ("label {sound} --data {it}/wire.csv --out {it}/out.csv --random 0.3 --rows 20 --batch 5",),
         ),
+        Material("watching", work / "watching", (watching,)),
         Material("base", work / "base", of_bases),
         Material("served", work / "served", of_servers),
         Material("watched", work / "shared", (watched,)),
