@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("onnx")
@@ -331,12 +332,18 @@ def test_bad_rows_go_beside_the_output_and_with_strict_the_file_is_refused(predi
     assert outputs_of(place).keys() == {"a.csv"}
 
 
-def test_a_defect_is_told_and_tried_again_at_the_next_start(predictor, place, monkeypatch):
+def test_what_the_model_or_newsdesk_fails_in_is_tried_again_at_the_next_start(predictor, place, monkeypatch):
     write_csv(place[0] / "a.csv", 2)
-    with monkeypatch.context() as broken:
-        broken.setattr(watched_folder, "predict_file", lambda *_given, **_settings: 1 // 0)
-        _, (failed,) = once(predictor, place)
-    assert failed.error.found == "ZeroDivisionError: integer division or modulo by zero"
+    not_a_number = np.full((2, 3), np.nan, dtype=np.float32)
+    for outputs, found in (
+        (lambda *_given, **_settings: (not_a_number, None), "no finite numbers"),
+        (lambda *_given, **_settings: 1 // 0, "ZeroDivisionError: integer division or modulo by zero"),
+    ):
+        with monkeypatch.context() as broken:
+            broken.setattr(predictor, "encoder_outputs", outputs)
+            _, (failed,) = once(predictor, place)
+        assert found in str(failed.error)
+        assert journal_of(place) == []
     assert once(predictor, place)[0].files == 1
 
 

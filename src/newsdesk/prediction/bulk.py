@@ -176,6 +176,10 @@ class MostlyRejectedError(UserError):
     """More rows are rejected than classified: the file is not what it was taken for."""
 
 
+class NotComputedError(UserError):
+    """The model failed, not the file: what it computes is no number, say, or it takes too long."""
+
+
 @dataclass(frozen=True)
 class Begun:
     """The work begins, after ``rows_before`` rows that an earlier process dealt with.
@@ -250,8 +254,8 @@ def predict_file(
 
     Raises:
         MostlyRejectedError: when more than half of the first, or of all, rows are rejected; no file is left.
-        UserError: for input that cannot be read to its end, an output that cannot be written, with
-            ``strict`` for the first bad row.
+        NotComputedError: where the model fails.
+        UserError: for unreadable input, an output that cannot be written, ``strict`` and a bad row.
     """
     if isinstance(destination, Path):
         given = source if isinstance(source, Path) else None
@@ -387,12 +391,7 @@ def _classify(job: _Job, stream: RowStream, table: OutputTable, output: PartFile
         faults += [reject.fault for reject in window.rejects][: _FAULTS_KEPT - len(faults)]
         if window.start == 0:  # before anything is computed: it may be read in the wrong way
             _require_half(stream, len(window.rejects), window.end, faults)
-        predictions = job.predictor.classify(
-            window.texts,
-            job.rule,
-            answer_empty=job.settings["answer_empty"],
-            progress=lambda done, *_, before=window.start: job.observe(Classified(before + done)),
-        )
+        predictions = _predictions(job, window)
         written, refused = table.write(Piece(window.rows, predictions, window.numbers))
         rejected = _with_refused(window, refused, stream, strict=job.strict)
         output.append(
@@ -405,6 +404,18 @@ def _classify(job: _Job, stream: RowStream, table: OutputTable, output: PartFile
         job.observe(WindowWritten(output.checkpoint, window.share, tuple(rejected)))
         faults += list(refused.values())[: _FAULTS_KEPT - len(faults)]
     _require_half(stream, output.checkpoint.rejected, output.checkpoint.rows_read, faults)
+
+
+def _predictions(job: _Job, window: Window) -> Predictions:
+    try:
+        return job.predictor.classify(
+            window.texts,
+            job.rule,
+            answer_empty=job.settings["answer_empty"],
+            progress=lambda done, *_: job.observe(Classified(window.start + done)),
+        )
+    except UserError as error:
+        raise NotComputedError(error.wrong, found=error.found, fix=error.fix) from error
 
 
 def _require_half(stream: RowStream, rejected: int, rows: int, faults: Sequence[Fault]) -> None:

@@ -26,7 +26,7 @@ from newsdesk.data.dialect import Dialect
 from newsdesk.errors import UserError, first_line
 from newsdesk.files import open_regular, sync_folder
 from newsdesk.prediction.abstention import PROMISES
-from newsdesk.prediction.bulk import BulkEvent, predict_file
+from newsdesk.prediction.bulk import BulkEvent, NotComputedError, predict_file
 from newsdesk.prediction.classifier import Classifier
 from newsdesk.prediction.new_files import NewFiles
 from newsdesk.prediction.output_formats import OUTPUT_TABLES
@@ -357,9 +357,9 @@ class _Watch:
             raise KeyboardInterrupt
 
     def _refuse(self, name: str, stamp: Stamp, work: Path | None, error: Exception) -> None:
-        """Note that a file cannot be classified, if that is its own fault; else raise OSError.
+        """Note that a file cannot be classified; raise OSError where a folder cannot be used.
 
-        A defect of newsdesk is not noted: the file is tried again by the next process.
+        What the model or newsdesk fails in is not noted: the file is tried again by the next process.
         """
         cause = error if isinstance(error, OSError) else error.__cause__
         if isinstance(cause, OSError) and self._is_of_the_place(cause):
@@ -372,18 +372,11 @@ class _Watch:
             shutil.rmtree(work.parent, ignore_errors=True)
         known = self._journal.known.get(name)
         has_output = known is not None and known.has_output
-        if isinstance(error, UserError | OSError):
-            shown = error if isinstance(error, UserError) else _refused_by_the_system(name, error)
+        shown = error if isinstance(error, UserError) else _explained(name, error)
+        if isinstance(error, UserError | OSError) and not isinstance(error, NotComputedError):
             facts = {"failed": shown.wrong, "tried_as": self._tried_as, "has_output": has_output}
             self._note(name, stamp, "", **facts)
         else:
-            shown = UserError(
-                f"{name} cannot be handled, which is a defect of newsdesk or a want of memory",
-                found=f"{type(error).__name__}: {first_line(error)}",
-                fix="newsdesk predict RUN --input FILE --output OTHER --debug shows where; it is tried again "
-                "at the next start",
-            )
-            shown.__cause__ = error
             self._journal.known[name] = Known(stamp, "", self._tried_as, has_output)
             self._files.pending.pop(name, None)
         self._count(failed=1)
@@ -439,6 +432,15 @@ class _UnavailableError(UserError):
         )
 
 
-def _refused_by_the_system(name: str, error: OSError) -> UserError:
-    found = error.strerror or str(error)
-    return UserError(f"{name} cannot be read or its output not be written", found=found, fix="rename it")
+def _explained(name: str, error: Exception) -> UserError:
+    """The error for what nobody has explained yet."""
+    if isinstance(error, OSError):
+        found = error.strerror or str(error)
+        return UserError(f"{name} cannot be read, or its output not written", found=found, fix="rename it")
+    explained = UserError(
+        f"{name} cannot be handled, which is a defect of newsdesk or a want of memory",
+        found=f"{type(error).__name__}: {first_line(error)}",
+        fix="newsdesk predict RUN --input FILE --output OTHER --debug shows where; each start tries again",
+    )
+    explained.__cause__ = error
+    return explained
