@@ -115,7 +115,9 @@ def test_the_page_may_load_its_own_files_alone_and_run_nothing_that_is_written_i
     for path, media_type in {
         "/": "text/html",
         "/page/page.css": "text/css",
-        **{f"/page/{name}.js": "text/javascript" for name in ("page", "csv", "results", "server")},
+        **{
+            f"/page/{name}.js": "text/javascript" for name in ("page", "csv", "download", "results", "server")
+        },
         "/page/icon.svg": "image/svg+xml",
     }.items():
         answer = desk.client.get(path)
@@ -249,7 +251,7 @@ def test_the_words_that_decided_are_marked(page, export):
     assert f"For {found.target}: bank" in shown(page, ".words")
 
 
-def test_the_keyboard_is_enough(page):
+def test_the_keyboard_is_enough(page, tmp_path):
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
 
@@ -276,6 +278,11 @@ def test_the_keyboard_is_enough(page):
     ActionChains(page).send_keys(Keys.SPACE).perform()
     wait_until(lambda: shown(page, ".explained mark"))
     reach("#list button")
+    file = tmp_path / "keys.csv"
+    file.write_text("text\ngoal\n")
+    page.execute_script("document.getElementById('file').focus()")
+    take_file(page, file)
+    assert page.execute_script("return document.activeElement.matches('#columns input')")
 
 
 # --- how it looks

@@ -33,7 +33,7 @@ PAGE_FILES = {
     "/page/page.css": (("newsdesk.reports", "templates/report.css"), ("newsdesk.serving", "page/page.css")),
     **{
         f"/page/{name}": (("newsdesk.serving", f"page/{name}"),)
-        for name in ("page.js", "csv.js", "results.js", "server.js", "icon.svg")
+        for name in ("page.js", "csv.js", "download.js", "results.js", "server.js", "icon.svg")
     },
 }
 """What the page for people is made of: files by the package that has them, joined, for each path."""

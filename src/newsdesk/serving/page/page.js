@@ -1,6 +1,7 @@
 // The page of `newsdesk serve`: what is to be classified, by which models, and how far that is.
 
-import { CsvReader, encodingOf, isFormula, likeliestDelimiter, lineWriter, piecesOf } from "./csv.js";
+import { CsvReader, encodingOf, isFormula, likeliestDelimiter, piecesOf } from "./csv.js";
+import { cellsOf, download } from "./download.js";
 import { counted, isLong, make, mixOf, name, numbers, OFF_TOPIC, percent, resultOf, shownText } from "./results.js";
 import { ask, hasToken, patiently, Refused, useToken } from "./server.js";
 
@@ -146,8 +147,10 @@ async function takeFile(file, asked = {}) {
     const hasMark = encoding.startsWith("utf-16") || (mark[0] === 0xef && mark[1] === 0xbb && mark[2] === 0xbf);
     table = { file, encoding, hasMark, all: rows, delimiter: reader.delimiter };
     useHeader(looksLikeHeader(rows, reader.delimiter));
+    const hadFocus = document.activeElement === $("file");
     $("typing").hidden = true;
     $("filing").hidden = false;
+    if (hadFocus) $("columns").querySelector("input:checked").focus();
   } catch (error) {
     trouble(`The file ${file.name} cannot be used: ${error.message}.`);
     if (asked.delimiter === undefined) dropFile();
@@ -332,23 +335,6 @@ function keep(work, first, results) {
   }
 }
 
-/** The cells of what is said of a text, by column, as `newsdesk predict` writes them. */
-function cellsOf(said) {
-  const number = (value) => Number.isInteger(value) ? value.toFixed(1) : String(value ?? "");
-  const cells = { candidates: said.candidates?.join(" | "), reason: said.reason, off_topic: number(said.off_topic) };
-  if (said.labels === undefined) return { label: said.label, probability: number(said.probability), ...cells };
-  const probabilities = said.labels?.map((label) => number(said.probabilities[label])).join(";");
-  return { labels: joined(said.labels), probabilities, unsure: joined(said.unsure), ...cells };
-}
-
-/** Labels as one cell, from which they can be told apart again. */
-function joined(labels) {
-  const isAmbiguous = labels?.some((label) => label.includes(";") || label !== label.trim() || label.startsWith("["));
-  return isAmbiguous ? pythonJson(labels) : labels?.join(";");
-}
-
-const pythonJson = (texts) => `[${texts.map((text) => JSON.stringify(text)).join(", ")}]`;
-
 /** Keep what the models said of a row, count it, and show it if it is one of the first. */
 function take(work, at, predictions) {
   work.results[at] = predictions.map(cellsOf);
@@ -459,47 +445,6 @@ function downloadOf(work) {
       "Otherwise all cells stay as they are."));
   }
   return make("div", { className: "buttons" }, ...parts);
-}
-
-/** The columns of what the models say, those of `newsdesk predict`; of several models, with their names. */
-function answeredColumns(work) {
-  const answered = [];
-  for (const [place, model] of work.models.entries()) {
-    const rule = work.rules.get(model.id);
-    const kinds = model.task === "multi" ? ["labels", "probabilities"] : ["label", "probability"];
-    if (model.task === "multi" && rule?.promise) kinds.push("unsure");
-    if (model.task !== "multi" && (rule?.promise || rule?.coverage)) kinds.push("candidates");
-    kinds.push("reason");
-    if (rule?.off_topic) kinds.push("off_topic");
-    for (const kind of kinds) {
-      let column = work.models.length > 1 ? `${model.id} ${kind}` : kind;
-      const taken = new Set([...work.columns, ...answered.map((each) => each.column)]);
-      while (taken.has(column)) column = `predicted_${column}`;
-      answered.push({ column, place, kind });
-    }
-  }
-  return answered;
-}
-
-/** The rows as they came, with what each model says of them in columns behind. */
-async function download(work) {
-  const answered = answeredColumns(work);
-  const line = lineWriter(work.delimiter || ",", work.harmless);
-  const pieces = [work.hasMark ? "\ufeff" : ""];
-  pieces.push(line([...work.columns, ...answered.map((each) => each.column)]));
-  for (let from = 0; from < work.results.length; from += 2000) {
-    const lines = work.results.slice(from, from + 2000).map((said, at) => {
-      const row = work.rows[from + at];
-      const cells = work.columns.map((_, place) => row[place] ?? "");
-      return line([...cells, ...answered.map(({ place, kind }) => said[place][kind] ?? "")]);
-    });
-    pieces.push(lines.join(""));
-    await breathe();
-  }
-  const address = URL.createObjectURL(new Blob(pieces, { type: "text/csv" }));
-  const [ending] = /\.(csv|tsv|tab)$/i.exec(work.name) ?? [".csv"];
-  make("a", { href: address, download: `${work.name.replace(/\.\w+$/, "")}-classified${ending}` }).click();
-  setTimeout(() => URL.revokeObjectURL(address), 60_000);
 }
 
 begin();
