@@ -8,14 +8,17 @@ A draw is so many training rows of each class (of a rarer class all that there a
 recipe few that is given other training rows without their labels, too. Measured on rows that are split off
 the training rows, or on the test split for final figures. Prints the mean accuracy, its standard deviation
 over the draws, and the median of the seconds that a training took, from texts to a model that answers
-(without a cross-validation).
+(without a cross-validation). ``setfit`` is SetFit with its default settings on the same base; it needs
+transformers 4, so ``--setfit PYTHON`` names the interpreter of an environment that has it.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 import statistics
+import subprocess
 import tempfile
 import time
 from collections import defaultdict
@@ -38,7 +41,7 @@ from newsdesk.model.network import TextEmbedder
 from newsdesk.prediction.open_model import open_model
 from newsdesk.training.linear_baseline import linear_baseline
 
-CONTESTANTS = ("few", "unlabelled", "quick", "frozen", "svm")
+CONTESTANTS = ("few", "unlabelled", "quick", "frozen", "svm", "setfit")
 HELD_OUT = 0.05
 BASE = "all-MiniLM-L6-v2"
 LENGTH = 128
@@ -53,6 +56,7 @@ class Draw:
     measured: Examples
     folder: Path
     seed: int
+    setfit: Path | None = None
 
 
 def main() -> None:
@@ -94,7 +98,7 @@ def drawn(
     chosen = np.concatenate([order[labels == label][:rows] for label in range(len(train.label_names))])
     others = generator.permutation(np.setdiff1d(order, chosen))[: arguments.unlabelled]
     measured = measured.select(generator.permutation(len(measured))[: arguments.measured])
-    return Draw(train.select(chosen), train.select(others), measured, folder, seed)
+    return Draw(train.select(chosen), train.select(others), measured, folder, seed, arguments.setfit)
 
 
 def by_recipe(recipe: str, *, unlabelled: bool = False) -> Callable[[Draw], tuple[float, float]]:
@@ -146,12 +150,49 @@ def svm(draw: Draw) -> tuple[float, float]:
     return found.accuracy, found.seconds
 
 
+SETFIT = """
+import csv, json, sys, time
+from datasets import Dataset
+from setfit import SetFitModel, Trainer, TrainingArguments
+
+base, rows, texts, out, seed = sys.argv[1:]
+with open(rows, newline="") as stream:
+    rows = list(csv.DictReader(stream))
+with open(texts, newline="") as stream:
+    texts = [row["text"] for row in csv.DictReader(stream)]
+begun = time.perf_counter()
+model = SetFitModel.from_pretrained(base)
+model.model_body.max_seq_length = 128
+settings = TrainingArguments(output_dir=out + ".files", seed=int(seed), report_to="none", save_strategy="no")
+data = Dataset.from_list([{"text": row["text"], "label": row["label"]} for row in rows])
+Trainer(model=model, args=settings, train_dataset=data).train()
+seconds = time.perf_counter() - begun
+with open(out, "w") as stream:
+    json.dump([seconds, [str(label) for label in model.predict(texts)]], stream)
+"""
+
+
+def setfit(draw: Draw) -> tuple[float, float]:
+    """SetFit as it comes: pairs of the rows for one epoch, then logistic regression."""
+    if draw.setfit is None:
+        raise SystemExit("setfit needs --setfit PYTHON, an interpreter that has it")
+    rows, texts, out = (draw.folder / name for name in ("setfit.csv", "texts.csv", "setfit.json"))
+    labelled = [draw.rows.label_names[label] for label in labels_of(draw.rows)]
+    write(rows, ["text", "label"], zip(draw.rows.texts, labelled, strict=True))
+    write(texts, ["text"], ((text,) for text in draw.measured.texts))
+    given = [str(resolve_base(BASE).path), str(rows), str(texts), str(out), str(draw.seed)]
+    subprocess.run([str(draw.setfit), "-c", SETFIT, *given], check=True, capture_output=True)
+    seconds, answers = json.loads(out.read_text())
+    return float(np.mean(np.array(answers) == names_of(draw.measured))), seconds
+
+
 METHODS: dict[str, Callable[[Draw], tuple[float, float]]] = {
     "few": by_recipe("few"),
     "unlabelled": by_recipe("few", unlabelled=True),
     "quick": by_recipe("quick"),
     "frozen": frozen,
     "svm": svm,
+    "setfit": setfit,
 }
 
 
@@ -190,7 +231,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", help="a folder of train.* and test.*; default: the named data set")
     parser.add_argument("--rows", type=int, nargs="+", default=[8, 16, 64])
     parser.add_argument("--draws", type=int, default=10)
-    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS[:-1]))
+    parser.add_argument("--setfit", type=Path, metavar="PYTHON", help="the interpreter that has SetFit")
     parser.add_argument("--unlabelled", type=int, default=3000, help="rows that are given without labels")
     parser.add_argument("--measure", choices=("validation", "test"), default="validation")
     parser.add_argument("--measured", type=int, default=4000, help="rows to measure a draw on, at most")

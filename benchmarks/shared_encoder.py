@@ -39,7 +39,6 @@ from newsdesk.runs.folder import MANIFEST
 from newsdesk.serving.shared_encoder import SharedEncoder
 from newsdesk.stored import write_stored
 
-TENSORS = ("factors", "pooler_weight", "pooler_bias", "head_weight", "head_bias")
 BATCH = 32
 """Texts that are asked at once, each of another classifier: what waits in a server under load."""
 
@@ -64,13 +63,13 @@ def many(run: Path, count: int, folder: Path) -> list[Path]:
     """So many exports on one encoder: copies of the run's, with other adapters and heads."""
     source = run / "export" / "onnx-shared"
     found = ExportedAdapter.of_folder(source, len(ExportedModel(source).labels.names))
-    tensors = {name: np.asarray(getattr(found, name), dtype=np.float32) for name in TENSORS}
+    tensors = found.tensors
     generator, made = np.random.default_rng(0), []
     for number in range(count):
         made.append(folder / f"{number:03}")
         shutil.copytree(source, made[-1], copy_function=os.link)  # files are replaced, never changed
         noise = {name: generator.normal(0, 0.1 * each.std(), each.shape) for name, each in tensors.items()}
-        ExportedAdapter.of(run, **{name: tensors[name] + noise[name] for name in TENSORS}).save(made[-1])
+        ExportedAdapter.of(run, **{name: each + noise[name] for name, each in tensors.items()}).save(made[-1])
         manifest = ExportedModel(made[-1]).manifest
         files = {**manifest.files, ADAPTER: sha256_of(made[-1] / ADAPTER)}
         write_stored(made[-1] / MANIFEST, replace(manifest, files=files))

@@ -40,11 +40,9 @@ def perturbed(export: Path, folder: Path, seed: int) -> Path:
     shutil.copytree(export, folder)
     found = ExportedAdapter.of_folder(folder, len(ExportedModel(folder).labels.names))
     generator = np.random.default_rng(seed)
-    names = ("factors", "pooler_weight", "pooler_bias", "head_weight", "head_bias")
-    tensors = {name: np.asarray(getattr(found, name), dtype=np.float32) for name in names}
     spread = {
         name: each + generator.normal(0, 0.3 * each.std() + 1e-3, each.shape)
-        for name, each in tensors.items()
+        for name, each in found.tensors.items()
     }
     ExportedAdapter.of(folder, **spread).save(folder)
     return resealed(folder)

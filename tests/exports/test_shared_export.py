@@ -28,7 +28,7 @@ TEXTS = ["goal coach league", "bank profit market today", "orbit", "the new budg
 
 @pytest.fixture(scope="module")
 def adapted(classifier):
-    """``adapted("bert", layers=[2])``: a classifier with plain LoRA, whose every number float16 has."""
+    """``adapted("bert", layers=[2])``: a classifier with plain LoRA, whose every number is kept as it is."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -45,6 +45,9 @@ def adapted(classifier):
                     parameter.copy_(torch.randn_like(parameter) * 0.1)
                 if "lora_" in name or "modules_to_save" in name:
                     parameter.copy_(parameter.half().float())
+                if "modules_to_save" in name and parameter.ndim == 2 and len(parameter) > classes:
+                    step = parameter.abs().amax(dim=1, keepdim=True) / 127  # the pooler's
+                    parameter.copy_((parameter / step).round() * step)
         return wrapped
 
     return build
@@ -220,8 +223,12 @@ def test_an_adapter_that_is_not_of_the_graphs_is_one_sentence(copied):
     for changed in (
         replace(adapter, factors=adapter.factors[:, :-1]),
         replace(
-            adapter, pooler_weight=adapter.pooler_weight[:-2, :-2], pooler_bias=adapter.pooler_bias[:, :-2]
+            adapter,
+            pooler_weight=adapter.pooler_weight[:-2, :-2],
+            pooler_scale=adapter.pooler_scale[:, :-2],
+            pooler_bias=adapter.pooler_bias[:, :-2],
         ),
+        replace(adapter, pooler_scale=adapter.pooler_scale * np.float32(np.inf)),
         replace(adapter, head_weight=adapter.head_weight[:, :2], head_bias=adapter.head_bias[:, :2]),
         replace(adapter, factors=adapter.factors * np.float16(np.nan)),
         replace(adapter, factors=adapter.factors.astype(np.float32)),

@@ -51,6 +51,13 @@ def test_foreign_texts_have_small_p_values(score):
     assert (score.p_values(score.distances(features, lengths)) <= 0.01).mean() > 0.95
 
 
+def test_half_the_memory_changes_a_distance_by_less_than_a_hundredth_of_their_spread(score):
+    features, lengths, _ = texts(2000, seed=6)
+    whole, halved = score.distances(features, lengths), score.halved().distances(features, lengths)
+    assert score.halved().projection.nbytes == score.projection.nbytes / 2
+    assert np.abs(halved - whole).max() < 0.01 * whole.std()
+
+
 @pytest.mark.parametrize("tokens", [(4, 8), (50, 60)], ids=["short", "long"])
 def test_short_texts_are_not_foreign_for_being_short(score, tokens):
     features, lengths, _ = texts(5000, seed=5, tokens=tokens)

@@ -20,7 +20,7 @@ from newsdesk.runs.exported_adapter import INPUTS
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-FACTORS, POOLER_WEIGHT, POOLER_BIAS, HEAD_WEIGHT, HEAD_BIAS = INPUTS
+FACTORS, POOLER_WEIGHT, POOLER_SCALE, POOLER_BIAS, HEAD_WEIGHT, HEAD_BIAS = INPUTS
 
 
 def linears_of_layer(layout: Layout) -> tuple[str, ...]:
@@ -104,6 +104,7 @@ class _AdaptedWriter(_TrunkWriter):
         axes: dict[str, list[int | str]] = {
             FACTORS: ["rank", self._width],
             POOLER_WEIGHT: [hidden, hidden],
+            POOLER_SCALE: [1, hidden],
             POOLER_BIAS: [1, hidden],
             HEAD_WEIGHT: [hidden, "classes"],
             HEAD_BIAS: [1, "classes"],
@@ -119,13 +120,12 @@ class _AdaptedWriter(_TrunkWriter):
         return self.graph.model("adapted_layers", inputs, outputs)
 
     def _cut_factors(self) -> None:
-        """A (batch, rank, in) and B (batch, rank, out) of every adapted layer, float32."""
+        """A (batch, rank, in) and B (batch, rank, out) of every adapted layer, still float16."""
         graph = self.graph
         shapes = [self._encoder_shape(f"{linear}.weight") for linear in self._linears]
         sizes = [size for out, inside in shapes for size in (inside, out)]
         self._width = sum(sizes)
-        whole = graph.add("Cast", "factors.float32", FACTORS, to=1)
-        parts = graph.cut("factors.split", whole, sizes)
+        parts = graph.cut("factors.split", FACTORS, sizes)
         self._factors = dict(zip(self._linears, zip(parts[::2], parts[1::2], strict=True), strict=True))
         rows = graph.add("Shape", "rows", "attention_mask", start=0, end=1)
         one = graph.constant("rows.rest", [1, 1])
@@ -135,7 +135,8 @@ class _AdaptedWriter(_TrunkWriter):
         """W x + B (A x); where one text is asked of several adapters, a row for each of them."""
         graph, name = self.graph, linear.removeprefix("encoder.")
         if linear in self._factors:
-            down, up = self._factors[linear]
+            pair = zip(("A", "B"), self._factors[linear], strict=True)
+            down, up = (graph.add("Cast", f"{name}.{factor}", part, to=1) for factor, part in pair)
             inside = graph.add("FusedMatMul", f"{name}.down", x, down, transB=1, domain=FUSED)
             return graph.add("Add", f"{name}.adapted", product, graph.add("MatMul", f"{name}.up", inside, up))
         if linear.startswith(self._first) and linear.removeprefix(self._first) in self._qkv:
@@ -149,12 +150,14 @@ class _AdaptedWriter(_TrunkWriter):
     def _logits(self, x: str) -> None:
         """From the first token's state, (batch, 1, hidden)."""
         graph = self.graph
-        for name, weight, bias in (
-            ("pooler", POOLER_WEIGHT, POOLER_BIAS),
-            ("head", HEAD_WEIGHT, HEAD_BIAS),
+        for name, weight, scale, bias in (
+            ("pooler", POOLER_WEIGHT, POOLER_SCALE, POOLER_BIAS),
+            ("head", HEAD_WEIGHT, None, HEAD_BIAS),
         ):
             whole = graph.add("Cast", f"{name}.weight", weight, to=1)
-            x = graph.add("Add", f"{name}.sum", graph.add("MatMul", f"{name}.product", x, whole), bias)
+            x = graph.add("MatMul", f"{name}.product", x, whole)
+            x = graph.add("Mul", f"{name}.scaled", x, scale) if scale else x
+            x = graph.add("Add", f"{name}.sum", x, bias)
             if name == "pooler":
                 x = graph.add("Tanh", "pooled", x)
         graph.add("Squeeze", LOGITS, x, graph.constant("token_axis", [1]))

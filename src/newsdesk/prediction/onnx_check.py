@@ -62,7 +62,7 @@ DeBERTa-v2, traced, has two products a layer; 8-bit weights are restored by four
 """
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_KINDS = {"float32": 1, "int64": 7, "float16": 10}
+_KINDS = {"float32": 1, "int8": 3, "int64": 7, "float16": 10}
 _SIZES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8}
 """Bytes of an element by TensorProto.DataType: numbers and truth values, no texts."""
 _TYPED = {4: 4, 5: 1, 7: 1, 10: 8, 11: 1}
@@ -93,7 +93,7 @@ class GraphRefusedError(ValueError):
 class Port:
     """What an input or output of a graph has to be: the type of its elements, its axes, None: of any size."""
 
-    kind: Literal["float32", "int64", "float16"]
+    kind: Literal["float32", "int8", "int64", "float16"]
     axes: tuple[int | None, ...]
 
     def __str__(self) -> str:

@@ -131,6 +131,7 @@ class SharedClassifier(OnnxClassifier):
         """Open what is not on the ``shelf`` yet, and check the files' sha256. Raises as `open_model`."""
         self._shelf = shelf
         super().__init__(exported, threads=threads, checks=checks)
+        self.off_topic = self.off_topic and self.off_topic.halved()  # the largest part of what is its own
 
     def _verify(self, exported: ExportedModel, checks: Checks) -> None:
         if self._shelf is None or checks == "all":

@@ -17,10 +17,11 @@ from newsdesk.errors import UserError
 from newsdesk.files import damaged, open_tensors, write_bytes
 
 ADAPTER = "adapter.safetensors"
-_FORMAT = "1"
+_FORMAT = "2"
 _FIX = "copy the exported model again from an undamaged copy, or export the run again"
 _MOST_RANK, _MOST_WIDTH = 8192, 1 << 26
 
+Bytes = NDArray[np.int8]
 Halves = NDArray[np.float16]
 Floats = NDArray[np.float32]
 
@@ -32,14 +33,17 @@ class ExportedAdapter:
     Attributes:
         factors: float16 (rank, width). Row k is, for one adapted linear layer after the other in the graph's
             order, row k of A (in,) and then column k of B times alpha / rank (out,).
-        pooler_weight: float16 (hidden, hidden), and
-        pooler_bias: float32 (1, hidden): x W + b, of the first token's state, before the tanh.
+        pooler_weight: int8 (hidden, hidden),
+        pooler_scale: float32 (1, hidden), and
+        pooler_bias: float32 (1, hidden): (x W) * s + b, of the first token's state, before the tanh. It is
+            the largest part: 8 bits are what the encoder's own weights have.
         head_weight: float16 (hidden, classes), and
         head_bias: float32 (1, classes), which make the logits of it.
     """
 
     factors: Halves
-    pooler_weight: Halves
+    pooler_weight: Bytes
+    pooler_scale: Floats
     pooler_bias: Floats
     head_weight: Halves
     head_bias: Floats
@@ -48,10 +52,16 @@ class ExportedAdapter:
     def of(cls, run: object, **tensors: NDArray[Any]) -> Self:
         """Round float32 tensors of these names to how they are kept; ``run`` is named where they cannot be.
 
-        Raises UserError for numbers that float16 has not.
+        The scale of the pooler comes of its weight. Raises UserError for numbers that float16 has not.
         """
-        with np.errstate(over="ignore"):
-            kept = {name: np.ascontiguousarray(tensors[name], dtype=kind) for name, kind in _KINDS.items()}
+        peaks = np.abs(tensors["pooler_weight"]).max(axis=0, keepdims=True)
+        scale = np.where(peaks, peaks / 127, 1).astype(np.float32)
+        rounded = {"pooler_weight": np.rint(tensors["pooler_weight"] / scale), "pooler_scale": scale}
+        with np.errstate(over="ignore", invalid="ignore"):
+            kept = {
+                name: np.ascontiguousarray({**tensors, **rounded}[name], dtype=kind)
+                for name, kind in _KINDS.items()
+            }
         for name, values in kept.items():
             if not np.isfinite(values).all():
                 raise UserError(
@@ -71,13 +81,20 @@ class ExportedAdapter:
     def axes(self) -> dict[str, tuple[int | None, ...]]:
         """Of each input of a graph that can take it; None where adapters and batches may differ."""
         hidden = self.hidden
-        sizes = ((None, self.width), (hidden, hidden), (1, hidden), (hidden, None), (1, None))
+        sizes = ((None, self.width), (hidden, hidden), (1, hidden), (1, hidden), (hidden, None), (1, None))
         return {name: (None, *size) for name, size in zip(_KINDS, sizes, strict=True)}
 
     @property
     def hidden(self) -> int:
         """Numbers of a token's state."""
         return len(self.pooler_weight)
+
+    @property
+    def tensors(self) -> dict[str, Floats]:
+        """What `of` made it of, float32, as it was rounded."""
+        found = {name: np.asarray(getattr(self, name), dtype=np.float32) for name in _KINDS}
+        found["pooler_weight"] *= found.pop("pooler_scale")
+        return found
 
     @property
     def classes(self) -> int:
@@ -121,21 +138,28 @@ class ExportedAdapter:
 
 _KINDS = {
     "factors": np.float16,
-    "pooler_weight": np.float16,
+    "pooler_weight": np.int8,
+    "pooler_scale": np.float32,
     "pooler_bias": np.float32,
     "head_weight": np.float16,
     "head_bias": np.float32,
 }
-_STORED = {name: "F16" if kind is np.float16 else "F32" for name, kind in _KINDS.items()}
+_NAMED = {np.int8: "I8", np.float16: "F16", np.float32: "F32"}
+_STORED = {name: _NAMED[kind] for name, kind in _KINDS.items()}
 
 
 def _shapes(rank: int, width: int, hidden: int, classes: int) -> dict[str, tuple[int, ...]]:
-    shapes = ((rank, width), (hidden, hidden), (1, hidden), (hidden, classes), (1, classes))
+    shapes = ((rank, width), (hidden, hidden), (1, hidden), (1, hidden), (hidden, classes), (1, classes))
     return dict(zip(_KINDS, shapes, strict=True))
 
 
-INPUTS: dict[str, Literal["float16", "float32"]] = {
-    name: "float16" if kind is np.float16 else "float32" for name, kind in _KINDS.items()
+INPUTS: dict[str, Literal["float16", "float32", "int8"]] = {
+    "factors": "float16",
+    "pooler_weight": "int8",
+    "pooler_scale": "float32",
+    "pooler_bias": "float32",
+    "head_weight": "float16",
+    "head_bias": "float32",
 }
 """The inputs of a graph that takes adapters, and the type of each."""
 

@@ -6,6 +6,8 @@ their adapters once, and the others with an adapter for each row.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +31,8 @@ R = TypeVar("R")
 Floats = NDArray[np.float32]
 TOKENS_AT_ONCE = 1 << 14
 """Of texts whose states are kept between trunk and adapted layers: 25 MB where a token has 384 numbers."""
+ADAPTERS_AT_ONCE = 3
+"""Of a batch whose rows have several: each takes 2 MB as it is computed where a token has 384 numbers."""
 
 
 @dataclass(eq=False)
@@ -84,7 +88,9 @@ class SharedEncoder:
                 else f"an exported model of kind {exported.kind}",
                 fix="make one with newsdesk export RUN --to onnx-shared",
             )
-        return SharedClassifier(exported, threads=self._threads, shelf=self._shelf)
+        opened = SharedClassifier(exported, threads=self._threads, shelf=self._shelf)
+        _give_memory_back()
+        return opened
 
     def put(self, name: str, classifier: SharedClassifier) -> None:
         """Let a classifier that was opened here answer to a name."""
@@ -214,21 +220,30 @@ def _through_trunk(texts: Sequence[Sequence[_Window]], alone: bool) -> list[_Cal
     states, features = first.graphs.states(input_ids, mask, features=wanted, alone=alone)
     single = [place for place, windows in enumerate(texts) if len(windows) == 1]
     calls = []
-    if single:
-        rows = slice(None) if len(single) == len(texts) else single
+    is_mixed = len({texts[place][0].classifier for place in single}) > 1
+    for rows in _parts(single, ADAPTERS_AT_ONCE if is_mixed else max(1, len(single))):
         of_texts = None if features is None else features[rows]
-        calls.append(_Call([texts[place][0] for place in single], states[rows], mask[rows], of_texts))
+        calls.append(_Call([texts[place][0] for place in rows], states[rows], mask[rows], of_texts))
     for place, windows in enumerate(texts):
         if len(windows) == 1:
             continue
         length = len(windows[0].ids)
-        at_once = max(1, SharedClassifier.tokens_per_batch // length)
         own = states[place : place + 1, :length]
         of_text = None if features is None else features[place : place + 1]
-        for start in range(0, len(windows), at_once):
-            part = windows[start : start + at_once]
+        for part in _parts(windows, max(1, SharedClassifier.tokens_per_batch // length)):
             calls.append(_Call(part, own, np.ones((len(part), length), dtype=np.int64), of_text))
     return calls
+
+
+def _give_memory_back() -> None:
+    """Give what opening took for a while back to the system (glibc keeps it): a sixth of a classifier's."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _found(classifiers: Mapping[str, SharedClassifier], name: str) -> SharedClassifier:
