@@ -16,10 +16,12 @@ from newsdesk import files
 from newsdesk.errors import UserError
 from newsdesk.files import (
     atomic_writer,
+    cut_to_whole_lines,
     disk_full,
     remove_leftovers,
     sha256_of,
     stored_tensors,
+    take_own,
     write_bytes,
     write_json,
     write_text,
@@ -207,3 +209,29 @@ def test_tensors_that_are_not_what_their_reader_takes_them_for_are_one_sentence(
         file.write_bytes(content)
         with pytest.raises(UserError, match="missing or damaged"), stored_tensors(file, fix=""):
             pass
+
+
+def test_a_file_that_has_other_names_too_is_copied_before_it_is_appended_to_or_cut(tmp_path: Path):
+    """As in a copy of a folder by hard links."""
+    other, journal, alone = (tmp_path / name for name in ("other", "journal", "alone"))
+    other.write_text("a line\nand one without an end")
+    os.link(other, journal)
+    assert cut_to_whole_lines(journal, fix="") == 7
+    with journal.open("a") as stream:
+        stream.write("more\n")
+    assert journal.read_text() == "a line\nmore\n"
+    assert other.read_text() == "a line\nand one without an end"
+    alone.write_text("x")
+    inode = alone.stat().st_ino
+    take_own(alone)
+    assert alone.stat().st_ino == inode
+    with pytest.raises(OSError, match="not a regular file"):
+        take_own(tmp_path)
+
+
+def test_a_line_of_a_journal_has_a_length(tmp_path: Path):
+    journal = tmp_path / "journal"
+    journal.write_text("a line\n")
+    os.truncate(journal, 1 << 40)  # of zeros that take no space on the disk
+    with pytest.raises(UserError, match="missing or damaged"):
+        cut_to_whole_lines(journal, fix="")

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import stat
 import tempfile
 import time
@@ -77,12 +78,26 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def take_own(path: Path) -> None:
+    """Put a copy in the place of a file that has other names, too: what is appended or cut off is not theirs.
+
+    A folder that was copied by hard links (``cp -al``) has such files. Raises OSError for what is no regular
+    file.
+    """
+    with open_regular(path) as stream:
+        if os.fstat(stream.fileno()).st_nlink > 1:
+            with atomic_writer(path) as own:
+                shutil.copyfileobj(stream, own)
+
+
 def cut_to_whole_lines(path: Path, *, fix: str) -> int:
     """Cut off the beginning of a line that a kill left unfinished; returns how many bytes stay.
 
-    Raises UserError, with ``fix``, for what is no file.
+    The file is to be appended to, and is one of its own afterwards: see `take_own`. Raises UserError, with
+    ``fix``, for what is no file.
     """
     try:
+        take_own(path)
         with open_regular(path) as stream:
             size = begin = stream.seek(0, os.SEEK_END)
             whole = 0

@@ -262,7 +262,9 @@ def test_work_is_taken_up_only_where_nothing_has_changed(predictor, tmp_path, mo
     assert len(rows_of(output)) == (11 if change == "input" else 10)
 
 
-@pytest.mark.parametrize("name", ["out.csv.part", "out.csv.part.json", "out.csv.rejects.jsonl.part"])
+@pytest.mark.parametrize(
+    "name", ["out.csv.part", "out.csv.part.json", "out.csv.rejects.jsonl.part", "out.csv.part.lock"]
+)
 def test_a_link_where_unfinished_output_goes_is_not_followed(predictor, tmp_path, name):
     theirs = tmp_path / "theirs"
     theirs.write_text("years of work")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,14 @@ def test_a_log_on_a_full_disk_says_so(tmp_path: Path):
         with pytest.raises(UserError, match="no space left to write log"):
             log.write(STEP)
         log._stream = (tmp_path / "log.jsonl").open("a", encoding="utf-8")
+
+
+def test_the_log_of_a_run_that_was_copied_by_hard_links_goes_on_alone(tmp_path: Path):
+    path, copied = tmp_path / "log.jsonl", tmp_path / "copied.jsonl"
+    with EventLog(path) as log:
+        log.write(STEP)
+    os.link(path, copied)
+    with EventLog(copied) as log:
+        log.write(FINISHED)
+    assert [record["event"] for record in records(path)] == ["step"]
+    assert [record["event"] for record in records(copied)] == ["step", "finished"]

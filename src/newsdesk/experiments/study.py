@@ -20,7 +20,7 @@ import numpy as np
 from newsdesk.errors import UserError, missing_package
 from newsdesk.experiments.folder import BEGIN_AGAIN, BEST, JOURNAL, LOCK, TRIALS, SweepFacts, lock_of
 from newsdesk.experiments.space import Parameter, Space
-from newsdesk.files import damaged, make_folder, open_regular
+from newsdesk.files import damaged, make_folder, open_regular, take_own
 from newsdesk.reports.model_card import refresh_card
 from newsdesk.runs.folder import RunFolder, put_in_place, run_state
 
@@ -337,6 +337,7 @@ def _drop_torn_line(path: Path) -> None:
     """Remove what a power cut left of a journal's last line: whoever appends to it would spoil both."""
     if not path.exists():
         return
+    take_own(path)
     content = path.read_bytes()
     if content and not content.endswith(b"\n"):
         with path.open("r+b") as stream:

@@ -15,7 +15,15 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 
 from newsdesk.errors import UserError
-from newsdesk.files import atomic_writer, make_folder, read_json, remove_empty, remove_leftovers, write_json
+from newsdesk.files import (
+    atomic_writer,
+    make_folder,
+    read_json,
+    remove_empty,
+    remove_leftovers,
+    take_own,
+    write_json,
+)
 from newsdesk.model.tokenizer import Truncation
 from newsdesk.stored import WrongContentError, from_content
 
@@ -99,12 +107,12 @@ class PartFile:
 
         If the block fails before anything was appended, it leaves nothing behind, not even new folders.
         """
-        for path in (self._journal, self.part, self._rejects_part):
+        lock = FileLock(_beside(self.destination, ".part.lock"))
+        for path in (self._journal, self.part, self._rejects_part, Path(lock.lock_file)):
             if path.is_symlink() or (path.exists() and not path.is_file()):
                 raise _in_the_way(path)
         with _explained(self.destination, "choose another place with --output"):
             made = [*make_folder(self.part.parent), *make_folder(self.rejects.parent)]
-        lock = FileLock(_beside(self.destination, ".part.lock"))
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -221,6 +229,7 @@ def _cut(path: Path, length: int) -> bool:
         return length == 0
     if path.stat().st_size < length:
         return False
+    take_own(path)
     os.truncate(path, length)
     return True
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
 from newsdesk.errors import counted
-from newsdesk.files import damaged, explaining_full_disk, parsed_json, read_regular
+from newsdesk.files import damaged, explaining_full_disk, parsed_json, read_regular, take_own
 from newsdesk.stored import OPTIONAL, WrongContentError, from_content, to_content
 
 FinishReason = Literal["completed", "early-stopping", "interrupted"]
@@ -208,6 +208,8 @@ class EventLog:
         self._path = path
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise damaged(path, "a link or a folder, a pipe, a device in its place", fix=_FIX)
+        if path.exists():
+            take_own(path)
         self._stream = path.open("a", encoding="utf-8")
         if keep is not None:
             self._stream.truncate(min(max(keep, 0), path.stat().st_size))
