@@ -356,9 +356,28 @@ def test_no_two_files_share_an_output(predictor, place):
     assert set(done.values()) == {"a.csv", "a.jsonl.csv", "a.csv.rejects.jsonl.csv"}
     (failed,) = (event for event in events if isinstance(event, FileFailed))
     assert {*done, failed.name} == {"a.csv", "a.jsonl", "a.jsonl.csv", "a.csv.rejects.jsonl"}
-    assert "would take the place of another" in failed.error.wrong
+    assert "would take another one's place" in failed.error.wrong
     drop(place[0] / "b.csv.rejects.jsonl", '{"text": "goal"}\n')
     assert all(isinstance(event, FileFailed) for event in once(predictor, place)[1])
+
+
+def test_a_folder_under_the_name_of_a_file_and_the_reverse_hinder_no_other(predictor, place):
+    path = write_csv(place[0] / "a.csv", 2)
+    drop(place[0] / "b.csv" / "inner.csv", "text\ngoal\n")
+    assert once(predictor, place)[0].files == 2
+    path.unlink()
+    (place[0] / "b.csv" / "inner.csv").unlink()
+    (place[0] / "b.csv").rmdir()
+    drop(place[0] / "a.csv" / "inner.csv", "text\ngoal\n")
+    write_csv(place[0] / "b.csv", 3)
+    write_csv(place[0] / "good.csv", 3)
+    done, events = once(predictor, place)
+    found = {event.name: event.error.found for event in events if isinstance(event, FileFailed)}
+    assert done.files == 1
+    assert found == {
+        "a.csv/inner.csv": "a.csv in the output folder is a file",
+        "b.csv": "b.csv is in the output folder already",
+    }
 
 
 def test_a_file_that_somebody_else_wrote_is_not_overwritten(predictor, place):
@@ -366,7 +385,7 @@ def test_a_file_that_somebody_else_wrote_is_not_overwritten(predictor, place):
     write_csv(place[0] / "a.csv", 2)
     for _ in range(2):
         _, (failed,) = once(predictor, place)
-        assert failed.error.found == "a.csv is that of another file"
+        assert failed.error.found == "a.csv is in the output folder already"
         assert outputs_of(place) == {"a.csv": b"mine\n"}
         os.utime(place[0] / "a.csv")
     (place[1] / "a.csv").unlink()

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeAlias
 
 from newsdesk import __version__
@@ -323,25 +323,27 @@ class _Watch:
     def _output_of(self, name: str) -> tuple[str, Format]:
         """The output's place below the output folder, and its format. Raises UserError if it is taken."""
         output, form = output_for(name, self._format)
-        known = self._journal.known
-        owner = (
-            f"the bad rows of {output.removesuffix(REJECTS_ENDING)}"
-            if output.endswith(REJECTS_ENDING)
-            else ""
-        )
+        if found := self._taken(name, output):
+            fix = "give the file another name, or move what is there elsewhere"
+            raise UserError(f"the output of {name} would take another one's place", found=found, fix=fix)
+        return output, form
+
+    def _taken(self, name: str, output: str) -> str:
+        """What is in an output's place, or may come there; empty where it is free, or the file's own."""
+        if output.endswith(REJECTS_ENDING):
+            return f"{output} is for the bad rows of {output.removesuffix(REJECTS_ENDING)}"
+        known, target = self._journal.known, self._output / output
         for other in {output, name.rpartition(".")[0]} - {name}:  # keeps its name, or has the ending added
             is_done = other in known and known[other].tried_as is None
             if is_done and output_for(other, self._format)[0] == output:
-                owner = other
-        if not owner and os.path.lexists(self._output / output):
-            owner = "" if name in known and known[name].has_output else "another file"
-        if owner:
-            raise UserError(
-                f"the output of {name} would take the place of another one",
-                found=f"{output} is that of {owner}",
-                fix="give the file another name, or move the other output elsewhere",
-            )
-        return output, form
+                return f"{output} is that of {other}"
+        for above in PurePath(output).parents:
+            if os.path.lexists(self._output / above) and not (self._output / above).is_dir():
+                return f"{above} in the output folder is a file"
+        has_output = name in known and known[name].has_output
+        if target.is_dir() or (os.path.lexists(target) and not has_output):
+            return f"{output} is in the output folder already"
+        return ""
 
     def _note(self, name: str, stamp: Stamp, sha256: str, **facts: Any) -> Handled:
         if "output" in facts:
