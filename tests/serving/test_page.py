@@ -234,6 +234,9 @@ def test_two_models_answer_side_by_side(page, desk):
         ".map(e => e.getBoundingClientRect().top)"
     )
     assert tops[0] == tops[1]
+    press(page, "#list .quote button")
+    wait_until(lambda: len(all_shown(page, ".explained blockquote")) == 2)
+    assert all_shown(page, ".explained .by") == ["desk", "several"]
 
 
 def test_the_words_that_decided_are_marked(page, export):
