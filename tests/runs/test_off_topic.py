@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save
 
 from newsdesk.errors import UserError
 from newsdesk.model.architectures import feature_layer
@@ -95,7 +96,20 @@ def test_what_is_saved_scores_the_same_and_what_is_damaged_is_explained(score, t
     np.testing.assert_array_equal(loaded.distances(features, lengths), score.distances(features, lengths))
     np.testing.assert_array_equal(loaded.reference, score.reference)
     assert loaded.facts == {"held_out_rows": "1000"}
-    for content in (file.read_bytes()[:100], b""):
+    tensors, whole = load_file(file), file.read_bytes()
+    changes = (
+        {"usual_inverse_length": np.array(0.1)},
+        {"reference": np.zeros(0, np.float32)},
+        {"centres": np.zeros((0, len(tensors["by_length"])), np.float32)},
+        {"by_length": np.array(1.0, np.float32)},
+        {"projection": tensors["projection"][1:]},
+        {"more": np.zeros(1, np.float32)},
+    )
+    for content in (
+        whole[:100],
+        b"",
+        *(save({**tensors, **change}, metadata={"format": "1"}) for change in changes),
+    ):
         file.write_bytes(content)
         with pytest.raises(UserError, match="missing or damaged"):
             OffTopicScore.load(file)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newsdesk.errors import UserError
-from newsdesk.files import damaged, open_tensors, write_bytes
+from newsdesk.files import stored_tensors, write_bytes
 
 ADAPTER = "adapter.safetensors"
 _FORMAT = "2"
@@ -111,29 +111,23 @@ class ExportedAdapter:
     @classmethod
     def of_folder(cls, folder: Path, classes: int) -> Self:
         """The one in an exported model of so many classes. Raises UserError when it is missing or damaged."""
-        from safetensors import SafetensorError
-
-        file = folder / ADAPTER
-        try:
-            with open_tensors(file) as content:
-                if (found := (content.metadata() or {}).get("format")) != _FORMAT:
-                    raise ValueError(f"the format {found!r:.20}, not {_FORMAT}")
-                rank, width = content.get_slice("factors").get_shape()
-                hidden = content.get_slice("pooler_weight").get_shape()[0]
-                if not (1 <= rank <= _MOST_RANK and 1 <= width <= _MOST_WIDTH):
-                    raise ValueError(f"factors of ({rank:,}, {width:,})")
-                for name, shape in _shapes(rank, width, hidden, classes).items():
-                    stored = content.get_slice(name)
-                    if (stored.get_dtype(), tuple(stored.get_shape())) != (_STORED[name], shape):
-                        is_there = f"{stored.get_dtype()} {tuple(stored.get_shape())}"
-                        raise ValueError(f"{name} is {is_there}, not {_STORED[name]} {shape}")
-                tensors: dict[str, Any] = {name: content.get_tensor(name) for name in _KINDS}
+        with stored_tensors(folder / ADAPTER, fix=_FIX) as content:
+            if (found := (content.metadata() or {}).get("format")) != _FORMAT:
+                raise ValueError(f"the format {found!r:.20}, not {_FORMAT}")
+            rank, width = content.get_slice("factors").get_shape()
+            hidden = content.get_slice("pooler_weight").get_shape()[0]
+            if not (1 <= rank <= _MOST_RANK and 1 <= width <= _MOST_WIDTH):
+                raise ValueError(f"factors of ({rank:,}, {width:,})")
+            for name, shape in _shapes(rank, width, hidden, classes).items():
+                stored = content.get_slice(name)
+                if (stored.get_dtype(), tuple(stored.get_shape())) != (_STORED[name], shape):
+                    is_there = f"{stored.get_dtype()} {tuple(stored.get_shape())}"
+                    raise ValueError(f"{name} is {is_there}, not {_STORED[name]} {shape}")
+            tensors: dict[str, Any] = {name: content.get_tensor(name) for name in _KINDS}
             for name, values in tensors.items():
                 if not np.isfinite(values).all():
                     raise ValueError(f"{name} holds numbers that are not finite")
             return cls(**tensors)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
-            raise damaged(file, str(error), fix=_FIX) from None
 
 
 _KINDS = {

@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from newsdesk.files import damaged, open_tensors, write_bytes
+from newsdesk.files import stored_tensors, write_bytes
 from newsdesk.model.tokenizer import TokenIds, lengths_of
 
 OFF_TOPIC = "off_topic.safetensors"
@@ -125,12 +125,9 @@ class OffTopicScore:
     @classmethod
     def load(cls, file: Path) -> Self:
         """Read what ``save`` wrote. Raises UserError when it is missing or damaged."""
-        from safetensors import SafetensorError
-
-        try:
-            with open_tensors(file) as content:
-                facts = dict(content.metadata() or {})
-                tensors: dict[str, Any] = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+        with stored_tensors(file, fix=_FIX) as content:
+            facts = dict(content.metadata() or {})
+            tensors: dict[str, Any] = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
             if facts.pop("format", None) != _FORMAT:
                 raise ValueError(f"a format other than {_FORMAT}")
             usual = float(tensors.pop("usual_inverse_length")[0])
@@ -141,11 +138,11 @@ class OffTopicScore:
             for name, shape in shapes.items():
                 if tensors[name].shape != shape or not np.isfinite(tensors[name]).all():
                     raise ValueError(f"{name} is {tensors[name].shape}, not {shape} numbers")
+            if not (len(tensors["centres"]) and len(tensors["reference"])):
+                raise ValueError("centres or reference without rows")
             if not (0 <= usual <= 1 and (tensors["by_length"] >= 0).all()):
                 raise ValueError("by_length or usual_inverse_length is out of its range")
             return cls(**tensors, usual_inverse_length=usual, facts=facts)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise damaged(file, str(error), fix=_FIX) from None
 
 
 _TENSORS = ("projection", "centres", "by_length", "reference")
