@@ -336,7 +336,7 @@ def test_what_the_model_or_newsdesk_fails_in_is_tried_again_at_the_next_start(pr
     write_csv(place[0] / "a.csv", 2)
     not_a_number = np.full((2, 3), np.nan, dtype=np.float32)
     for outputs, found in (
-        (lambda *_given, **_settings: (not_a_number, None), "no finite numbers"),
+        (lambda *_given, **_settings: (not_a_number, None), "does not predict numbers"),
         (lambda *_given, **_settings: 1 // 0, "ZeroDivisionError: integer division or modulo by zero"),
     ):
         with monkeypatch.context() as broken:
