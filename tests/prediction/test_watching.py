@@ -36,8 +36,10 @@ def predictor(built):
 
 
 @pytest.fixture(autouse=True)
-def small_windows(monkeypatch):
+def small_windows_without_flushes(monkeypatch):
+    """Kills need no flush of the disk; what a loss of power needs, a test cannot see."""
     monkeypatch.setattr(bulk, "ROWS_PER_WINDOW", 2)
+    monkeypatch.setattr(os, "fsync", nothing)
 
 
 @pytest.fixture
@@ -113,7 +115,7 @@ def watched_while(monkeypatch, predictor, place):
     return watch
 
 
-def nothing() -> None:
+def nothing(*_given: object) -> None:
     """What somebody does who lets time pass."""
 
 
@@ -180,7 +182,7 @@ def watch_and_die(number: int, exported: Path, place) -> None:
             changes += 1  # the kill is an event, too
             os.kill(os.getpid(), signal.SIGKILL)
 
-    bulk.ROWS_PER_WINDOW = 2
+    bulk.ROWS_PER_WINDOW, os.fsync = 2, nothing
     predictor = open_model(exported, threads=1)
     sys.addaudithook(count)
     watch_folder(predictor, *place, once=True, settle=0.0)
