@@ -107,3 +107,9 @@ def test_the_language_of_texts_is_that_of_most_of_them():
     assert language_of([arabic, english, english]) is None
     assert language_of(["Цены на нефть"]) is None
     assert language_of([]) is None
+
+
+def test_of_characters_that_become_many_no_more_is_read_than_of_a_long_text():
+    ligature = "\ufdfa"  # becomes 18 characters, of four words
+    assert (len(words_of(ligature)), len(words_of(ligature * 500))) == (4, 1501)
+    assert sum(map(len, words_of(ligature * 100_000))) <= 400_000

@@ -8,6 +8,7 @@ from shutil import copytree
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import newsdesk as package
 from newsdesk.config import TrainingSection
@@ -164,6 +165,17 @@ def test_what_its_weights_or_rows_do_not_allow_is_refused(first, files, tmp_path
     with pytest.raises(UserError, match=wrong):
         grow(first.path, files / "more.csv", tmp_path / "out", *overrides)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 2)])
+def test_a_head_whose_parts_do_not_fit_each_other_is_one_sentence(first, files, tmp_path, shape):
+    start = copytree(first.path, tmp_path / "start")
+    weights = start / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    (name,) = (name for name in tensors if name.endswith("classifier.bias"))
+    save_file({**tensors, name: np.zeros(shape, np.float32)}, weights, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="missing or damaged"):
+        grow(start, files / "more.csv", tmp_path / "out")
 
 
 def test_mistakes_are_one_sentence(newsdesk, first, files, tmp_path):

@@ -85,12 +85,15 @@ def without(text: str, spans: Iterable[Span]) -> str:
     return text
 
 
+_FOLDED = 10_000  # characters at least; one may become 18, words of which are not worth their time
+
+
 def words_of(text: str) -> list[str]:
     """The words of a text in reading order, without regard to case, punctuation and ways to encode a letter.
 
     Words are those of ``word_spans``, but that no punctuation joins them: quick enough for millions of texts.
     """
-    folded = unicodedata.normalize("NFKC", text).casefold()
+    folded = unicodedata.normalize("NFKC", text).casefold()[: max(_FOLDED, 4 * len(text))]
     return (_ASCII_WORD if folded.isascii() else _patterns()[1]).findall(folded)
 
 

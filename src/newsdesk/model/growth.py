@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from newsdesk.config import ModelSection
 from newsdesk.errors import UserError
-from newsdesk.files import read_regular
+from newsdesk.files import damaged, read_regular
 from newsdesk.model.base_files import tensor_shapes
 from newsdesk.model.classifier import (
     ADAPTER_FILES,
@@ -46,6 +46,10 @@ def grown_classifier(
     require_adapter_files(adapter)
     shapes = tensor_shapes(adapter / ADAPTER_FILES[1], fix=_FIX)
     require_head_of(shapes, adapter, known)
+    for layer in OUTPUT_LAYERS:
+        bias = shapes.get(name := f"{PEFT_PREFIX}{layer}.bias", (known,))
+        if bias != (known,):
+            raise damaged(adapter / ADAPTER_FILES[1], f"{name} is {bias}, not {(known,)}", fix=_FIX)
     with tempfile.TemporaryDirectory(prefix="newsdesk-growing-") as grown:
         for name in ADAPTER_FILES:
             (Path(grown) / name).write_bytes(read_regular(adapter / name, _LARGEST))
