@@ -271,6 +271,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--rate", type=float, help="texts a second of capacity; default: measured")
+    parser.add_argument(
+        "--litserve", default=sys.executable, metavar="PYTHON", help="the interpreter that has LitServe"
+    )
     parser.add_argument("--generate", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.generate:
@@ -305,12 +308,13 @@ def main() -> None:
         hurried = [*newsdesk, "--deadline", "2"]
         measured("newsdesk serve", hurried, [("twice that, --deadline 2", load(900, 2 * (capacity or 0)))])
     merged = str(asked.run / "export" / "merged")
-    for name, program in (("pipeline", PIPELINE), ("litserve", LITSERVE)):
+    for name, python, program in (
+        ("pipeline", sys.executable, PIPELINE),
+        ("litserve", asked.litserve, LITSERVE),
+    ):
         if name in parts:
             loop = f"closed loop, {asked.clients} clients"
-            found = measured(
-                name, [sys.executable, "-c", program, merged, "PORT"], [(loop, load(asked.clients))]
-            )
+            found = measured(name, [python, "-c", program, merged, "PORT"], [(loop, load(asked.clients))])
             if capacity:
                 print(f"{'':34} newsdesk answers {capacity / max(found[loop], 1e-9):.1f} times as many")
 
