@@ -59,7 +59,9 @@ def changed(folder, **entries):
         ({"num_attention_heads": 7}, ""),
         ({"hidden_dropout_prob": 5}, ""),
         ({"layer_norm_eps": "nan"}, ""),
-        ({"pad_token_id": 10**9}, ""),
+        ({"pad_token_id": 10**9}, "pad_token_id"),
+        ({"pad_token_id": -3}, "pad_token_id"),
+        ({"pad_token_id": "x"}, "pad_token_id"),
     ],
 )
 def test_configurations_that_ask_for_more_than_an_encoder_are_refused(copied, entries, found):

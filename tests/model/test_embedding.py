@@ -53,3 +53,12 @@ def test_the_base_of_a_stranger_is_checked_as_for_a_training(tiny_base, tmp_path
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="not a whole encoder"):
         TextEmbedder(folder, max_length=32)
+
+
+def test_an_encoder_that_computes_no_numbers_is_one_sentence(tiny_base, tmp_path):
+    folder = copytree(tiny_base("bert"), tmp_path / "base")
+    config = json.loads((folder / "config.json").read_text()) | {"layer_norm_eps": -1e30}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="missing or damaged") as refused:
+        TextEmbedder(folder, max_length=32).embed(TEXTS)
+    assert refused.value.found == "it computes vectors that are no finite numbers"

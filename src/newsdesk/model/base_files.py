@@ -57,6 +57,9 @@ def require_plain_config(config: Mapping[str, Any], where: object) -> None:
         whole = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
         if value is not None and not whole:
             raise _refused(where, f"{name} = {value!r:.80}, not a whole number from 1 to {most:,}")
+    padding, tokens = config.get("pad_token_id"), config.get("vocab_size") or _LARGEST["vocab_size"]
+    if padding is not None and not (type(padding) is int and 0 <= padding < tokens):
+        raise _refused(where, f"pad_token_id = {padding!r:.80}, not one of {tokens:,} tokens")
 
 
 def tensor_shapes(path: Path, *, fix: str) -> dict[str, tuple[int, ...]]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from newsdesk.errors import UserError
+from newsdesk.files import damaged
 from newsdesk.model.architectures import feature_layer, longest_text, reason_not_bert_like, vocabulary_of
 from newsdesk.model.base_files import load_encoder
 from newsdesk.model.encoder import FusedClassifier, FusedEncoder, fuse, mean_over_tokens, reason_not_fusable
@@ -335,7 +336,7 @@ class TextEmbedder:
         compute stays in float32. Raises UserError when the folder has no encoder that transformers can load
         or no fast tokenizer, or the device is not there.
         """
-        self._device = choose_device(device)
+        self._base, self._device = base, choose_device(device)
         model: Any = load_encoder(base).to(self._device)  # type: ignore[arg-type]
         config = model.config
         if reason_not_bert_like(config.to_dict()) is None:
@@ -354,6 +355,7 @@ class TextEmbedder:
 
         The vector of a text that is read in windows is their mean, of length 1 as well. Computed in batches
         of similar length, and texts that occur twice once; on a CPU every core computes batches of its own.
+        Raises UserError where the encoder computes what is no finite number.
         """
         places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
         windowed = self._tokenizer.windows.split(self._tokenizer.encode(list(places)))
@@ -371,6 +373,11 @@ class TextEmbedder:
                 list(pool.map(compute, batches))
         finally:
             torch.set_num_threads(threads)
+        if not np.isfinite(vectors).all():
+            found = "it computes vectors that are no finite numbers"
+            raise damaged(
+                self._base, found, fix="give --base another, or copy it again from an undamaged copy"
+            )
         if not windowed.is_single:
             vectors = windowed.mean(vectors)
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
