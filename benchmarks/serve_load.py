@@ -51,9 +51,10 @@ class Api(litserve.LitAPI):
     def decode_request(self, request): return request["inputs"]
     def predict(self, texts): return self.classify(list(texts), batch_size=len(texts))
     def encode_response(self, output): return output
-api = Api(max_batch_size=32, batch_timeout=0.01)
-server = litserve.LitServer(api, accelerator="cpu", api_path="/predict")
-server.run(port=int(sys.argv[2]), generate_client_file=False, log_level="error")
+if __name__ == "__main__":
+    api = Api(max_batch_size=32, batch_timeout=0.01, api_path="/predict")
+    server = litserve.LitServer(api, accelerator="cpu")
+    server.run(port=int(sys.argv[2]), generate_client_file=False, log_level="error")
 """
 
 
@@ -194,6 +195,8 @@ def server(command: list[str]):
                 with suppress(OSError, asyncio.IncompleteReadError):
                     if asyncio.run(answers(port)):
                         break
+            else:
+                sys.exit(f"{command[:3]} did not answer within two minutes")
             yield port, process.pid
         finally:
             process.terminate()
@@ -314,7 +317,11 @@ def main() -> None:
     ):
         if name in parts:
             loop = f"closed loop, {asked.clients} clients"
-            found = measured(name, [python, "-c", program, merged, "PORT"], [(loop, load(asked.clients))])
+            with tempfile.TemporaryDirectory() as folder:  # LitServe's workers read it again
+                script = Path(folder) / "plain_server.py"
+                script.write_text(program)
+                command = [python, str(script), merged, "PORT"]
+                found = measured(name, command, [(loop, load(asked.clients))])
             if capacity:
                 print(f"{'':34} newsdesk answers {capacity / max(found[loop], 1e-9):.1f} times as many")
 
