@@ -353,6 +353,7 @@ def trials(work: Path, count: int, seed: int, only: str | None = None, keep: Pat
         # In a process of its own: whoever has computed with threads cannot be forked.
         subprocess.run([sys.executable, __file__, "--build", str(work)], check=True, capture_output=True)
     found = [one for one in materials(work) if only is None or one.kind in only.split(",")]
+    assert found, f"--only {only} names none of {', '.join(one.kind for one in materials(work))}"
     for module in _IMPORTED_ONCE:  # so that forks need not
         import_module(module)
     draw, broken = random.Random(seed), []
