@@ -16,6 +16,7 @@ import asyncio
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -185,7 +186,7 @@ def server(command: list[str]):
     port = free_port()
     full = [part.replace("PORT", str(port)) for part in command]
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(full, stdout=log, stderr=log)
+        process = subprocess.Popen(full, stdout=log, stderr=log, start_new_session=True)
         try:
             for _ in range(600):
                 time.sleep(0.2)
@@ -200,7 +201,10 @@ def server(command: list[str]):
             yield port, process.pid
         finally:
             process.terminate()
-            process.wait(60)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(60)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # LitServe's workers stay behind
 
 
 async def answers(port: int) -> bool:

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
 from newsdesk.api import evaluate, train  # noqa: E402
+from newsdesk.cli.tables import render_plan  # noqa: E402
 from newsdesk.config import LoraSection, ModelSection  # noqa: E402
 from newsdesk.data.duplicates import KnownTexts  # noqa: E402
 from newsdesk.errors import UserError  # noqa: E402
@@ -20,6 +21,7 @@ from newsdesk.model.network import Network, predict_logits  # noqa: E402
 from newsdesk.runs.calibration import read_held_out_rows  # noqa: E402
 from newsdesk.runs.log import Remark, read_log  # noqa: E402
 from newsdesk.training.loop import EncodedRows  # noqa: E402
+from newsdesk.training.plan import make_plan  # noqa: E402
 from newsdesk.training.start import start_fitted  # noqa: E402
 from newsdesk.training.unlabelled import agreed, class_posteriors  # noqa: E402
 from topics import rows_with_several, topical_rows, written  # noqa: E402
@@ -179,6 +181,20 @@ def test_a_run_learns_from_texts_without_labels_and_knows_them(
     assert evaluate(run.path, str(test)).metrics.accuracy > 0.6
     calibration = read_held_out_rows(run.path)
     assert (calibration is None) if not folds else len(calibration.logits) == 24
+
+
+def test_a_dry_run_counts_texts_without_labels_as_the_most_that_may_be_learned(
+    tiny_recipe, write_rows, tmp_path, unlabelled
+):
+    rows = write_rows(tmp_path / "rows.csv", topical_rows(24, seed=2))
+    settings = (f"data.train={rows}", "data.folds=0", "data.validation_share=0.0", "training.batch_size=8")
+    plan = make_plan(tiny_recipe(*settings, f"data.unlabelled={unlabelled}"), measure_speed=False)
+    assert (plan.rows.train, plan.rows.unlabelled, plan.steps.per_epoch) == (24, 150, 22)
+    shown = "\n".join(render_plan(plan))
+    assert "150 at most" in shown
+    alone = make_plan(tiny_recipe(*settings), measure_speed=False)
+    assert alone.rows.unlabelled == 0
+    assert "unlabelled texts" not in "\n".join(render_plan(alone))
 
 
 def test_several_labels_and_no_new_text_are_refused(tiny_recipe, write_rows, tmp_path, unlabelled):

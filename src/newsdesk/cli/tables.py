@@ -314,6 +314,7 @@ def render_plan(plan: Plan) -> list[str]:
     parameters = [*groups, (f"all, {share}", plan.trainable, plan.total)]
     counted_from = "" if rows.rows_from == "data" else "  (catalogue; the data is not on this disk)"
     assumed = "  (assumed until the data is here)" if rows.classes_from == "assumed" else ""
+    most = f"{rows.unlabelled:,} at most: those whose class is clear"
     points = [
         (f"after {counted(point.step, 'step')}", f"{point.learning_rate:.3e}", point.name)
         for point in plan.curve
@@ -327,6 +328,7 @@ def render_plan(plan: Plan) -> list[str]:
         ),
         [
             figure("training rows", f"{rows.train:,}{counted_from}"),
+            *([] if not rows.unlabelled else [figure("unlabelled texts", most)]),
             figure("cross-validated", f"in {counted(rows.folds, 'fold')}, then trained on all rows")
             if rows.folds
             else figure("validation rows", f"{rows.validation:,}"),

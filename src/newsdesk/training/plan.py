@@ -45,7 +45,8 @@ _GPU_EFFICIENCY = (0.03, 0.4)
 class RowCounts:
     """Rows to learn from and to validate on, the classes, and where these numbers come from.
 
-    Where the rows are cross-validated first, that is in ``folds``, each a training of its own.
+    Where the rows are cross-validated first, that is in ``folds``, each a training of its own. There may be
+    ``unlabelled`` texts, too, of which those are learned from whose class turns out to be clear.
     """
 
     train: int
@@ -54,12 +55,13 @@ class RowCounts:
     rows_from: Literal["data", "catalogue"]
     classes_from: Literal["data", "catalogue", "assumed"]
     folds: int = 0
+    unlabelled: int = 0
 
     @classmethod
     def of(cls, data: TrainingData) -> RowCounts:
         """The counts of loaded rows."""
-        classes = len(data.train.label_names)
-        return cls(len(data.train), len(data.validation), classes, "data", "data", data.folds)
+        classes, others = len(data.train.label_names), data.unlabelled or ()
+        return cls(len(data.train), len(data.validation), classes, "data", "data", data.folds, len(others))
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def make_plan(resolved: ResolvedRecipe, *, measure_speed: bool = True) -> Plan:
     rows = _catalogue_rows(recipe.data) if data is None else RowCounts.of(data)
     model = outline_classifier(resolve_config(recipe.model.base), rows.classes, recipe.model, recipe.lora)
     require_length(model.config, recipe.model.max_length)
-    of_epoch = rows.train
+    of_epoch = rows.train + rows.unlabelled
     if data is not None and data.replayed is not None:
         of_epoch = len(drawn_rows(data.replayed, rows.train, training))
     steps = Schedule.of(of_epoch, training)
@@ -171,7 +173,7 @@ def make_plan(resolved: ResolvedRecipe, *, measure_speed: bool = True) -> Plan:
         computed = lengths.mean / (1 - (lengths.padding or 0.0))
         read = of_epoch * steps.epochs
         if rows.folds:  # each of them learns from all rows but its own
-            others = rows.train - rows.train // rows.folds
+            others = of_epoch - rows.train // rows.folds
             read += rows.folds * others * Schedule.of(others, training).epochs
         tokens = round(computed * read)
         per_row = min(computed, recipe.model.max_length)  # windows are rows of their own
