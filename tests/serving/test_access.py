@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 
+import httpx
 import pytest
 
 from newsdesk.errors import UserError
 from newsdesk.serving.access import Allowance, Tokens, make_token
 from newsdesk.serving.refusals import Refusal
-from served_exports import headline, running
+from served_exports import headline, running, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +128,29 @@ def test_clients_that_do_not_finish_a_request_are_cut_off(guarded):
     assert found.startswith(b"HTTP/1.1 408 ")
     assert b"Validation" in found
     assert 0.3 < seconds < 2
+
+
+def test_only_connections_beyond_the_most_are_refused_however_busy_the_others_are(export):
+    statuses: list[int] = []
+
+    def ask(url):
+        with httpx.Client(base_url=url, timeout=20) as client:
+            for number in range(50):
+                answer = client.post("/predict", json={"inputs": headline(0, number)})
+                statuses.append(answer.status_code)
+
+    with running(export, max_connections=4) as server:  # one of them is the fixture's own
+        askers = [threading.Thread(target=ask, args=(server.url,)) for _ in range(3)]
+        for asker in askers:
+            asker.start()
+        for asker in askers:
+            asker.join()
+        assert statuses == [200] * 150
+        held = [socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) for _ in range(4)]
+        wait_until(lambda: httpx.get(f"{server.url}/v1/models").status_code == 503)
+        for connection in held:
+            connection.close()
+        wait_until(lambda: httpx.get(f"{server.url}/v1/models").status_code == 200)
 
 
 def test_a_loopback_server_is_called_by_its_own_names_only(served):

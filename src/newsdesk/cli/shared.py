@@ -317,8 +317,7 @@ def terminal() -> Console:
 def compute_small_products_alone() -> None:
     """Let numpy compute with one thread, where it is not imported yet and nothing else is said.
 
-    Beside the threads of a graph, others for the small products of a batch would only spin: bulk prediction
-    takes half as long again (docs/serving.md).
+    Beside the threads of a graph, others for the small products of a batch would only spin.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 

@@ -64,9 +64,12 @@ def log_to_standard_error() -> None:
 
 
 class _Connection(HttpToolsProtocol):
-    """A connection that is closed where a client takes too long to send a request's head, or to read."""
+    """A connection that is closed where a client takes too long to send a request's head, or to read.
 
-    slow_client = 10.0
+    Requests over connections beyond ``most_connections`` are answered with status 503.
+    """
+
+    slow_client, most_connections = 10.0, 1000
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -84,6 +87,8 @@ class _Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._stop_waiting()
+        # uvicorn's own limit counts the tasks of answers that are sent already, too.
+        self.limit_concurrency = 0 if len(self.connections) > self.most_connections else None
         super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -214,7 +219,7 @@ def new_server(places: Sequence[str], settings: Settings) -> Server:
     service = new_service(places, settings)
 
     class Connection(_Connection):
-        slow_client = settings.slow_client
+        slow_client, most_connections = settings.slow_client, settings.max_connections
 
     config = uvicorn.Config(
         new_app(service, places),
@@ -225,7 +230,6 @@ def new_server(places: Sequence[str], settings: Settings) -> Server:
         access_log=False,
         server_header=False,
         backlog=_BACKLOG,
-        limit_concurrency=settings.max_connections,
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=int(settings.drain),
     )
