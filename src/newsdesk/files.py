@@ -47,6 +47,27 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+@contextmanager
+def held_alone(lock_file: Path, wrong: str, *, fix: str, stays: bool = False) -> Iterator[None]:
+    """Keep other processes out of a block that names the same file, which is removed unless it ``stays``.
+
+    Raises UserError, with ``wrong`` and ``fix``, where one is in it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(wrong, found=f"it holds {lock_file}", fix=fix) from None
+    try:
+        yield
+    finally:
+        if not stays:
+            lock_file.unlink(missing_ok=True)  # before it is released: it is still ours
+        lock.release()
+
+
 def make_folder(folder: Path) -> list[Path]:
     """Make a folder and those above it; returns the ones that were not there, from the top down."""
     missing = [each for each in (folder, *folder.parents) if not each.exists()]

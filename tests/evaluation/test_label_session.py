@@ -151,6 +151,21 @@ def test_going_on_with_something_else_is_refused(tmp_path, asked, wrong):
     assert (tmp_path / "out.csv").read_bytes() == written
 
 
+def test_what_is_refused_leaves_the_session_as_it_was(tmp_path):
+    out = tmp_path / "labelled.csv"
+    with session(out) as labelling:
+        labelling.answer(3, ["a"], "uncertain")
+    before = {path.name: path.read_bytes() for path in session_folder(out).iterdir()}
+    for asked in ({"data": "other"}, {"random": 0.5}, {"several": True}):
+        with pytest.raises(UserError), session(out, **asked):
+            pass
+    with session(out), pytest.raises(UserError, match="another process is labelling"), session(out):
+        pass
+    assert {path.name: path.read_bytes() for path in session_folder(out).iterdir()} == before
+    with session(out) as labelling:
+        assert labelling.resumed == 1
+
+
 def test_a_run_that_has_learned_the_new_label_goes_on(tmp_path):
     out = tmp_path / "out.csv"
     with session(out) as labelling:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-
-from filelock import FileLock, Timeout
 
 from newsdesk.data.labelled import LabelFormat, LabelSet
 from newsdesk.data.table import Cell, Table
@@ -19,6 +17,7 @@ from newsdesk.files import (
     cut_to_whole_lines,
     damaged,
     explaining_full_disk,
+    held_alone,
     make_folder,
     parsed_json,
     read_regular,
@@ -188,26 +187,15 @@ class LabelSession:
             )
         require_no_links_out(self.folder)
         made = make_folder(self.folder)
-        lock = FileLock(self.folder / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"another process is labelling into {self._target.path}",
-                found=f"{lock.lock_file} is locked",
-                fix="finish there first, or give --out another name",
-            ) from None
-        try:
+        busy = f"another process is labelling into {self._target.path}"
+        fix = "finish there first, or give --out another name"
+        with ExitStack() as afterwards, held_alone(self.folder / "lock", busy, fix=fix):
             if self._journal.exists() and cut_to_whole_lines(self._journal, fix=_FIX):
                 self._restore()
             else:
                 self._write(with_format(to_content(self._beginning)))
+            afterwards.callback(self._discard_nothing_done, made)
             yield self
-        finally:
-            Path(lock.lock_file).unlink(missing_ok=True)
-            lock.release()
-            if not self._actions and not self.waiting:
-                self._discard(made)
 
     def answer(self, row: int, labels: Sequence[str] | None, picked: str) -> None:
         """Take a row's labels, None for a skipped row; both files are on the disk afterwards.
@@ -313,8 +301,10 @@ class LabelSession:
             return
         raise UserError(f"{path} was begun with {wrong}", found=found or None, fix=fix)
 
-    def _discard(self, made: Sequence[Path]) -> None:
+    def _discard_nothing_done(self, made: Sequence[Path]) -> None:
         """Leave nothing of a session in which nothing was done but what was computed for it."""
+        if self._actions or self.waiting:
+            return
         self._journal.unlink(missing_ok=True)
         for folder in reversed(made):
             if not any(folder.iterdir()):

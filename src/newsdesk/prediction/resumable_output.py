@@ -12,11 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
-from filelock import FileLock, Timeout
-
 from newsdesk.errors import UserError
 from newsdesk.files import (
     atomic_writer,
+    held_alone,
     make_folder,
     read_json,
     remove_empty,
@@ -107,30 +106,23 @@ class PartFile:
 
         If the block fails before anything was appended, it leaves nothing behind, not even new folders.
         """
-        lock = FileLock(_beside(self.destination, ".part.lock"))
-        for path in (self._journal, self.part, self._rejects_part, Path(lock.lock_file)):
+        lock = _beside(self.destination, ".part.lock")
+        for path in (self._journal, self.part, self._rejects_part, lock):
             if path.is_symlink() or (path.exists() and not path.is_file()):
                 raise _in_the_way(path)
         with _explained(self.destination, "choose another place with --output"):
             made = [*make_folder(self.part.parent), *make_folder(self.rejects.parent)]
+        busy = f"another process is writing {self.destination}"
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"another process is writing {self.destination}",
-                found=f"{lock.lock_file} is locked",
-                fix="wait until it has finished, or give --output another name",
-            ) from None
-        try:
-            self._restore()
-            yield self
-        except BaseException:
-            if not self.checkpoint.rows_read and not self.checkpoint.complete:
-                self.discard()
-            raise
+            with held_alone(lock, busy, fix="wait until it has finished, or give --output another name"):
+                try:
+                    self._restore()
+                    yield self
+                except BaseException:
+                    if not self.checkpoint.rows_read and not self.checkpoint.complete:
+                        self.discard()
+                    raise
         finally:
-            Path(lock.lock_file).unlink(missing_ok=True)  # before it is released: it is still ours
-            lock.release()
             remove_empty(made)
 
     def append(self, output: bytes, rejects: bytes, **counts: int) -> None:

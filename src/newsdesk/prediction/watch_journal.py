@@ -13,14 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from filelock import FileLock, Timeout
-
 from newsdesk.errors import UserError
 from newsdesk.files import (
     LONGEST_LINE,
     atomic_writer,
     cut_to_whole_lines,
     damaged,
+    held_alone,
     open_regular,
     parsed_json,
     require_no_links_out,
@@ -134,23 +133,14 @@ class Journal:
         """
         require_no_links_out(self.home)
         self.home.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.home / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"another process writes what it watches for to {self.home.parent}",
-                found=f"{lock.lock_file} is locked",
-                fix="give each its own --output; one process watches all folders below --watch",
-            ) from None
-        try:
+        busy = f"another process writes what it watches for to {self.home.parent}"
+        fix = "give each its own --output; one process watches all folders below --watch"
+        with held_alone(self.home / "lock", busy, fix=fix, stays=True):
             if self.path.exists() and cut_to_whole_lines(self.path, fix=_FIX):
                 self._read()
             else:
                 self._rewrite([], int(time.time()))
             yield self
-        finally:
-            lock.release()
 
     def lines(self) -> Iterator[Handled]:
         """All lines, in order. Raises UserError where the journal is damaged."""

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import ClassVar, Literal
 from newsdesk.data.duplicates import KNOWN_TEXTS, KnownTexts
 from newsdesk.errors import UserError, listed
 from newsdesk.files import (
+    held_alone,
     make_folder,
     read_regular,
     remove_empty,
@@ -428,26 +429,16 @@ def in_use(out: Path) -> Iterator[None]:
     If the block leaves nothing in folders that were not there before, they go too. Raises UserError when
     another process is at work there, or nothing can be written.
     """
-    from filelock import FileLock, Timeout
-
-    try:
-        made = make_folder(out)
-        lock = FileLock(out / _LOCK)
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise UserError(
-            f"another process is training into {out}",
-            found=f"it holds {out / _LOCK}",
-            fix="wait until it is done, or choose another folder with --out",
-        ) from None
-    except OSError as error:
-        raise unwritable(out, error) from error
-    try:
+    busy = f"another process is training into {out}"
+    with ExitStack() as stack:
+        try:
+            made = make_folder(out)
+            stack.callback(remove_empty, made)
+            fix = "wait until it is done, or choose another folder with --out"
+            stack.enter_context(held_alone(out / _LOCK, busy, fix=fix))
+        except OSError as error:
+            raise unwritable(out, error) from error
         yield
-    finally:
-        (out / _LOCK).unlink(missing_ok=True)  # before it is released: it is still ours
-        lock.release()
-        remove_empty(made)
 
 
 @contextmanager
