@@ -219,3 +219,9 @@ def import_failures(modules: list[str]) -> dict[str, str]:
 def test_all_but_training_imports_without_torch():
     needs_torch = "newsdesk.model.network"  # shows that the heavy packages really are out of reach
     assert list(import_failures([*light_modules(), needs_torch])) == [needs_torch]
+
+
+def test_no_two_test_files_share_a_name():
+    """Pytest imports them by name: of two that share one, the second is not collected."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
